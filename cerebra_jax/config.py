@@ -1,0 +1,225 @@
+"""All defaults, in frozen dataclasses; the only module of the package (but cli/) that sees ml_collections.
+
+A ConfigDict is made from the dataclasses (`defaults`), edited by configs/*.py and by `--config.x.y=v`, and stops at the
+door: `parse` turns it into a `RunCfg`, strictly, and says what is wrong in one line. No JAX is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from cerebra_jax.errors import UserError
+
+
+def _f(default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.inf, hi: float = math.inf) -> Any:
+    """A field with its one-sentence meaning, and the values it may take: `of` a list, or lo <= value <= hi."""
+    return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi})
+
+
+@dataclass(frozen=True)
+class TaskCfg:
+    name: str = _f("text", "task", of=("text",))
+    dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
+    data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
+    cache_dir: str = _f("", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax")
+    offline_fallback: bool = _f(True, "train on the offline corpus where nothing can be downloaded")
+    tokenizer: str = _f("bpe", "tokenizer", of=("bpe", "bytes", "gpt2"))
+    vocab_size: int = _f(4096, "tokens in the BPE vocabulary", lo=260, hi=200_000)
+    gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
+    seq_len: int = _f(256, "tokens per window (L)", lo=2, hi=1 << 20)
+    eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
+
+
+@dataclass(frozen=True)
+class RouteCfg:
+    mode: str = _f("threshold", "who decides: entropy threshold, learned argmax, blend", of=("threshold", "hard", "soft"))
+    rate: float = _f(0.25, "share of tokens that attend, in each routed layer", lo=0.0, hi=1.0)
+    capacity: float = _f(1.25, "slots of the compiled program per routed token expected", lo=0.01, hi=100.0)
+    dispatch: bool = _f(True, "gather routed tokens; False runs both branches and masks: it saves nothing")
+    kv: str = _f("all", "which tokens are keys and values", of=("all", "routed"))
+    tau: str = _f("running", "threshold: running quantile, or calibrated on held-out text", of=("running", "calibrated"))
+    decay: float = _f(0.95, "memory of the running quantile, per step", lo=0.0, hi=0.99999)
+    calibrate_at: str = _f("0.1 frac", "when a calibrated threshold is measured again (also at step 0)")
+    meta: str = _f("prefix", "what the MetaRouter sees: running mean, batch mean (leaks), nothing",
+                   of=("prefix", "batch", "off"))
+    dct: str = _f("fft", "how the DCT is computed", of=("fft", "matmul"))
+
+
+@dataclass(frozen=True)
+class NetCfg:
+    name: str = _f("chiar", "model", of=("transformer", "chiar"))
+    depth: int = _f(6, "layers", lo=1, hi=1000)
+    width: int = _f(128, "features per token (D)", lo=8, hi=65_536)
+    heads: int = _f(4, "attention heads (H)", lo=1, hi=1024)
+    ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))
+    ffn_width: int = _f(512, "hidden features of the feed-forward layer (F)", lo=8, hi=1 << 20)
+    dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)
+    dtype: str = _f("float32", "dtype of matmuls; softmax, norms, router and logits stay float32",
+                    of=("float32", "bfloat16"))
+    scan: bool = _f(False, "scan over layers: one layer is compiled")
+    remat: bool = _f(False, "recompute activations in the backward pass")
+    attention: str = _f("auto", "attention kernel", of=("auto", "full", "blockwise", "cudnn"))
+    loss_chunk: int = _f(1024, "tokens whose logits exist at once", lo=1)
+    route: RouteCfg = field(default_factory=RouteCfg)
+
+
+@dataclass(frozen=True)
+class ObjectiveCfg:
+    lam: float = _f(0.0, "final weight of the relative FLOP penalty", lo=0.0, hi=1e4)
+    warm: str = _f("0.1 frac", "how long the penalty stays 0")
+    ramp: str = _f("0.4 frac", "how long it then rises linearly")
+    temperature: float = _f(1.0, "routing softness at the start, in spreads of the score", lo=0.01, hi=100.0)
+    temperature_end: float = _f(0.5, "routing softness at the end", lo=0.01, hi=100.0)
+
+
+@dataclass(frozen=True)
+class TrainCfg:
+    duration: str = _f("600 steps", "how long to train: steps or epochs")
+    batch_size: int = _f(16, "windows per step, over all devices", lo=1)
+    accum: int = _f(1, "micro-batches per step", lo=1)
+    lr: float = _f(2e-3, "peak learning rate", lo=0.0, hi=10.0)
+    lr_end: float = _f(0.1, "final learning rate as a share of the peak", lo=0.0, hi=1.0)
+    warmup: str = _f("0.05 frac", "linear warm-up")
+    b1: float = _f(0.9, "AdamW beta 1", lo=0.0, hi=0.9999)
+    b2: float = _f(0.95, "AdamW beta 2", lo=0.0, hi=0.99999)
+    weight_decay: float = _f(0.1, "AdamW weight decay, on matrices only", lo=0.0, hi=10.0)
+    clip: float = _f(1.0, "global gradient norm is clipped to this", lo=1e-6)
+    max_skips: int = _f(3, "non-finite steps in a row that are skipped before the run stops", lo=0)
+    devices: int = _f(0, "devices to use; 0: all", lo=0)
+    log_every: str = _f("0.1 frac", "interval of a printed line")
+    eval_every: str = _f("0.5 frac", "interval of a validation pass")
+    checkpoint_every: str = _f("0.25 frac", "interval of a checkpoint")
+
+
+@dataclass(frozen=True)
+class RunCfg:
+    seed: int = _f(0, "seeds everything", lo=0, hi=(1 << 31) - 1)
+    task: TaskCfg = field(default_factory=TaskCfg)
+    net: NetCfg = field(default_factory=NetCfg)
+    objective: ObjectiveCfg = field(default_factory=ObjectiveCfg)
+    train: TrainCfg = field(default_factory=TrainCfg)
+
+
+def to_steps(spec: str, total: int, per_epoch: int) -> int:
+    """Steps of a duration: "0.1 frac" (of `total`), "3 epochs" (of `per_epoch` steps) or "500 steps"."""
+    try:
+        number, unit = spec.split()
+        scale = {"step": 1, "steps": 1, "epoch": per_epoch, "epochs": per_epoch, "frac": total}[unit]
+        steps = round(float(number) * scale)
+    except (ValueError, KeyError, OverflowError):
+        raise UserError(f"cannot read the duration {spec!r}", 'write "500 steps", "3 epochs" or "0.1 frac"') from None
+    if steps < 0:
+        raise UserError(f"the duration {spec!r} is negative", "use a positive one")
+    return steps
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """The defaults as a locked ConfigDict, for configs/*.py to edit."""
+    config = ml_collections.ConfigDict(dataclasses.asdict(RunCfg()))
+    return config.lock()
+
+
+def fields(cls: type = RunCfg, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """{'net.route.rate': Field} for every key, in order; Field.metadata holds doc and allowed values."""
+    out: dict[str, dataclasses.Field] = {}
+    for f in dataclasses.fields(cls):
+        if isinstance(f.default_factory, type):
+            out |= fields(f.default_factory, f"{prefix}{f.name}.")
+        else:
+            out[prefix + f.name] = f
+    return out
+
+
+def suggest(key: str, known: list[str]) -> str:
+    """The known key nearest to a mistyped one, as the mend of an error line."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:  # the right name under the wrong section
+        tail = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = [tail[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tail), n=1, cutoff=0.6)]
+    return f"did you mean {near[0]}?" if near else "--help lists all keys"
+
+
+def parse(config: Any) -> RunCfg:
+    """RunCfg of a ConfigDict, a nested dict, or the text of a config.json; UserError names the key that is wrong."""
+    if isinstance(config, str):
+        config = json.loads(config)
+    if isinstance(config, ml_collections.ConfigDict):
+        config = config.to_dict()
+    cfg = _parse(RunCfg, config, "")
+    _check_together(cfg)
+    return cfg
+
+
+def to_dict(cfg: RunCfg) -> dict[str, Any]:
+    """Nested plain dict, as config.json holds it; `parse` inverts it."""
+    return dataclasses.asdict(cfg)
+
+
+def _parse(cls: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix[:-1]} is not a section", "give it as a mapping")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown key {prefix}{key}", suggest(prefix + str(key), list(fields())))
+    out = {}
+    for name, f in known.items():
+        if isinstance(f.default_factory, type):
+            out[name] = _parse(f.default_factory, values.get(name, {}), f"{prefix}{name}.")
+        elif name in values:
+            out[name] = _value(prefix + name, values[name], f)
+    return cls(**out)
+
+
+def _value(key: str, value: Any, f: dataclasses.Field) -> Any:
+    want = type(f.default)
+    if want is float and type(value) is int:
+        value = float(value)
+    if type(value) is not want:
+        raise UserError(f"{key} is {value!r}", f"it must be of type {want.__name__}")
+    of, lo, hi = f.metadata["of"], f.metadata["lo"], f.metadata["hi"]
+    if of and value not in of:
+        raise UserError(f"{key} is {value!r}", f"choose one of {', '.join(map(str, of))}")
+    if want in (int, float) and not lo <= value <= hi:  # NaN fails too
+        bounds = f"{key} >= {lo:g}" if hi == math.inf else f"{lo:g} <= {key} <= {hi:g}"
+        raise UserError(f"{key} is {value!r}", f"choose {bounds}")
+    return value
+
+
+def _check_together(c: RunCfg) -> None:
+    """What no single key can show."""
+    net, route = c.net, c.net.route
+
+    def need(ok: bool, what: str, mend: str) -> None:
+        if not ok:
+            raise UserError(what, mend)
+
+    need(net.width % net.heads == 0, f"net.width {net.width} is not divisible by net.heads {net.heads}",
+         f"use net.heads={math.gcd(net.width, net.heads)}")
+    need((net.width // net.heads) % 2 == 0, f"head width {net.width // net.heads} is odd", "RoPE needs an even one")
+    need(c.train.batch_size % c.train.accum == 0,
+         f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}", "change one of them")
+    need(c.task.eval_context < c.task.seq_len, f"task.eval_context {c.task.eval_context} leaves nothing to score",
+         f"keep it under task.seq_len={c.task.seq_len}")
+    need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
+    need(net.name != "transformer" or c.objective.lam == 0.0, f"objective.lam is {c.objective.lam:g} for a dense model",
+         "its cost cannot change: use objective.lam=0, or net.name=chiar")
+    need(net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0, "net.route.rate is 1",
+         "a threshold needs a share below 1; net.name=transformer attends everywhere")
+    need(c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir), "task.tokenizer is gpt2 but task.gpt2_dir is empty",
+         "give the folder with vocab.json and merges.txt")
+    for name in ("train.warmup", "train.log_every", "train.eval_every", "train.checkpoint_every", "objective.warm",
+                 "objective.ramp", "net.route.calibrate_at"):
+        node: Any = c
+        for part in name.split("."):
+            node = getattr(node, part)
+        to_steps(node, 1000, 1000)
+    need(not c.train.duration.strip().endswith("frac") and to_steps(c.train.duration, 0, 1000) > 0,
+         f"train.duration is {c.train.duration!r}", 'write "500 steps" or "3 epochs"')

@@ -1,0 +1,38 @@
+"""Named parameters, and name-pattern rules that must hit every parameter exactly once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """{'layers/ffn/up/kernel': leaf} for a nested dict of arrays, in sorted order."""
+    out: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key in sorted(node):
+                walk(f"{prefix}/{key}" if prefix else str(key), node[key])
+        else:
+            out[prefix] = node
+
+    walk("", tree)
+    return out
+
+
+def label(tree: Any, rules: list[tuple[str, str]]) -> Any:
+    """The tree with each leaf replaced by the label of the one rule (regex over its name) that matches.
+
+    Raises ValueError where no rule or more than one rule matches: a parameter that no rule covers is a bug.
+    """
+
+    def walk(prefix: str, node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: walk(f"{prefix}/{k}" if prefix else str(k), v) for k, v in node.items()}
+        hits = [lab for pattern, lab in rules if re.fullmatch(pattern, prefix)]
+        if len(hits) != 1:
+            raise ValueError(f"{prefix}: {len(hits)} rules match {hits}")
+        return hits[0]
+
+    return walk("", tree)

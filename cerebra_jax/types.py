@@ -1,0 +1,66 @@
+"""The vocabulary of the code base: dimension letters, and the records that pass between layers.
+
+Arrays carry their shape in their name, `x_BxLxD`. Letters:
+
+    B batch   L tokens   M compressed tokens   K kept tokens   D width   H heads   C head width
+    F FFN width   V vocabulary   N rows of a data set   S segments (static key prefixes)   R routed layers
+
+This module imports no JAX, so that a mistyped configuration is refused before JAX is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import jax
+
+Batch = dict[str, Any]
+"""One global or per-device batch of arrays, for language models
+`inputs_BxL` int32, `labels_BxL` int32, `w_BxL` float32 (0 = padding), `ex_B` int32 (index of the example in the global
+batch: dropout and routing noise are keyed by it, so they do not depend on the number of devices)."""
+
+
+class Knobs(NamedTuple):
+    """What the schedule turns during training; every field is a float32 scalar array, so no phase change retraces."""
+
+    lam: Any  # weight of the relative FLOP penalty
+    temperature: Any  # softness of the routing decision in the expected cost, in units of the score's spread
+
+
+class Out(NamedTuple):
+    """What a model computes: features and the output matrix. logits = h @ head_VxD.T in float32.
+
+    The logits of a whole batch are never formed in training: the loss takes them in chunks.
+    """
+
+    h: jax.Array  # (B, L, D) after the last norm
+    head_VxD: jax.Array
+
+
+class Aux(NamedTuple):
+    """What a forward pass says about itself. Relative costs: 1.0 = the dense Transformer of the same shape."""
+
+    expected_B: jax.Array  # relative FLOPs that the gradient sees, per example
+    hard_B: jax.Array  # relative FLOPs of the decisions taken, per example
+    stats: dict[str, jax.Array]  # name -> (R,) mean over the batch, one number a routed layer
+    observed: dict[str, jax.Array]  # name -> (R,) batch means that the routing state follows
+
+
+class Cost(NamedTuple):
+    """Forward FLOPs per example as exact Python integers (1 MAC = 2 FLOPs). Parts are named `layer_03/attention`.
+
+    model: causal attention counted as half the square, routed parts at their ceiling (every token routed).
+    executed: what the compiled program runs: static capacities, padding, the key blocks it really visits.
+    """
+
+    model: dict[str, int]
+    executed: dict[str, int]
+
+    @property
+    def model_flops(self) -> int:
+        return sum(self.model.values())
+
+    @property
+    def executed_flops(self) -> int:
+        return sum(self.executed.values())
