@@ -1,0 +1,5 @@
+"""Set-up for tools that still call setup.py; everything is in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

@@ -1,0 +1,98 @@
+"""Strict by default: warnings and rank promotion are errors, 8 CPU devices, no network, nothing written at home."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_USER_ENV = dict(os.environ)  # what subprocesses start from: one device, as for a user
+_CACHE = {
+    "CEREBRA_CACHE": tempfile.mkdtemp(prefix="cerebra-test-cache-"),
+    "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "HF_HUB_OFFLINE": "1",
+}
+os.environ |= _CACHE | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip(),
+    # XLA's CPU pool is sized by core count: with fewer threads than devices, collectives deadlock on jax < 0.12
+    "NPROC": "16",
+}
+
+import jax  # noqa: E402  (after the environment)
+import pytest  # noqa: E402
+
+from cerebra_jax import config  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_LOCAL = {"127.0.0.1", "::1", "localhost", ""}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for the network fails at once, as on an offline machine."""
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> Any:
+        if isinstance(address, tuple) and address[0] not in _LOCAL:
+            raise OSError(f"tests may not use the network: {address}")
+        return connect(self, address)
+
+    def guarded_lookup(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in _LOCAL and host is not None:
+            raise socket.gaierror(f"tests may not use the network: {host}")
+        return lookup(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
+
+
+@pytest.fixture
+def clean_env() -> dict[str, str]:
+    """Environment for subprocesses: a user's own (1 device), offline, with the caches of this test session."""
+    env = {k: v for k, v in _USER_ENV.items() if not k.startswith("PYTEST_")}
+    dead_proxy = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    path = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
+    return env | _CACHE | dead_proxy | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": path}
+
+
+@pytest.fixture
+def tiny_cfg() -> Callable[..., config.RunCfg]:
+    """Makes a small RunCfg: tiny_cfg({"net.name": "transformer", "train": {"accum": 2}}), nested or dotted keys."""
+
+    def make(overrides: Mapping[str, Any] | None = None) -> config.RunCfg:
+        values: dict[str, Any] = {
+            "task": {"tokenizer": "bytes", "vocab_size": 260, "seq_len": 32},
+            "net": {"depth": 3, "width": 32, "heads": 2, "ffn_width": 64, "loss_chunk": 64},
+            "train": {"duration": "8 steps", "batch_size": 8},
+        }
+        _merge(values, overrides or {})
+        return config.parse(values)
+
+    return make
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        head, _, rest = key.partition(".")
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping):
+            _merge(into.setdefault(head, {}), value)
+        else:
+            into[head] = value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remove_cache() -> Iterator[None]:
+    yield
+    import shutil
+
+    shutil.rmtree(_CACHE["CEREBRA_CACHE"], ignore_errors=True)
