@@ -29,7 +29,7 @@ install() {  # uv where the machine already has it (several times faster), pip e
     if uv pip install -q --python "$venv/bin/python" "$@"; then return; fi
     echo "uv could not install; trying pip" >&2
   fi
-  "$venv/bin/python" -m pip install -q --disable-pip-version-check "$@"
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"
 }
 
 mark=$venv/.made-by-run.sh  # holds the project's folder once the environment is complete: a moved one is made again
