@@ -1,0 +1,83 @@
+"""python -m cerebra_jax.main [train|eval|cost] --config=...; also the console script `cerebra`.
+
+Turns every end of a run into its exit status (errors.py) and one line on stderr; JAX is imported only once the
+command line has been found good.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+
+from cerebra_jax import errors
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of a command line; house.md lists them."""
+    argv = sys.argv[1:] if argv is None else argv
+    workdir: Path | None = None
+    try:
+        from cerebra_jax.cli import flags
+
+        if {"-h", "--help", "--helpfull", "help"} & set(argv):
+            print(flags.help_text())
+            return errors.DONE
+        request = flags.parse(argv)
+        workdir = request.workdir if request.command == "train" else None
+        return _command(request)
+    except errors.RunError as e:
+        return _fail(str(e), e.status)
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        sys.stdout = None
+        return errors.DONE
+    except OSError as e:
+        if e.errno in _DISK:
+            return _fail(f"{e.strerror}: {e.filename or workdir}; free some space and run the same command again",
+                         errors.DISK)
+        return _crash(e, workdir)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command starts again", errors.PREEMPTED)
+    except Exception as e:
+        return _crash(e, workdir)
+
+
+def _command(request: object) -> int:
+    if request.command == "eval":
+        from cerebra_jax.cli.evaluate import run
+
+        run(request)
+    elif request.command == "cost":
+        from cerebra_jax.cli.cost import run
+
+        run(request.cfg, print)
+    else:
+        from cerebra_jax.cli.train import run
+
+        run(request)
+    return errors.DONE
+
+
+def _fail(line: str, status: int) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return status
+
+
+def _crash(error: BaseException, workdir: Path | None) -> int:
+    """A bug: the traceback goes to WORKDIR/crash.txt (to the screen where there is no workdir), one line on screen."""
+    text = "".join(traceback.format_exception(error))
+    where = "the traceback is above"
+    if workdir is not None and workdir.is_dir():
+        (workdir / "crash.txt").write_text(text, encoding="utf-8")
+        where = f"the traceback is in {workdir / 'crash.txt'}"
+    else:
+        print(text, file=sys.stderr)
+    return _fail(f"a bug in cerebra_jax: {type(error).__name__}: {str(error)[:200]}; {where}, please report it",
+                 errors.BUG)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What a run writes while it goes: metrics.jsonl, one whole line a step, and TensorBoard events beside it.
+
+Steps hand over (sum, count) pairs, never means; the division happens here, once, after all sums (spec 1, house 3.10).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+Sums = dict[str, tuple[Any, Any]]
+
+
+def add(total: Sums | None, new: Sums) -> Sums:
+    """Sum of two sets of (sum, count) pairs in float64, so that a long evaluation loses nothing."""
+    new = {k: (np.asarray(s, np.float64), np.asarray(n, np.float64)) for k, (s, n) in new.items()}
+    if total is None:
+        return new
+    return {k: (total[k][0] + s, total[k][1] + n) for k, (s, n) in new.items()}
+
+
+def form(sums: Sums) -> dict[str, Any]:
+    """{name: mean} as floats, or lists of floats for per-layer figures; null in JSON (None) where it is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = {k: np.asarray(s, np.float64) / np.asarray(n, np.float64) for k, (s, n) in sums.items()}
+    return {k: _plain(v) for k, v in means.items()}
+
+
+def ppl(nats: float | None) -> float | None:
+    """exp(nats per token), None where that is not a finite number."""
+    return None if nats is None or nats > 700.0 else math.exp(nats)
+
+
+def _plain(value: np.ndarray) -> Any:
+    if value.ndim:
+        return [_plain(v) for v in value]
+    return float(value) if np.isfinite(value) else None
+
+
+class Log:
+    """metrics.jsonl: append-only lines, each written whole, cut back to the step of the checkpoint on resume.
+
+    Lines reach the operating system as they are written (they survive a killed process); `sync` makes them survive
+    a power cut, and runs before each checkpoint, so that no checkpoint is ahead of its lines.
+    """
+
+    def __init__(self, path: Path, step: int):
+        """Opens the file for a run that continues after `step`: later and torn lines are dropped (0: all)."""
+        self.path = path
+        self.lines = [line for line in read(path) if line["step"] <= step]
+        part = path.with_name(f".{path.name}.part")
+        with open(part, "wb") as f:
+            f.writelines(_encode(line) for line in self.lines)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
+        self.lines = [line for line in self.lines if line["split"] != "train"]
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends one line in one write, so that a kill leaves whole lines or one torn last line."""
+        self._file.write(_encode(line))
+        if line["split"] != "train":
+            self.lines.append(line)
+
+    def validation(self, step: int) -> dict[str, Any] | None:
+        """The validation line of a step, None where it was not evaluated."""
+        return next((line for line in self.lines if line["step"] == step and line["split"] == "valid"), None)
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, allow_nan=False).encode() + b"\n"
+
+
+def read(path: Path) -> Iterable[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without a torn last one; nothing where there is no file."""
+    if not path.exists():
+        return
+    with open(path, "rb") as f:
+        for line in f:
+            if line.endswith(b"\n"):  # a kill can tear the last line only
+                yield json.loads(line)
+
+
+class Tracker(Protocol):
+    """Where curves are also drawn; metrics.jsonl stays the source of truth."""
+
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoTracker:
+    """Draws nothing."""
+
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """TensorBoard event files through tensorboardX (extra `[tb]`); `purge` drops curves past a resumed step."""
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=30)
+
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if isinstance(value, list):
+                for i, v in enumerate(value):
+                    if v is not None:
+                        self._writer.add_scalar(f"{split}/{name}/{i:02d}", v, step)
+            elif isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def tracker(folder: Path, step: int) -> Tracker:
+    """TensorBoard where tensorboardX is installed, otherwise nothing: an extra, never a need."""
+    try:
+        return TensorBoard(folder, step)
+    except ModuleNotFoundError as e:
+        if e.name != "tensorboardX":
+            raise
+        return NoTracker()
