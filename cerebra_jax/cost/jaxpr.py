@@ -55,7 +55,9 @@ class Counts(NamedTuple):
     flops: int
     by: dict[str, int]
     elementwise: int  # one per element of a result (arithmetic) or operand (reductions); sort n log2 n
-    bytes: int  # operands and results of operations that are not fused away: matmuls, convolutions, FFTs, gathers, sorts
+    bytes: (
+        int  # operands and results of operations that are not fused away: matmuls, convolutions, FFTs, gathers, sorts
+    )
 
 
 class UnpricedOp(RunError):

@@ -1,0 +1,48 @@
+"""The device table and the roofline; no times are asserted."""
+
+import pytest
+
+from cerebra_jax.cost import device
+from cerebra_jax.errors import UserError
+
+
+def test_table_has_every_promised_row_with_sane_numbers():
+    assert set(device.DEVICES) == {"cpu", "t4", "a100", "h100", "h200", "v5e", "v6e"}
+    for row in device.DEVICES.values():
+        assert row.bfloat16 >= row.float32 > row.bandwidth > row.memory > 0
+        assert not row.measured
+
+
+def test_roofline_is_the_slower_of_the_two():
+    chip = device.Device("x", float32=100.0, bfloat16=200.0, bandwidth=10.0, memory=1)
+    assert device.roofline_seconds(1000, 10, chip) == 10.0  # compute bound
+    assert device.roofline_seconds(1000, 10, chip, "bfloat16") == 5.0
+    assert device.roofline_seconds(10, 1000, chip) == 100.0  # memory bound
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("Tesla T4", "t4"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v6 lite", "v6e"),
+        ("cpu", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_device_kinds(kind, name):
+    assert device.kind_to_name(kind) == name
+
+
+def test_unknown_name_is_the_users_mistake():
+    with pytest.raises(UserError, match="h100"):
+        device.lookup("h1000")
+
+
+def test_detect_measures_a_cpu():
+    here = device.detect()
+    assert here.measured and here.name == "cpu"
+    assert min(here.float32, here.bfloat16, here.bandwidth, here.memory) > 0
