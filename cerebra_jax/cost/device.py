@@ -1,8 +1,8 @@
 """Peak FLOP/s, bandwidth and memory per chip, and the time a program needs at best (roofline).
 
-Vendor numbers for one chip, without sparsity (NVIDIA's data sheets print tensor-core rates with a 2x sparsity factor: it
-is taken out here). `float32` is what JAX's default matmul precision reaches: TF32 on A100 and later, one bfloat16 pass
-on TPU. A peak is a bound, not a forecast: predictions for a CPU, and for a device that is not in the table, start from
+Vendor numbers for one chip, without sparsity (NVIDIA's data sheets print tensor-core rates with a 2x sparsity factor,
+taken out here). `float32` is what JAX's default matmul precision reaches: TF32 on A100 and later, one bfloat16 pass on
+TPU. A peak is a bound, not a forecast: predictions for a CPU, and for a device that is not in the table, start from
 `measure`.
 """
 

@@ -1,12 +1,12 @@
 """Counts a program: walks its jaxpr and prices every operation with `cost/prices.py`, in Python integers.
 
-Scan bodies are multiplied by their length, `cond` costs its dearest branch (or the mean under given weights), jit, remat
-and custom derivatives are entered once, code whose results nobody uses is left out (XLA removes it too), and an
+Scan bodies are multiplied by their length, `cond` costs its dearest branch (or the mean under given weights), jit,
+remat and custom derivatives are entered once, code whose results nobody uses is left out (XLA removes it too), and an
 operation with no price raises. What is counted is what the program runs: a masked full square of attention is a full
 square. Nothing is allocated or compiled, arguments may be `jax.ShapeDtypeStruct`.
 
-Not XLA's `cost_analysis`, which counts a scan body once, charges FFTs 1.6 to 4.8 times too much and reports -1 for custom
-calls; `xla_flops` is here to cross-check small, unrolled, single-device programs.
+Not XLA's `cost_analysis`, which counts a scan body once, charges FFTs 1.6 to 4.8 times too much and reports -1 for
+custom calls; `xla_flops` is here to cross-check small, unrolled, single-device programs.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ REDUCTIONS = frozenset(
 MOVES = frozenset(
     """all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type broadcast_in_dim concatenate
     convert_element_type copy copy_p create_token debug_callback debug_print device_put dynamic_slice
-    dynamic_update_slice empty empty2 expand_dims gather iota layout_constraint mesh_cast name optimization_barrier pad
-    pbroadcast pcast platform_index ppermute pvary random_clone random_fold_in random_seed random_split random_unwrap random_wrap reshape reshard rev
-    scatter sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack""".split()
+    dynamic_update_slice empty empty2 expand_dims gather iota layout_constraint mesh_cast name
+    optimization_barrier pad pbroadcast pcast platform_index ppermute pvary random_clone random_fold_in
+    random_seed random_split random_unwrap random_wrap reshape reshard rev scatter sharding_constraint slice
+    split squeeze stack stop_gradient tile transpose unstack""".split()
 )
 """Data movement, bookkeeping and key arithmetic: 0 FLOPs."""
 
