@@ -1,0 +1,136 @@
+"""Parts that every sequence model is made of, each with its price beside it."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import prices
+from cerebra_jax.ops import attend as att
+from cerebra_jax.ops.dropout import dropout
+
+
+def _init(stddev: float = 0.02):
+    return nn.initializers.normal(stddev)
+
+
+class Norm(nn.Module):
+    """LayerNorm in float32, result in the dtype of its input."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.LayerNorm(dtype=jnp.float32, epsilon=1e-5, name="norm")(x).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with RoPE of given queries over given keys, each at its own position.
+
+    (B, Q, D) queries and (B, K, D) memory -> (B, Q, D). Q = K = all tokens is plain self-attention; Q of fewer, gathered
+    tokens is routed attention. Which key blocks are visited is the static `plan`.
+    """
+
+    net: NetCfg
+    plan: att.Plan
+    kernel: str
+    bias: bool = False
+    out_std: float = 0.02
+
+    @nn.compact
+    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos):
+        net, dtype = self.net, q_BxQxD.dtype
+        B, Q, D = q_BxQxD.shape
+        H, C = net.heads, net.width // net.heads
+
+        def heads(x):  # (B, n, H*C) -> (B, H, n, C)
+            return x.reshape(B, x.shape[1], H, C).swapaxes(1, 2)
+
+        q = heads(nn.Dense(D, self.bias, dtype, kernel_init=_init(), name="q")(q_BxQxD))
+        kv = nn.Dense(2 * D, self.bias, dtype, kernel_init=_init(), name="kv")(m_BxKxD)
+        k, v = heads(kv[..., :D]), heads(kv[..., D:])
+        q, k = att.rope(q, qpos), att.rope(k, kpos)
+        o_BxHxQxC = att.attend(q, k, v, qpos, kpos, self.plan, self.kernel)
+        o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
+        return nn.Dense(D, self.bias, dtype, kernel_init=_init(self.out_std), name="out")(o_BxQxD)
+
+
+def attention_flops(D: int, queries: int, keys: int, plan: att.Plan) -> int:
+    """Forward FLOPs per example as executed: q and output projections, k and v projections, visited scores."""
+    return 2 * queries * prices.linear_flops(D, D) + keys * prices.linear_flops(D, 2 * D) + att.scores_flops(plan, D)
+
+
+def attention_model_flops(D: int, L: int) -> int:
+    """Forward FLOPs per example of dense causal attention, half the square: 8D² per token and 4D per visible pair."""
+    return 4 * L * prices.linear_flops(D, D) + 4 * D * prices.causal_pairs(L)
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward layer: GELU (tanh form), or SiLU-gated (Shazeer 2020, arXiv:2002.05202)."""
+
+    net: NetCfg
+    bias: bool = False
+    out_std: float = 0.02
+
+    @nn.compact
+    def __call__(self, x_BxLxD):
+        net, dtype = self.net, x_BxLxD.dtype
+        h = nn.Dense(net.ffn_width, self.bias, dtype, kernel_init=_init(), name="up")(x_BxLxD)
+        if net.ffn == "gated":
+            gate = nn.Dense(net.ffn_width, self.bias, dtype, kernel_init=_init(), name="gate")(x_BxLxD)
+            h = jax.nn.silu(gate) * h
+        else:
+            h = jax.nn.gelu(h)
+        return nn.Dense(net.width, self.bias, dtype, kernel_init=_init(self.out_std), name="down")(h)
+
+
+def ffn_flops(net: NetCfg, L: int) -> int:
+    """Forward FLOPs per example of the feed-forward layer."""
+    return L * prices.ffn_flops(net.width, net.ffn_width, net.ffn)
+
+
+class Drop(nn.Module):
+    """Dropout keyed by the global index of the example; off without a `dropout` rng."""
+
+    rate: float
+
+    def __call__(self, ex_B, x_BxLxD):
+        key = self.make_rng("dropout") if self.rate > 0 and self.has_rng("dropout") else None
+        return dropout(key, ex_B, x_BxLxD, self.rate)
+
+
+class Embed(nn.Module):
+    """Token table, (B, L) int32 -> (B, L, D); the same table is the output matrix (tied head)."""
+
+    vocab: int
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, ids_BxL):
+        table_VxD = self.param("table", _init(), (self.vocab, self.net.width), jnp.float32)
+        return table_VxD[ids_BxL].astype(self.net.dtype), table_VxD
+
+
+def head_flops(net: NetCfg, L: int, vocab: int) -> int:
+    """Forward FLOPs per example of the logits; the embedding gather costs 0."""
+    return L * prices.linear_flops(net.width, vocab)
+
+
+def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple):
+    """Runs `count` layers, `carry, y = layer(carry, *scanned_i, *shared)`; -> (carry, ys stacked over the layers).
+
+    Scanned over the layers (one is compiled) or unrolled, rematerialised or not, as the configuration says. Parameters
+    are stacked under `layers` when scanned, else `layer_00`, `layer_01`, ….
+    """
+    if net.remat:
+        layer = nn.remat(layer, prevent_cse=not net.scan)
+    if net.scan:
+        axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared)
+        over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                       in_axes=axes, length=count)  # fmt: skip
+        return over(**kwargs, name="layers")(carry, *scanned, *shared)
+    ys = []
+    for i in range(count):
+        carry, y = layer(**kwargs, name=f"layer_{i:02d}")(carry, *(s[i] for s in scanned), *shared)
+        ys.append(y)
+    return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys) if ys else None

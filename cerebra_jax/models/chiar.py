@@ -1,0 +1,272 @@
+"""CHIAR-Former (arXiv:2606.08327): a DCT filter for most tokens, attention for those whose spectrum is complex.
+
+Layer 1 filters every token, blended with the identity by the MetaRouter; layers 2 … n−1 send each token to the filter
+or to attention; layer n attends everywhere. x = LN(x + op(x)), then x = LN(x + FFN(x)). The filter mixes features, not
+tokens. Only routed tokens run the attention queries (`ops.dispatch`); what overflows the slots keeps the filter.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import prices
+from cerebra_jax.models import block, transformer
+from cerebra_jax.ops import attend as att
+from cerebra_jax.ops import dispatch, spectral
+from cerebra_jax.ops.gates import expected_pairs, st_above
+from cerebra_jax.types import Aux, Cost, Knobs, Out
+
+
+class Filter(nn.Module):
+    """LN(x + iDCT(w ⊙ DCT(x))) over the features of each token, w = 1 at the start; also returns DCT(x), float32."""
+
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, x_BxLxD):
+        method = self.net.route.dct
+        w_D = self.param("w", nn.initializers.ones, (self.net.width,), jnp.float32)
+        X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32), method)
+        y_BxLxD = spectral.idct(w_D * X_BxLxD, method).astype(x_BxLxD.dtype)
+        return block.Norm(name="norm")(x_BxLxD + y_BxLxD), X_BxLxD
+
+
+class MetaRouter(nn.Module):
+    """g = σ(w·x̄ + b), (B, L, 1) float32: x̄ is the mean of the tokens so far (`prefix`, causal) or of batch and tokens
+    (`batch`, as published: it leaks the future and the other examples)."""
+
+    mode: str
+
+    @nn.compact
+    def __call__(self, x_BxLxD):
+        x = x_BxLxD.astype(jnp.float32)
+        if self.mode == "prefix":
+            seen_L = jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)
+            mean = jnp.cumsum(x, axis=1) / seen_L[None, :, None]
+        else:
+            mean = jnp.broadcast_to(x.mean((0, 1), keepdims=True), x.shape)
+        return jax.nn.sigmoid(nn.Dense(1, dtype=jnp.float32, kernel_init=block._init(), name="gate")(mean))
+
+
+class FeedForwardLN(nn.Module):
+    """x = LN(x + FFN(x))."""
+
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, x_BxLxD, ex_B):
+        y = block.FeedForward(self.net, bias=True, name="ffn")(x_BxLxD)
+        return block.Norm(name="norm")(x_BxLxD + block.Drop(self.net.dropout)(ex_B, y))
+
+
+class AttentionLN(nn.Module):
+    """x = LN(x + Attention(x)) for gathered or all tokens: queries (B, Q, D) over memory (B, K, D)."""
+
+    net: NetCfg
+    plan: att.Plan
+    kernel: str
+
+    @nn.compact
+    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, ex_B):
+        y = block.Attention(self.net, self.plan, self.kernel, bias=True, name="attention")(q_BxQxD, m_BxKxD, qpos, kpos)
+        return block.Norm(name="norm")(q_BxQxD + block.Drop(self.net.dropout)(ex_B, y))
+
+
+class Decision(nn.Module):
+    """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
+
+    threshold: wanted where H(x) > τ; no parameters, so the gate is a constant. hard: wanted where a learned score is
+    positive; the gate is 0/1 forward and sigmoid backward. soft: everything is wanted, the gate blends.
+    p = σ((score − τ)/(T·spread)): the smooth decision that the penalty can move.
+    """
+
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, x_BxLxD, X_BxLxD, temperature, tau, spread):
+        mode = self.net.route.mode
+        if mode == "threshold":
+            score = spectral.spectral_entropy(X_BxLxD)
+            p = jax.nn.sigmoid((score - tau) / (temperature * spread))
+            wanted = score > tau
+            return wanted, wanted.astype(jnp.float32), p, score
+        score = nn.Dense(1, dtype=jnp.float32, name="score")(x_BxLxD.astype(jnp.float32))[..., 0]
+        p = jax.nn.sigmoid(score / temperature)
+        if mode == "hard":
+            return score > 0, st_above(score, temperature), p, score
+        return jnp.ones(score.shape, bool), p, p, score
+
+
+class RoutedLayer(nn.Module):
+    """One routed layer, x -> (x, y); scanned over (τ, spread) of the layer. y holds its costs and statistics."""
+
+    net: NetCfg
+    L: int
+    kernel: str
+
+    @nn.compact
+    def __call__(self, x_BxLxD, tau, spread, temperature, pos_1xL, ex_B):
+        net, route, L = self.net, self.net.route, self.L
+        light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
+        wanted, gate, p, score = Decision(net, name="router")(x_BxLxD, X_BxLxD, temperature, tau, spread)
+        if _dispatched(net):
+            lay = _layout(net, L)
+            slots = dispatch.assign(wanted, lay)
+            kept = slots.kept_BxL
+            spos_BxK = slots.idx_BxK  # an empty slot stands at position L: no real query sees it as a key
+            q_BxKxD = dispatch.gather(x_BxLxD, slots)
+            memory, kpos = (x_BxLxD, pos_1xL) if route.kv == "all" else (q_BxKxD, spos_BxK)
+            kernel = "blockwise" if self.kernel == "blockwise" else "full"
+            heavy = AttentionLN(net, lay.plan(route.kv), kernel, name="heavy")
+            heavy_BxLxD = dispatch.scatter(heavy(q_BxKxD, memory, spos_BxK, kpos, ex_B), slots)
+        else:
+            kept, pos = wanted, pos_1xL
+            if route.kv == "routed":  # a token that is not routed is no key, and as a query it is thrown away
+                pos = jnp.where(kept, pos_1xL, L)
+            heavy = AttentionLN(net, att.causal_plan(L), self.kernel, name="heavy")
+            heavy_BxLxD = heavy(x_BxLxD, x_BxLxD, pos, pos, ex_B)
+        g = (gate * kept)[..., None].astype(x_BxLxD.dtype)
+        x_BxLxD = light_BxLxD + g * (heavy_BxLxD - light_BxLxD)
+        x_BxLxD = FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B)
+
+        kept_BxL = kept.astype(jnp.float32)
+        flat = jax.lax.stop_gradient(score)
+        y = {
+            "expected_B": _routed_flops(net, p, L),
+            "hard_B": _routed_flops(net, kept_BxL, L),
+            "kept": kept_BxL.mean(),
+            "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(),
+            "score": flat.mean(),
+            "tau": jnp.quantile(flat, 1 - route.rate, axis=1).mean(),
+            "spread": flat.std(axis=1).mean(),
+        }
+        return x_BxLxD, y
+
+
+def _dispatched(net: NetCfg) -> bool:
+    return net.route.dispatch and net.route.mode != "soft"
+
+
+def _layout(net: NetCfg, L: int) -> dispatch.Layout:
+    return dispatch.layout(L, min(1.0, net.route.rate * net.route.capacity))
+
+
+def _per_token(net: NetCfg) -> int:
+    """FLOPs that one routed token adds, scores apart: its query and output projections, with kv=routed its k and v."""
+    projections = 2 if net.route.kv == "all" else 4
+    return projections * prices.linear_flops(net.width, net.width)
+
+
+def _routed_flops(net: NetCfg, p_BxL, L: int):
+    """Routed FLOPs of one layer per example, float32, in units of the dense model's per-token width² (scaled later).
+
+    Each routed token pays for its projections and 4D per key it sees: all earlier tokens and itself (kv=all), or the
+    routed ones among them, whose expected number is a second moment (kv=routed).
+    """
+    pairs = (p_BxL * jnp.arange(1, L + 1, dtype=jnp.float32)).sum(-1) if net.route.kv == "all" else expected_pairs(p_BxL)
+    return p_BxL.sum(-1) * float(_per_token(net)) + pairs * float(4 * net.width)
+
+
+class Chiar(nn.Module):
+    """CHIAR-Former language model; (B, L) tokens -> features and tied output matrix (`Out`), and `Aux`.
+
+    routing = {"tau": (R,), "spread": (R,)} float32, R = depth − 2: thresholds of the routed layers and the spread of
+    their scores. Constants here; the training step lets them follow what `Aux.observed` reports.
+    """
+
+    net: NetCfg
+    vocab: int
+
+    @nn.compact
+    def __call__(self, batch, knobs: Knobs, routing):
+        net = self.net
+        ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
+        B, L = ids_BxL.shape
+        kernel = att.resolve(net.attention, L, net.dtype, net.width // net.heads)
+        pos_1xL = jnp.arange(L)[None]
+        x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
+        x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
+
+        stats = {}
+        light_BxLxD, _ = Filter(net, name="first_filter")(x_BxLxD)
+        if net.route.meta != "off":
+            g_BxLx1 = MetaRouter(net.route.meta, name="meta_router")(x_BxLxD)
+            stats["meta_gate"] = g_BxLx1.mean()
+            g = g_BxLx1.astype(x_BxLxD.dtype)
+            light_BxLxD = g * light_BxLxD + (1 - g) * x_BxLxD
+        x_BxLxD = FeedForwardLN(net, name="first_mlp")(light_BxLxD, ex_B)
+
+        R = net.depth - 2
+        layer = {"net": net, "L": L, "kernel": kernel}
+        fixed, dense = expected_split(net, L, self.vocab)
+        expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
+        observed = {}
+        if R:
+            shared = (knobs.temperature, pos_1xL, ex_B)
+            scanned = (routing["tau"], routing["spread"])
+            x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared)
+            expected_B += y.pop("expected_B").sum(0) / dense
+            hard_B += y.pop("hard_B").sum(0) / dense
+            observed = {"tau": y.pop("tau"), "spread": y.pop("spread")}
+            stats |= y
+        if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
+            hard_B = jnp.full(B, soft_flops(net, L, self.vocab) / dense, jnp.float32)
+
+        heavy = AttentionLN(net, att.causal_plan(L), kernel, name="last_heavy")
+        x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B)
+        x_BxLxD = FeedForwardLN(net, name="last_mlp")(x_BxLxD, ex_B)
+        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed)
+
+
+def cost(net: NetCfg, L: int, vocab: int) -> Cost:
+    """Forward FLOPs per example, head included. `model` prices every routed token as attending (the ceiling)."""
+    D, R = net.width, net.depth - 2
+    filter_flops = 2 * L * prices.dct_flops(D, net.route.dct)
+    score = 0 if net.route.mode == "threshold" else L * prices.linear_flops(D, 1)
+    kv = L * prices.linear_flops(D, 2 * D) if net.route.kv == "all" else 0
+    routed_ceiling = L * _per_token(net) + 4 * D * prices.causal_pairs(L)
+    if _dispatched(net):
+        lay = _layout(net, L)
+        heavy = block.attention_flops(D, lay.K, L if net.route.kv == "all" else lay.K, lay.plan(net.route.kv))
+    else:
+        heavy = block.attention_flops(D, L, L, att.causal_plan(L))
+    model, executed = {}, {}
+
+    def add(name: str, flops: int, run: int | None = None) -> None:
+        model[name], executed[name] = flops, flops if run is None else run
+
+    add("layer_00/filter", filter_flops)
+    if net.route.meta != "off":
+        add("layer_00/meta_router", L * prices.linear_flops(D, 1))
+    add("layer_00/ffn", block.ffn_flops(net, L))
+    for i in range(1, R + 1):
+        add(f"layer_{i:02d}/filter", filter_flops)
+        add(f"layer_{i:02d}/router", score)
+        add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
+        add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
+    last = f"layer_{R + 1:02d}"
+    add(f"{last}/attention", block.attention_model_flops(D, L), block.attention_flops(D, L, L, att.causal_plan(L)))
+    add(f"{last}/ffn", block.ffn_flops(net, L))
+    add("head", block.head_flops(net, L, vocab))
+    return Cost(model, executed)
+
+
+def soft_flops(net: NetCfg, L: int, vocab: int) -> int:
+    """Model FLOPs per example when every token runs both branches."""
+    return cost(net, L, vocab).model_flops
+
+
+def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
+    """(FLOPs per example that no decision changes, FLOPs of the dense Transformer of the same shape)."""
+    routed = (net.depth - 2) * (L * _per_token(net) + 4 * net.width * prices.causal_pairs(L))
+    return cost(net, L, vocab).model_flops - routed, transformer.cost(net, L, vocab).model_flops
+
+
+def init_routing(net: NetCfg) -> dict[str, jax.Array]:
+    """Thresholds before any data: the entropy of Gaussian noise, about where untrained tokens stand."""
+    R = net.depth - 2
+    tau = spectral.gaussian_entropy(net.width)
+    return {"tau": jnp.full(R, tau, jnp.float32), "spread": jnp.full(R, 0.15 * net.width**-0.5, jnp.float32)}

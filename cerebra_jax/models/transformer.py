@@ -1,0 +1,63 @@
+"""The dense baseline: a pre-LayerNorm causal Transformer with RoPE and a tied head."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.models import block
+from cerebra_jax.ops import attend as att
+from cerebra_jax.types import Aux, Cost, Out
+
+
+class DenseLayer(nn.Module):
+    """x + Attention(LN x), then x + FFN(LN x). The outputs of both start scaled by 1/√(2·depth) (GPT-2)."""
+
+    net: NetCfg
+    L: int
+    kernel: str
+
+    @nn.compact
+    def __call__(self, x_BxLxD, pos_1xL, ex_B):
+        net = self.net
+        std = 0.02 * (2 * net.depth) ** -0.5
+        drop = block.Drop(net.dropout)
+        attention = block.Attention(net, att.causal_plan(self.L), self.kernel, out_std=std, name="attention")
+        h = block.Norm(name="attention_norm")(x_BxLxD)
+        x_BxLxD += drop(ex_B, attention(h, h, pos_1xL, pos_1xL))
+        h = block.Norm(name="ffn_norm")(x_BxLxD)
+        return x_BxLxD + drop(ex_B, block.FeedForward(net, out_std=std, name="ffn")(h)), None
+
+
+class Transformer(nn.Module):
+    """Decoder-only language model; (B, L) tokens -> features and tied output matrix (`Out`)."""
+
+    net: NetCfg
+    vocab: int
+
+    @nn.compact
+    def __call__(self, batch, knobs, routing):
+        net = self.net
+        ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
+        B, L = ids_BxL.shape
+        kernel = att.resolve(net.attention, L, net.dtype, net.width // net.heads)
+        x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
+        x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
+        pos_1xL = jnp.arange(L)[None]
+        kwargs = {"net": net, "L": L, "kernel": kernel}
+        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, ex_B))
+        one_B = jnp.ones(B, jnp.float32)
+        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(one_B, one_B, {}, {})
+
+
+def cost(net: NetCfg, L: int, vocab: int) -> Cost:
+    """Forward FLOPs per example, head included."""
+    plan = att.causal_plan(L)
+    model, executed = {}, {}
+    for i in range(net.depth):
+        model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net.width, L)
+        executed[f"layer_{i:02d}/attention"] = block.attention_flops(net.width, L, L, plan)
+        model[f"layer_{i:02d}/ffn"] = executed[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, L)
+    model["head"] = executed["head"] = block.head_flops(net, L, vocab)
+    return Cost(model, executed)

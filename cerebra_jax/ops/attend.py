@@ -1,0 +1,103 @@
+"""Attention over static key prefixes: what is masked away by causality is, block by block, never computed.
+
+A `Plan` is a tuple of segments (q0, q1, k1): queries [q0, q1) see keys [0, k1), and inside them the mask
+`kpos <= qpos`. Dense causal attention and attention of a gathered subset of queries are the same function with
+another plan, and their price is read off the plan.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from cerebra_jax.cost import prices
+
+Plan = tuple[tuple[int, int, int], ...]
+
+CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 128 to 256 measured best on CPU
+BLOCKWISE_FROM = 1024  # sequence length from which scores are no longer formed whole
+
+
+def segment_bounds(L: int, count: int) -> tuple[tuple[int, int], ...]:
+    """`count` contiguous, nearly equal ranges that tile [0, L)."""
+    cuts = [round(i * L / count) for i in range(count + 1)]
+    return tuple(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def segments_for(L: int) -> int:
+    """How many static key prefixes a sequence of L tokens is cut into: at most 8, none shorter than 64 tokens."""
+    return max(1, min(8, L // 64))
+
+
+def causal_plan(L: int) -> Plan:
+    """Every token is a query; segment s sees the keys up to its own end."""
+    return tuple((a, b, b) for a, b in segment_bounds(L, segments_for(L)))
+
+
+def scores_flops(plan: Plan, width: int) -> int:
+    """Forward FLOPs per example of q·k and p·v over the key blocks that are visited: 4 · Σ (q1 − q0) · k1 · D."""
+    return sum(prices.attention_scores_flops(q1 - q0, k1, width) for q0, q1, k1 in plan)
+
+
+def resolve(kernel: str, L: int, dtype: str, head_width: int) -> str:
+    """The kernel that runs: `auto` is cuDNN on a GPU that can (bf16, head width a multiple of 8, at most 128), else
+    whole score blocks for short sequences and query chunks for long ones."""
+    if kernel != "auto":
+        return kernel
+    if jax.default_backend() == "gpu" and dtype == "bfloat16" and head_width % 8 == 0 and head_width <= 128:
+        return "cudnn"
+    return "full" if L < BLOCKWISE_FROM else "blockwise"
+
+
+def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> jax.Array:
+    """Rotary position embedding, rotate-half form (Su et al. 2021, arXiv:2104.09864); `pos` may be (1, L)."""
+    half = x_BxHxLxC.shape[-1] // 2
+    freq = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (pos_BxL.astype(jnp.float32)[..., None] * freq)[:, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x_BxHxLxC.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxHxLxC.dtype)
+
+
+def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kernel: str) -> jax.Array:
+    """softmax(q·kᵀ/√C + mask)·v with mask kpos <= qpos; softmax in float32; -> (B, H, Q, C).
+
+    Positions are (B, n) or (1, n) int32. Each query must see at least one key of its segment (its own, in self
+    attention): the mask is −inf, not a finite sentinel. `cudnn` needs the causal plan of all tokens.
+    """
+    if kernel == "cudnn":
+        q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
+    outs = []
+    for q0, q1, k1 in plan:
+        q, qpos = q_BxHxQxC[:, :, q0:q1], qpos_BxQ[:, q0:q1]
+        k, v, kpos = k_BxHxKxC[:, :, :k1], v_BxHxKxC[:, :, :k1], kpos_BxK[:, :k1]
+        count = q1 - q0
+        if kernel == "blockwise" and count > CHUNK and count % CHUNK == 0:
+            outs.append(_chunked(q, k, v, qpos, kpos))
+        elif kernel == "blockwise":
+            outs.append(jax.checkpoint(_scores)(q, k, v, qpos, kpos))
+        else:
+            outs.append(_scores(q, k, v, qpos, kpos))
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
+
+
+def _scores(q, k, v, qpos, kpos):
+    scale = q.shape[-1] ** -0.5
+    s = jnp.einsum("bhqc,bhkc->bhqk", q * scale, k, preferred_element_type=jnp.float32)
+    s = jnp.where((kpos[:, None, :] <= qpos[:, :, None])[:, None], s, -jnp.inf)
+    p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bhkc->bhqc", p, v)
+
+
+def _chunked(q, k, v, qpos, kpos):
+    """Scan over query chunks, scores recomputed in the backward pass: CHUNK x K scores live, never Q x K."""
+    B, H, Q, C = q.shape
+    n = Q // CHUNK
+    q_n = jnp.moveaxis(q.reshape(B, H, n, CHUNK, C), 2, 0)
+    qpos_n = jnp.moveaxis(jnp.broadcast_to(qpos, (qpos.shape[0], Q)).reshape(-1, n, CHUNK), 1, 0)
+    body = jax.checkpoint(functools.partial(_scores, kpos=kpos))
+    _, out_n = jax.lax.scan(lambda _, x: (None, body(x[0], k, v, x[1])), None, (q_n, qpos_n))
+    return jnp.moveaxis(out_n, 0, 2).reshape(B, H, Q, C)

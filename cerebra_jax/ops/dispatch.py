@@ -1,0 +1,99 @@
+"""Real dispatch with static shapes: kept tokens move into slots, only slots run the heavy path, results move back.
+
+A sequence is cut into segments, each with its own slots; a slot of segment s needs keys up to the end of s only, so
+causality costs half the square here too. Tokens fill the slots of their segment in order; what does not fit is
+overflow and stays on the light path (earliest-first: a token's fate never depends on a later one).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cerebra_jax.ops.attend import Plan, segment_bounds, segments_for
+
+
+class Layout(NamedTuple):
+    """Static shape of a dispatch: token ranges and slot ranges, one pair a segment."""
+
+    tokens: tuple[tuple[int, int], ...]
+    slots: tuple[tuple[int, int], ...]
+
+    @property
+    def K(self) -> int:
+        """All slots of an example."""
+        return self.slots[-1][1]
+
+    def plan(self, kv: str) -> Plan:
+        """Attention plan of the slots: keys are all tokens up to the segment's end, or all slots up to it."""
+        ends = self.tokens if kv == "all" else self.slots
+        return tuple((c0, c1, end) for (c0, c1), (_, end) in zip(self.slots, ends, strict=True))
+
+
+def layout(L: int, share: float) -> Layout:
+    """Slots for `share` of L tokens, rounded up in each segment; segments are at least 512 tokens long, because the
+    share of tokens that overflow grows as segments shrink."""
+    tokens = segment_bounds(L, max(1, min(segments_for(L), L // 512)))
+    slots, c = [], 0
+    for a, b in tokens:
+        size = min(b - a, math.ceil(share * (b - a) - 1e-9))
+        slots.append((c, c + size))
+        c += size
+    return Layout(tokens, tuple(slots))
+
+
+class Slots(NamedTuple):
+    """idx_BxK: the token in each slot, L where empty. slot_BxL: the slot of each token, K where it has none."""
+
+    idx_BxK: jax.Array
+    slot_BxL: jax.Array
+
+    @property
+    def kept_BxL(self) -> jax.Array:
+        return self.slot_BxL < self.idx_BxK.shape[1]
+
+
+def assign(keep_BxL: jax.Array, lay: Layout) -> Slots:
+    """Slots for the tokens where keep is true, in order, segment by segment; the rest of them overflow."""
+    B, L = keep_BxL.shape
+    parts = []
+    for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True):
+        keep = keep_BxL[:, a:b]
+        rank = jnp.cumsum(keep.astype(jnp.int32), axis=1) - 1
+        parts.append(jnp.where(keep & (rank < c1 - c0), c0 + rank, lay.K))
+    slot_BxL = jnp.concatenate(parts, axis=1).astype(jnp.int32)
+    token_BxL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
+    # an integer scatter, once; every move of features is then a gather, forward and backward
+    empty_BxK = jnp.full((B, lay.K), L, jnp.int32)
+    idx_BxK = empty_BxK.at[jnp.arange(B)[:, None], slot_BxL].set(token_BxL, mode="drop")
+    return Slots(idx_BxK, slot_BxL)
+
+
+def _take(x_BxNxD, at_BxM):
+    """Rows of x at the given places; zeros where the place is N (none)."""
+    N = x_BxNxD.shape[1]
+    rows = jnp.take_along_axis(x_BxNxD, jnp.minimum(at_BxM, N - 1)[..., None], axis=1)
+    return jnp.where((at_BxM < N)[..., None], rows, jnp.zeros((), rows.dtype))
+
+
+@jax.custom_vjp
+def gather(x_BxLxD, slots: Slots) -> jax.Array:
+    """(B, L, D) -> (B, K, D): the rows of the kept tokens; empty slots are zeros. Its gradient is `scatter`."""
+    return _take(x_BxLxD, slots.idx_BxK)
+
+
+@jax.custom_vjp
+def scatter(y_BxKxD, slots: Slots) -> jax.Array:
+    """(B, K, D) -> (B, L, D): rows back at their tokens, zeros elsewhere. Its gradient is `gather`."""
+    return _take(y_BxKxD, slots.slot_BxL)
+
+
+gather.defvjp(
+    lambda x, slots: (_take(x, slots.idx_BxK), slots), lambda slots, g: (_take(g, slots.slot_BxL), None)
+)
+scatter.defvjp(
+    lambda y, slots: (_take(y, slots.slot_BxL), slots), lambda slots, g: (_take(g, slots.idx_BxK), None)
+)

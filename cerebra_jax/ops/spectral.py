@@ -1,0 +1,95 @@
+"""DCT-II and its inverse over the last axis (orthonormal, float32), and the spectral entropy of a token.
+
+`fft` is Makhoul's form: one real FFT of length D (Makhoul 1980, doi:10.1109/TASSP.1980.1163351); `matmul` multiplies by
+the D x D basis. Both equal scipy.fft.dct(norm="ortho"). The transform is orthogonal, so the gradient of each is the
+other one: that is what the custom_vjp says. Low-precision input is computed in float32 and cast back (rfft has no bf16).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.lru_cache(maxsize=16)
+def _twiddle(D: int) -> np.ndarray:
+    """exp(−iπk/2D) with the orthonormal scale folded in, k = 0 … D/2."""
+    k = np.arange(D // 2 + 1)
+    scale = np.where(k == 0, math.sqrt(1 / D), math.sqrt(2 / D))
+    return (scale * np.exp(-1j * np.pi * k / (2 * D))).astype(np.complex64)
+
+
+@functools.lru_cache(maxsize=16)
+def _basis(D: int) -> np.ndarray:
+    """Rows are the DCT-II basis vectors: X = basis @ x."""
+    k, n = np.arange(D)[:, None], np.arange(D)[None]
+    basis = math.sqrt(2 / D) * np.cos(np.pi * (2 * n + 1) * k / (2 * D))
+    basis[0] /= math.sqrt(2)
+    return basis.astype(np.float32)
+
+
+def _dct_fft(x):
+    D = x.shape[-1]
+    v = jnp.concatenate([x[..., ::2], x[..., 1::2][..., ::-1]], axis=-1)
+    z = jnp.fft.rfft(v) * _twiddle(D)
+    return jnp.concatenate([z.real, -z.imag[..., 1 : (D + 1) // 2][..., ::-1]], axis=-1)
+
+
+def _idct_fft(X):
+    D = X.shape[-1]
+    half = D // 2 + 1
+    mirrored = jnp.concatenate([jnp.zeros_like(X[..., :1]), X[..., ::-1][..., : half - 1]], axis=-1)
+    w = _twiddle(D)
+    # 1/w = conj(w)/|w|² undoes rotation and scale; at k = D/2 the result is real by itself
+    z = jax.lax.complex(X[..., :half], -mirrored) * np.asarray(np.conj(w) / np.abs(w) ** 2, np.complex64)
+    v = jnp.fft.irfft(z, D)
+    even, odd = v[..., : (D + 1) // 2], v[..., (D + 1) // 2 :][..., ::-1]
+    if D % 2:
+        odd = jnp.concatenate([odd, odd[..., :1]], axis=-1)
+    return jnp.stack([even, odd], axis=-1).reshape(*v.shape[:-1], -1)[..., :D]
+
+
+def _forward(x, method):
+    x32 = x.astype(jnp.float32)
+    X = _dct_fft(x32) if method == "fft" else x32 @ _basis(x.shape[-1]).T
+    return X.astype(x.dtype)
+
+
+def _inverse(X, method):
+    X32 = X.astype(jnp.float32)
+    x = _idct_fft(X32) if method == "fft" else X32 @ _basis(X.shape[-1])
+    return x.astype(X.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def dct(x, method: str = "fft"):
+    """Orthonormal DCT-II of the last axis, X_k = s_k Σ x_n cos(π(2n+1)k/2D); shape and dtype kept."""
+    return _forward(x, method)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def idct(X, method: str = "fft"):
+    """Orthonormal DCT-III, the inverse of `dct`."""
+    return _inverse(X, method)
+
+
+dct.defvjp(lambda x, method: (_forward(x, method), None), lambda method, _, g: (_inverse(g, method),))
+idct.defvjp(lambda X, method: (_inverse(X, method), None), lambda method, _, g: (_forward(g, method),))
+
+
+def spectral_entropy(X_BxLxD) -> jax.Array:
+    """H = −Σ p log p / log D in [0, 1] with p = X²/ΣX², of DCT coefficients X; float32, (B, L)."""
+    power = jnp.square(X_BxLxD.astype(jnp.float32))
+    p = power / jnp.maximum(power.sum(-1, keepdims=True), 1e-30)
+    # 1e-20 keeps the gradient finite where a coefficient is exactly 0
+    return -(p * jnp.log(p + 1e-20)).sum(-1) / math.log(X_BxLxD.shape[-1])
+
+
+def gaussian_entropy(D: int) -> float:
+    """E[H] of an isotropic Gaussian vector, 1 − (ψ(3/2) + ln 2)/ln D: what pure noise scores."""
+    psi_three_halves = 2 - 2 * math.log(2) - 0.5772156649015329
+    return 1 - (psi_three_halves + math.log(2)) / math.log(D)

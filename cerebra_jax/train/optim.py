@@ -1,0 +1,37 @@
+"""AdamW with linear warm-up, cosine decay and clipping; weight decay on matrices only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from cerebra_jax import trees
+from cerebra_jax.config import TrainCfg, to_steps
+
+# every parameter of every model, by name, exactly once
+DECAY_RULES = [
+    (r"(.*/)?(kernel|table)", "decay"),
+    (r"(.*/)?(bias|scale|w)", "keep"),
+]
+
+
+def learning_rate(cfg: TrainCfg, total: int, per_epoch: int) -> optax.Schedule:
+    """Linear from 0 to `lr` over the warm-up, then a cosine to `lr · lr_end` at the last step."""
+    warmup = min(to_steps(cfg.warmup, total, per_epoch), total - 1)
+    return optax.warmup_cosine_decay_schedule(0.0, cfg.lr, warmup, total, cfg.lr * cfg.lr_end)
+
+
+def make(cfg: TrainCfg, total: int, per_epoch: int) -> optax.GradientTransformation:
+    """clip by global norm -> AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+
+    def decayed(params: Any) -> Any:
+        return jax.tree.map(lambda lab: lab == "decay", trees.label(params, DECAY_RULES))
+
+    return optax.chain(
+        optax.clip_by_global_norm(cfg.clip),
+        optax.scale_by_adam(cfg.b1, cfg.b2),
+        optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(learning_rate(cfg, total, per_epoch)),
+    )

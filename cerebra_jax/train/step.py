@@ -1,0 +1,121 @@
+"""The training step and the evaluation step: pure functions; the axis to sum over is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from cerebra_jax.config import RunCfg
+from cerebra_jax.errors import UserError
+from cerebra_jax.models.build import Model, neutral_knobs
+from cerebra_jax.policies import phases, thresholds
+from cerebra_jax.train import optim
+from cerebra_jax.train.objective import Metrics, objective
+from cerebra_jax.train.state import TrainState
+from cerebra_jax.types import Batch
+
+
+def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransformation, cfg: RunCfg, total: int,
+                    per_epoch: int) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
+    """train_step(state, batch, key, *, axis=None) -> (state, metrics).
+
+    One optimizer step: loss, analytic cost, penalty and gradients in one program. `batch` is this device's share
+    (train.accum micro-batches of it), `key` the same on every device: noise is keyed by global example index. Sums
+    over `axis` where given. A step whose gradients are not finite changes nothing but the count in state.skipped.
+    """
+    knobs_at = phases.schedule(cfg.objective, total, per_epoch)
+    lr_at = optim.learning_rate(cfg.train, total, per_epoch)
+    accum, running = cfg.train.accum, cfg.net.route.tau == "running"
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array, *, axis: str | None = None):
+        def psum(tree):
+            return lax.psum(tree, axis) if axis else tree
+
+        knobs = knobs_at(state.step)
+        key = jax.random.fold_in(key, state.step)
+        rows = batch["w_BxL"].any(axis=1).sum().astype(jnp.float32)
+        tokens, examples = psum((batch["w_BxL"].sum(), rows))
+
+        def share(params, micro):
+            variables = {"params": params, "routing": state.routing}
+            return objective(model, task, variables, micro, knobs, key, tokens, examples)
+
+        grad = jax.grad(share, has_aux=True)
+        if accum == 1:
+            grads, sums = grad(state.params, batch)
+        else:
+            micros = jax.tree.map(lambda x: x.reshape(accum, x.shape[0] // accum, *x.shape[1:]), batch)
+            first = jax.tree.map(lambda x: x[0], micros)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(grad, state.params, first))
+            add = lambda total, micro: (jax.tree.map(jnp.add, total, grad(state.params, micro)), None)  # noqa: E731
+            (grads, sums), _ = lax.scan(add, zeros, micros)
+        grads, (metrics, observed) = psum((grads, sums))
+
+        norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        routing = state.routing
+        if running and observed:
+            means = {name: value / examples for name, value in observed.items()}
+            routing = thresholds.follow(routing, means, state.step, cfg.net.route.decay)
+        fine = jnp.isfinite(norm) & jnp.isfinite(metrics["nats"][0])
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)  # noqa: E731
+        new = TrainState(
+            state.step + 1,
+            keep(params, state.params),
+            keep(opt_state, state.opt_state),
+            keep(routing, state.routing),
+            jnp.where(fine, 0, state.skipped + 1),
+        )
+        one = jnp.float32(1)
+        metrics |= {"grad_norm": (norm, one), "lam": (knobs.lam, one), "lr": (lr_at(state.step), one)}
+        metrics |= {"temperature": (knobs.temperature, one), "skipped": (new.skipped.astype(jnp.float32), one)}
+        return new, metrics
+
+    return train_step
+
+
+def make_eval_step(model: Model, task: Any) -> Callable[..., Metrics]:
+    """eval_step(state, batch, *, axis=None) -> metrics: no noise, thresholds as they stand."""
+
+    def eval_step(state: TrainState, batch: Batch, *, axis: str | None = None):
+        variables = {"params": state.params, "routing": state.routing}
+        one = jnp.float32(1)
+        _, (metrics, _) = objective(model, task, variables, batch, neutral_knobs(), None, one, one)
+        return lax.psum(metrics, axis) if axis else metrics
+
+    return eval_step
+
+
+def check_cost_gradient(model: Model, state: TrainState, batch: Batch, lam: float) -> None:
+    """UserError if λ > 0 but the expected cost has a zero gradient in every parameter: the penalty could move nothing."""
+    if lam == 0.0:
+        return
+    one = {name: x[:1] for name, x in batch.items()}
+
+    @jax.jit
+    def largest(params):
+        def cost(p):
+            return model.apply({"params": p, "routing": state.routing}, one, neutral_knobs())[1].expected_B.sum()
+
+        return jnp.stack([jnp.abs(g).max() for g in jax.tree.leaves(jax.grad(cost)(params))]).max()
+
+    if not largest(state.params) > 0:
+        raise UserError(f"objective.lam is {lam:g}, but no parameter of {model.name} changes its cost",
+                        "use objective.lam=0, or a model whose routing can move")  # fmt: skip
+
+
+def calibrate(model: Model, state: TrainState, batches: Any) -> TrainState:
+    """The state with thresholds measured on held-out batches (route.tau = "calibrated"); `thresholds.calibrate`."""
+
+    @jax.jit
+    def scores_of(params, routing, batch):
+        return model.apply({"params": params, "routing": routing}, batch, neutral_knobs())[1].scores
+
+    measured = thresholds.calibrate(lambda routing, b: scores_of(state.params, routing, b), state.routing, batches)
+    return state.replace(routing=measured)

@@ -1,0 +1,43 @@
+"""Language modelling on WikiText: dense Transformer or CHIAR-Former.
+
+python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
+
+    model   chiar (default) | dense          size   cpu (default) | 17m | 400m          smoke: ends in seconds
+
+`:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2 is
+downloaded, and where nothing can be downloaded the run takes the offline corpus and says so.
+"""
+
+from cerebra_jax import config
+from cerebra_jax.errors import UserError
+
+MODELS = ("chiar", "dense")
+SIZES = ("cpu", "17m", "400m")
+
+
+def get_config(arg: str = ""):
+    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    parts = [p for p in arg.split("-") if p]
+    for part in parts:
+        if part not in (*MODELS, *SIZES, "smoke"):
+            raise UserError(f"configs/wikitext.py has no part {part!r}", f"use {', '.join((*MODELS, *SIZES, 'smoke'))}")
+    c = config.defaults()
+    c.net.name = "transformer" if "dense" in parts else "chiar"
+    if "17m" in parts:  # CHIAR-Former small: 17 M parameters, GPT-2's vocabulary size
+        c.task.vocab_size = 50_257
+        c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 256, 4, 1024
+        c.net.dropout, c.net.dtype = 0.1, "bfloat16"
+        c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "5 epochs", 128, 1e-3, "0.05 frac"
+    elif "400m" in parts:
+        c.task.vocab_size = 50_257
+        c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 28, 1024, 16, 4096
+        c.net.dropout, c.net.dtype, c.net.scan = 0.1, "bfloat16", True
+        c.train.duration, c.train.batch_size, c.train.lr = "5 epochs", 128, 1e-4
+        c.train.warmup, c.train.weight_decay = "1000 steps", 0.01
+        c.net.loss_chunk = 8192
+    if "smoke" in parts:
+        c.task.vocab_size, c.task.seq_len = 512, 64
+        c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 32, 2, 64
+        c.train.duration, c.train.batch_size = "40 steps", 8
+        c.train.eval_every, c.train.checkpoint_every = "20 steps", "10 steps"
+    return c
