@@ -3,7 +3,10 @@
 One line on screen, `error: what is wrong; how to mend it`, and no traceback: a traceback is for bugs (exit 70).
 """
 
+import errno
+
 DONE, USER, BUG, DISK, PREEMPTED, PEER, DIVERGED = 0, 2, 70, 74, 75, 76, 77
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class RunError(Exception):

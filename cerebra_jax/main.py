@@ -6,14 +6,11 @@ command line has been found good.
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 from pathlib import Path
 
 from cerebra_jax import errors
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = None
         return errors.DONE
     except OSError as e:
-        if e.errno in _DISK:
+        if e.errno in errors.DISK_ERRNOS:
             return _fail(f"{e.strerror}: {e.filename or workdir}; free some space and run the same command again",
                          errors.DISK)
         return _crash(e, workdir)
