@@ -45,6 +45,7 @@ class Aux(NamedTuple):
     hard_B: jax.Array  # relative FLOPs of the decisions taken, per example
     stats: dict[str, jax.Array]  # name -> (R,) mean over the batch, one number a routed layer
     observed: dict[str, jax.Array]  # name -> (R,) batch means that the routing state follows
+    scores: dict[str, jax.Array]  # "score" -> (R, B, L) what the routers looked at; the compiler drops it where unused
 
 
 class Cost(NamedTuple):

@@ -139,7 +139,7 @@ class RoutedLayer(nn.Module):
             "hard_B": _routed_flops(net, kept_BxL, L),
             "kept": kept_BxL.mean(),
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(),
-            "score": flat.mean(),
+            "score": flat,
             "tau": jnp.quantile(flat, 1 - route.rate, axis=1).mean(),
             "spread": flat.std(axis=1).mean(),
         }
@@ -203,7 +203,7 @@ class Chiar(nn.Module):
         layer = {"net": net, "L": L, "kernel": kernel}
         fixed, dense = expected_split(net, L, self.vocab)
         expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
-        observed = {}
+        observed, scores = {}, {}
         if R:
             shared = (knobs.temperature, pos_1xL, ex_B)
             scanned = (routing["tau"], routing["spread"])
@@ -211,14 +211,15 @@ class Chiar(nn.Module):
             expected_B += y.pop("expected_B").sum(0) / dense
             hard_B += y.pop("hard_B").sum(0) / dense
             observed = {"tau": y.pop("tau"), "spread": y.pop("spread")}
-            stats |= y
+            scores = {"score": y.pop("score")}
+            stats |= y | {"score": scores["score"].mean((1, 2)), "tau": routing["tau"]}
         if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
             hard_B = jnp.full(B, soft_flops(net, L, self.vocab) / dense, jnp.float32)
 
         heavy = AttentionLN(net, att.causal_plan(L), kernel, name="last_heavy")
         x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B)
         x_BxLxD = FeedForwardLN(net, name="last_mlp")(x_BxLxD, ex_B)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed)
+        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed, scores)
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:

@@ -115,7 +115,7 @@ def calibrate(model: Model, state: TrainState, batches: Any) -> TrainState:
 
     @jax.jit
     def scores_of(params, routing, batch):
-        return model.apply({"params": params, "routing": routing}, batch, neutral_knobs())[1].scores
+        return model.apply({"params": params, "routing": routing}, batch, neutral_knobs())[1].scores["score"]
 
     measured = thresholds.calibrate(lambda routing, b: scores_of(state.params, routing, b), state.routing, batches)
     return state.replace(routing=measured)
