@@ -1,0 +1,176 @@
+"""Text -> ArrayRecord -> memory-mapped token files, once; afterwards they are only opened.
+
+CACHE/text/KEY      the tfds data set of a text, and its counts
+CACHE/tokens/KEY    train.bin valid.bin test.bin (uint16, or uint32 for more than 65,536 tokens), tokenizer.json, meta.json
+Keys are hashes of the content and of all settings that matter. A folder has its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cerebra_jax.config import TaskCfg
+from cerebra_jax.errors import DiskError, UserError
+from cerebra_jax.tasks import corpus, tokenizer
+from cerebra_jax.tasks.corpus import SPLITS, Count, Source
+
+FORMAT = 1  # of everything below CACHE; a new number prepares anew
+GROUP = 16  # blocks that are tokenised together: about 1 MiB of text in Python objects at once
+
+
+class Prepared(NamedTuple):
+    """Tokens on disk, and all that is known of them."""
+
+    folder: Path
+    source: Source
+    dataset: str
+    counts: dict[str, Count]
+    tokens: dict[str, int]
+    dtype: str
+    tokenizer: tokenizer.Bytes | tokenizer.Bpe
+
+    def memmap(self, split: str) -> np.ndarray:
+        return np.memmap(self.folder / f"{split}.bin", self.dtype, "r")
+
+
+def digest(ready: Prepared) -> str:
+    """One sha256 for the text of all splits."""
+    return hashlib.sha256("\n".join(ready.counts[split].sha256 for split in SPLITS).encode()).hexdigest()
+
+
+def prepare(cfg: TaskCfg, say: Callable[[str], None]) -> Prepared:
+    """The tokens of the text that `cfg` asks for. Raises UserError (text, settings) or DiskError (cache)."""
+    cache = Path(cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax").expanduser()
+    try:
+        (cache / "text").mkdir(parents=True, exist_ok=True)
+        (cache / "tokens").mkdir(exist_ok=True)
+        with _alone(cache / "lock"):  # two runs that start together prepare once
+            return _prepare(cfg, cache, say)
+    except OSError as err:
+        where = err.filename or cache
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(f"no space left for {where}", "free some, or choose another task.cache_dir") from err
+        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot use {where}: {err.strerror}", "choose another --config.task.cache_dir") from err
+        raise
+
+
+def _prepare(cfg: TaskCfg, cache: Path, say: Callable[[str], None]) -> Prepared:
+    def text_folder(key: str) -> Path:
+        return cache / "text" / _key("text", key)
+
+    source = corpus.find(cfg, lambda key: _meta(text_folder(key)) is not None, cache / "downloads", say)
+    settings = tokenizer.settings(cfg, source.dataset == corpus.OFFLINE)
+    tokens = cache / "tokens" / _key(source.key, json.dumps(settings, sort_keys=True))
+    meta = _meta(tokens)
+    if meta is None:
+        say(f"preparing {source.origin} (once, kept in {cache})")
+        text = text_folder(source.key)
+        if _meta(text) is None:
+            _write_text(source, corpus.scan(source), text)  # scan: refuses broken files before the slow imports
+        _write_tokens(text, settings, cfg, tokens)
+        meta = _meta(tokens)
+    counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
+    tok = tokenizer.load(tokens, settings["name"])
+    return Prepared(tokens, source, corpus.name_of(source, counts), counts, meta["tokens"], meta["dtype"], tok)
+
+
+def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:
+    from cerebra_jax.tasks import wikitext
+
+    with _new_folder(target) as folder:
+        data = wikitext.write(source, {split: c.blocks for split, c in counts.items()}, folder)
+        meta = {"counts": {split: c._asdict() for split, c in counts.items()}, "data": str(data.relative_to(folder))}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+def _write_tokens(text: Path, settings: dict, cfg: TaskCfg, target: Path) -> None:
+    from cerebra_jax.tasks import wikitext
+
+    meta = _meta(text)
+    counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
+    with _new_folder(target) as folder:
+        if settings["name"] == "bpe":
+            train = wikitext.read(text / meta["data"], "train")
+            some = _evenly(train, counts["train"], settings["bytes"])
+            (folder / "tokenizer.json").write_text(tokenizer.train_bpe(some, cfg.vocab_size), encoding="utf-8")
+        elif settings["name"] == "gpt2":
+            (folder / "tokenizer.json").write_text(tokenizer.gpt2(Path(cfg.gpt2_dir).expanduser()), encoding="utf-8")
+        tok = tokenizer.load(folder, settings["name"])
+        dtype = "uint16" if tok.vocab_size <= 1 << 16 else "uint32"
+        tokens = {}
+        for split in SPLITS:
+            records, sha256 = wikitext.read(text / meta["data"], split), hashlib.sha256()
+            with open(folder / f"{split}.bin", "wb") as f:
+                while group := [record for _, record in zip(range(GROUP), records, strict=False)]:
+                    for record in group:
+                        sha256.update(record)
+                    f.write(tok.encode_blocks(group).astype(dtype).tobytes())
+                tokens[split] = f.tell() // np.dtype(dtype).itemsize
+            if sha256.hexdigest() != counts[split].sha256:
+                raise DiskError(f"{text} differs from the text it was made of", "the disk damaged it: delete it")
+        done = {"counts": meta["counts"], "tokens": tokens, "dtype": dtype, "tokenizer": settings}
+        (folder / "meta.json").write_text(json.dumps(done, indent=1))
+
+
+def _evenly(blocks: Iterable[bytes], count: Count, size: int) -> Iterator[bytes]:
+    """Every n-th block, so that about `size` bytes come from all over the text."""
+    step = max(1, -(-count.bytes // size))
+    return (block for i, block in enumerate(blocks) if i % step == 0)
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join((str(FORMAT), *parts)).encode()).hexdigest()[:24]
+
+
+def _meta(folder: Path) -> dict | None:
+    """meta.json of a complete folder; None where there is none or where a token file has another size than written."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    for split, n in meta.get("tokens", {}).items():
+        path = folder / f"{split}.bin"
+        if not path.exists() or path.stat().st_size != n * np.dtype(meta["dtype"]).itemsize:
+            return None
+    return meta
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is between here and the end."""
+    try:
+        f = open(path, "w")
+    except OSError as err:
+        if err.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        yield  # a shared cache that nobody here can write: what is in it can be used, a write raises its own error
+        return
+    with f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that gets its name when it is complete; what a killed run or a damaged disk left is replaced."""
+    for stale in target.parent.glob(f"{target.name}*"):
+        shutil.rmtree(stale)
+    folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
