@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         return errors.DONE
     except OSError as e:
         if e.errno in errors.DISK_ERRNOS:
-            return _fail(f"{e.strerror}: {e.filename or workdir}; free some space and run the same command again",
-                         errors.DISK)
+            return _fail(
+                f"{e.strerror}: {e.filename or workdir}; free some space and run the same command again", errors.DISK
+            )
         return _crash(e, workdir)
     except KeyboardInterrupt:
         return _fail("stopped; the same command starts again", errors.PREEMPTED)
@@ -72,8 +73,9 @@ def _crash(error: BaseException, workdir: Path | None) -> int:
         where = f"the traceback is in {workdir / 'crash.txt'}"
     else:
         print(text, file=sys.stderr)
-    return _fail(f"a bug in cerebra_jax: {type(error).__name__}: {str(error)[:200]}; {where}, please report it",
-                 errors.BUG)
+    return _fail(
+        f"a bug in cerebra_jax: {type(error).__name__}: {str(error)[:200]}; {where}, please report it", errors.BUG
+    )
 
 
 if __name__ == "__main__":

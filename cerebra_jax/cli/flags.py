@@ -71,7 +71,9 @@ def parse(argv: list[str]) -> Request:
         if "workdir" not in options:
             raise UserError("eval needs --workdir", "give the folder of a run: --workdir=runs/NAME")
         if wrong := [key for key in overrides if key not in _EVAL_KEYS]:
-            raise UserError(f"eval cannot change {wrong[0]}", f"the run's config.json rules; only {_list(_EVAL_KEYS)} may")
+            raise UserError(
+                f"eval cannot change {wrong[0]}", f"the run's config.json rules; only {_list(_EVAL_KEYS)} may"
+            )
         cfg = _load(str(Path(options["workdir"]) / "config.json"), overrides)
     else:
         if "config" not in options:

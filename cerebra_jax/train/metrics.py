@@ -5,9 +5,12 @@ Steps hand over (sum, count) pairs, never means; the division happens here, once
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
+import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +46,34 @@ def _plain(value: np.ndarray) -> Any:
     return float(value) if np.isfinite(value) else None
 
 
+class Pace:
+    """Seconds per step of this session, without compilation, evaluations and saves."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._recent: deque[float] = deque(maxlen=50)
+
+    def pause(self) -> None:
+        """The next lap does not count."""
+        self._last = None
+
+    def lap(self) -> float | None:
+        """Seconds since the last lap; None for the first one after a pause."""
+        now = time.perf_counter()
+        took = None if self._last is None else now - self._last
+        self._last = now
+        if took is not None:
+            self._recent.append(took)
+        return took
+
+    def left(self, steps: int) -> str:
+        """The time that `steps` more steps take, as h:mm:ss."""
+        if not self._recent:
+            return "?"
+        seconds = round(steps * sum(self._recent) / len(self._recent))
+        return str(datetime.timedelta(seconds=seconds))
+
+
 class Log:
     """metrics.jsonl: append-only lines, each written whole, cut back to the step of the checkpoint on resume.
 
@@ -50,28 +81,36 @@ class Log:
     a power cut, and runs before each checkpoint, so that no checkpoint is ahead of its lines.
     """
 
-    def __init__(self, path: Path, step: int):
-        """Opens the file for a run that continues after `step`: later and torn lines are dropped (0: all)."""
-        self.path = path
-        self.lines = [line for line in read(path) if line["step"] <= step]
+    def __init__(self, path: Path, step: int, scored: bool = True):
+        """Opens the file for a run that continues after `step`: later and torn lines are dropped (step 0: all lines).
+
+        `scored` False: the checkpoint does not know its validation loss, so that it is measured again.
+        """
+        self.path, self.lines = path, []  # lines: the few that are not of training steps
         part = path.with_name(f".{path.name}.part")
         with open(part, "wb") as f:
-            f.writelines(_encode(line) for line in self.lines)
+            for line in read(path):
+                again = line["split"] == "test" or (line["split"] == "valid" and line["step"] == step and not scored)
+                if line["step"] <= step and not again:
+                    f.write(_encode(line))
+                    self._remember(line)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
-        self.lines = [line for line in self.lines if line["split"] != "train"]
+        self._file = open(path, "ab", buffering=0)
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends one line in one write, so that a kill leaves whole lines or one torn last line."""
         self._file.write(_encode(line))
-        if line["split"] != "train":
-            self.lines.append(line)
+        self._remember(line)
 
     def validation(self, step: int) -> dict[str, Any] | None:
         """The validation line of a step, None where it was not evaluated."""
         return next((line for line in self.lines if line["step"] == step and line["split"] == "valid"), None)
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if line["split"] != "train":
+            self.lines.append(line)
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -121,7 +160,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=30)
 
     def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
-        for name, value in line.items():
+        for name, value in (line | line["gates"]).items():
             if isinstance(value, list):
                 for i, v in enumerate(value):
                     if v is not None:

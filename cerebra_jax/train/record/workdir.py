@@ -1,6 +1,6 @@
 """The folder of a run: who may write in it, whether it is this run, and whether the run is done. Imports no JAX.
 
-    config.json metrics.jsonl result.json checkpoints/ tensorboard/ log.txt run.lock crash.txt
+config.json metrics.jsonl result.json checkpoints/ tensorboard/ log.txt run.lock crash.txt
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Ite
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{workdir} is in use by {holder or 'another process'}",
-                            "wait for it, stop it, or choose another --workdir") from None
+            raise UserError(
+                f"{workdir} is in use by {holder or 'another process'}",
+                "wait for it, stop it, or choose another --workdir",
+            ) from None
         if holder:
             say(f"warning: {workdir} was left by {holder} without closing it: taken over")
         f.truncate(0)
@@ -106,8 +108,10 @@ def claim(workdir: Path, cfg: config.RunCfg) -> None:
         changed = [f"{k} {a!r} -> {b!r}" for k, (a, b) in differences(old, config.to_dict(cfg)).items()]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise UserError(f"{workdir} holds another run: {', '.join(changed[:3])}{more}",
-                            "use --fresh to move it aside, or choose another --workdir")
+            raise UserError(
+                f"{workdir} holds another run: {', '.join(changed[:3])}{more}",
+                "use --fresh to move it aside, or choose another --workdir",
+            )
     write_json(path, config.to_dict(cfg))
 
 

@@ -1,0 +1,286 @@
+"""A run from its first step, or from its last checkpoint, to result.json. Everything else is a pure function.
+
+Metrics are read one step late, with one step in flight: the device never waits for Python, and on CPU a longer queue
+of collectives deadlocks jax < 0.12. At a given step the order is fixed, so that a resumed run repeats it exactly:
+evaluate, save, calibrate, train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from cerebra_jax.config import RunCfg, to_dict, to_steps
+from cerebra_jax.errors import Diverged, Preempted, UserError
+from cerebra_jax.models import build as models
+from cerebra_jax.policies import phases
+from cerebra_jax.train import metrics, optim, parallel, state, step
+from cerebra_jax.train.checkpoint import Checkpoints, digest
+from cerebra_jax.train.record import result
+from cerebra_jax.train.record.closing import quality
+
+CALIBRATION_BATCHES = 8
+_LINE = {"expected": "expected_rel_flops", "hard": "hard_rel_flops"}
+
+
+class Screen(Protocol):
+    """Where a run talks to a person."""
+
+    def say(self, line: str) -> None: ...
+
+    def begin(self, total: int, done: int) -> None: ...
+
+    def step(self, done: int, text: str, due: bool) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Session:
+    """What a configuration and its task give: model, programs, durations in steps, the shape of the state."""
+
+    def __init__(self, cfg: RunCfg, task: Any):
+        self.cfg, self.task = cfg, task
+        t = cfg.train
+        self.per_epoch = task.steps_per_epoch(t.batch_size)
+        self.total = to_steps(t.duration, 0, self.per_epoch)
+        self.model = models.build(cfg, task.vocab_size)
+        self.optimizer = optim.make(t, self.total, self.per_epoch)
+        self.key = jax.random.key(cfg.seed)
+        self.like = jax.eval_shape(self.fresh)
+        self.micro = t.batch_size // t.accum
+        devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
+        train_step = step.make_train_step(self.model, task, self.optimizer, cfg, self.total, self.per_epoch)
+        self.parallel = parallel.DataParallel(train_step, step.make_eval_step(self.model, task), devices)
+        self.executed = self.model.cost.executed_flops / self.model.dense.executed_flops
+
+    def fresh(self) -> state.TrainState:
+        """The state before the first step."""
+        return state.init(self.model, self.optimizer, self.task.example(1), self.key)
+
+    def steps(self, spec: str) -> int:
+        return to_steps(spec, self.total, self.per_epoch)
+
+    def line(self, at: int, split: str, formed: dict[str, Any]) -> dict[str, Any]:
+        """A line of metrics.jsonl: scalars by name, per-layer figures under gates."""
+        gates = {k: v for k, v in formed.items() if isinstance(v, list)}
+        scalars = {_LINE.get(k, k): v for k, v in formed.items() if k not in gates and k != "nats"}
+        phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
+        head = {"step": at, "split": split, "phase": phase, "loss": formed["nats"], "ppl": metrics.ppl(formed["nats"])}
+        return head | scalars | {"executed_rel_flops": self.executed, "gates": gates}
+
+    def evaluate(self, placed: Any, at: int, split: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """The line of a whole split, every token once; None where a signal stopped it on the way."""
+        total, previous = None, None
+        for batch in self.task.eval_batches(split, self.micro):
+            if stop():
+                return None
+            now = self.parallel.eval(placed, self.parallel.shard(batch))
+            if previous is not None:
+                total = metrics.add(total, jax.device_get(previous))
+            previous = now
+        total = metrics.add(total, jax.device_get(previous))
+        line = self.line(at, split, metrics.form(total))
+        if line["loss"] is None:
+            raise Diverged(f"step {at}: the {split} loss is not finite", "lower train.lr")
+        return line | self.task.report(split, float(total["nats"][0]))
+
+
+class Run:
+    """One session of one run. `go` returns what result.json holds."""
+
+    def __init__(self, s: Session, workdir: Path, screen: Screen, stop: Callable[[], bool]):
+        self.s, self.workdir, self.screen, self.stop = s, workdir, screen, stop
+        self.began, self.pace = time.perf_counter(), metrics.Pace()
+        self.environment = result.environment(s.parallel.devices)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", screen.say)
+        self.pending: tuple[int, Any] | None = None
+        self.every_log = max(1, s.steps(s.cfg.train.log_every))
+        self.signal_at = _chaos()
+
+    def go(self) -> dict[str, Any]:
+        with contextlib.ExitStack() as closing:
+            closing.callback(self.checkpoints.close)
+            self._start()
+            closing.callback(self.log.close)
+            closing.callback(self.tracker.close)
+            closing.callback(self.screen.end)
+            self._train()
+            self.screen.end()
+            return self._finish()
+
+    def _start(self) -> None:
+        """Restores the latest intact checkpoint, or starts afresh."""
+        s = self.s
+        found = self.checkpoints.latest(s.like)
+        self.start, self.wall, self.skipped = 0, 0.0, 0
+        scored = True
+        if found is None:
+            self.checkpoints.preflight(s.like)
+            host = s.fresh()
+        else:
+            self.start, host, meta = found
+            self.wall, self.skipped, scored = meta["wall_s"], int(host.skipped), meta["nats"] is not None
+            result.same_data(meta["data"], s.task)
+            self.screen.say(f"resuming at step {self.start:,} of {s.total:,}")
+            if line := result.drift(meta["environment"], self.environment):
+                self.screen.say(line)
+        self.state = s.parallel.place(host)
+        if found is None:
+            step.check_cost_gradient(s.model, self.state, s.task.example(1), s.cfg.objective.lam)
+        self.log = metrics.Log(self.workdir / "metrics.jsonl", self.start, scored)
+        self.tracker = metrics.tracker(self.workdir / "tensorboard", self.start)
+        self.screen.begin(s.total, self.start)
+
+    def _train(self) -> None:
+        s, t = self.s, self.s.cfg.train
+        every_eval, every_save = s.steps(t.eval_every), s.steps(t.checkpoint_every)
+        calibrate_at = {0, s.steps(s.cfg.net.route.calibrate_at)} if self._calibrates() else set()
+        at = self.start
+        while True:
+            nats, saved = None, at == self.start
+            if at and (_due(at, every_eval) or at == s.total) and self.log.validation(at) is None:
+                nats = self._validate(at)
+                self._save(at, nats)
+            elif not saved and _due(at, every_save):
+                self._save(at, None)
+            else:
+                self.checkpoints.check()
+            saved = saved or nats is not None or _due(at, every_save)
+            if at == s.total:
+                return
+            if self.stop():
+                self._preempt(at, saved)
+            if at in calibrate_at:
+                self._flush()
+                held_out = itertools.islice(s.task.eval_batches("valid", s.micro), CALIBRATION_BATCHES)
+                self.state = s.parallel.place(step.calibrate(s.model, self.state, held_out))
+            batch = s.parallel.shard(s.task.train_batch(s.cfg.seed, at, t.batch_size))
+            self.state, sums = s.parallel.step(self.state, batch, s.key)
+            at += 1
+            self._flush()
+            self.pending = (at, sums)
+            if self.signal_at and self.signal_at[1] == at:
+                os.kill(os.getpid(), self.signal_at[0])
+
+    def _calibrates(self) -> bool:
+        net = self.s.cfg.net
+        return net.name == "chiar" and net.route.mode == "threshold" and net.route.tau == "calibrated"
+
+    def _flush(self) -> None:
+        """Reads the metrics of the step before this one, and writes its line."""
+        if self.pending is None:
+            return
+        (at, sums), self.pending = self.pending, None
+        sums = jax.device_get(sums)
+        took = self.pace.lap()
+        formed = metrics.form(metrics.add(None, sums))
+        line = self.s.line(at, "train", formed)
+        tokens = self.s.cfg.train.batch_size * self.s.cfg.task.seq_len
+        line["tokens_per_s"] = took and round(tokens / took, 1)
+        line["step_ms"] = took and round(took * 1e3, 3)
+        self.log.write(line)
+        self.tracker.scalars(at, "train", line)
+        self.skipped = int(formed["skipped"] or 0)
+        if self.skipped > self.s.cfg.train.max_skips:
+            raise Diverged(
+                f"step {at}: loss or gradients were not finite {self.skipped} steps in a row",
+                "the last checkpoint is finite; lower train.lr, or raise train.max_skips",
+            )
+        rate = f"{tokens / took:,.0f} tokens/s · " if took else ""
+        loss = "loss not finite" if line["loss"] is None else f"loss {line['loss']:.3f}"
+        skips = f" · skipped {self.skipped}" if self.skipped else ""
+        flops = f"{line['hard_rel_flops'] or 0:.3f} of dense FLOPs"
+        text = f"{loss} · {flops} · {rate}{self.pace.left(self.s.total - at)} left{skips}"
+        self.screen.step(at, text, at == 1 or _due(at, self.every_log))
+
+    def _validate(self, at: int) -> float:
+        self._flush()
+        line = self.s.evaluate(self.state, at, "valid", self.stop)
+        self.pace.pause()
+        if line is None:
+            self._preempt(at, at == self.start)
+        self.log.write(line)
+        self.tracker.scalars(at, "valid", line)
+        self.screen.say(f"step {at:,} · validation · {quality(line)}")
+        return line["loss"]
+
+    def _save(self, at: int, nats: float | None) -> None:
+        self._flush()
+        self.log.sync()
+        wall = self.wall + time.perf_counter() - self.began
+        meta = {"step": at, "nats": nats, "wall_s": wall, "config": to_dict(self.s.cfg)}
+        meta |= {"data": self.s.task.info(), "environment": self.environment}
+        self.checkpoints.save(at, self.state, meta, nats)
+        self.pace.pause()
+
+    def _preempt(self, at: int, saved: bool) -> None:
+        self._flush()
+        if not saved:
+            self._save(at, None)
+        self.checkpoints.wait()
+        raise Preempted(
+            f"stopped by a signal at step {at}, which is saved" if at else "stopped before the first step",
+            "the same command goes on",
+        )
+
+    def _finish(self) -> dict[str, Any]:
+        """Evaluates the best checkpoint by validation on the test split, and gathers the result."""
+        s = self.s
+        self.checkpoints.wait()
+        final = digest(self.state.params)
+        best = self.checkpoints.best(s.like)
+        if best is None:
+            raise UserError("no validated checkpoint is intact", "run the same command again, or use --fresh")
+        at, host, _ = best
+        placed = s.parallel.place(host)
+        valid = self.log.validation(at) or s.evaluate(placed, at, "valid", self.stop)
+        test = s.evaluate(placed, at, "test", self.stop) if valid else None
+        if test is None:
+            self._preempt(s.total, True)
+        self.log.write(test)
+        self.tracker.scalars(at, "test", test)
+        self.log.sync()
+        wall = self.wall + time.perf_counter() - self.began
+        return result.result(s, self.log.path, at, valid, test, final, wall)
+
+
+def run(cfg: RunCfg, task: Any, workdir: Path, screen: Screen, stop: Callable[[], bool] = lambda: False):
+    """Trains to the end; returns what result.json holds. Raises Preempted, Diverged, UserError, DiskError."""
+    s = Session(cfg, task)
+    for line in result.opening(s):
+        screen.say(line)
+    return Run(s, workdir, screen, stop).go()
+
+
+def measure(cfg: RunCfg, task: Any, workdir: Path, split: str, screen: Screen) -> dict[str, Any]:
+    """The line of `split` for the best checkpoint of a run; UserError where there is none."""
+    s = Session(cfg, task)
+    checkpoints = Checkpoints(workdir / "checkpoints", screen.say, read_only=True)
+    with contextlib.closing(checkpoints):
+        best = checkpoints.best(s.like)
+        if best is None:
+            raise UserError(f"{workdir} has no intact validated checkpoint", "train it first")
+    at, host, meta = best
+    result.same_data(meta["data"], task)
+    return s.evaluate(s.parallel.place(host), at, split, lambda: False)
+
+
+def _due(at: int, every: int) -> bool:
+    return every > 0 and at > 0 and at % every == 0
+
+
+def _chaos() -> tuple[int, int] | None:
+    """(signal, step) of CEREBRA_CHAOS=SIGKILL@37: the run shoots itself after that step. For tests."""
+    text = os.environ.get("CEREBRA_CHAOS")
+    if not text:
+        return None
+    name, _, at = text.partition("@")
+    return signal.Signals[name], int(at)

@@ -1,0 +1,140 @@
+"""result.json, and the lines that open a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import cerebra_jax
+from cerebra_jax.errors import UserError
+from cerebra_jax.train import metrics
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def environment(devices: Sequence[Any]) -> dict[str, Any]:
+    """What the bits of a run depend on besides its configuration and data."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    device = {"platform": devices[0].platform, "device": devices[0].device_kind, "devices": len(devices)}
+    return versions | device | {"cores": cores}
+
+
+def drift(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """One line on what differs from the environment of a checkpoint; empty where nothing does."""
+    changed = [f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v]
+    if not changed:
+        return ""
+    return f"warning: {', '.join(changed)}: this run goes on, but not with the bits of an uninterrupted one"
+
+
+def same_data(old: dict[str, Any], task: Any) -> None:
+    """UserError where the text or the tokenizer is not the one that a checkpoint was trained on."""
+    new = task.info()
+    for name, a, b in (("text", old, new), ("tokenizer", old["tokenizer"], new["tokenizer"])):
+        if a["sha256"] != b["sha256"]:
+            what = f"the {name} has changed: sha256 {a['sha256'][:12]} -> {b['sha256'][:12]}"
+            raise UserError(what, f"give {old['dataset']} as it was, or use --fresh")
+
+
+def opening(s: Any) -> list[str]:
+    """What is about to run, before the first compilation."""
+    L, t, net = s.cfg.task.seq_len, s.cfg.train, s.cfg.net  # noqa: N806
+    device = s.parallel.devices[0]
+    forward = f"{s.model.cost.executed_flops / L / 1e6:.3g} MFLOP/token forward"
+    return [
+        *([s.task.notice] if s.task.notice else []),
+        f"model {net.name} · {parameters(s.like.params):,} parameters · {net.depth} layers of width {net.width} · "
+        f"{forward}, {s.executed:.3f} of dense as executed",
+        f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {L} tokens "
+        f"({s.total / s.per_epoch:.2g} epochs) on {len(s.parallel.devices)} x {device.device_kind}",
+    ]
+
+
+def parameters(params: Any) -> int:
+    """How many numbers a model learns."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, wall: float) -> dict[str, Any]:
+    """What result.json holds. FLOPs are forward, per token, 1 MAC = 2 FLOPs; relative ones are shares of dense."""
+    cfg, L = s.cfg, s.cfg.task.seq_len  # noqa: N806
+    tokens = s.total * cfg.train.batch_size * L
+    laps = [line["step_ms"] for line in metrics.read(log) if line["split"] == "train" and line["step_ms"]]
+    step_ms = statistics.median(laps) if laps else None
+    dense, executed = s.model.dense.model_flops / L, s.model.cost.executed_flops / L
+    relative = {"expected": test["expected_rel_flops"], "hard": test["hard_rel_flops"], "executed": s.executed}
+    per_token = {name: rel and rel * dense for name, rel in relative.items()}
+    passes = 4 if cfg.net.remat else 3  # forward, backward at twice its price, and the forward pass that remat repeats
+    devices = s.parallel.devices
+    info = s.task.info()
+    return {
+        "task": cfg.task.name,
+        "dataset": s.task.dataset,
+        "notice": s.task.notice,
+        "data": info,
+        "model": cfg.net.name,
+        "seed": cfg.seed,
+        "params": parameters(s.like.params),
+        "steps": s.total,
+        "tokens": tokens,
+        "best_step": best,
+        "val": valid,
+        "test": test,
+        "costs": {
+            "unit": "forward FLOPs per token, 1 MAC = 2 FLOPs; executed is relative to the dense program as executed",
+            **per_token,
+            "executed": executed,
+            "dense": dense,
+            "dense_executed": s.model.dense.executed_flops / L,
+            "relative": relative,
+            "train_total": passes * executed * tokens,
+        },
+        "step_ms": step_ms,
+        "tokens_per_s": step_ms and cfg.train.batch_size * L / step_ms * 1e3,
+        "wall_s": wall,
+        **memory(devices),
+        "device": environment(devices) | {"host_platform": platform.platform()},
+        "versions": versions(),
+        "commit": commit(),
+        "params_sha256": digest,
+    }
+
+
+def memory(devices: Sequence[Any]) -> dict[str, Any]:
+    """Peak memory of a device where it counts it, of the whole process where not (CPU)."""
+    stats = devices[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return {"peak_memory_bytes": stats["peak_bytes_in_use"], "peak_memory_of": "device"}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_memory_bytes": peak, "peak_memory_of": "process"}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the result."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"cerebra_jax": cerebra_jax.__version__, "python": platform.python_version()} | found
+
+
+def commit() -> str | None:
+    """The commit of the checkout this package runs from, `-dirty` where files differ; None where it is installed."""
+    root = Path(cerebra_jax.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
