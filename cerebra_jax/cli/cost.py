@@ -1,0 +1,152 @@
+"""The `cost` command: what a run will take, per block and in all, without training and without its data."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cerebra_jax.config import RunCfg, TaskCfg, to_steps
+
+QUICK = 7.0  # seconds after which nothing more is compiled
+KEPT = 3  # checkpoints on disk: the last two and the best
+
+
+def vocabulary(task: TaskCfg) -> int:
+    """Vocabulary size of a configuration, without its tokenizer; BPE may find fewer tokens in a small text."""
+    return {"bytes": 257, "gpt2": 50_257}.get(task.tokenizer, task.vocab_size)
+
+
+def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
+    """Prints the preview of a run and returns its numbers; FLOPs per token are forward unless named otherwise."""
+    start = time.monotonic()
+    import jax
+    import jax.numpy as jnp
+
+    from cerebra_jax.cost import device, preview, prices
+    from cerebra_jax.models import build
+    from cerebra_jax.ops.xent import chunked_xent
+    from cerebra_jax.train.parallel import choose_devices
+
+    model = build.build(cfg, vocabulary(cfg.task))
+    L, train = cfg.task.seq_len, cfg.train
+    devices = len(choose_devices(train.devices, train.batch_size, train.accum))
+    chip = device.detect()
+
+    def batch_of(n: int) -> dict[str, jax.ShapeDtypeStruct]:
+        kinds = {"inputs_BxL": jnp.int32, "labels_BxL": jnp.int32, "w_BxL": jnp.float32}
+        tokens = {name: jax.ShapeDtypeStruct((n, L), kind) for name, kind in kinds.items()}
+        return tokens | {"ex_B": jax.ShapeDtypeStruct((n,), jnp.int32)}
+
+    variables = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), batch_of(1))
+
+    def loss(params, batch):
+        routing = {name: jnp.ones(r.shape, r.dtype) for name, r in variables["routing"].items()}
+        now = {"params": params, "routing": routing}
+        out, aux = model.apply(now, batch, build.neutral_knobs(), jax.random.key(0))
+        nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], cfg.net.loss_chunk)
+        return nats + aux.expected_B.sum()
+
+    micro = train.batch_size // train.accum // devices
+    step = preview.step(loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK)
+    params_bytes = preview.tree_bytes(variables["params"])
+    tokens = train.batch_size * L
+    steps = None if "epoch" in train.duration else to_steps(train.duration, 0, 1)
+    dense = model.dense.model_flops
+    found = {
+        "model": model.name,
+        "params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "flops_per_token": {
+            "model": model.cost.model_flops / L,
+            "executed": model.cost.executed_flops / L,
+            "dense": dense / L,
+            "dense_executed": model.dense.executed_flops / L,
+            "train_step": step.flops * devices / tokens,
+            "elementwise_train_step": step.elementwise * devices / tokens,
+        },
+        "rel_flops": {
+            "model": model.cost.model_flops / dense,
+            "executed": model.cost.executed_flops / model.dense.executed_flops,
+        },
+        "blocks": [row._asdict() for row in preview.rows(model.cost, model.dense)],
+        "memory_bytes": {
+            "params": params_bytes,
+            "optimizer": 2 * params_bytes,
+            "gradients": params_bytes,
+            "activations": step.activations,
+            "of": chip.memory,
+        },
+        "device": f"{chip.name} x {devices}",
+        "measured": step.timed,
+        "step_seconds": step.seconds,
+        "tokens_per_s": tokens / step.seconds,
+        "steps": steps,
+        "total_flops": None if steps is None else steps * step.flops * devices,
+        "checkpoint_bytes": 3 * params_bytes,
+        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
+        "conventions": prices.CONVENTIONS,
+    }
+    _print(found, cfg, chip, say)
+    return found
+
+
+def _print(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], None]) -> None:
+    L, net, per, memory = cfg.task.seq_len, cfg.net, f["flops_per_token"], f["memory_bytes"]
+    say(f"model      {f['model']}: {_si(f['params'])}params, {net.depth} layers, D {net.width}, H {net.heads}, "
+        f"F {net.ffn_width}, L {L}, V {vocabulary(cfg.task)}")  # fmt: skip
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    table.add_column("block", no_wrap=True)
+    table.add_column("path", no_wrap=True)
+    for name in ("model", "executed", "share", "dense"):
+        table.add_column(name, justify="right", no_wrap=True)
+    total = sum(row["executed"] for row in f["blocks"])
+    for row in f["blocks"]:
+        share = f"{100 * row['executed'] / total:.1f} %"
+        model, executed, dense = (_si(row[k] / L) for k in ("model", "executed", "dense"))
+        table.add_row(row["block"], row["part"], model, executed, share, dense)
+    table.add_row("all", "", _si(per["model"]), _si(per["executed"]), "100 %", _si(per["dense_executed"]), style="bold")
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    say("FLOPs per token, forward (dense: as its program executes it)")
+    say(captured.get().rstrip("\n"))
+    rel, train = f["rel_flops"]["executed"], per["train_step"]
+    say(f"cost       executed {rel:.1%} of what dense executes; training {_si(train)}FLOP per token and "
+        f"{_si(per['elementwise_train_step'])}elementwise operations")  # fmt: skip
+    how = "compiled" if f["measured"] else "estimated"
+    need = sum(memory[k] for k in ("params", "optimizer", "gradients", "activations"))
+    parts = ", ".join(f"{k} {_si(memory[k])}B" for k in ("params", "optimizer", "gradients"))
+    fits = "" if need <= memory["of"] else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
+    say(f"memory     {_si(need)}B of {_si(memory['of'])}B per device{fits}")
+    say(f"           {parts}, activations {_si(memory['activations'])}B ({how})")
+    source = "timed here" if f["measured"] else f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
+    say(f"time       {f['step_seconds']:.3g} s per step, {_si(f['tokens_per_s'])}tokens/s on {f['device']} ({source})")
+    if f["steps"] is None:
+        flops, seconds = 1e6 * train, 1e6 / f["tokens_per_s"]
+        say(f"training   {cfg.train.duration}: {_si(flops)}FLOP and {_duration(seconds)} per million tokens of text")
+    else:
+        say(
+            f"training   {cfg.train.duration}: {_si(f['total_flops'])}FLOP, {_duration(f['steps'] * f['step_seconds'])}"
+        )
+    say(f"disk       {KEPT} checkpoints of {_si(f['checkpoint_bytes'])}B, {_si(f['disk_free_bytes'])}B free")
+    say(f"convention {f['conventions']}")
+
+
+def _si(x: float) -> str:
+    """1_234_567 -> "1.23 M"."""
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(x) < 999.5:
+            return f"{x:.3g} {unit}"
+        x /= 1000
+    return f"{x:.3g} Z"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

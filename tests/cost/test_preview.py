@@ -1,0 +1,100 @@
+"""The preview: rows that add up, estimates that name themselves, nothing large allocated."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cerebra_jax.cli import cost as command
+from cerebra_jax.cost import device, preview
+from cerebra_jax.types import Cost
+
+CHIP = device.Device("chip", float32=1e12, bfloat16=2e12, bandwidth=1e9, memory=1 << 30)
+
+
+def test_equal_neighbours_share_a_row_and_sums_are_kept():
+    parts = {"layer_00/a": 1, "layer_01/a": 5, "layer_02/a": 5, "layer_03/a": 5, "layer_04/a": 1, "head": 7}
+    cost = Cost(parts, {k: 2 * v for k, v in parts.items()})
+    found = preview.rows(cost, Cost({}, {"head": 3}))
+    assert [(r.block, r.count, r.model, r.executed) for r in found] == [
+        ("layer_00", 1, 1, 2),
+        ("layer_01-03", 3, 15, 30),
+        ("layer_04", 1, 1, 2),
+        ("head", 1, 7, 14),
+    ]
+    assert sum(r.model for r in found) == cost.model_flops
+    assert [r.dense for r in found] == [0, 0, 0, 3]
+
+
+def product(params, batch):
+    return jnp.sum(jnp.tanh(batch @ params))
+
+
+def batch_of(n):
+    return jax.ShapeDtypeStruct((n, 8), jnp.float32)
+
+
+W = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+
+
+def test_a_small_step_is_timed_and_scales_with_accumulation():
+    one = preview.step(product, W, batch_of, 4, 1, CHIP, "float32", float("inf"))
+    two = preview.step(product, W, batch_of, 4, 2, CHIP, "float32", float("inf"))
+    assert one.timed and one.seconds > 0
+    assert two.flops == 2 * one.flops == 2 * 2 * (2 * 4 * 8 * 16)  # forward and the gradient of the weights
+
+
+def test_a_step_too_slow_to_time_whole_is_timed_in_part():
+    slow = CHIP._replace(float32=1e3)
+    seen = []
+
+    def spy(n):
+        seen.append(n)
+        return batch_of(n)
+
+    step = preview.step(product, W, spy, 64, 1, slow, "float32", float("inf"))
+    assert step.timed and seen[0] == 64 and seen[-1] == 1
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "large"])
+def test_otherwise_the_roofline(late, monkeypatch):
+    if not late:
+        monkeypatch.setattr(preview, "SMALL_PARAMS", 1)
+    step = preview.step(product, W, batch_of, 4, 1, CHIP, "float32", 0.0 if late else float("inf"))
+    assert not step.timed
+    assert step.seconds == device.roofline_seconds(step.flops, step.bytes, CHIP) / preview.EFFICIENCY
+    assert step.activations > 0
+
+
+@pytest.mark.parametrize("name", ["transformer", "chiar"])
+def test_the_command_prints_what_it_returns(name, tiny_cfg):
+    lines = []
+    cfg = tiny_cfg({"net.name": name, "train.devices": 1})
+    found = command.run(cfg, lines.append)
+    text = "\n".join(lines)
+    rows = found["blocks"]
+    assert sum(r["executed"] for r in rows) == round(found["flops_per_token"]["executed"] * cfg.task.seq_len)
+    assert sum(r["model"] for r in rows) == round(found["flops_per_token"]["model"] * cfg.task.seq_len)
+    assert (found["rel_flops"]["executed"] == 1.0) == (name == "transformer")
+    assert found["total_flops"] == 8 * found["flops_per_token"]["train_step"] * 8 * 32
+    assert found["measured"] and "timed here" in text
+    for word in ("params", "head", "attention", "memory", "tokens/s", "checkpoints", "1 MAC = 2 FLOPs"):
+        assert word in text
+    assert "\x1b" not in text  # not a terminal: no control codes
+
+
+def test_a_large_model_is_previewed_from_its_shapes(tiny_cfg):
+    lines = []
+    net = {"name": "transformer", "depth": 28, "width": 1024, "heads": 16, "ffn_width": 4096, "scan": True}
+    cfg = tiny_cfg({"net": net, "task.tokenizer": "bpe", "task.vocab_size": 50257, "train.duration": "5 epochs"})
+    before = len(jax.live_arrays())
+    found = command.run(cfg, lines.append)
+    assert 4.0e8 < found["params"] < 4.1e8 and not found["measured"] and found["total_flops"] is None
+    assert sum(a.nbytes for a in jax.live_arrays()[before:]) < 1 << 20
+    assert "a guess" in "\n".join(lines) and "per million tokens" in "\n".join(lines)
+
+
+def test_a_model_that_does_not_fit_is_said_so(tiny_cfg, monkeypatch):
+    monkeypatch.setattr(device, "detect", lambda: CHIP._replace(memory=1))
+    lines = []
+    command.run(tiny_cfg(), lines.append)
+    assert "DOES NOT FIT" in "\n".join(lines)
