@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,9 @@ def test_words_are_passed_on_and_the_environment_is_made_once(call, tmp_path):
 
 
 def test_one_line_where_it_cannot_go_on(call, tmp_path):
-    old = _program(tmp_path / "old", '[ "$1" = -V ] && echo Python 3.8.1; exit 1')
-    no_venv = _program(tmp_path / "no_venv", 'case "$2" in *ensurepip*) exit 1 ;; esac')
+    pretend = f'exec {sys.executable} -c "import sys; sys.version_info = (3, %d, 9); $2"'
+    old = _program(tmp_path / "old", f'[ "$1" = -V ] && echo Python 3.10.9 || {pretend % 10}')
+    no_venv = _program(tmp_path / "no_venv", f'case "$2" in *ensurepip*) exit 1 ;; esac; {pretend % 11}')
     mine = tmp_path / "mine" / "precious"
     _program(mine, "")
     fresh = str(tmp_path / "fresh")
