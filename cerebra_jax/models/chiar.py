@@ -30,7 +30,7 @@ class Filter(nn.Module):
         method = self.net.route.dct
         w_D = self.param("w", nn.initializers.ones, (self.net.width,), jnp.float32)
         X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32), method)
-        y_BxLxD = spectral.idct(w_D * X_BxLxD, method).astype(x_BxLxD.dtype)
+        y_BxLxD = spectral.idct(w_D[None, None] * X_BxLxD, method).astype(x_BxLxD.dtype)
         return block.Norm(name="norm")(x_BxLxD + y_BxLxD), X_BxLxD
 
 

@@ -1,0 +1,57 @@
+"""Dispatch: order, capacity, overflow, and gathers that are each other's transpose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebra_jax.ops import dispatch
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([7, 64, 1024, 1500]), st.floats(0.05, 1.0), st.floats(0.0, 1.0))
+def test_slots_hold_the_earliest_kept_tokens_of_each_segment_in_order(seed, L, share, rate):
+    keep = np.random.RandomState(seed).random((2, L)) < rate
+    lay = dispatch.layout(L, share)
+    slots = dispatch.assign(jnp.asarray(keep), lay)
+    idx, slot, kept = (np.asarray(a) for a in (slots.idx_BxK, slots.slot_BxL, slots.kept_BxL))
+    for b in range(2):
+        for (t0, t1), (c0, c1) in zip(lay.tokens, lay.slots, strict=True):
+            want = [t for t in range(t0, t1) if keep[b, t]]
+            fit, over = want[: c1 - c0], want[c1 - c0 :]
+            assert idx[b, c0 : c0 + len(fit)].tolist() == fit
+            assert (idx[b, c0 + len(fit) : c1] == L).all()
+            assert kept[b, fit].all() and not kept[b, over].any()
+            assert slot[b, fit].tolist() == list(range(c0, c0 + len(fit)))
+        assert not kept[b][~keep[b]].any()
+
+
+@pytest.mark.parametrize(("L", "share"), [(64, 0.25), (1024, 0.3), (1500, 1.0), (10, 0.01)])
+def test_layout_tiles_the_sequence_and_has_room_for_the_share(L, share):
+    lay = dispatch.layout(L, share)
+    assert [a for a, _ in lay.tokens] + [L] == [0] + [b for _, b in lay.tokens]
+    assert [a for a, _ in lay.slots] + [lay.K] == [0] + [b for _, b in lay.slots]
+    assert share * L <= lay.K <= share * L + len(lay.tokens)
+    assert lay.plan("all")[-1] == (lay.slots[-1][0], lay.K, L) and lay.plan("routed")[-1][2] == lay.K
+
+
+def test_gather_and_scatter_are_transposes_and_undo_each_other():
+    rng = np.random.RandomState(0)
+    keep = jnp.asarray(rng.random((3, 40)) < 0.4)
+    slots = dispatch.assign(keep, dispatch.layout(40, 0.5))
+    K = slots.idx_BxK.shape[1]
+    x, y = (rng.standard_normal((3, n, 5)).astype(np.float32) for n in (40, K))
+    moved, back = dispatch.gather(x, slots), dispatch.scatter(y, slots)
+    np.testing.assert_allclose((moved * y).sum(), (x * back).sum(), rtol=1e-5)  # <Gx, y> = <x, Sy>
+    np.testing.assert_array_equal(dispatch.scatter(moved, slots), np.where(slots.kept_BxL[..., None], x, 0))
+    np.testing.assert_array_equal(jax.grad(lambda x: (dispatch.gather(x, slots) * y).sum())(x), back)
+    np.testing.assert_array_equal(jax.grad(lambda y: (dispatch.scatter(y, slots) * x).sum())(y), moved)
+
+
+def test_no_float_scatter_in_the_gradient():
+    slots = dispatch.assign(jnp.ones((2, 32), bool), dispatch.layout(32, 0.5))
+    grad = jax.grad(lambda x: (dispatch.scatter(jnp.tanh(dispatch.gather(x, slots)), slots) ** 2).sum())
+    text = str(jax.make_jaxpr(grad)(jnp.ones((2, 32, 4))))
+    assert "scatter-add" not in text and "scatter_add" not in text

@@ -1,0 +1,65 @@
+"""DCT and spectral entropy against scipy in float64, and the closed form for Gaussian noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+
+from cerebra_jax.ops import spectral
+
+SIZES = [2, 3, 7, 16, 33, 64, 100, 256]
+
+
+@pytest.mark.parametrize("method", ["fft", "matmul"])
+@pytest.mark.parametrize("D", SIZES)
+def test_dct_is_scipy_ortho_and_idct_its_inverse(D, method):
+    x = np.random.RandomState(D).standard_normal((3, 5, D)).astype(np.float32)
+    X = spectral.dct(x, method)
+    want = scipy.fft.dct(x.astype(np.float64), norm="ortho")
+    np.testing.assert_allclose(X, want, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_allclose(spectral.idct(X, method), x, atol=1e-5 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("method", ["fft", "matmul"])
+@pytest.mark.parametrize("transform", [spectral.dct, spectral.idct])
+@pytest.mark.parametrize("D", [7, 64])
+def test_gradient_is_the_transposed_transform(transform, method, D):
+    rng = np.random.RandomState(0)
+    x, c = rng.standard_normal((2, D)).astype(np.float32), rng.standard_normal((2, D)).astype(np.float32)
+    got = jax.grad(lambda x: (c * transform(x, method)).sum())(x)
+    basis = np.stack([np.asarray(transform(e, method)) for e in np.eye(D, dtype=np.float32)])
+    np.testing.assert_allclose(got, c @ basis.T, atol=2e-5)
+
+
+def test_bfloat16_is_computed_in_float32_and_cast_back():
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((4, 64)), jnp.bfloat16)
+    X = spectral.dct(x)
+    assert X.dtype == jnp.bfloat16
+    want = scipy.fft.dct(np.asarray(x, np.float64), norm="ortho")
+    np.testing.assert_allclose(np.asarray(X, np.float64), want, atol=2e-2)
+
+
+@pytest.mark.parametrize("D", [16, 64, 256, 1024])
+def test_entropy_of_gaussian_vectors_matches_the_closed_form(D):
+    x = np.random.RandomState(1).standard_normal((1, 20_000, D)).astype(np.float32)
+    got = float(spectral.spectral_entropy(spectral.dct(x)).mean())
+    assert abs(got - spectral.gaussian_entropy(D)) < 1e-3
+    assert abs(spectral.gaussian_entropy(1024) - 0.8947) < 3e-4
+
+
+def test_entropy_agrees_with_scipy_and_stays_in_range():
+    x = np.random.RandomState(2).standard_normal((2, 50, 96))
+    p = scipy.fft.dct(x, norm="ortho") ** 2
+    p /= p.sum(-1, keepdims=True)
+    want = -(p * np.log(p)).sum(-1) / np.log(96)
+    np.testing.assert_allclose(spectral.spectral_entropy(spectral.dct(x.astype(np.float32))), want, rtol=1e-5)
+    flat, peak = np.ones((1, 1, 8), np.float32), np.eye(8, dtype=np.float32)[None, :1]
+    assert abs(float(spectral.spectral_entropy(flat)[0, 0]) - 1) < 1e-6
+    assert abs(float(spectral.spectral_entropy(peak)[0, 0])) < 1e-6
+
+
+def test_entropy_gradient_is_finite_where_coefficients_vanish():
+    X = jnp.zeros((1, 2, 8)).at[0, 0, 3].set(2.0)
+    g = jax.grad(lambda X: spectral.spectral_entropy(X).sum())(X)
+    assert np.isfinite(np.asarray(g)).all()
