@@ -54,7 +54,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def clean_env() -> dict[str, str]:
     """Environment for subprocesses: a user's own (1 device), offline, with the caches of this test session."""
     env = {k: v for k, v in _USER_ENV.items() if not k.startswith("PYTEST_")}
