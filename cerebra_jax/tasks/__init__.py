@@ -1,0 +1,1 @@
+"""Tasks: numpy batches, (sum, count) losses, and the text they are made of."""

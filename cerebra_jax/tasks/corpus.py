@@ -73,8 +73,7 @@ ARCHIVES = {
 }  # fmt: skip
 
 # sha1 of the uncompressed texts as GluonNLP pins them (data/corpora/wikitext.py); valid and test of both were checked
-# against copies of known origin. The second train text of wikitext2 is the official one with its articles in another
-# order (an archive of fastai's CSV form, joined): same lines, words and bytes.
+# against copies of known origin. The second train text of wikitext2 is the official one, its articles in another order.
 KNOWN = {
     "wikitext2": {
         "train": ("863f29c46ef9d167fff4940ec821195882fe29d1", "ddc62251223002638e180ea946fbe909bb7f477a"),
@@ -222,10 +221,9 @@ def _files(root: Path) -> Iterator[str]:
 
 def _is_utf8(data: bytes) -> bool:
     try:
-        data.decode()
+        return data.decode() is not None
     except UnicodeDecodeError:
         return False
-    return True
 
 
 def blocks(stream: BinaryIO, size: int = BLOCK) -> Iterator[bytes]:
@@ -246,8 +244,8 @@ def _cut_in_line(data: bytes) -> int:
 
     A tokenizer that splits at white space finds the same words on both sides of such a space as in the whole line.
     """
-    for space in reversed([m.start() for m in re.finditer(rb"(?<=[!-~]) (?=[!-~])", data)]):
-        return space
+    if spaces := re.findall(rb"(?s)^.*[!-~](?= [!-~])", data):
+        return len(spaces[0])
     cut = len(data) - 1
     while cut > 0 and data[cut] & 0xC0 == 0x80:  # inside a UTF-8 character
         cut -= 1

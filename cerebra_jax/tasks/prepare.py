@@ -1,7 +1,7 @@
 """Text -> ArrayRecord -> memory-mapped token files, once; afterwards they are only opened.
 
 CACHE/text/KEY      the tfds data set of a text, and its counts
-CACHE/tokens/KEY    train.bin valid.bin test.bin (uint16, or uint32 for more than 65,536 tokens), tokenizer.json, meta.json
+CACHE/tokens/KEY    train.bin valid.bin test.bin (uint16, or uint32 if vocab_size > 65,536), tokenizer.json, meta.json
 Keys are hashes of the content and of all settings that matter. A folder has its name only when it is complete.
 """
 

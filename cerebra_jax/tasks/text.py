@@ -1,4 +1,4 @@
-"""Language modelling on a text: windows of tokens, shuffled by a counter; perplexity per token and per word, bits per byte.
+"""Language modelling on a text: windows shuffled by a counter; perplexity per token and per word, bits per byte.
 
 The model reads x[t-1] and predicts x[t] for every token of a split, the first included: before it stands bos.
 """
@@ -53,7 +53,7 @@ class TextTask:
         """The rows of the global batch `step` that belong to host (i, n).
 
         Window step * B + j of the run is window (step * B + j) % N of its epoch's order. In an epoch the text is a ring
-        that is cut into N windows at a random place, so each token is learnt once: what the last window repeats weighs 0.
+        that is cut into N windows from a random place on: each token is learnt once, what the last repeats weighs 0.
         """
         L, N, T = self._seq_len, self.windows("train"), len(self._tokens["train"])
         ex_B = _rows(batch_size, host)
