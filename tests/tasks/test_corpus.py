@@ -89,7 +89,9 @@ def test_broken_text_is_refused_with_file_line_and_column(tmp_path, case, split)
     assert word in err.value.what and err.value.mend
 
 
-@pytest.mark.parametrize("damage", [lambda z: z[:-20], lambda z: z[:30] + b"\xff\xff\xff" + z[33:], lambda z: b"plain text"])
+@pytest.mark.parametrize(
+    "damage", [lambda z: z[:-20], lambda z: z[:30] + b"\xff\xff\xff" + z[33:], lambda z: b"plain text"]
+)
 def test_damaged_gzip_is_refused(tmp_path, damage):
     folder = write(tmp_path / "d", train=None)
     (folder / "train.txt.gz").write_bytes(damage(gzip.compress(b"".join(b"%d\n" % i for i in range(9999)))))
