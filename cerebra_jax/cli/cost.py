@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cerebra_jax.config import RunCfg, TaskCfg, to_steps
 
-QUICK = 7.0  # seconds after which nothing more is compiled
+QUICK = 4.0  # seconds after which nothing more is compiled or timed
 KEPT = 3  # checkpoints on disk: the last two and the best
 
 
@@ -82,7 +82,7 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "of": chip.memory,
         },
         "device": f"{chip.name} x {devices}",
-        "measured": step.timed,
+        "timed_examples": step.timed,
         "step_seconds": step.seconds,
         "tokens_per_s": tokens / step.seconds,
         "steps": steps,
@@ -96,57 +96,63 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _print(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], None]) -> None:
-    L, net, per, memory = cfg.task.seq_len, cfg.net, f["flops_per_token"], f["memory_bytes"]
-    say(f"model      {f['model']}: {_si(f['params'])}params, {net.depth} layers, D {net.width}, H {net.heads}, "
+    L, net, per, memory, timed = cfg.task.seq_len, cfg.net, f["flops_per_token"], f["memory_bytes"], f["timed_examples"]
+    say(f"model      {f['model']}: {_si(f['params'])} params, {net.depth} layers, D {net.width}, H {net.heads}, "
         f"F {net.ffn_width}, L {L}, V {vocabulary(cfg.task)}")  # fmt: skip
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    table.add_column("block", no_wrap=True)
-    table.add_column("path", no_wrap=True)
+    say("FLOPs per token, forward; dense: what the dense Transformer of this shape executes")
+    say(_table(f, L))
+    say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {_si(per['train_step'], 'FLOP')} and "
+        f"{_si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
+    need = sum(memory[k] for k in ("params", "optimizer", "gradients", "activations"))
+    parts = ", ".join(f"{k} {_si(memory[k], 'B')}" for k in ("params", "optimizer", "gradients", "activations"))
+    fits = "" if need <= memory["of"] else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
+    say(f"memory     {_si(need, 'B')} of {_si(memory['of'], 'B')} per device{fits}")
+    say(f"           {parts} ({'compiled' if timed else 'estimated'})")
+    source = f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
+    if timed:
+        rows = cfg.train.batch_size
+        source = "timed here" if timed == rows else f"timed here on {timed} of {rows} windows"
+    rate = f"{f['tokens_per_s']:,.0f} tokens/s on {f['device']}"
+    say(f"time       {_duration(f['step_seconds'])} per step, {rate} ({source})")
+    if f["steps"] is None:
+        flops, seconds = 1e6 * per["train_step"], 1e6 / f["tokens_per_s"]
+        say(
+            f"training   {cfg.train.duration}: {_si(flops, 'FLOP')} and {_duration(seconds)} per million tokens of text"
+        )
+    else:
+        total, seconds = f["total_flops"], f["steps"] * f["step_seconds"]
+        say(f"training   {cfg.train.duration}: {_si(total, 'FLOP')}, {_duration(seconds)}")
+    say(f"disk       {KEPT} checkpoints of {_si(f['checkpoint_bytes'], 'B')}, {_si(f['disk_free_bytes'], 'B')} free")
+    say(f"convention {f['conventions']}")
+
+
+def _table(f: dict[str, Any], L: int) -> str:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("block", "path"):
+        table.add_column(name, no_wrap=True)
     for name in ("model", "executed", "share", "dense"):
         table.add_column(name, justify="right", no_wrap=True)
     total = sum(row["executed"] for row in f["blocks"])
     for row in f["blocks"]:
-        share = f"{100 * row['executed'] / total:.1f} %"
         model, executed, dense = (_si(row[k] / L) for k in ("model", "executed", "dense"))
-        table.add_row(row["block"], row["part"], model, executed, share, dense)
-    table.add_row("all", "", _si(per["model"]), _si(per["executed"]), "100 %", _si(per["dense_executed"]), style="bold")
-    console = Console()
+        table.add_row(row["block"], row["part"], model, executed, f"{row['executed'] / total:.1%}", dense)
+    per = f["flops_per_token"]
+    table.add_row("all", "", *(_si(per[k]) for k in ("model", "executed")), "100%", _si(per["dense_executed"]))
+    console = Console()  # plain where stdout is not a terminal
     with console.capture() as captured:
         console.print(table)
-    say("FLOPs per token, forward (dense: as its program executes it)")
-    say(captured.get().rstrip("\n"))
-    rel, train = f["rel_flops"]["executed"], per["train_step"]
-    say(f"cost       executed {rel:.1%} of what dense executes; training {_si(train)}FLOP per token and "
-        f"{_si(per['elementwise_train_step'])}elementwise operations")  # fmt: skip
-    how = "compiled" if f["measured"] else "estimated"
-    need = sum(memory[k] for k in ("params", "optimizer", "gradients", "activations"))
-    parts = ", ".join(f"{k} {_si(memory[k])}B" for k in ("params", "optimizer", "gradients"))
-    fits = "" if need <= memory["of"] else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
-    say(f"memory     {_si(need)}B of {_si(memory['of'])}B per device{fits}")
-    say(f"           {parts}, activations {_si(memory['activations'])}B ({how})")
-    source = "timed here" if f["measured"] else f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
-    say(f"time       {f['step_seconds']:.3g} s per step, {_si(f['tokens_per_s'])}tokens/s on {f['device']} ({source})")
-    if f["steps"] is None:
-        flops, seconds = 1e6 * train, 1e6 / f["tokens_per_s"]
-        say(f"training   {cfg.train.duration}: {_si(flops)}FLOP and {_duration(seconds)} per million tokens of text")
-    else:
-        say(
-            f"training   {cfg.train.duration}: {_si(f['total_flops'])}FLOP, {_duration(f['steps'] * f['step_seconds'])}"
-        )
-    say(f"disk       {KEPT} checkpoints of {_si(f['checkpoint_bytes'])}B, {_si(f['disk_free_bytes'])}B free")
-    say(f"convention {f['conventions']}")
+    return captured.get().rstrip("\n")
 
 
-def _si(x: float) -> str:
+def _si(x: float, unit: str = "") -> str:
     """1_234_567 -> "1.23 M"."""
-    for unit in ("", "k", "M", "G", "T", "P", "E"):
-        if abs(x) < 999.5:
-            return f"{x:.3g} {unit}"
-        x /= 1000
-    return f"{x:.3g} Z"
+    power = 0
+    while abs(x) >= 999.5 and power < 6:
+        x, power = x / 1000, power + 1
+    return f"{x:.3g} {' kMGTPE'[power].strip()}{unit}".rstrip()
 
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

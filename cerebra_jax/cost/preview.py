@@ -42,7 +42,7 @@ class Step(NamedTuple):
     bytes: int
     activations: int  # bytes
     seconds: float
-    timed: bool  # seconds and activations were measured, else they are estimates
+    timed: int  # examples that were compiled and timed, scaled to the step; 0: seconds and activations are estimates
 
 
 def rows(cost: Cost, dense: Cost) -> list[Row]:
@@ -75,34 +75,40 @@ def step(loss: Callable, params: Any, batch_of: Callable[[int], Any], size: int,
     """Cost of `accum` gradients of loss(params, batch) with `size` examples each; batch_of(n) gives a batch's shapes.
 
     params: `jax.ShapeDtypeStruct`s. Small models are compiled and timed, unless it is past `deadline` (time.monotonic);
-    the batch is cut to stay quick and its figures scaled back. Otherwise the roofline at `EFFICIENCY`, and what the
+    the batch is cut to stay quick and its figures are scaled. Otherwise the roofline at `EFFICIENCY`, and what the
     backward pass keeps: residuals as traced, of which XLA may drop or recompute some.
     """
     gradient = jax.value_and_grad(loss)
     counts = jaxpr.count(gradient, params, batch_of(size))
-    numbers = [accum * n for n in (counts.flops, counts.elementwise, counts.bytes)]
+    flops, elementwise, size_bytes = (accum * n for n in (counts.flops, counts.elementwise, counts.bytes))
+    kept = _residuals(loss, params, batch_of(size))
     params_size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if params_size <= SMALL_PARAMS and time.monotonic() < deadline:
         cut = size
         while cut > 1 and counts.flops * cut / size / device.peak(dtype) > TIMED_SECONDS:
             cut = -(-cut // 2)
-        seconds, activations = _timed(gradient, params, batch_of(cut), deadline)
-        scale = size / cut
-        return Step(*numbers, int(activations * scale), accum * seconds * scale, True)
-    kept = jax.eval_shape(lambda p, b: jax.vjp(lambda p: loss(p, b), p)[1], params, batch_of(size))
-    seconds = roofline_seconds(numbers[0], numbers[2], device, dtype) / EFFICIENCY
-    return Step(*numbers, max(0, tree_bytes(kept) - tree_bytes(params)), seconds, False)
+        seconds, temporary = _timed(gradient, params, batch_of(cut), deadline)
+        if cut < size:  # temporaries are a constant and a share that grows as the residuals do
+            temporary += kept - _residuals(loss, params, batch_of(cut))
+        return Step(flops, elementwise, size_bytes, temporary, accum * seconds * size / cut, cut)
+    seconds = roofline_seconds(flops, size_bytes, device, dtype) / EFFICIENCY
+    return Step(flops, elementwise, size_bytes, kept, seconds, 0)
+
+
+def _residuals(loss: Callable, params: Any, batch: Any) -> int:
+    """Bytes that the backward pass of loss keeps, beside the parameters."""
+    backward = jax.eval_shape(lambda p, b: jax.vjp(lambda p: loss(p, b), p)[1], params, batch)
+    return max(0, tree_bytes(backward) - tree_bytes(params))
 
 
 def _timed(gradient: Callable, params: Any, batch: Any, deadline: float) -> tuple[float, int]:
-    """(best seconds of a few runs on zeros, bytes of temporaries) of the compiled gradient."""
+    """(best seconds of at most four runs on zeros, bytes of temporaries) of the compiled gradient."""
     compiled = jax.jit(gradient).lower(params, batch).compile()
     analysis = compiled.memory_analysis()
     temporary = analysis.temp_size_in_bytes if analysis is not None else 0
     args = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (params, batch))
-    jax.block_until_ready(compiled(*args))
     best = float("inf")
-    for _ in range(3):
+    for _ in range(4):
         start = time.monotonic()
         jax.block_until_ready(compiled(*args))
         best = min(best, time.monotonic() - start)
