@@ -63,7 +63,7 @@ def clean_env() -> dict[str, str]:
     return env | _CACHE | dead_proxy | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": path}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_cfg() -> Callable[..., config.RunCfg]:
     """Makes a small RunCfg: tiny_cfg({"net.name": "transformer", "train": {"accum": 2}}), nested or dotted keys."""
 

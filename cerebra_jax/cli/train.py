@@ -12,6 +12,7 @@ from cerebra_jax.cli.screen import Screen
 from cerebra_jax.errors import Preempted
 from cerebra_jax.tasks.build import build
 from cerebra_jax.train.record import workdir as folder
+from cerebra_jax.train.record.closing import closing
 
 
 class Stop:
@@ -19,8 +20,14 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked, self.in_loop = False, False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+
+    def __enter__(self) -> Stop:
+        self._old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.asked = True
@@ -33,22 +40,22 @@ class Stop:
 
 def run(request: Request) -> None:
     """Raises RunError with the exit status of any end but a good one."""
-    stop, screen = Stop(), Screen()
-    workdir = request.workdir
+    screen, workdir = Screen(), request.workdir
     folder.prepare(workdir, request.fresh, screen.say)
-    with folder.locked(workdir, screen.say), folder.quiet(workdir / "log.txt", request.verbose):
+    quiet = folder.quiet(workdir / "log.txt", request.verbose)
+    with folder.locked(workdir, screen.say), quiet, Stop() as stop:
         folder.claim(workdir, request.cfg)
-        if (done := folder.read_json(workdir / "result.json")) is not None:
-            _say_done(done, workdir, screen)
-            return
-        task = build(request.cfg, screen.say)
-        compile_cache(request.cfg.task.cache_dir)
-        from cerebra_jax.train import loop  # JAX from here on
+        result = folder.read_json(workdir / "result.json")
+        if result is None:
+            task = build(request.cfg, screen.say)
+            compile_cache(request.cfg.task.cache_dir)
+            from cerebra_jax.train import loop  # JAX from here on
 
-        stop.in_loop = True
-        result = loop.run(request.cfg, task, workdir, screen, stop)
-        folder.write_json(workdir / "result.json", result)
-        _say_done(result, workdir, screen)
+            stop.in_loop = True
+            result = loop.run(request.cfg, task, workdir, screen, stop)
+            folder.write_json(workdir / "result.json", result)
+        for line in closing(result, workdir):
+            screen.say(line)
 
 
 def compile_cache(cache_dir: str) -> None:
@@ -59,10 +66,3 @@ def compile_cache(cache_dir: str) -> None:
         cache.chmod(0o700)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-
-
-def _say_done(result: dict[str, Any], workdir: Path, screen: Screen) -> None:
-    from cerebra_jax.train.record.closing import closing
-
-    for line in closing(result, workdir):
-        screen.say(line)

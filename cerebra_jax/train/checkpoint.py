@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -105,6 +106,7 @@ class Checkpoints:
                 raise Diverged(f"step {step}: {name} is not finite", "nothing was saved; lower train.lr")
         shapes = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in named.items()}
         meta = meta | {"sha256": digests(named), "shapes": shapes}
+        meta["own_sha256"] = _own(meta)
         metrics = None if nats is None else {"nats": nats}
         with _disk_errors():
             if step in self._manager.all_steps():  # stopped by a signal here, and evaluated only after the resume
@@ -132,11 +134,12 @@ class Checkpoints:
         scores = []
         for step in self.steps():
             try:
-                metrics = self._manager.metrics(step)
-            except Exception:  # half-deleted or damaged: `restore` says so if it is ever needed
+                nats = self._meta(step)["nats"]
+            except Damaged as e:
+                self._say(f"warning: the validation loss of checkpoint {step} is damaged ({e}): left out")
                 continue
-            if metrics:
-                scores.append((metrics["nats"], -step))
+            if nats is not None:
+                scores.append((nats, -step))
         return [-step for _, step in sorted(scores)]
 
     def latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
@@ -178,17 +181,25 @@ class Checkpoints:
                 continue
             yield step, state, meta, bad
 
-    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State with the structure of `like`, verified leaf by leaf; Damaged, or UserError for another model's."""
+    def _meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays, verified; Damaged."""
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            sha256, shapes = dict(meta["sha256"]), dict(meta["shapes"])
+            good = meta["own_sha256"] == _own(meta)
         except Exception as e:  # Orbax and TensorStore raise anything at all on damaged files
             raise Damaged(f"metadata: {_short(e)}") from None
+        if not good:
+            raise Damaged("sha256 mismatch in its metadata")
+        return meta
+
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """State with the structure of `like`, verified leaf by leaf; Damaged, or UserError for another model's."""
+        meta = self._meta(step)
+        sha256, shapes = meta["sha256"], meta["shapes"]
         tree = serialization.to_state_dict(like)
         wanted = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in named_leaves(tree).items()}
         here = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in wanted.items()}
-        for name in sorted({**here, **shapes}):
+        for name in sorted({**here, **shapes}, key=lambda n: (not n.startswith("params/"), n)):
             if here.get(name) != shapes.get(name):
                 what = f"checkpoint {step} has {name} {shapes.get(name, 'not')}, this model {here.get(name, 'not')}"
                 raise UserError(what, "it is another model's, or another version's of cerebra_jax")
@@ -208,6 +219,11 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         names = (aside / f"{step}{suffix}" for suffix in ["", *(f".{i}" for i in range(1, 1000))])
         shutil.move(self.folder / str(step), next(p for p in names if not p.exists()))
+
+
+def _own(meta: dict[str, Any]) -> str:
+    rest = {k: v for k, v in meta.items() if k != "own_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _fill(tree: Any, named: dict[str, Any], prefix: str = "") -> Any:

@@ -98,13 +98,15 @@ def prepare(workdir: Path, fresh: bool, say: Callable[[str], None]) -> None:
 
 
 def claim(workdir: Path, cfg: config.RunCfg) -> None:
-    """Writes config.json, or checks that it is this configuration; UserError names the keys that differ."""
+    """Writes config.json, or checks that it is this configuration; UserError names the keys that differ.
+
+    A folder in which no step was ever taken (its data was missing, say) takes any configuration.
+    """
     path = workdir / "config.json"
     old = read_json(path)
-    if old is None:
-        if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+    if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+        if old is None:
             raise UserError(f"{workdir} holds a run without config.json", "use --fresh, or choose another --workdir")
-    else:
         changed = [f"{k} {a!r} -> {b!r}" for k, (a, b) in differences(old, config.to_dict(cfg)).items()]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
