@@ -1,0 +1,210 @@
+"""One runner for every benchmark: variants in processes of their own, interleaved A B … B A rounds, paired ratios.
+
+A variant is a `Variant`: built once in a fresh worker process (so that the thread pools of PyTorch and JAX never meet,
+and peak memory is its own), warmed up, then told when to run. The parent runs one worker at a time; the others sleep in
+a read. Worker and parent speak JSON lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CELL_SECONDS = 0.05  # a cell lasts at least this long
+NOISY = 0.15  # (q3 - q1) / median from which a ratio is marked
+
+
+class Variant(NamedTuple):
+    """What a worker holds: `run(n)` does n repetitions and returns when they are finished."""
+
+    run: Callable[[int], None]
+    rate: Callable[[], float]  # FLOP/s of a large matmul in this framework, in this process
+    info: dict[str, Any]  # whatever the table wants to say: loss, temp_bytes, ...
+
+
+class Unavailable(Exception):
+    """A variant that cannot run here, with the reason, and how to make it run."""
+
+
+class Cell(NamedTuple):
+    """Seconds per repetition."""
+
+    wall: float
+    cpu: float
+
+
+class Ratio(NamedTuple):
+    """Paired ratios A / B: one per round; below 1, A is faster."""
+
+    median: float
+    q1: float
+    q3: float
+    minima: float  # ratio of the fastest rounds
+    cpu: float  # median ratio of process CPU times, steadier under load
+    noisy: bool
+
+
+def compare(a: Sequence[Cell], b: Sequence[Cell]) -> Ratio:
+    """Ratio of the times of A and B, which were measured in the same rounds."""
+    walls = [x.wall / y.wall for x, y in zip(a, b, strict=True)]
+    q1, median, q3 = quartiles(walls)
+    minima = min(x.wall for x in a) / min(y.wall for y in b)
+    cpu = statistics.median(x.cpu / y.cpu for x, y in zip(a, b, strict=True))
+    return Ratio(median, q1, q3, minima, cpu, (q3 - q1) / median > NOISY)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """(q1, median, q3), linear between order statistics."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def palindrome(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
+    """The order of each round: A B C C B A, then C B A A B C, …; a steady drift of the load cancels in every round."""
+    for i in range(rounds):
+        order = list(names) if i % 2 == 0 else list(reversed(names))
+        yield order + order[::-1]
+
+
+class Worker:
+    """A variant in its own process; `info` as the variant gave it, and `rss_bytes` before it was built."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str] | None = None):
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+        self.info = self._answer()
+
+    def cell(self, n: int) -> Cell:
+        """Runs n repetitions."""
+        got = self._ask({"run": n})
+        return Cell(got["wall"] / n, got["cpu"] / n)
+
+    def rate(self) -> float:
+        """FLOP/s of a large matmul now."""
+        return self._ask({"rate": True})["rate"]
+
+    def peak_bytes(self) -> int:
+        """Peak resident memory of the process since it was ready, less what its imports took."""
+        return self._ask({"peak": True})["peak"] - self.info["rss_bytes"]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker ended with status {self._process.wait()}; its words are above")
+        answer = json.loads(line)
+        if "unavailable" in answer:
+            self.close()
+            raise Unavailable(answer["unavailable"])
+        return answer
+
+
+def serve(build: Callable[[], Variant], imports: Callable[[], None] = lambda: None) -> None:
+    """The worker's side: builds the variant, answers until the parent hangs up. Prints of the variant go to stderr."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(answer: dict[str, Any]) -> None:
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+    try:
+        imports()
+        rss = _memory("VmRSS")
+        variant = build()
+    except Unavailable as e:
+        say({"unavailable": str(e)})
+        return
+    _forget_peak()
+    say(variant.info | {"rss_bytes": rss})
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "run" in question:
+            wall, cpu = time.perf_counter(), time.process_time()
+            variant.run(question["run"])
+            say({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu})
+        elif "rate" in question:
+            say({"rate": variant.rate()})
+        else:
+            say({"peak": _memory("VmHWM")})
+
+
+def measure(workers: dict[str, Worker], rounds: int) -> tuple[dict[str, list[Cell]], dict[str, list[float]]]:
+    """({name: a cell a round}, {name: matmul FLOP/s a round}); each round is a palindrome over the workers."""
+    repeats = {name: max(1, round(CELL_SECONDS / w.cell(2).wall + 0.5)) for name, w in workers.items()}  # warms up too
+    cells: dict[str, list[Cell]] = {name: [] for name in workers}
+    rates: dict[str, list[float]] = {name: [] for name in workers}
+    for order in palindrome(list(workers), rounds):
+        seen: dict[str, list[Cell]] = {name: [] for name in workers}
+        for name in order:
+            seen[name].append(workers[name].cell(repeats[name]))
+        for name, pair in seen.items():
+            cells[name].append(Cell(statistics.mean(c.wall for c in pair), statistics.mean(c.cpu for c in pair)))
+            rates[name].append(workers[name].rate())
+    return cells, rates
+
+
+@contextlib.contextmanager
+def closing(workers: dict[str, Worker]) -> Iterator[dict[str, Worker]]:
+    """Ends all workers, whatever happened."""
+    try:
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def cores() -> int:
+    """Cores this process may use; every variant gets as many threads."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: CPU, cores, load average, Python."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+    return {"cpu": model, "cores": cores(), "load": os.getloadavg(), "python": platform.python_version()}
+
+
+def best_rate(work: Callable[[], None], flops: int, seconds: float = 0.1) -> float:
+    """FLOP/s of `work`, its best repetition within about `seconds`: other load can only slow one down."""
+    work()
+    best, stop = float("inf"), time.perf_counter() + seconds
+    while (start := time.perf_counter()) < stop:
+        work()
+        best = min(best, time.perf_counter() - start)
+    return flops / best
+
+
+def _memory(field: str) -> int:
+    """VmRSS or VmHWM (peak) of this process in bytes, from Linux's /proc."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise Unavailable("peak memory is read from /proc: run this benchmark on Linux")
+    row = next(x for x in status.read_text().splitlines() if x.startswith(field))
+    return int(row.split()[1]) * 1024
+
+
+def _forget_peak() -> None:
+    """From here on the peak is that of the steps; compiling is not counted."""
+    Path("/proc/self/clear_refs").write_text("5")
