@@ -90,7 +90,7 @@ class TrainCfg:
     b1: float = _f(0.9, "AdamW beta 1", lo=0.0, hi=0.9999)
     b2: float = _f(0.95, "AdamW beta 2", lo=0.0, hi=0.99999)
     weight_decay: float = _f(0.1, "AdamW weight decay, on matrices only", lo=0.0, hi=10.0)
-    clip: float = _f(1.0, "global gradient norm is clipped to this", lo=1e-6)
+    clip: float = _f(1.0, "global gradient norm is clipped to this", lo=1e-6, hi=1e9)
     max_skips: int = _f(3, "non-finite steps in a row that are skipped before the run stops", lo=0)
     devices: int = _f(0, "devices to use; 0: all", lo=0)
     log_every: str = _f("0.1 frac", "interval of a printed line")
