@@ -51,6 +51,12 @@ def test_a_step_too_slow_to_time_whole_is_timed_in_part():
     assert step.flops == whole.flops and step.activations >= whole.activations * 63 // 64
 
 
+def test_seconds_of_a_cut_batch_are_scaled_to_the_step(monkeypatch):
+    monkeypatch.setattr(preview, "_timed", lambda *_: (0.5, 1000))
+    step = preview.step(product, W, batch_of, 64, 3, CHIP._replace(float32=1e3), "float32", float("inf"))
+    assert (step.timed, step.seconds) == (1, 3 * 0.5 * 64)
+
+
 @pytest.mark.parametrize("late", [True, False], ids=["late", "large"])
 def test_otherwise_the_roofline(late, monkeypatch):
     if not late:
