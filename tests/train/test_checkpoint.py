@@ -228,7 +228,11 @@ def test_saved_numbers_are_those_of_the_moment_though_the_buffers_are_donated(tm
 
 def test_digest_sees_every_leaf_its_dtype_and_its_name():
     base = {"a": jnp.zeros(4), "b": jnp.zeros(4)}
-    others = [{"a": jnp.zeros(4), "c": jnp.zeros(4)}, base | {"a": jnp.zeros(4, jnp.int32)}, base | {"b": -jnp.zeros(4)}]
+    others = [
+        {"a": jnp.zeros(4), "c": jnp.zeros(4)},
+        base | {"a": jnp.zeros(4, jnp.int32)},
+        base | {"b": -jnp.zeros(4)},
+    ]
     assert digest(base) == digest({"b": jnp.zeros(4), "a": jnp.zeros(4)})
     assert len({digest(t) for t in [base, *others, base | {"a": jnp.zeros((2, 2))}]}) == 5
 

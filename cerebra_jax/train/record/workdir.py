@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,7 @@ def quiet(log: Path, verbose: bool) -> Iterator[None]:
     python_stderr = sys.stderr
     try:
         os.dup2(to, 2)
-        with open(to, "w", buffering=1, encoding="utf-8") as sys.stderr, warnings.catch_warnings():
+        with open(to, "w", buffering=1, encoding="utf-8") as sys.stderr:
             yield
     finally:
         sys.stderr = python_stderr
