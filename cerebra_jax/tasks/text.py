@@ -76,7 +76,7 @@ class TextTask:
             window_B = first + ex_B.astype(np.int64)
             pos_BxL = window_B[:, None] * (L - context) + np.arange(L)
             fresh_BxL = (np.arange(L) >= context) | (window_B == 0)[:, None]
-            yield self._batch(split, pos_BxL, (pos_BxL < T) & fresh_BxL & (window_B < n)[:, None], ex_B)
+            yield self._batch(split, pos_BxL, (pos_BxL < T) & fresh_BxL, ex_B)
 
     def _eval_windows(self, split: str) -> int:
         """The first scores seq_len tokens, each of the others seq_len - context: those that it does not re-read."""

@@ -66,8 +66,13 @@ def fetch(server, target, *kinds):
     return download.fetch([server.url(k) for k in kinds], target, SHA, LIMIT, lambda line: None)
 
 
-@pytest.mark.parametrize("kinds", [["good"], ["noranges"], ["gone", "good"], ["corrupt", "good"], ["huge", "good"],
-                                   ["cut", "good"], ["liar", "good"], ["cut", "cut"], ["corrupt", "cut", "noranges"]])  # fmt: skip
+MIXES = (
+    ["good"], ["noranges"], ["gone", "good"], ["corrupt", "good"], ["huge", "good"], ["cut", "good"], ["liar", "good"],
+    ["cut", "cut"], ["corrupt", "cut", "noranges"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", MIXES)
 def test_the_file_arrives_whole_from_some_mirror(server, tmp_path, kinds):
     target = fetch(server, tmp_path / "f.zip", *kinds)
     assert target.read_bytes() == DATA
@@ -87,6 +92,24 @@ def test_a_stopped_download_is_resumed_later_and_elsewhere(server, tmp_path):
     server.asked.clear()
     assert fetch(server, tmp_path / "f.zip", "good").read_bytes() == DATA
     assert ("good", "bytes=150000-") in server.asked
+
+
+def test_a_file_larger_than_its_limit_is_not_read_on(server, tmp_path):
+    with pytest.raises(download.Unavailable, match=f"larger than {LIMIT} bytes"):
+        fetch(server, tmp_path / "f.zip", "huge")
+    assert (tmp_path / "f.zip.part").stat().st_size <= LIMIT
+
+
+def test_what_is_there_survives_a_mirror_that_sends_another_range(server, tmp_path):
+    (tmp_path / "f.zip.part").write_bytes(DATA[:100_000])
+    fetch(server, tmp_path / "f.zip", "liar", "good")
+    assert ("good", "bytes=100000-") in server.asked
+
+
+def test_a_mirror_that_cannot_resume_sends_the_file_once(server, tmp_path):
+    (tmp_path / "f.zip.part").write_bytes(DATA[:100_000])
+    fetch(server, tmp_path / "f.zip", "noranges")
+    assert [asked for asked in server.asked if asked[1] != "bytes=0-0"] == [("noranges", "bytes=100000-")]
 
 
 @pytest.mark.parametrize("part", [b"x" * 150_000, DATA + b"more", DATA])
