@@ -23,17 +23,18 @@ KEYS = config.fields()
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> Path:
     """A folder of broken configurations, which is also where we stand."""
+    start = "from cerebra_jax import config\ndef get_config():\n    c = config.defaults()\n"
     text = {
-        "noarg.py": "from cerebra_jax import config\ndef get_config():\n    return config.defaults()\n",
-        "needs.py": "from cerebra_jax import config\ndef get_config(arg):\n    return config.defaults()\n",
+        "noarg.py": start + "    return c\n",
+        "needs.py": start.replace("()", "(arg)", 1) + "    return c\n",
         "none.py": "def get_config():\n    pass\n",
         "empty.py": "",
         "name.py": "def get_config():\n    return undefined\n",
         "syntax.py": "def get_config(:\n",
         "value.py": "def get_config():\n    return int('x')\n",
         "io.py": "def get_config():\n    return open('nowhere').read()\n",
-        "typo.py": "from cerebra_jax import config\ndef get_config():\n    c = config.defaults()\n    c.net.dpeth = 3\n",
-        "type.py": "from cerebra_jax import config\ndef get_config():\n    c = config.defaults()\n    c.net.depth = 'x'\n",
+        "typo.py": start + "    c.net.dpeth = 3\n",
+        "type.py": start + "    c.net.depth = 'x'\n",
         "torn.json": '{"seed": ',
         "typo.json": '{"net": {"dpeth": 3}}',
         "list.json": "[1]",
