@@ -43,7 +43,8 @@ def assert_causal(
     for t in range(1, L) if cuts is None else cuts:
         other = x.copy()
         other[:, t:] = perturb(x, rng)[:, t:]
-        _same(base[:, :t], np.asarray(f(other), np.float64)[:, :t], f"tokens from {t} on changed an output before {t}", atol)
+        after = np.asarray(f(other), np.float64)
+        _same(base[:, :t], after[:, :t], f"tokens from {t} on changed an output before {t}", atol)
     if batch_mates and x.shape[0] > 1:
         for b in range(x.shape[0]):
             other = perturb(x, rng)

@@ -55,9 +55,20 @@ class Attention(nn.Module):
         return nn.Dense(D, self.bias, dtype, kernel_init=_init(self.out_std), name="out")(o_BxQxD)
 
 
-def attention_flops(D: int, queries: int, keys: int, plan: att.Plan) -> int:
+def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str = "full") -> int:
     """Forward FLOPs per example as executed: q and output projections, k and v projections, visited scores."""
-    return 2 * queries * prices.linear_flops(D, D) + keys * prices.linear_flops(D, 2 * D) + att.scores_flops(plan, D)
+    projections = 2 * queries * prices.linear_flops(D, D) + keys * prices.linear_flops(D, 2 * D)
+    return projections + att.scores_flops(plan, D, kernel)
+
+
+def dense_attention_flops(net: NetCfg, L: int) -> int:
+    """`attention_flops` of plain causal self-attention of L tokens, with the kernel that would run here."""
+    return attention_flops(net.width, L, L, att.causal_plan(L), kernel_of(net, L))
+
+
+def kernel_of(net: NetCfg, L: int) -> str:
+    """The attention kernel that this configuration runs on the present device."""
+    return att.resolve(net.attention, L, net.dtype, net.width // net.heads)
 
 
 def attention_model_flops(D: int, L: int) -> int:

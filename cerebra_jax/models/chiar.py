@@ -112,6 +112,8 @@ class RoutedLayer(nn.Module):
         net, route, L = self.net, self.net.route, self.L
         light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
         wanted, gate, p, score = Decision(net, name="router")(x_BxLxD, X_BxLxD, temperature, tau, spread)
+        # cuDNN knows only plain causal masks: positions of gathered tokens need a kernel that reads them
+        kernel = "blockwise" if self.kernel == "blockwise" or L >= att.BLOCKWISE_FROM else "full"
         if _dispatched(net):
             lay = _layout(net, L)
             slots = dispatch.assign(wanted, lay)
@@ -119,14 +121,14 @@ class RoutedLayer(nn.Module):
             spos_BxK = slots.idx_BxK  # an empty slot stands at position L: no real query sees it as a key
             q_BxKxD = dispatch.gather(x_BxLxD, slots)
             memory, kpos = (x_BxLxD, pos_1xL) if route.kv == "all" else (q_BxKxD, spos_BxK)
-            kernel = "blockwise" if self.kernel == "blockwise" else "full"
             heavy = AttentionLN(net, lay.plan(route.kv), kernel, name="heavy")
             heavy_BxLxD = dispatch.scatter(heavy(q_BxKxD, memory, spos_BxK, kpos, ex_B), slots)
         else:
             kept, pos = wanted, pos_1xL
             if route.kv == "routed":  # a token that is not routed is no key, and as a query it is thrown away
                 pos = jnp.where(kept, pos_1xL, L)
-            heavy = AttentionLN(net, att.causal_plan(L), self.kernel, name="heavy")
+            kernel = self.kernel if route.kv == "all" else kernel
+            heavy = AttentionLN(net, att.causal_plan(L), kernel, name="heavy")
             heavy_BxLxD = heavy(x_BxLxD, x_BxLxD, pos, pos, ex_B)
         g = (gate * kept)[..., None].astype(x_BxLxD.dtype)
         x_BxLxD = light_BxLxD + g * (heavy_BxLxD - light_BxLxD)
@@ -161,12 +163,16 @@ def _per_token(net: NetCfg) -> int:
 
 
 def _routed_flops(net: NetCfg, p_BxL, L: int):
-    """Routed FLOPs of one layer per example, float32, in units of the dense model's per-token width² (scaled later).
+    """Routed FLOPs of one layer per example, (B,) float32, when token i attends with probability (or decision) p_i.
 
     Each routed token pays for its projections and 4D per key it sees: all earlier tokens and itself (kv=all), or the
     routed ones among them, whose expected number is a second moment (kv=routed).
     """
-    pairs = (p_BxL * jnp.arange(1, L + 1, dtype=jnp.float32)).sum(-1) if net.route.kv == "all" else expected_pairs(p_BxL)
+    pairs = (
+        (p_BxL * jnp.arange(1, L + 1, dtype=jnp.float32)[None]).sum(-1)
+        if net.route.kv == "all"
+        else expected_pairs(p_BxL)
+    )
     return p_BxL.sum(-1) * float(_per_token(net)) + pairs * float(4 * net.width)
 
 
@@ -185,7 +191,7 @@ class Chiar(nn.Module):
         net = self.net
         ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
         B, L = ids_BxL.shape
-        kernel = att.resolve(net.attention, L, net.dtype, net.width // net.heads)
+        kernel = block.kernel_of(net, L)
         pos_1xL = jnp.arange(L)[None]
         x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
         x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
@@ -208,8 +214,8 @@ class Chiar(nn.Module):
             shared = (knobs.temperature, pos_1xL, ex_B)
             scanned = (routing["tau"], routing["spread"])
             x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared)
-            expected_B += y.pop("expected_B").sum(0) / dense
-            hard_B += y.pop("hard_B").sum(0) / dense
+            expected_B += y.pop("expected_B").sum(0) / float(dense)
+            hard_B += y.pop("hard_B").sum(0) / float(dense)
             observed = {"tau": y.pop("tau"), "spread": y.pop("spread")}
             scores = {"score": y.pop("score")}
             stats |= y | {"score": scores["score"].mean((1, 2)), "tau": routing["tau"]}
@@ -232,6 +238,8 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     if _dispatched(net):
         lay = _layout(net, L)
         heavy = block.attention_flops(D, lay.K, L if net.route.kv == "all" else lay.K, lay.plan(net.route.kv))
+    elif net.route.kv == "all":
+        heavy = block.dense_attention_flops(net, L)
     else:
         heavy = block.attention_flops(D, L, L, att.causal_plan(L))
     model, executed = {}, {}
@@ -249,7 +257,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
         add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
     last = f"layer_{R + 1:02d}"
-    add(f"{last}/attention", block.attention_model_flops(D, L), block.attention_flops(D, L, L, att.causal_plan(L)))
+    add(f"{last}/attention", block.attention_model_flops(D, L), block.dense_attention_flops(net, L))
     add(f"{last}/ffn", block.ffn_flops(net, L))
     add("head", block.head_flops(net, L, vocab))
     return Cost(model, executed)

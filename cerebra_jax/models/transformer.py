@@ -41,11 +41,10 @@ class Transformer(nn.Module):
         net = self.net
         ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
         B, L = ids_BxL.shape
-        kernel = att.resolve(net.attention, L, net.dtype, net.width // net.heads)
         x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
         x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
         pos_1xL = jnp.arange(L)[None]
-        kwargs = {"net": net, "L": L, "kernel": kernel}
+        kwargs = {"net": net, "L": L, "kernel": block.kernel_of(net, L)}
         x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, ex_B))
         one_B = jnp.ones(B, jnp.float32)
         return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(one_B, one_B, {}, {}, {})
@@ -53,11 +52,10 @@ class Transformer(nn.Module):
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included."""
-    plan = att.causal_plan(L)
     model, executed = {}, {}
     for i in range(net.depth):
         model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net.width, L)
-        executed[f"layer_{i:02d}/attention"] = block.attention_flops(net.width, L, L, plan)
+        executed[f"layer_{i:02d}/attention"] = block.dense_attention_flops(net, L)
         model[f"layer_{i:02d}/ffn"] = executed[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, L)
     model["head"] = executed["head"] = block.head_flops(net, L, vocab)
     return Cost(model, executed)

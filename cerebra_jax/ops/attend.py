@@ -36,8 +36,13 @@ def causal_plan(L: int) -> Plan:
     return tuple((a, b, b) for a, b in segment_bounds(L, segments_for(L)))
 
 
-def scores_flops(plan: Plan, width: int) -> int:
-    """Forward FLOPs per example of q·k and p·v over the key blocks that are visited: 4 · Σ (q1 − q0) · k1 · D."""
+def scores_flops(plan: Plan, width: int, kernel: str = "full") -> int:
+    """Forward FLOPs per example of q·k and p·v over the key blocks that are visited: 4 · Σ (q1 − q0) · k1 · D.
+
+    cuDNN's causal kernel skips what is masked: the visible pairs of the plan's L tokens.
+    """
+    if kernel == "cudnn":
+        return prices.attention_pairs_flops(prices.causal_pairs(plan[-1][1]), width)
     return sum(prices.attention_scores_flops(q1 - q0, k1, width) for q0, q1, k1 in plan)
 
 
@@ -55,7 +60,7 @@ def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> ja
     """Rotary position embedding, rotate-half form (Su et al. 2021, arXiv:2104.09864); `pos` may be (1, L)."""
     half = x_BxHxLxC.shape[-1] // 2
     freq = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (pos_BxL.astype(jnp.float32)[..., None] * freq)[:, None]
+    angle = (pos_BxL.astype(jnp.float32)[..., None] * freq[None, None])[:, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x_BxHxLxC.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxHxLxC.dtype)

@@ -91,9 +91,5 @@ def scatter(y_BxKxD, slots: Slots) -> jax.Array:
     return _take(y_BxKxD, slots.slot_BxL)
 
 
-gather.defvjp(
-    lambda x, slots: (_take(x, slots.idx_BxK), slots), lambda slots, g: (_take(g, slots.slot_BxL), None)
-)
-scatter.defvjp(
-    lambda y, slots: (_take(y, slots.slot_BxL), slots), lambda slots, g: (_take(g, slots.idx_BxK), None)
-)
+gather.defvjp(lambda x, slots: (_take(x, slots.idx_BxK), slots), lambda slots, g: (_take(g, slots.slot_BxL), None))
+scatter.defvjp(lambda y, slots: (_take(y, slots.slot_BxL), slots), lambda slots, g: (_take(g, slots.idx_BxK), None))

@@ -93,7 +93,7 @@ def make_eval_step(model: Model, task: Any) -> Callable[..., Metrics]:
 
 
 def check_cost_gradient(model: Model, state: TrainState, batch: Batch, lam: float) -> None:
-    """UserError if λ > 0 but the expected cost has a zero gradient in every parameter: the penalty could move nothing."""
+    """UserError if λ > 0 but the expected cost has a zero gradient in every parameter: nothing could move it."""
     if lam == 0.0:
         return
     one = {name: x[:1] for name, x in batch.items()}

@@ -1,0 +1,197 @@
+"""One contract over the whole table of models and modes: what a new model must keep to enter the table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cerebra_jax.models.build import MODELS, build, neutral_knobs
+from cerebra_jax.ops.xent import chunked_xent
+from cerebra_jax.policies import thresholds
+from cerebra_jax.testing import assert_causal
+
+V, B, L = 50, 3, 32
+VARIANTS = {
+    "dense": {"net.name": "transformer"},
+    "dense-gated-scan-remat": {"net.name": "transformer", "net.ffn": "gated", "net.scan": True, "net.remat": True},
+    "chiar-threshold": {},
+    "chiar-threshold-masked": {"net.route.dispatch": False},
+    "chiar-threshold-kv-routed": {"net.route.kv": "routed"},
+    "chiar-kv-routed-masked": {"net.route.kv": "routed", "net.route.dispatch": False},
+    "chiar-hard": {"net.route.mode": "hard"},
+    "chiar-hard-kv-routed": {"net.route.mode": "hard", "net.route.kv": "routed"},
+    "chiar-soft": {"net.route.mode": "soft"},
+    "chiar-meta-off": {"net.route.meta": "off"},
+    "chiar-dct-matmul": {"net.route.dct": "matmul"},
+    "chiar-scan-remat": {"net.scan": True, "net.remat": True, "net.depth": 5},
+    "chiar-blockwise": {"net.attention": "blockwise"},
+    "chiar-two-layers": {"net.depth": 2},
+}
+
+
+def batch_of(ids: np.ndarray) -> dict:
+    return {
+        "inputs_BxL": ids,
+        "labels_BxL": jnp.roll(ids, -1, axis=1),
+        "w_BxL": np.ones(ids.shape, np.float32),
+        "ex_B": np.arange(ids.shape[0], dtype=np.int32),
+    }
+
+
+def tokens(seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, V, (B, L)).astype(np.int32)
+
+
+class Made:
+    """A model of a variant with random parameters, and its forward pass compiled once: run(ids) -> (logits, aux)."""
+
+    def __init__(self, cfg):
+        self.model = build(cfg, V)
+        shapes = jax.eval_shape(lambda key: self.model.init(key, batch_of(tokens())), jax.random.key(0))
+        rng = np.random.RandomState(
+            1
+        )  # larger weights than at the start of training: differences between tokens are then far above rounding
+
+        def fill(path, s):
+            centre = 1.0 if path[-1].key in ("scale", "w") else 0.0
+            return jnp.asarray(centre + 0.1 * rng.standard_normal(s.shape), jnp.float32)
+
+        params = jax.tree_util.tree_map_with_path(fill, shapes["params"])
+        self.variables = {"params": params, "routing": MODELS[self.model.name].routing(cfg.net)}
+        if cfg.net.route.mode == "threshold" and cfg.net.name == "chiar":  # thresholds at which some tokens are routed
+            self.variables["routing"] = dict(jax.jit(self.forward)(tokens())[1].observed)
+        self.run = jax.jit(lambda ids: self.forward(ids))
+
+    def forward(self, ids, variables=None):
+        out, aux = self.model.apply(variables or self.variables, batch_of(ids), neutral_knobs())
+        return jnp.einsum("bld,vd->blv", out.h.astype(jnp.float32), out.head_VxD), aux
+
+
+@pytest.fixture(scope="module")
+def make(tiny_cfg):
+    """A factory of `Made`, each variant made once a module."""
+    made = {}
+
+    def get(name: str, **extra) -> Made:
+        key = (name, tuple(sorted(extra.items())))
+        if key not in made:
+            made[key] = Made(tiny_cfg({"task.seq_len": L, "net.ffn_width": 48} | VARIANTS.get(name, {}) | extra))
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_contract_and_causality(make, name):
+    """Finite, right shapes, a cost, and no output that depends on later tokens or on other examples."""
+    m = make(name)
+    logits, aux = m.run(tokens())
+    assert logits.shape == (B, L, V) and np.isfinite(logits).all()
+    assert aux.expected_B.shape == aux.hard_B.shape == (B,) and (aux.hard_B > 0).all() and (aux.expected_B > 0).all()
+    assert m.model.cost.executed_flops > 0 and m.model.causal
+    assert_causal(lambda ids: m.run(ids)[0], tokens())
+
+
+@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard-kv-routed"])
+def test_jit_equals_eager(make, name):
+    m = make(name)
+    np.testing.assert_allclose(m.forward(tokens())[0], m.run(tokens())[0], rtol=2e-4, atol=2e-4)
+
+
+def test_assert_causal_catches_the_batch_meta_router(make):
+    m = make("chiar-threshold", **{"net.route.meta": "batch"})
+    assert not m.model.causal
+    with pytest.raises(AssertionError, match="tokens from"):
+        assert_causal(lambda ids: m.run(ids)[0], tokens(), batch_mates=False)
+    with pytest.raises(AssertionError, match="other examples"):
+        assert_causal(lambda ids: m.run(ids)[0], tokens(), cuts=[])
+
+
+@pytest.mark.parametrize(
+    ("what", "leak"),
+    [
+        ("top-k over the sequence", lambda x: x * (x >= jnp.sort(x, axis=1)[:, -4][:, None])),
+        ("sequence mean", lambda x: x + x.mean(1, keepdims=True)),
+        ("off by one", lambda x: jnp.roll(x, -1, axis=1)),
+        ("batch mean", lambda x: x - x.mean(0, keepdims=True)),
+    ],
+)
+def test_assert_causal_catches_known_leaks(what, leak):
+    x = np.random.RandomState(0).standard_normal((3, 16)).astype(np.float32)
+    assert_causal(lambda x: jnp.cumsum(jnp.asarray(x), axis=1), x)
+    with pytest.raises(AssertionError):
+        assert_causal(lambda x: leak(jnp.asarray(x)), x)
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if "scan" not in n and "two" not in n])
+def test_every_parameter_gets_a_gradient(make, name):
+    m, batch = make(name), batch_of(tokens())
+    routing = m.variables["routing"]
+
+    @jax.jit
+    def grad(params):
+        def loss(params):
+            out, aux = m.model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
+            return chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], 16) + aux.expected_B.sum()
+
+        return jax.grad(loss)(params)
+
+    dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grad(m.variables["params"]))
+            if not (np.isfinite(g).all() and np.abs(g).max() > 0)]  # fmt: skip
+    assert not dead
+
+
+@pytest.mark.parametrize("kv", ["all", "routed"])
+@pytest.mark.parametrize("mode", ["threshold", "hard"])
+def test_dispatch_without_overflow_equals_the_masked_model(make, mode, kv):
+    """Two ways to compute one model: gathered tokens only, or everything and a mask."""
+    extra = {"net.route.mode": mode, "net.route.kv": kv, "net.route.capacity": 4.0, "net.route.rate": 0.25}
+    m, masked = make("", **extra), make("", **extra, **{"net.route.dispatch": False})
+    got, aux = m.run(tokens(3))
+    assert 0 < float(aux.stats["kept"].mean()) < 1 and float(jnp.abs(aux.stats["overflow"]).max()) < 1e-6
+    np.testing.assert_allclose(got, masked.run(tokens(3))[0], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard"])
+def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
+    m, scanned = make(name, **{"net.depth": 4}), make(name, **{"net.depth": 4, "net.scan": True, "net.remat": True})
+    params = dict(m.variables["params"])
+    layers = [params.pop(k) for k in sorted(params) if k.startswith("layer_")]
+    params["layers"] = jax.tree.map(lambda *p: jnp.stack(p), *layers)
+    got = jax.jit(scanned.forward)(tokens(), m.variables | {"params": params})[0]
+    np.testing.assert_allclose(got, m.run(tokens())[0], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-soft"])
+def test_bfloat16_stays_near_float32(make, name):
+    m, low = make(name), make(name, **{"net.dtype": "bfloat16"})
+    variables = m.variables
+    if name == "chiar-threshold":  # decisions near the threshold may flip: route nothing (soft blends smoothly)
+        variables = variables | {"routing": {k: v + 10 * (k == "tau") for k, v in variables["routing"].items()}}
+    want = jax.jit(m.forward)(tokens(), variables)[0]
+    got = jax.jit(low.forward)(tokens(), variables)[0]
+    assert jnp.abs(got - want).max() < 0.05 * jnp.abs(want).max()
+
+
+def test_soft_blend_reports_that_it_saves_nothing(make):
+    m = make("chiar-soft")
+    aux = m.run(tokens())[1]
+    assert (np.asarray(aux.hard_B) > np.asarray(aux.expected_B)).all()
+    masked = make("chiar-threshold-masked").model.cost.executed_flops
+    assert m.model.cost.executed_flops >= masked > make("chiar-threshold").model.cost.executed_flops
+
+
+def test_calibration_puts_the_threshold_between_the_thirds(make):
+    m = make("chiar-threshold", **{"net.depth": 4})
+
+    @jax.jit
+    def scores_of(routing, ids):
+        return m.forward(ids, {"params": m.variables["params"], "routing": routing})[1].scores["score"]
+
+    batches = [tokens(s) for s in range(4)]
+    routing = thresholds.calibrate(scores_of, m.variables["routing"], batches)
+    for i in range(2):
+        scores = np.concatenate([np.asarray(scores_of(routing, b)[i]).ravel() for b in batches])
+        low, high = np.quantile(scores, [1 / 3, 2 / 3])
+        assert low < routing["tau"][i] < high
+        np.testing.assert_allclose(routing["tau"][i], (low + high) / 2, rtol=1e-5)
