@@ -22,11 +22,15 @@ class Screen:
         return self._console.is_terminal and os.environ.get("TERM") != "dumb"
 
     def say(self, line: str) -> None:
-        """One line, above the bar."""
-        if self.live:
-            self._console.print(line)
-        else:
-            print(line, flush=True)
+        """One line, above the bar. A run outlives its reader (`| head`, a closed terminal): it goes on, unseen."""
+        try:
+            if self.live:
+                self._console.print(line)
+            else:
+                print(line, flush=True)
+        except OSError:
+            sys.stdout = open(os.devnull, "w")
+            self._console = Console(file=sys.stdout)
 
     def begin(self, total: int, done: int) -> None:
         """Shows the bar of a run of `total` steps of which `done` are done."""

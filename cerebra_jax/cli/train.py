@@ -16,13 +16,16 @@ from cerebra_jax.train.record.closing import closing
 
 
 class Stop:
-    """SIGTERM and SIGINT as a question that the loop asks; before the loop runs, they end the program at once."""
+    """SIGTERM, SIGINT and SIGHUP as a question that the loop asks; before the loop they end the program at once."""
 
     def __init__(self) -> None:
         self.asked, self.in_loop = False, False
 
     def __enter__(self) -> Stop:
-        self._old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            numbers.append(signal.SIGHUP)
+        self._old = {number: signal.signal(number, self._on_signal) for number in numbers}
         return self
 
     def __exit__(self, *exc: Any) -> None:
