@@ -187,7 +187,6 @@ class Run:
         line["tokens_per_s"] = took and round(tokens / took, 1)
         line["step_ms"] = took and round(took * 1e3, 3)
         self.log.write(line)
-        self.tracker.scalars(at, "train", line)
         self.skipped = int(formed["skipped"] or 0)
         if self.skipped > self.s.cfg.train.max_skips:
             raise Diverged(
@@ -200,6 +199,7 @@ class Run:
         flops = f"{line['hard_rel_flops'] or 0:.3f} of dense FLOPs"
         text = f"{loss} · {flops} · {rate}{self.pace.left(self.s.total - at)} left{skips}"
         self.screen.step(at, text, at == 1 or _due(at, self.every_log))
+        self.tracker.scalars(at, "train", line)
 
     def _validate(self, at: int) -> float:
         self._flush()

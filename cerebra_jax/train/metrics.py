@@ -6,6 +6,8 @@ Steps hand over (sum, count) pairs, never means; the division happens here, once
 from __future__ import annotations
 
 import datetime
+import functools
+import importlib.util
 import json
 import math
 import os
@@ -152,12 +154,16 @@ class NoTracker:
 
 
 class TensorBoard:
-    """TensorBoard event files through tensorboardX (extra `[tb]`); `purge` drops curves past a resumed step."""
+    """TensorBoard event files through tensorboardX (extra `[tb]`), without curves past a resumed step."""
 
     def __init__(self, folder: Path, step: int):
-        from tensorboardX import SummaryWriter
+        self._folder, self._step = folder, step
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=30)
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from tensorboardX import SummaryWriter  # at the first line: where torch is installed it imports that, for 2 s
+
+        return SummaryWriter(str(self._folder), purge_step=self._step + 1, flush_secs=30)
 
     def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
         for name, value in (line | line["gates"]).items():
@@ -169,14 +175,10 @@ class TensorBoard:
                 self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
 
 def tracker(folder: Path, step: int) -> Tracker:
     """TensorBoard where tensorboardX is installed, otherwise nothing: an extra, never a need."""
-    try:
-        return TensorBoard(folder, step)
-    except ModuleNotFoundError as e:
-        if e.name != "tensorboardX":
-            raise
-        return NoTracker()
+    return TensorBoard(folder, step) if importlib.util.find_spec("tensorboardX") else NoTracker()

@@ -24,7 +24,7 @@ def objective(model: Model, task: Any, variables: Any, batch: Batch, knobs: Knob
     rows = batch["w_BxL"].any(axis=1).astype(jnp.float32)  # rows of pure padding cost nothing and count nowhere
     n = rows.sum()
     metrics |= {"expected": ((rows * aux.expected_B).sum(), n), "hard": ((rows * aux.hard_B).sum(), n)}
-    metrics |= {name: (value * n, n) for name, value in aux.stats.items()}
-    observed = {name: value * n for name, value in aux.observed.items()}
+    metrics |= {name: (value @ rows, n) for name, value in aux.stats.items()}
+    observed = {name: value @ rows for name, value in aux.observed.items()}
     total = nats / tokens + knobs.lam * (rows * aux.expected_B).sum() / examples
     return total, (metrics, observed)

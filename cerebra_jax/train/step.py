@@ -74,6 +74,7 @@ def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransforma
         )
         one = jnp.float32(1)
         metrics |= {"grad_norm": (norm, one), "lam": (knobs.lam, one), "lr": (lr_at(state.step), one)}
+        metrics |= {name: (value, one) for name, value in state.routing.items()}
         metrics |= {"temperature": (knobs.temperature, one), "skipped": (new.skipped.astype(jnp.float32), one)}
         return new, metrics
 

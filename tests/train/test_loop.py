@@ -52,7 +52,8 @@ def text(tmp_path_factory):
 def cfg_of(tiny_cfg, text):
     def make(**more):
         train = {"duration": "8 steps", "eval_every": "4 steps", "checkpoint_every": "2 steps", "devices": 1}
-        base = {"task.data_dir": str(text), "net.width": 16, "net.ffn_width": 16, "train": train}
+        base = {"task.data_dir": str(text), "net": {"width": 16, "ffn_width": 16, "dropout": 0.1}}
+        base |= {"objective.lam": 0.1, "train": train}  # one program for most tests: it is compiled once
         return tiny_cfg(base | {k.replace("__", "."): v for k, v in more.items()})
 
     return make
@@ -81,7 +82,7 @@ class After:
 
 
 def test_a_run_writes_what_it_promises(cfg_of, tmp_path):
-    cfg = cfg_of(objective__lam=0.1)
+    cfg = cfg_of()
     result, screen = go(cfg, tmp_path / "run")
     assert [x["step"] for x in lines(tmp_path / "run", "train")] == list(range(1, 9))
     assert [x["step"] for x in lines(tmp_path / "run", "valid")] == [4, 8]
@@ -103,13 +104,13 @@ def test_a_run_writes_what_it_promises(cfg_of, tmp_path):
 
 
 def test_dense_runs_too_and_costs_one(cfg_of, tmp_path):
-    result, _ = go(cfg_of(net__name="transformer"), tmp_path / "run")
+    result, _ = go(cfg_of(net__name="transformer", objective__lam=0.0), tmp_path / "run")
     assert result["costs"]["relative"] == {"expected": 1.0, "hard": 1.0, "executed": 1.0}
 
 
 def test_stopped_anywhere_and_resumed_is_the_same_run(cfg_of, tmp_path):
     """A stop after every possible question of the loop, evaluations included."""
-    cfg = cfg_of(net__dropout=0.1, net__route__tau="calibrated", net__route__calibrate_at="4 steps")
+    cfg = cfg_of(net__route__tau="calibrated", net__route__calibrate_at="4 steps")
     want, _ = go(cfg, tmp_path / "whole")
     task, asked = build(cfg, print), 0
     while True:  # each session goes on for a few questions only
@@ -140,7 +141,7 @@ def test_one_trace_for_a_whole_run(cfg_of, tmp_path, monkeypatch):
         return traced
 
     monkeypatch.setattr(loop.step, "make_train_step", counted)
-    cfg = cfg_of(objective__lam=0.1)
+    cfg = cfg_of()
     go(cfg, tmp_path / "run")
     assert len(traces) == 1
     (tmp_path / "run" / "metrics.jsonl").unlink()
