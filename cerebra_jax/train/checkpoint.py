@@ -243,8 +243,9 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        text = str(e)
-        if getattr(e, "errno", None) in DISK_ERRNOS or any(os.strerror(code) in text for code in DISK_ERRNOS):
-            mend = "free some space and run the same command again: the last good checkpoint is intact"
-            raise DiskError(f"a checkpoint could not be written: {_short(e)}", mend) from e
+        text = f"{os.strerror(e.errno)} {e}" if isinstance(e, OSError) and e.errno else str(e)
+        for reason in map(os.strerror, DISK_ERRNOS):
+            if reason in text:
+                mend = "free some space and run the same command again: what was saved before is intact"
+                raise DiskError(f"a checkpoint could not be written ({reason})", mend) from e
         raise

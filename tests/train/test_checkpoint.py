@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from cerebra_jax.errors import Diverged, UserError
+from cerebra_jax.errors import DiskError, Diverged, UserError
 from cerebra_jax.train.checkpoint import Checkpoints, digest
 
 # after a damaged file TensorStore still reports to the event loop that Orbax has closed
@@ -244,4 +244,22 @@ def test_a_full_disk_is_named_before_the_first_step(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match="MB free"):
         checkpoints.preflight(state(0))
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "x"), ValueError('OUT_OF_RANGE: "a" [OS error 27: EFBIG File too large]')]
+)
+def test_a_disk_that_fills_later_is_named_however_it_is_reported(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path / "run", print)
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "save", fails)
+    with pytest.raises(DiskError, match=r"No space left on device|File too large"):
+        checkpoints.save(1, state(1), {"step": 1, "nats": None}, None)
+    monkeypatch.setattr(checkpoints._manager, "save", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a bug stays a bug
+        checkpoints.save(1, state(1), {"step": 1, "nats": None}, None)
     checkpoints.close()
