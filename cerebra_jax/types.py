@@ -43,8 +43,8 @@ class Aux(NamedTuple):
 
     expected_B: jax.Array  # relative FLOPs that the gradient sees, per example
     hard_B: jax.Array  # relative FLOPs of the decisions taken, per example
-    stats: dict[str, jax.Array]  # name -> (R,) mean over the batch, one number a routed layer
-    observed: dict[str, jax.Array]  # name -> (R,) batch means that the routing state follows
+    stats: dict[str, jax.Array]  # name -> (R, B), or (B,), per example; averaged over real examples, all devices
+    observed: dict[str, jax.Array]  # name -> (R, B) per example: what the routing state follows
     scores: dict[str, jax.Array]  # "score" -> (R, B, L) what the routers looked at; the compiler drops it where unused
 
 

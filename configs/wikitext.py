@@ -4,8 +4,8 @@ python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
 
     model   chiar (default) | dense          size   cpu (default) | 17m | 400m          smoke: ends in seconds
 
-`:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2 is
-downloaded, and where nothing can be downloaded the run takes the offline corpus and says so.
+`:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2
+is downloaded, and where nothing can be downloaded the run takes the offline corpus and says so.
 """
 
 from cerebra_jax import config

@@ -59,7 +59,9 @@ class Made:
         params = jax.tree_util.tree_map_with_path(fill, shapes["params"])
         self.variables = {"params": params, "routing": MODELS[self.model.name].routing(cfg.net)}
         if cfg.net.route.mode == "threshold" and cfg.net.name == "chiar":  # thresholds at which some tokens are routed
-            self.variables["routing"] = dict(jax.jit(self.forward)(tokens())[1].observed)
+            self.variables["routing"] = {
+                key: x.mean(1) for key, x in jax.jit(self.forward)(tokens())[1].observed.items()
+            }
         self.run = jax.jit(lambda ids: self.forward(ids))
 
     def forward(self, ids, variables=None):

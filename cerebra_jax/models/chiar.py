@@ -139,11 +139,11 @@ class RoutedLayer(nn.Module):
         y = {
             "expected_B": _routed_flops(net, p, L),
             "hard_B": _routed_flops(net, kept_BxL, L),
-            "kept": kept_BxL.mean(),
-            "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(),
+            "kept": kept_BxL.mean(1),
+            "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
-            "tau": jnp.quantile(flat, 1 - route.rate, axis=1).mean(),
-            "spread": flat.std(axis=1).mean(),
+            "tau": jnp.quantile(flat, 1 - route.rate, axis=1),
+            "spread": flat.std(axis=1),
         }
         return x_BxLxD, y
 
@@ -200,7 +200,7 @@ class Chiar(nn.Module):
         light_BxLxD, _ = Filter(net, name="first_filter")(x_BxLxD)
         if net.route.meta != "off":
             g_BxLx1 = MetaRouter(net.route.meta, name="meta_router")(x_BxLxD)
-            stats["meta_gate"] = g_BxLx1.mean()
+            stats["meta_gate"] = g_BxLx1.mean((1, 2))
             g = g_BxLx1.astype(x_BxLxD.dtype)
             light_BxLxD = g * light_BxLxD + (1 - g) * x_BxLxD
         x_BxLxD = FeedForwardLN(net, name="first_mlp")(light_BxLxD, ex_B)
@@ -218,7 +218,7 @@ class Chiar(nn.Module):
             hard_B += y.pop("hard_B").sum(0) / float(dense)
             observed = {"tau": y.pop("tau"), "spread": y.pop("spread")}
             scores = {"score": y.pop("score")}
-            stats |= y | {"score": scores["score"].mean((1, 2)), "tau": routing["tau"]}
+            stats |= y | {"score": scores["score"].mean(2)}
         if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
             hard_B = jnp.full(B, soft_flops(net, L, self.vocab) / dense, jnp.float32)
 
