@@ -39,16 +39,17 @@ class TaskCfg:
 
 @dataclass(frozen=True)
 class RouteCfg:
-    mode: str = _f("threshold", "who decides: entropy threshold, learned argmax, blend", of=("threshold", "hard", "soft"))
+    mode: str = _f("threshold", "entropy threshold, learned argmax or a blend", of=("threshold", "hard", "soft"))
     rate: float = _f(0.25, "share of tokens that attend, in each routed layer", lo=0.0, hi=1.0)
     capacity: float = _f(1.25, "slots of the compiled program per routed token expected", lo=0.01, hi=100.0)
     dispatch: bool = _f(True, "gather routed tokens; False runs both branches and masks: it saves nothing")
     kv: str = _f("all", "which tokens are keys and values", of=("all", "routed"))
-    tau: str = _f("running", "threshold: running quantile, or calibrated on held-out text", of=("running", "calibrated"))
+    tau: str = _f("running", "running quantile, or calibrated on held-out text", of=("running", "calibrated"))
     decay: float = _f(0.95, "memory of the running quantile, per step", lo=0.0, hi=0.99999)
     calibrate_at: str = _f("0.1 frac", "when a calibrated threshold is measured again (also at step 0)")
-    meta: str = _f("prefix", "what the MetaRouter sees: running mean, batch mean (leaks), nothing",
-                   of=("prefix", "batch", "off"))
+    meta: str = _f(
+        "prefix", "what the MetaRouter sees: running mean, batch mean (leaks), nothing", of=("prefix", "batch", "off")
+    )
     dct: str = _f("fft", "how the DCT is computed", of=("fft", "matmul"))
 
 
@@ -61,8 +62,9 @@ class NetCfg:
     ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))
     ffn_width: int = _f(512, "hidden features of the feed-forward layer (F)", lo=8, hi=1 << 20)
     dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)
-    dtype: str = _f("float32", "dtype of matmuls; softmax, norms, router and logits stay float32",
-                    of=("float32", "bfloat16"))
+    dtype: str = _f(
+        "float32", "dtype of matmuls; softmax, norms, router and logits stay float32", of=("float32", "bfloat16")
+    )
     scan: bool = _f(False, "scan over layers: one layer is compiled")
     remat: bool = _f(False, "recompute activations in the backward pass")
     attention: str = _f("auto", "attention kernel", of=("auto", "full", "blockwise", "cudnn"))
@@ -201,25 +203,53 @@ def _check_together(c: RunCfg) -> None:
         if not ok:
             raise UserError(what, mend)
 
-    need(net.width % net.heads == 0, f"net.width {net.width} is not divisible by net.heads {net.heads}",
-         f"use net.heads={math.gcd(net.width, net.heads)}")
+    need(
+        net.width % net.heads == 0,
+        f"net.width {net.width} is not divisible by net.heads {net.heads}",
+        f"use net.heads={math.gcd(net.width, net.heads)}",
+    )
     need((net.width // net.heads) % 2 == 0, f"head width {net.width // net.heads} is odd", "RoPE needs an even one")
-    need(c.train.batch_size % c.train.accum == 0,
-         f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}", "change one of them")
-    need(c.task.eval_context < c.task.seq_len, f"task.eval_context {c.task.eval_context} leaves nothing to score",
-         f"keep it under task.seq_len={c.task.seq_len}")
+    need(
+        c.train.batch_size % c.train.accum == 0,
+        f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}",
+        "change one of them",
+    )
+    need(
+        c.task.eval_context < c.task.seq_len,
+        f"task.eval_context {c.task.eval_context} leaves nothing to score",
+        f"keep it under task.seq_len={c.task.seq_len}",
+    )
     need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
-    need(net.name != "transformer" or c.objective.lam == 0.0, f"objective.lam is {c.objective.lam:g} for a dense model",
-         "its cost cannot change: use objective.lam=0, or net.name=chiar")
-    need(net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0, "net.route.rate is 1",
-         "a threshold needs a share below 1; net.name=transformer attends everywhere")
-    need(c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir), "task.tokenizer is gpt2 but task.gpt2_dir is empty",
-         "give the folder with vocab.json and merges.txt")
-    for name in ("train.warmup", "train.log_every", "train.eval_every", "train.checkpoint_every", "objective.warm",
-                 "objective.ramp", "net.route.calibrate_at"):
+    need(
+        net.name != "transformer" or c.objective.lam == 0.0,
+        f"objective.lam is {c.objective.lam:g} for a dense model",
+        "its cost cannot change: use objective.lam=0, or net.name=chiar",
+    )
+    need(
+        net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0,
+        "net.route.rate is 1",
+        "a threshold needs a share below 1; net.name=transformer attends everywhere",
+    )
+    need(
+        c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir),
+        "task.tokenizer is gpt2 but task.gpt2_dir is empty",
+        "give the folder with vocab.json and merges.txt",
+    )
+    for name in (
+        "train.warmup",
+        "train.log_every",
+        "train.eval_every",
+        "train.checkpoint_every",
+        "objective.warm",
+        "objective.ramp",
+        "net.route.calibrate_at",
+    ):
         node: Any = c
         for part in name.split("."):
             node = getattr(node, part)
         to_steps(node, 1000, 1000)
-    need(not c.train.duration.strip().endswith("frac") and to_steps(c.train.duration, 0, 1000) > 0,
-         f"train.duration is {c.train.duration!r}", 'write "500 steps" or "3 epochs"')
+    need(
+        not c.train.duration.strip().endswith("frac") and to_steps(c.train.duration, 0, 1000) > 0,
+        f"train.duration is {c.train.duration!r}",
+        'write "500 steps" or "3 epochs"',
+    )
