@@ -89,12 +89,38 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
 
 
+@jax.custom_vjp
 def _scores(q, k, v, qpos, kpos):
-    scale = q.shape[-1] ** -0.5
-    s = jnp.einsum("bhqc,bhkc->bhqk", q * scale, k, preferred_element_type=jnp.float32)
-    s = jnp.where((kpos[:, None, :] <= qpos[:, :, None])[:, None], s, -jnp.inf)
+    return _scores_fwd(q, k, v, qpos, kpos)[0]
+
+
+def _scores_fwd(q, k, v, qpos, kpos):
+    q = q * q.shape[-1] ** -0.5
+    mask = jnp.where(kpos[:, None, :] <= qpos[:, :, None], 0.0, -jnp.inf)[:, None]
+    s = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + mask
     p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhkc->bhqc", p, v)
+    o = jnp.einsum("bhqk,bhkc->bhqc", p, v)
+    return o, (q, k, v, p, o)
+
+
+def _scores_bwd(res, do):
+    """The derivative by hand: it keeps p and nothing else of size Q x K (Dao et al. 2022, arXiv:2205.14135, B.2).
+
+    Products with pᵀ and dsᵀ are written from the left, doᵀ·p: XLA's CPU matmul is 3 times slower with the big matrix
+    transposed. The barriers keep the transposes of the small matrices from being folded back into the product.
+    """
+    q, k, v, p, o = res
+    flip = lambda x: jax.lax.optimization_barrier(x.swapaxes(2, 3))  # noqa: E731
+    dv = flip(jnp.einsum("bhcq,bhqk->bhck", flip(do), p))
+    delta = (do.astype(jnp.float32) * o.astype(jnp.float32)).sum(-1, keepdims=True)
+    dp = jnp.einsum("bhqc,bhkc->bhqk", do, v, preferred_element_type=jnp.float32)
+    ds = (p * (dp - delta)).astype(p.dtype)
+    dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k) * q.shape[-1] ** -0.5
+    dk = flip(jnp.einsum("bhcq,bhqk->bhck", flip(q), ds))
+    return dq, dk, dv, None, None
+
+
+_scores.defvjp(_scores_fwd, _scores_bwd)
 
 
 def _chunked(q, k, v, qpos, kpos):

@@ -17,10 +17,13 @@ def chunks_of(tokens: int, chunk: int) -> int:
 
 
 def _nll(h_TxD, head_VxD, y_T):
+    """-> nll_T, and exp(logits - max) with its sum: their quotient is the softmax."""
     logits_TxV = jnp.einsum("td,vd->tv", h_TxD, head_VxD.astype(h_TxD.dtype), preferred_element_type=jnp.float32)
-    lse_T = jax.nn.logsumexp(logits_TxV, axis=-1)
-    hit_TxV = y_T[:, None] == jnp.arange(head_VxD.shape[0])[None]
-    return lse_T - jnp.where(hit_TxV, logits_TxV, 0.0).sum(-1), (logits_TxV, lse_T, hit_TxV)
+    max_Tx1 = logits_TxV.max(-1, keepdims=True)
+    exp_TxV = jnp.exp(logits_TxV - max_Tx1)
+    sum_Tx1 = exp_TxV.sum(-1, keepdims=True)
+    hit_Tx1 = jnp.take_along_axis(logits_TxV, y_T[:, None], axis=1)
+    return (jnp.log(sum_Tx1) + max_Tx1 - hit_Tx1)[:, 0], exp_TxV, sum_Tx1
 
 
 def _split(n, *arrays):
@@ -39,19 +42,23 @@ def _xent(h_TxD, head_VxD, y_T, w_T, n):
 def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n):
     """The loss is linear in its weights, so its gradient is computed here, with the logits at hand (no recompute)."""
 
+    ids_1xV = jnp.arange(head_VxD.shape[0])[None]
+
     def body(carry, x):
-        total, dhead_VxD = carry
+        total, dhead_DxV = carry
         h, y, w = x
-        nll_T, (logits_TxV, lse_T, hit_TxV) = _nll(h, head_VxD, y)
-        d_TxV = w[:, None] * (jnp.exp(logits_TxV - lse_T[:, None]) - hit_TxV)
+        nll_T, exp_TxV, sum_Tx1 = _nll(h, head_VxD, y)
+        w_Tx1 = w[:, None]
+        d_TxV = exp_TxV * (w_Tx1 / sum_Tx1) - jnp.where(y[:, None] == ids_1xV, w_Tx1, 0.0)
         d_TxV = d_TxV.astype(h.dtype)
         dh = jnp.einsum("tv,vd->td", d_TxV, head_VxD.astype(h.dtype))
-        dhead_VxD += jnp.einsum("tv,td->vd", d_TxV, h, preferred_element_type=jnp.float32)
-        return (total + (w * nll_T).sum(), dhead_VxD), dh
+        # as (D, V): XLA's CPU matmul is twice as fast with the wide matrix on the right, and one transpose is cheap
+        dhead_DxV += jnp.einsum("tv,td->dv", d_TxV, h, preferred_element_type=jnp.float32)
+        return (total + (w * nll_T).sum(), dhead_DxV), dh
 
-    start = (jnp.float32(0), jnp.zeros(head_VxD.shape, jnp.float32))
-    (total, dhead_VxD), dh_nxTxD = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
-    return total, (dh_nxTxD.reshape(h_TxD.shape), dhead_VxD.astype(head_VxD.dtype))
+    start = (jnp.float32(0), jnp.zeros(head_VxD.shape[::-1], jnp.float32))
+    (total, dhead_DxV), dh_nxTxD = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
+    return total, (dh_nxTxD.reshape(h_TxD.shape), dhead_DxV.T.astype(head_VxD.dtype))
 
 
 def _xent_bwd(n, res, g):

@@ -1,0 +1,153 @@
+"""Attention over static key prefixes against the textbook formula: values, gradients, memory and price."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cerebra_jax.cost import jaxpr
+from cerebra_jax.ops import attend as att
+
+
+def _plain(q, k, v, qpos, kpos):
+    """All scores at once, mask kpos <= qpos; everything in float32."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    s = jnp.einsum("bhqc,bhkc->bhqk", q, k) / q.shape[-1] ** 0.5
+    s = jnp.where((kpos[:, None, :] <= qpos[:, :, None])[:, None], s, -jnp.inf)
+    return jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(s, axis=-1), v)
+
+
+def _random(seed, *shapes, dtype=jnp.float32):
+    return [
+        x.astype(dtype) for x in map(jax.random.normal, jax.random.split(jax.random.key(seed), len(shapes)), shapes)
+    ]
+
+
+def _with_gradients(f, q, k, v, do):
+    out, back = jax.vjp(f, q, k, v)
+    return dict(zip(("o", "dq", "dk", "dv"), (out, *back(do.astype(out.dtype))), strict=True))
+
+
+def _assert_close(got, want, bound):
+    for name, w in want.items():
+        g, w = np.float32(got[name]), np.float32(w)
+        assert np.isfinite(g).all() and np.abs(g - w).max() <= bound * np.abs(w).max(), name
+
+
+def _dense(L, kernel):
+    pos = jnp.arange(L)[None]
+    plan = att.causal_plan(L)
+    return (lambda q, k, v: att.attend(q, k, v, pos, pos, plan, kernel)), (lambda q, k, v: _plain(q, k, v, pos, pos))
+
+
+@pytest.mark.parametrize("kernel", ["full", "blockwise"])
+@pytest.mark.parametrize("L", [1, 37, 64, 200, 2048])
+def test_dense_is_plain_causal_attention(L, kernel):
+    mine, plain = _dense(L, kernel)
+    q, k, v, do = _random(L, *[(2, 2, L, 8)] * 4)
+    got, want = (jax.jit(lambda *a, f=f: _with_gradients(f, *a))(q, k, v, do) for f in (mine, plain))
+    _assert_close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["full", "blockwise"])
+def test_bfloat16_stays_near_float32(kernel):
+    mine, plain = _dense(200, kernel)
+    args = _random(0, *[(2, 2, 200, 8)] * 4, dtype=jnp.bfloat16)
+    got, want = (_with_gradients(f, *args) for f in (mine, plain))
+    assert all(x.dtype == jnp.bfloat16 for x in got.values())
+    _assert_close(got, want, 2e-2)
+
+
+def test_gathered_queries_see_their_own_past():
+    B, L, n = 2, 96, 40
+    q, k, v, do = _random(3, (B, 2, n, 8), (B, 2, L, 8), (B, 2, L, 8), (B, 2, n, 8))
+    rows = [np.random.default_rng(b).choice(L, n, replace=False) for b in range(B)]
+    qpos = jnp.sort(jnp.array(np.stack(rows)), axis=1).at[1, -3:].set(L)  # the last three slots are empty
+    kpos = jnp.arange(L)[None]
+    plan = ((0, n, L),)
+    got = _with_gradients(lambda *a: att.attend(*a, qpos, kpos, plan, "full"), q, k, v, do)
+    _assert_close(got, _with_gradients(lambda *a: _plain(*a, qpos, kpos), q, k, v, do), 1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["full", "blockwise"])
+def test_the_future_has_no_gradient(kernel):
+    mine, _ = _dense(300, kernel)
+    q, k, v = _random(4, *[(1, 2, 300, 8)] * 3)
+    t = 130
+    dk, dv = jax.grad(lambda k, v: mine(q, k, v)[:, :, :t].sum(), argnums=(0, 1))(k, v)
+    assert not dk[:, :, t:].any() and not dv[:, :, t:].any()
+    assert dk[:, :, :t].any(axis=-1).all() and dv[:, :, :t].any(axis=-1).all()
+
+
+def test_large_scores_do_not_overflow():
+    mine, plain = _dense(64, "full")
+    q, k, v, do = _random(5, *[(1, 1, 64, 8)] * 4)
+    got, want = (_with_gradients(f, 100 * q, 100 * k, v, do) for f in (mine, plain))
+    _assert_close(got, {name: want[name] for name in ("o", "dv")}, 1e-5)
+    # the softmax is saturated: dq and dk are differences of equal numbers, times keys and queries of size 100
+    assert max(np.abs(got[name] - want[name]).max() for name in ("dq", "dk")) < 100 * 1e-5
+
+
+@pytest.mark.parametrize("L", [2048, 4096])
+def test_long_sequences_never_hold_all_scores(L):
+    B, H, C = 1, 2, 8
+    kernel = att.resolve("auto", L, "float32", C)
+    mine, plain = _dense(L, kernel)
+    x = jax.ShapeDtypeStruct((B, H, L, C), jnp.float32)
+
+    def temp(f):
+        back = jax.jit(lambda q, k, v, do: jax.vjp(f, q, k, v)[1](do)).lower(x, x, x, x).compile()
+        return back.memory_analysis().temp_size_in_bytes
+
+    scores = 4 * B * H * L * L
+    assert temp(plain) > scores
+    assert temp(mine) < scores / 2
+    largest = max(_sizes(jax.make_jaxpr(lambda q, k, v, do: jax.vjp(mine, q, k, v)[1](do))(x, x, x, x).jaxpr))
+    assert largest <= B * H * L * max(att.CHUNK, C)
+
+
+def _sizes(jaxpr_):
+    for eqn in jaxpr_.eqns:
+        yield from (v.aval.size for v in eqn.outvars)
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _sizes(inner)
+
+
+@given(L=st.integers(1, 400), heads=st.sampled_from([1, 3]), kernel=st.sampled_from(["full", "blockwise"]))
+@settings(max_examples=15, deadline=None)
+def test_price_is_the_count(L, heads, kernel):
+    mine, _ = _dense(L, kernel)
+    x = jax.ShapeDtypeStruct((1, heads, L, 8), jnp.float32)
+    assert jaxpr.count(mine, x, x, x).flops == att.scores_flops(att.causal_plan(L), heads * 8)
+
+
+@pytest.mark.parametrize("L", [64, 256])
+def test_the_backward_pass_costs_twice_the_forward(L):
+    mine, _ = _dense(L, "full")
+    x = jax.ShapeDtypeStruct((1, 2, L, 8), jnp.float32)
+    both = jaxpr.count(lambda q, k, v, do: _with_gradients(mine, q, k, v, do), x, x, x, x).flops
+    assert both == 3 * att.scores_flops(att.causal_plan(L), 16)
+
+
+@given(st.integers(1, 5000))
+def test_causal_plans_tile_the_queries(L):
+    plan = att.causal_plan(L)
+    assert [q0 for q0, _, _ in plan] == [0, *(q1 for _, q1, _ in plan[:-1])] and plan[-1][1] == L
+    assert all(k1 == q1 for _, q1, k1 in plan)
+
+
+def test_rope_sees_only_distances():
+    q, k = _random(6, (1, 1, 1, 16), (1, 1, 1, 16))
+
+    def score(i, j):
+        at = lambda x, p: att.rope(x, jnp.full((1, 1), p))  # noqa: E731
+        return float((at(q, i) * at(k, j)).sum())
+
+    assert score(7, 3) == pytest.approx(score(107, 103), abs=1e-4)
+    assert abs(score(7, 3) - score(7, 5)) > 1e-3
