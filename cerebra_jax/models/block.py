@@ -27,8 +27,8 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Causal multi-head attention with RoPE of given queries over given keys, each at its own position.
 
-    (B, Q, D) queries and (B, K, D) memory -> (B, Q, D). Q = K = all tokens is plain self-attention; Q of fewer, gathered
-    tokens is routed attention. Which key blocks are visited is the static `plan`.
+    (B, Q, D) queries and (B, K, D) memory -> (B, Q, D). Q = K = all tokens is plain self-attention; Q of fewer,
+    gathered tokens is routed attention. Which key blocks are visited is the static `plan`.
     """
 
     net: NetCfg

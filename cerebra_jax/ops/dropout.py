@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on the example's index in the global batch, not on how the batch is spread over devices."""
+"""Dropout whose mask depends on an example's index in the global batch, not on how the batch lies on the devices."""
 
 from __future__ import annotations
 

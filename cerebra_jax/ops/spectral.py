@@ -2,7 +2,7 @@
 
 `fft` is Makhoul's form: one real FFT of length D (Makhoul 1980, doi:10.1109/TASSP.1980.1163351); `matmul` multiplies by
 the D x D basis. Both equal scipy.fft.dct(norm="ortho"). The transform is orthogonal, so the gradient of each is the
-other one: that is what the custom_vjp says. Low-precision input is computed in float32 and cast back (rfft has no bf16).
+other one: that is what the custom_vjp says. bf16 input is computed in float32 and cast back (rfft has no bf16).
 """
 
 from __future__ import annotations
