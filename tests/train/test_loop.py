@@ -201,12 +201,13 @@ def test_other_data_on_resume_is_refused(cfg_of, tmp_path, text):
         go(cfg_of(task__data_dir=str(other)), tmp_path / "run")
 
 
-def test_another_machine_is_said_in_one_line(cfg_of, tmp_path):
+def test_another_machine_or_another_code_is_said_in_one_line(cfg_of, tmp_path, monkeypatch):
     with pytest.raises(Preempted):
         go(cfg_of(), tmp_path / "run", stop=After(3))
+    monkeypatch.setattr(loop.result, "code", lambda: "edited")
     _, screen = go(cfg_of(train__devices=2), tmp_path / "run")
-    said = [line for line in screen.lines if "devices 1 -> 2" in line]
-    assert len(said) == 1
+    said = [line for line in screen.lines if line.startswith("warning")]
+    assert len(said) == 1 and "devices 1 -> 2" in said[0] and "-> edited" in said[0]
 
 
 def test_a_damaged_latest_checkpoint_is_replayed_to_the_same_end(cfg_of, tmp_path):

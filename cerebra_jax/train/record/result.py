@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -28,7 +29,15 @@ def environment(devices: Sequence[Any]) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     device = {"platform": devices[0].platform, "device": devices[0].device_kind, "devices": len(devices)}
-    return versions | device | {"cores": cores}
+    return versions | device | {"cores": cores, "code": code()}
+
+
+def code() -> str:
+    """Hash of this package's own source: another version of the step gives other bits, committed or not."""
+    root, digest = Path(cerebra_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def drift(old: dict[str, Any], new: dict[str, Any]) -> str:
