@@ -24,6 +24,13 @@ class Norm(nn.Module):
         return nn.LayerNorm(dtype=jnp.float32, epsilon=1e-5, name="norm")(x).astype(x.dtype)
 
 
+def _dense(width: int, bias: bool, x, std: float, name: str):
+    """A linear layer on the last axis. As a matrix, x runs forward and backward in half the time on XLA's CPU: with two
+    batch axes, the gradient of the kernel is a contraction over two axes, which transposes x and the gradient of y."""
+    y = nn.Dense(width, bias, x.dtype, kernel_init=_init(std), name=name)(x.reshape(-1, x.shape[-1]))
+    return y.reshape(*x.shape[:-1], width)
+
+
 class Attention(nn.Module):
     """Causal multi-head attention with RoPE of given queries over given keys, each at its own position.
 
@@ -39,20 +46,20 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos):
-        net, dtype = self.net, q_BxQxD.dtype
+        net = self.net
         B, Q, D = q_BxQxD.shape
         H, C = net.heads, net.width // net.heads
 
         def heads(x):  # (B, n, H*C) -> (B, H, n, C)
             return x.reshape(B, x.shape[1], H, C).swapaxes(1, 2)
 
-        q = heads(nn.Dense(D, self.bias, dtype, kernel_init=_init(), name="q")(q_BxQxD))
-        kv = nn.Dense(2 * D, self.bias, dtype, kernel_init=_init(), name="kv")(m_BxKxD)
+        q = heads(_dense(D, self.bias, q_BxQxD, 0.02, "q"))
+        kv = _dense(2 * D, self.bias, m_BxKxD, 0.02, "kv")
         k, v = heads(kv[..., :D]), heads(kv[..., D:])
         q, k = att.rope(q, qpos), att.rope(k, kpos)
         o_BxHxQxC = att.attend(q, k, v, qpos, kpos, self.plan, self.kernel)
         o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
-        return nn.Dense(D, self.bias, dtype, kernel_init=_init(self.out_std), name="out")(o_BxQxD)
+        return _dense(D, self.bias, o_BxQxD, self.out_std, "out")
 
 
 def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str = "full") -> int:
@@ -85,14 +92,14 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxLxD):
-        net, dtype = self.net, x_BxLxD.dtype
-        h = nn.Dense(net.ffn_width, self.bias, dtype, kernel_init=_init(), name="up")(x_BxLxD)
+        net = self.net
+        h = _dense(net.ffn_width, self.bias, x_BxLxD, 0.02, "up")
         if net.ffn == "gated":
-            gate = nn.Dense(net.ffn_width, self.bias, dtype, kernel_init=_init(), name="gate")(x_BxLxD)
+            gate = _dense(net.ffn_width, self.bias, x_BxLxD, 0.02, "gate")
             h = jax.nn.silu(gate) * h
         else:
             h = jax.nn.gelu(h)
-        return nn.Dense(net.width, self.bias, dtype, kernel_init=_init(self.out_std), name="down")(h)
+        return _dense(net.width, self.bias, h, self.out_std, "down")
 
 
 def ffn_flops(net: NetCfg, L: int) -> int:
