@@ -1,4 +1,4 @@
-"""python -m cerebra_jax.main [train|eval|cost] --config=...; also the console script `cerebra`.
+"""python -m cerebra_jax.main [train|eval|cost|report] ...; also the console script `cerebra`.
 
 Turns every end of a run into its exit status (errors.py) and one line on stderr; JAX is imported only once the
 command line has been found good.
@@ -22,6 +22,11 @@ def main(argv: list[str] | None = None) -> int:
 
         if {"-h", "--help", "--helpfull", "help"} & set(argv):
             print(flags.help_text())
+            return errors.DONE
+        if argv[:1] == ["report"]:  # the one command that takes folders instead of a configuration
+            from cerebra_jax.cli import report
+
+            report.run(argv[1:])
             return errors.DONE
         request = flags.parse(argv)
         workdir = request.workdir if request.command == "train" else None

@@ -1,6 +1,6 @@
 """The command line: words into a checked `Request`, every mistake a UserError, no JAX imported.
 
-    python -m cerebra_jax.main [train|eval|cost] --config=FILE.py[:ARG] [--config.key=value]... [--workdir=DIR]
+    python -m cerebra_jax.main [train|eval|cost|report] --config=FILE.py[:ARG] [--config.key=value]... [--workdir=DIR]
 
 A .py configuration is code and is run; a .json one (a run's own config.json) is only read.
 """
@@ -25,11 +25,13 @@ COMMANDS = {
     "train": "train, or resume, or say that it is done (the default)",
     "eval": "measure the best checkpoint of --workdir",
     "cost": "parameters, FLOPs, memory and predicted step time, without training",
+    "report": "RUN... [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg]: a table of finished runs",
 }
 _TAKES = {
     "train": ("config", "workdir", "fresh", "verbose"),
     "eval": ("workdir", "split", "verbose"),
     "cost": ("config", "verbose"),
+    "report": (),  # takes folders; cli/report.py reads its words
 }
 _OPTIONS = {
     "config": "FILE.py[:ARG] or FILE.json; --config.KEY=VALUE changes one key",
