@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cerebra_jax.cost import prices
 
@@ -56,12 +57,23 @@ def resolve(kernel: str, L: int, dtype: str, head_width: int) -> str:
     return "full" if L < BLOCKWISE_FROM else "blockwise"
 
 
+@functools.cache
+def _angles(half: int, base: float, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of 0, step, …, 1023·step positions at each of `half` frequencies, computed in float64."""
+    angle = step * np.arange(1024)[:, None] * base ** (-np.arange(half) / half)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
 def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Rotary position embedding, rotate-half form (Su et al. 2021, arXiv:2104.09864); `pos` may be (1, L)."""
+    """Rotary position embedding, rotate-half form (Su et al. 2021, arXiv:2104.09864); `pos` < 2²⁰, may be (1, L).
+
+    cos and sin come from two small tables, by the sum of angles: a float32 product position · frequency is wrong in
+    the 4th digit at position 4096, and XLA's CPU backend would compute a cosine for every element of x.
+    """
     half = x_BxHxLxC.shape[-1] // 2
-    freq = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (pos_BxL.astype(jnp.float32)[..., None] * freq[None, None])[:, None]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos1, sin1 = (jnp.asarray(t)[pos_BxL & 1023][:, None] for t in _angles(half, base, 1))
+    cos2, sin2 = (jnp.asarray(t)[pos_BxL >> 10][:, None] for t in _angles(half, base, 1024))
+    cos, sin = cos1 * cos2 - sin1 * sin2, sin1 * cos2 + cos1 * sin2
     a, b = jnp.split(x_BxHxLxC.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxHxLxC.dtype)
 

@@ -151,3 +151,15 @@ def test_rope_sees_only_distances():
 
     assert score(7, 3) == pytest.approx(score(107, 103), abs=1e-4)
     assert abs(score(7, 3) - score(7, 5)) > 1e-3
+
+
+@given(st.lists(st.integers(0, (1 << 20) - 1), min_size=2, max_size=2), st.sampled_from([2, 16, 64]))
+@settings(max_examples=20, deadline=None)
+def test_rope_turns_each_pair_by_its_angle(positions, width):
+    x = np.asarray(_random(7, (2, 1, 1, width))[0])
+    half = width // 2
+    pair = x[..., :half].astype(np.complex128) + 1j * x[..., half:]
+    turned = pair * np.exp(1j * np.array(positions)[:, None, None, None] * 1e4 ** (-np.arange(half) / half))
+    want = np.concatenate([turned.real, turned.imag], axis=-1)
+    got = att.rope(jnp.asarray(x), jnp.array(positions)[:, None])
+    np.testing.assert_allclose(got, want, atol=2e-6)
