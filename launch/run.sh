@@ -63,4 +63,6 @@ for arg in "$@"; do
   args+=("$arg")
 done
 case ${1:-} in '' | -*) [ "$given" ] || args=(--config="$root/configs/wikitext.py" ${args[@]+"${args[@]}"}) ;; esac
+# large pages for malloc (glibc >= 2.35, Linux): fewer page faults in a CPU step, see benchmarks/README.md
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec "$venv/bin/python" -m cerebra_jax.main ${args[@]+"${args[@]}"}
