@@ -61,6 +61,7 @@ class NetCfg:
     heads: int = _f(4, "attention heads (H)", lo=1, hi=1024)
     ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))
     ffn_width: int = _f(512, "hidden features of the feed-forward layer (F)", lo=8, hi=1 << 20)
+    norm: str = _f("pre", "LayerNorm of the dense Transformer: before each part, or after it", of=("pre", "post"))
     dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)
     dtype: str = _f(
         "float32", "dtype of matmuls; softmax, norms, router and logits stay float32", of=("float32", "bfloat16")

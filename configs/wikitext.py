@@ -2,7 +2,8 @@
 
 python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
 
-    model   chiar (default) | dense          size   cpu (default) | 17m | 400m          smoke: ends in seconds
+    model   chiar (default) | dense | densepost (LayerNorm after each part, as CHIAR has it)
+    size    cpu (default) | 17m | 400m          smoke: ends in seconds
 
 `:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2
 is downloaded, and where nothing can be downloaded the run takes the offline corpus and says so.
@@ -11,7 +12,7 @@ is downloaded, and where nothing can be downloaded the run takes the offline cor
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
-MODELS = ("chiar", "dense")
+MODELS = ("chiar", "dense", "densepost")
 SIZES = ("cpu", "17m", "400m")
 
 
@@ -21,8 +22,12 @@ def get_config(arg: str = ""):
     for part in parts:
         if part not in (*MODELS, *SIZES, "smoke"):
             raise UserError(f"configs/wikitext.py has no part {part!r}", f"use {', '.join((*MODELS, *SIZES, 'smoke'))}")
+    for kind, choices in (("models", MODELS), ("sizes", SIZES)):
+        if len(chosen := [p for p in parts if p in choices]) > 1:
+            raise UserError(f"configs/wikitext.py got two {kind}, {' and '.join(chosen)}", "name one")
     c = config.defaults()
-    c.net.name = "transformer" if "dense" in parts else "chiar"
+    c.net.name = "transformer" if {"dense", "densepost"} & set(parts) else "chiar"
+    c.net.norm = "post" if "densepost" in parts else "pre"
     if "17m" in parts:  # CHIAR-Former small: 17 M parameters, GPT-2's vocabulary size
         c.task.vocab_size = 50_257
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 256, 4, 1024

@@ -14,6 +14,7 @@ V, B, L = 50, 3, 32
 VARIANTS = {
     "dense": {"net.name": "transformer"},
     "dense-gated-scan-remat": {"net.name": "transformer", "net.ffn": "gated", "net.scan": True, "net.remat": True},
+    "dense-post": {"net.name": "transformer", "net.norm": "post"},
     "chiar-threshold": {},
     "chiar-threshold-masked": {"net.route.dispatch": False},
     "chiar-threshold-kv-routed": {"net.route.kv": "routed"},

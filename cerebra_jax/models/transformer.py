@@ -1,4 +1,4 @@
-"""The dense baseline: a pre-LayerNorm causal Transformer with RoPE and a tied head."""
+"""The dense baseline: a causal Transformer with RoPE and a tied head; LayerNorm before each part, or after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from cerebra_jax.types import Aux, Cost, Out
 
 
 class DenseLayer(nn.Module):
-    """x + Attention(LN x), then x + FFN(LN x). The outputs of both start scaled by 1/√(2·depth) (GPT-2)."""
+    """pre: x + Attention(LN x), then x + FFN(LN x), whose outputs start scaled by 1/√(2·depth) (GPT-2).
+    post: LN(x + Attention(x)), then LN(x + FFN(x)), as CHIAR does it: the control that differs in the routing only."""
 
     net: NetCfg
     L: int
@@ -21,13 +22,17 @@ class DenseLayer(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD, pos_1xL, ex_B):
         net = self.net
-        std = 0.02 * (2 * net.depth) ** -0.5
+        pre = net.norm == "pre"
+        std = 0.02 * (2 * net.depth) ** -0.5 if pre else 0.02
         drop = block.Drop(net.dropout)
         attention = block.Attention(net, att.causal_plan(self.L), self.kernel, out_std=std, name="attention")
-        h = block.Norm(name="attention_norm")(x_BxLxD)
+        ffn = block.FeedForward(net, out_std=std, name="ffn")
+        attention_norm, ffn_norm = block.Norm(name="attention_norm"), block.Norm(name="ffn_norm")
+        h = attention_norm(x_BxLxD) if pre else x_BxLxD
         x_BxLxD += drop(ex_B, attention(h, h, pos_1xL, pos_1xL))
-        h = block.Norm(name="ffn_norm")(x_BxLxD)
-        return x_BxLxD + drop(ex_B, block.FeedForward(net, out_std=std, name="ffn")(h)), None
+        x_BxLxD = x_BxLxD if pre else attention_norm(x_BxLxD)
+        x_BxLxD += drop(ex_B, ffn(ffn_norm(x_BxLxD) if pre else x_BxLxD))
+        return x_BxLxD if pre else ffn_norm(x_BxLxD), None
 
 
 class Transformer(nn.Module):

@@ -32,6 +32,8 @@ class Run:
         c = self.config
         net, route = c["net"], c["net"]["route"]
         name = f"{net['name']} {net['depth']}x{net['width']}, L={c['task']['seq_len']}"
+        if net["name"] == "transformer":
+            name += f", {net.get('norm', 'pre')}-LN"  # runs of before the key existed are pre-LN
         if net["name"] == "chiar":
             name += f", {route['mode']} {route['rate']:g}, kv={route['kv']}"
         return name
