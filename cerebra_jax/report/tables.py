@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 
 from cerebra_jax.report.runs import Run, mean_sd, paired
@@ -64,9 +65,10 @@ def provenance(groups: dict[str, list[Run]]) -> str:
 
     machine = all_of(lambda r: f"{r['device']['device']}, {r['device']['cores']} cores, jax {r['device']['jax']}")
     hours = sum(r.result["wall_s"] for r in runs) / 3600
+    day = datetime.date.fromtimestamp(max((r.path / "result.json").stat().st_mtime for r in runs))
     return (
         f"Data {all_of(lambda r: r['dataset'])}; {all_of(lambda r: r['steps'])} steps, "
-        f"{all_of(lambda r: format(r['tokens'], ','))} tokens a run; {machine}; {hours:.1f} hours in all; "
+        f"{all_of(lambda r: format(r['tokens'], ','))} tokens a run; {machine}; {hours:.1f} hours in all, {day}; "
         f"commit {all_of(lambda r: str(r['commit'])[:12])}. Costs are relative to the dense Transformer of the same "
         "shape: expected and hard count causal attention as half the square, executed what the program runs."
     )
