@@ -20,11 +20,12 @@ class Entry:
     module: type[nn.Module]
     cost: Callable[[NetCfg, int, int], Cost]  # (net, L, vocab) -> forward FLOPs per example
     routing: Callable[[NetCfg], dict[str, jax.Array]]
+    kept: Callable[[NetCfg, int, int, float], float] | None = None  # (net, L, vocab, share of tokens kept) -> FLOPs
 
 
 MODELS = {
     "transformer": Entry(transformer.Transformer, transformer.cost, lambda net: {}),
-    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing),
+    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.kept_flops),
 }
 
 
@@ -52,8 +53,8 @@ class Model:
 
 
 def neutral_knobs() -> Knobs:
-    """Knobs of an evaluation: no penalty, temperature 1."""
-    return Knobs(jnp.float32(0), jnp.float32(1))
+    """Knobs of an evaluation: no penalty, temperature 1, the configured rate."""
+    return Knobs(jnp.float32(0), jnp.float32(1), jnp.float32(1))
 
 
 def build(cfg: RunCfg, vocab_size: int) -> Model:

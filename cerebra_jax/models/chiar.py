@@ -108,7 +108,7 @@ class RoutedLayer(nn.Module):
     kernel: str
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, temperature, pos_1xL, ex_B):
+    def __call__(self, x_BxLxD, tau, spread, temperature, rate, pos_1xL, ex_B):
         net, route, L = self.net, self.net.route, self.L
         light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
         wanted, gate, p, score = Decision(net, name="router")(x_BxLxD, X_BxLxD, temperature, tau, spread)
@@ -142,7 +142,7 @@ class RoutedLayer(nn.Module):
             "kept": kept_BxL.mean(1),
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
-            "tau": jnp.quantile(flat, 1 - route.rate, axis=1),
+            "tau": jnp.quantile(flat, 1 - jnp.clip(route.rate * rate, 0.0, 1.0), axis=1),
             "spread": flat.std(axis=1),
         }
         return x_BxLxD, y
@@ -211,7 +211,7 @@ class Chiar(nn.Module):
         expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
         observed, scores = {}, {}
         if R:
-            shared = (knobs.temperature, pos_1xL, ex_B)
+            shared = (knobs.temperature, knobs.rate, pos_1xL, ex_B)
             scanned = (routing["tau"], routing["spread"])
             x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared)
             expected_B += y.pop("expected_B").sum(0) / float(dense)
@@ -225,7 +225,7 @@ class Chiar(nn.Module):
         heavy = AttentionLN(net, att.causal_plan(L), kernel, name="last_heavy")
         x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B)
         x_BxLxD = FeedForwardLN(net, name="last_mlp")(x_BxLxD, ex_B)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed, scores)
+        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed, scores, {})
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
@@ -266,6 +266,13 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
 def soft_flops(net: NetCfg, L: int, vocab: int) -> int:
     """Model FLOPs per example when every token runs both branches."""
     return cost(net, L, vocab).model_flops
+
+
+def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
+    """Model FLOPs per example when that share of tokens, wherever they stand, attends in every routed layer."""
+    pairs = prices.causal_pairs(L) if net.route.kv == "all" else share * (prices.causal_pairs(L) - L) + L
+    routed = share * (L * _per_token(net) + 4 * net.width * pairs)
+    return expected_split(net, L, vocab)[0] + (net.depth - 2) * routed
 
 
 def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:

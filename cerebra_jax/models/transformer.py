@@ -47,7 +47,7 @@ class Transformer(nn.Module):
         kwargs = {"net": net, "L": L, "kernel": block.kernel_of(net, L)}
         x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, ex_B))
         one_B = jnp.ones(B, jnp.float32)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(one_B, one_B, {}, {}, {})
+        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(one_B, one_B, {}, {}, {}, {})
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:

@@ -30,7 +30,7 @@ def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransforma
     """
     knobs_at = phases.schedule(cfg.objective, total, per_epoch)
     lr_at = optim.learning_rate(cfg.train, total, per_epoch)
-    accum, running = cfg.train.accum, cfg.net.route.tau == "running"
+    accum, running = cfg.train.accum, cfg.net.route.tau != "calibrated"
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array, *, axis: str | None = None):
         def psum(tree):
