@@ -1,8 +1,8 @@
-"""Language modelling on WikiText: dense Transformer or CHIAR-Former.
+"""Language modelling on WikiText: dense Transformer, CHIAR-Former or Cerebra.
 
 python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
 
-    model   chiar (default) | dense          size   cpu (default) | 17m | 400m          smoke: ends in seconds
+    model   chiar (default) | dense | cerebra          size   cpu (default) | 17m | 400m          smoke: ends in seconds
 
 `:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2
 is downloaded, and where nothing can be downloaded the run takes the offline corpus and says so.
@@ -11,7 +11,7 @@ is downloaded, and where nothing can be downloaded the run takes the offline cor
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
-MODELS = ("chiar", "dense")
+MODELS = ("chiar", "dense", "cerebra")
 SIZES = ("cpu", "17m", "400m")
 
 
@@ -22,7 +22,9 @@ def get_config(arg: str = ""):
         if part not in (*MODELS, *SIZES, "smoke"):
             raise UserError(f"configs/wikitext.py has no part {part!r}", f"use {', '.join((*MODELS, *SIZES, 'smoke'))}")
     c = config.defaults()
-    c.net.name = "transformer" if "dense" in parts else "chiar"
+    c.net.name = "transformer" if "dense" in parts else "cerebra" if "cerebra" in parts else "chiar"
+    if "cerebra" in parts:  # attention and FFN are routed: attention alone saves little at L = 256
+        c.net.route.part, c.net.route.kv = "block", "routed"
     if "17m" in parts:  # CHIAR-Former small: 17 M parameters, GPT-2's vocabulary size
         c.task.vocab_size = 50_257
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 256, 4, 1024

@@ -25,10 +25,11 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with RoPE of given queries over given keys, each at its own position.
+    """Multi-head attention with RoPE of given queries over given keys, each at its own position.
 
     (B, Q, D) queries and (B, K, D) memory -> (B, Q, D). Q = K = all tokens is plain self-attention; Q of fewer,
-    gathered tokens is routed attention. Which key blocks are visited is the static `plan`.
+    gathered tokens is routed attention. Which key blocks are visited is the static `plan`. A query sees the keys whose
+    `order` is not above its own; without orders, those at or before its position.
     """
 
     net: NetCfg
@@ -38,7 +39,7 @@ class Attention(nn.Module):
     out_std: float = 0.02
 
     @nn.compact
-    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos):
+    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, qorder=None, korder=None):
         net, dtype = self.net, q_BxQxD.dtype
         B, Q, D = q_BxQxD.shape
         H, C = net.heads, net.width // net.heads
@@ -50,9 +51,25 @@ class Attention(nn.Module):
         kv = nn.Dense(2 * D, self.bias, dtype, kernel_init=_init(), name="kv")(m_BxKxD)
         k, v = heads(kv[..., :D]), heads(kv[..., D:])
         q, k = att.rope(q, qpos), att.rope(k, kpos)
-        o_BxHxQxC = att.attend(q, k, v, qpos, kpos, self.plan, self.kernel)
+        orders = (qpos, kpos) if qorder is None else (qorder, korder)
+        o_BxHxQxC = att.attend(q, k, v, *orders, self.plan, self.kernel)
         o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
         return nn.Dense(D, self.bias, dtype, kernel_init=_init(self.out_std), name="out")(o_BxQxD)
+
+
+def orders(net: NetCfg, L: int, mask_BxL=None):
+    """What masks compare, (B or 1, L) int32: a token sees those whose order is not above its own.
+
+    Causal: positions. Encoder: 0 for all. Padding stands at L: no real token sees it, and it sees everything, because a
+    query without a key would be NaN.
+    """
+    order_1xL = jnp.arange(L)[None] if net.causal else jnp.zeros((1, L), jnp.int32)
+    return order_1xL if mask_BxL is None else jnp.where(mask_BxL, order_1xL, L)
+
+
+def dense_plan(net: NetCfg, L: int) -> att.Plan:
+    """Attention plan of all tokens."""
+    return att.causal_plan(L) if net.causal else ((0, L, L),)
 
 
 def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str = "full") -> int:
@@ -62,18 +79,30 @@ def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str
 
 
 def dense_attention_flops(net: NetCfg, L: int) -> int:
-    """`attention_flops` of plain causal self-attention of L tokens, with the kernel that would run here."""
-    return attention_flops(net.width, L, L, att.causal_plan(L), kernel_of(net, L))
+    """`attention_flops` of plain self-attention of L tokens, with the kernel that would run here."""
+    return attention_flops(net.width, L, L, dense_plan(net, L), kernel_of(net, L))
 
 
 def kernel_of(net: NetCfg, L: int) -> str:
     """The attention kernel that this configuration runs on the present device."""
+    if not net.causal:
+        return masked_kernel(net, L)
     return att.resolve(net.attention, L, net.dtype, net.width // net.heads)
 
 
-def attention_model_flops(D: int, L: int) -> int:
-    """Forward FLOPs per example of dense causal attention, half the square: 8D² per token and 4D per visible pair."""
-    return 4 * L * prices.linear_flops(D, D) + 4 * D * prices.causal_pairs(L)
+def masked_kernel(net: NetCfg, L: int) -> str:
+    """The kernel where masks are more than plain causality, which is all that cuDNN's knows here."""
+    return "blockwise" if net.attention == "blockwise" or L >= att.BLOCKWISE_FROM else "full"
+
+
+def pairs(net: NetCfg, L: int) -> int:
+    """(query, key) pairs that see each other among L tokens: half the square if causal."""
+    return prices.causal_pairs(L) if net.causal else L * L
+
+
+def attention_model_flops(net: NetCfg, L: int) -> int:
+    """Forward FLOPs per example of dense attention: 8D² per token and 4D per visible pair."""
+    return 4 * L * prices.linear_flops(net.width, net.width) + prices.attention_pairs_flops(pairs(net, L), net.width)
 
 
 class FeedForward(nn.Module):
@@ -137,7 +166,7 @@ def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry,
         layer = nn.remat(layer, prevent_cse=not net.scan)
     if net.scan:
         axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared)
-        over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+        over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "route": True},
                        in_axes=axes, length=count)  # fmt: skip
         return over(**kwargs, name="layers")(carry, *scanned, *shared)
     ys = []

@@ -257,7 +257,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
         add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
     last = f"layer_{R + 1:02d}"
-    add(f"{last}/attention", block.attention_model_flops(D, L), block.dense_attention_flops(net, L))
+    add(f"{last}/attention", block.attention_model_flops(net, L), block.dense_attention_flops(net, L))
     add(f"{last}/ffn", block.ffn_flops(net, L))
     add("head", block.head_flops(net, L, vocab))
     return Cost(model, executed)

@@ -1,4 +1,4 @@
-"""The dense baseline: a pre-LayerNorm causal Transformer with RoPE and a tied head."""
+"""The dense baseline: a pre-LayerNorm Transformer with RoPE and a tied head, causal or an encoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.models import block
-from cerebra_jax.ops import attend as att
 from cerebra_jax.types import Aux, Cost, Out
 
 
@@ -19,19 +18,19 @@ class DenseLayer(nn.Module):
     kernel: str
 
     @nn.compact
-    def __call__(self, x_BxLxD, pos_1xL, ex_B):
+    def __call__(self, x_BxLxD, pos_1xL, order, ex_B):
         net = self.net
         std = 0.02 * (2 * net.depth) ** -0.5
         drop = block.Drop(net.dropout)
-        attention = block.Attention(net, att.causal_plan(self.L), self.kernel, out_std=std, name="attention")
+        attention = block.Attention(net, block.dense_plan(net, self.L), self.kernel, out_std=std, name="attention")
         h = block.Norm(name="attention_norm")(x_BxLxD)
-        x_BxLxD += drop(ex_B, attention(h, h, pos_1xL, pos_1xL))
+        x_BxLxD += drop(ex_B, attention(h, h, pos_1xL, pos_1xL, order, order))
         h = block.Norm(name="ffn_norm")(x_BxLxD)
         return x_BxLxD + drop(ex_B, block.FeedForward(net, out_std=std, name="ffn")(h)), None
 
 
 class Transformer(nn.Module):
-    """Decoder-only language model; (B, L) tokens -> features and tied output matrix (`Out`)."""
+    """Language model, or encoder; (B, L) tokens -> features and tied output matrix (`Out`)."""
 
     net: NetCfg
     vocab: int
@@ -43,9 +42,9 @@ class Transformer(nn.Module):
         B, L = ids_BxL.shape
         x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
         x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
-        pos_1xL = jnp.arange(L)[None]
+        pos_1xL, order = jnp.arange(L)[None], block.orders(net, L, batch["mask_BxL"] if "mask_BxL" in batch else None)
         kwargs = {"net": net, "L": L, "kernel": block.kernel_of(net, L)}
-        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, ex_B))
+        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, order, ex_B))
         one_B = jnp.ones(B, jnp.float32)
         return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(one_B, one_B, {}, {}, {}, {})
 
@@ -54,7 +53,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included."""
     model, executed = {}, {}
     for i in range(net.depth):
-        model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net.width, L)
+        model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net, L)
         executed[f"layer_{i:02d}/attention"] = block.dense_attention_flops(net, L)
         model[f"layer_{i:02d}/ffn"] = executed[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, L)
     model["head"] = executed["head"] = block.head_flops(net, L, vocab)
