@@ -60,8 +60,13 @@ def neutral_knobs() -> Knobs:
 
 
 def at_rate(cfg: RunCfg, rate: float) -> RunCfg:
-    """The configuration with another net.route.rate."""
-    route = dataclasses.replace(cfg.net.route, rate=rate)
+    """The configuration with another net.route.rate. Without a floor or a ceiling of the user's, a learned router may
+    ask for half of it at least (its collapse cannot be undone by λ >= 0) and for as much as there are slots at most."""
+    route = cfg.net.route
+    floor = route.floor if route.floor > 0.0 else rate / 2
+    ceiling = route.ceiling if route.ceiling < 1.0 else min(1.0, rate * route.capacity)
+    learned = route.mode == "hard" or route.tau == "learned"
+    route = dataclasses.replace(route, rate=rate, **({"floor": floor, "ceiling": ceiling} if learned else {}))
     return dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
 
 

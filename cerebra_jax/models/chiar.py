@@ -16,7 +16,7 @@ from cerebra_jax.cost import prices
 from cerebra_jax.models import block, transformer
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
-from cerebra_jax.ops.gates import expected_pairs, st_above
+from cerebra_jax.ops.gates import expected_pairs, st_above, threshold_for
 from cerebra_jax.types import Aux, Cost, Knobs, Out
 
 
@@ -79,7 +79,7 @@ class Decision(nn.Module):
     """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
 
     threshold: wanted where H(x) > τ; no parameters, so the gate is a constant. hard: wanted where a learned score is
-    positive; the gate is 0/1 forward and sigmoid backward. soft: everything is wanted, the gate blends.
+    above τ, 0 but for floor and ceiling; the gate is 0/1 forward, sigmoid backward. soft: all wanted, the gate blends.
     p = σ((score − τ)/(T·spread)): the smooth decision that the penalty can move.
     """
 
@@ -94,9 +94,10 @@ class Decision(nn.Module):
             wanted = score > tau
             return wanted, wanted.astype(jnp.float32), p, score
         score = nn.Dense(1, dtype=jnp.float32, name="score")(x_BxLxD.astype(jnp.float32))[..., 0]
-        p = jax.nn.sigmoid(score / temperature)
         if mode == "hard":
-            return score > 0, st_above(score, temperature), p, score
+            p = jax.nn.sigmoid((score - tau) / temperature)
+            return score > tau, st_above(score - tau, temperature), p, score
+        p = jax.nn.sigmoid(score / temperature)
         return jnp.ones(score.shape, bool), p, p, score
 
 
@@ -142,7 +143,7 @@ class RoutedLayer(nn.Module):
             "kept": kept_BxL.mean(1),
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
-            "tau": jnp.quantile(flat, 1 - jnp.clip(route.rate * rate, 0.0, 1.0), axis=1),
+            "tau": threshold_for(route, flat, rate),
             "spread": flat.std(axis=1),
         }
         return x_BxLxD, y
@@ -284,5 +285,5 @@ def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:
     """Thresholds before any data: the entropy of Gaussian noise, about where untrained tokens stand."""
     R = net.depth - 2
-    tau = spectral.gaussian_entropy(net.width)
+    tau = spectral.gaussian_entropy(net.width) if net.route.mode == "threshold" else 0.0
     return {"tau": jnp.full(R, tau, jnp.float32), "spread": jnp.full(R, 0.15 * net.width**-0.5, jnp.float32)}
