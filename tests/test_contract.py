@@ -146,8 +146,10 @@ def test_every_parameter_gets_a_gradient(make, name):
     def grad(params):
         def loss(params):
             out, aux = m.model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
-            return chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], 16) + aux.expected_B.sum() + sum(
-                loss_B.sum() for loss_B in aux.losses.values()
+            return (
+                chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], 16)
+                + aux.expected_B.sum()
+                + sum(loss_B.sum() for loss_B in aux.losses.values())
             )
 
         return jax.grad(loss)(params)
