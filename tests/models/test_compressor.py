@@ -63,7 +63,9 @@ def test_padding_never_enters_a_window(kind):
     np.testing.assert_array_equal(got, after)
     np.testing.assert_array_equal(loss, loss_after)
     last = compressor.windows(L, 0.3)
-    np.testing.assert_array_equal(seen[0], [(t[i] < 7).any() for t, i in zip(last.idx_MxW, last.inside_MxW, strict=True)])
+    np.testing.assert_array_equal(
+        seen[0], [(t[i] < 7).any() for t, i in zip(last.idx_MxW, last.inside_MxW, strict=True)]
+    )
     assert not seen[1].any() and np.isfinite(got).all() and loss[1] == 0 < loss[0]
 
 
@@ -86,7 +88,9 @@ def test_reconstruction_learns_the_decoder_and_the_compressor_but_not_its_target
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
-@pytest.mark.parametrize(("r", "s"), [(0.3, 0.6), (0.25, 0.9), (1.0, 1.0)])  # s 0.9: 8 of 8; heads of even and odd width
+@pytest.mark.parametrize(
+    ("r", "s"), [(0.3, 0.6), (0.25, 0.9), (1.0, 1.0)]
+)  # s 0.9: 8 of 8; heads of even and odd width
 def test_a_query_sees_exactly_the_windows_that_have_ended(causal, r, s):
     net = net_of(r=r, s=s, causal=causal)
     x, pos, order = x_of(), jnp.arange(L)[None], block.orders(net_of(causal=causal), L)
