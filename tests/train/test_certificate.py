@@ -9,10 +9,11 @@ import random
 import pytest
 
 from cerebra_jax.cli.certify import show
-from cerebra_jax.errors import NotCertified
+from cerebra_jax.errors import NotCertified, UserError
 from cerebra_jax.main import main
 from cerebra_jax.models import build as models
 from cerebra_jax.tasks.build import build
+from cerebra_jax.train import loop
 from cerebra_jax.train.record import certificate
 
 
@@ -83,6 +84,27 @@ def test_a_budget_is_certified_at_its_last_program(certify):
     assert found["certified"]
     rows = found["rows"]
     assert abs(rows["model"]["executed_flops"] / rows["dense"]["executed_flops"] / 0.75 - 1) < 0.02
+
+
+class Screen:
+    def say(self, line): ...
+    def begin(self, total, done): ...
+    def step(self, done, text, due): ...
+    def end(self): ...
+
+
+def test_a_finished_run_is_certified_as_trained(certify, tiny_cfg, text, tmp_path):
+    cfg = tiny_cfg({"task.data_dir": str(text), "train": {"batch_size": 4, "accum": 2, "devices": 2}})
+    task = build(cfg, print)
+    with pytest.raises(UserError, match="train it first"):
+        certificate.trained(cfg, task, tmp_path, print)
+    result = loop.run(cfg, task, tmp_path, Screen())
+    state = certificate.trained(cfg, task, tmp_path, print)
+    found = certificate.certify(cfg, task, state, rounds=1)
+    assert found["certified"] and found["trained_steps"] == result["best_step"] and found["batch"] == 2
+    model = found["rows"]["model"]
+    assert model["executed_flops"] / found["tokens"] == result["costs"]["executed"]
+    assert abs(model["hard"] / result["val"]["hard_rel_flops"] - 1) < 0.05
 
 
 def test_verdict_needs_both_programs_to_be_cheaper():
