@@ -48,6 +48,11 @@ def together(c: RunCfg) -> None:
         "a threshold needs a share below 1; net.name=transformer attends everywhere",
     )
     _routing(net)
+    need(
+        net.features == net.outputs == 0 or (net.name != "chiar" and c.task.name != "text"),
+        "net.features or net.outputs is set for a language model",
+        "use net.features=0 and net.outputs=0",
+    )
     need(net.causal or c.task.name != "text", "net.causal is False for a language model", "use net.causal=True")
     need(
         c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir),

@@ -79,6 +79,8 @@ class CompressCfg:
 @dataclass(frozen=True)
 class NetCfg:
     name: str = _f("chiar", "model", of=("transformer", "chiar", "cerebra"))
+    features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
+    outputs: int = _f(0, "outputs of a pooled head: classes, or 1 for a regression; 0: logits per token", lo=0)
     causal: bool = _f(True, "tokens see earlier tokens only; False: an encoder")
     depth: int = _f(6, "layers", lo=1, hi=1000)
     width: int = _f(128, "features per token (D)", lo=8, hi=65_536)

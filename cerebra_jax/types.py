@@ -19,7 +19,8 @@ Batch = dict[str, Any]
 """One global or per-device batch of arrays, for language models
 `inputs_BxL` int32, `labels_BxL` int32, `w_BxL` float32 (0 = padding), `ex_B` int32 (index of the example in the global
 batch: dropout and routing noise are keyed by it, so they do not depend on the number of devices).
-`mask_BxL` bool, optional, for encoders (False = padding, which no token sees); without it every token is real."""
+`mask_BxL` bool, optional, for encoders (False = padding, which no token sees); without it every token is real.
+`features_BxLxN` float32 instead of `inputs_BxL` where net.features says so."""
 
 
 class Knobs(NamedTuple):
@@ -32,6 +33,8 @@ class Knobs(NamedTuple):
 
 class Out(NamedTuple):
     """What a model computes: features and the output matrix. logits = h @ head_VxD.T in float32.
+
+    A pooled head has one row, L = 1, and V outputs.
 
     The logits of a whole batch are never formed in training: the loss takes them in chunks.
     """

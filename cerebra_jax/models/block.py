@@ -10,6 +10,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dropout import dropout
+from cerebra_jax.types import Out
 
 
 def _init(stddev: float = 0.02):
@@ -151,9 +152,48 @@ class Embed(nn.Module):
         return table_VxD[ids_BxL].astype(self.net.dtype), table_VxD
 
 
+def embed(net: NetCfg, vocab: int, batch):
+    """Tokens or features of a batch -> ((B, L, D), the token table or None), dropout applied."""
+    if net.features:
+        init = _init(net.features**-0.5)
+        dense = nn.Dense(net.width, True, net.dtype, kernel_init=init, name="features")
+        x_BxLxD, table_VxD = dense(batch["features_BxLxN"].astype(net.dtype)), None
+    else:
+        x_BxLxD, table_VxD = Embed(vocab, net, name="embed")(batch["inputs_BxL"])
+    return Drop(net.dropout)(batch["ex_B"], x_BxLxD), table_VxD
+
+
+class Head(nn.Module):
+    """(B, L, D) -> `Out`. Per token: V logits, tied to the token table if there is one. Pooled (net.outputs > 0): the
+    mean over the real tokens, one row, and that many outputs: classes, or 1 for a regression."""
+
+    net: NetCfg
+    vocab: int
+
+    @nn.compact
+    def __call__(self, h_BxLxD, table_VxD, mask_BxL):
+        net = self.net
+        if net.outputs:
+            h = h_BxLxD.astype(jnp.float32)
+            if mask_BxL is None:
+                h = h.mean(1, keepdims=True)
+            else:
+                n_Bx1 = jnp.maximum(mask_BxL.sum(1, keepdims=True), 1)
+                h = jnp.where(mask_BxL[..., None], h, 0.0).sum(1, keepdims=True) / n_Bx1[..., None]
+            h_BxLxD = h.astype(h_BxLxD.dtype)
+        if net.outputs or table_VxD is None:
+            table_VxD = self.param("table", _init(), (net.outputs or self.vocab, net.width), jnp.float32)
+        return Out(h_BxLxD, table_VxD)
+
+
 def head_flops(net: NetCfg, L: int, vocab: int) -> int:
-    """Forward FLOPs per example of the logits; the embedding gather costs 0."""
-    return L * prices.linear_flops(net.width, vocab)
+    """Forward FLOPs per example of the logits or pooled outputs; pooling itself is elementwise work."""
+    return prices.linear_flops(net.width, net.outputs) if net.outputs else L * prices.linear_flops(net.width, vocab)
+
+
+def embed_flops(net: NetCfg, L: int) -> dict[str, int]:
+    """Forward FLOPs per example of the embedding, as a part: of features; the gather of token rows costs 0."""
+    return {"embed": L * prices.linear_flops(net.features, net.width)} if net.features else {}
 
 
 def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple):

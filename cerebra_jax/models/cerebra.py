@@ -20,7 +20,7 @@ from cerebra_jax.models import block, compressor, router, transformer
 from cerebra_jax.models.compressor import ceil_share
 from cerebra_jax.ops import dispatch
 from cerebra_jax.ops.gates import expected_pairs
-from cerebra_jax.types import Aux, Cost, Knobs, Out
+from cerebra_jax.types import Aux, Cost, Knobs
 
 
 class RoutedBlock(nn.Module):
@@ -166,10 +166,9 @@ class Cerebra(nn.Module):
     @nn.compact
     def __call__(self, batch, knobs: Knobs, routing):
         net, ex_B = self.net, batch["ex_B"]
-        B, L = batch["inputs_BxL"].shape
         mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
-        x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(batch["inputs_BxL"])
-        x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
+        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        B, L = x_BxLxD.shape[:2]
         none_R = jnp.zeros(net.depth)
         scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(net.depth))
         shared = (knobs, jnp.arange(L)[None], block.orders(net, L, mask_BxL), ex_B, mask_BxL)
@@ -190,7 +189,8 @@ class Cerebra(nn.Module):
         weights = {"z_loss": net.route.z_loss, "reconstruct": net.compress.reconstruct}
         losses = {name: weight * y[name].mean(0) for name, weight in weights.items() if name in y}
         aux = Aux(expected_B, hard_B, y, observed, scores, losses)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), aux
+        h_BxLxD = block.Norm(name="norm")(x_BxLxD)
+        return block.Head(net, self.vocab, name="head")(h_BxLxD, table_VxD, mask_BxL), aux
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
@@ -205,7 +205,8 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         heavy = block.dense_attention_flops(net, L)
     else:
         heavy = block.attention_flops(D, L, L, block.dense_plan(net, L))
-    model, executed = {}, {}
+    model = block.embed_flops(net, L)
+    executed = dict(model)
 
     def add(name: str, flops: int, run: int | None = None) -> None:
         model[name], executed[name] = flops, flops if run is None else run

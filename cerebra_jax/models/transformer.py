@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.models import block
-from cerebra_jax.types import Aux, Cost, Out
+from cerebra_jax.types import Aux, Cost
 
 
 class DenseLayer(nn.Module):
@@ -38,20 +38,21 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, batch, knobs, routing):
         net = self.net
-        ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
-        B, L = ids_BxL.shape
-        x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
-        x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
-        pos_1xL, order = jnp.arange(L)[None], block.orders(net, L, batch["mask_BxL"] if "mask_BxL" in batch else None)
+        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        (B, L), ex_B = x_BxLxD.shape[:2], batch["ex_B"]
+        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
+        pos_1xL, order = jnp.arange(L)[None], block.orders(net, L, mask_BxL)
         kwargs = {"net": net, "L": L, "kernel": block.kernel_of(net, L)}
         x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, order, ex_B))
         one_B = jnp.ones(B, jnp.float32)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(one_B, one_B, {}, {}, {}, {})
+        out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
+        return out, Aux(one_B, one_B, {}, {}, {}, {})
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included."""
-    model, executed = {}, {}
+    model = block.embed_flops(net, L)
+    executed = dict(model)
     for i in range(net.depth):
         model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net, L)
         executed[f"layer_{i:02d}/attention"] = block.dense_attention_flops(net, L)

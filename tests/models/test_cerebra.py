@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cerebra_jax import trees
 from cerebra_jax.config import NetCfg, RouteCfg
+from cerebra_jax.cost import jaxpr
 from cerebra_jax.models import cerebra, transformer
 from cerebra_jax.models.build import neutral_knobs
 from cerebra_jax.models.router import init_routing
@@ -20,7 +22,8 @@ MASK = np.arange(L)[None] < np.array([[24], [11], [0]])
 
 def net_of(causal=False, **changes):
     route = RouteCfg(**({"mode": "topk", "rate": 0.25} | changes.pop("route", {})))
-    return NetCfg("cerebra", causal, depth=2, width=16, heads=2, ffn_width=32, route=route, **changes)
+    sizes = {"depth": 2, "width": 16, "heads": 2, "ffn_width": 32}
+    return NetCfg(name="cerebra", causal=causal, route=route, **sizes, **changes)
 
 
 class Made:
@@ -162,3 +165,34 @@ def test_auxiliary_losses_carry_their_weights():
     np.testing.assert_allclose(aux.losses["z_loss"], 0.5 * aux.stats["z_loss"].mean(0), rtol=1e-6)
     np.testing.assert_allclose(aux.losses["reconstruct"], 2.0 * aux.stats["reconstruct"].mean(0), rtol=1e-6)
     np.testing.assert_allclose(aux.stats["z_loss"], jnp.square(aux.scores["score"]).mean(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cerebra", "transformer"])
+@pytest.mark.parametrize(("features", "outputs"), [(0, 5), (3, 0), (3, 1)])
+def test_feature_inputs_and_pooled_heads_for_classes_and_regressions(name, features, outputs):
+    net = dataclasses.replace(net_of(), name=name, features=features, outputs=outputs)
+    cls = {"cerebra": cerebra, "transformer": transformer}[name]
+    module = cls.Cerebra(net, V) if name == "cerebra" else cls.Transformer(net, V)
+    rng = np.random.RandomState(0)
+    x = rng.standard_normal((B, L, 3)).astype(np.float32)
+
+    def batch_of(x, ids):
+        return _batch(ids, MASK) | ({"features_BxLxN": x} if features else {})
+
+    params = module.init(jax.random.key(0), batch_of(x, IDS), neutral_knobs(), {})
+
+    @jax.jit
+    def logits(params, x, ids):
+        out = module.apply(params, batch_of(x, ids), neutral_knobs(), {})[0]
+        return jnp.einsum("bld,vd->blv", out.h, out.head_VxD)
+
+    got = logits(params, x, IDS)
+    assert got.shape == (B, 1 if outputs else L, outputs or V) and np.isfinite(got).all()
+    other = logits(params, np.where(MASK[..., None], x, 9.0), np.where(MASK, IDS, 0))
+    seen = slice(None) if outputs else MASK
+    np.testing.assert_array_equal(np.asarray(got)[seen], np.asarray(other)[seen])  # padding is not pooled
+    grads = jax.grad(lambda p: jnp.square(logits(p, x, IDS) - 1).sum())(params)["params"]
+    lost = [p for p, g in trees.named_leaves(grads).items() if not np.abs(g).max() > 0]
+    assert not lost
+    counted = jaxpr.count(logits, params, x, IDS).flops
+    assert counted == B * cls.cost(net, L, V).executed_flops
