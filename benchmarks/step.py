@@ -19,9 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import timing
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from cerebra_jax.cost import timing  # noqa: E402  (the checkout's, installed or not)
+
 OURS = {"dense": "transformer", "chiar": "chiar"}
 TORCH = {"torch": False, "torch.compile": True}  # both SDPA
 
@@ -120,7 +121,6 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if args.worker:
         worker(args.worker, args.folder, args)
         return

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import Variant, best_rate
 
 from cerebra_jax import trees
 from cerebra_jax.config import RunCfg
 from cerebra_jax.cost.prices import TRAIN_FACTOR
+from cerebra_jax.cost.timing import Variant, best_rate
 from cerebra_jax.models import build as models
 from cerebra_jax.tasks.text import TextTask
 from cerebra_jax.train import optim, state

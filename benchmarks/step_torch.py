@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from timing import Unavailable, Variant, best_rate, cores
 
 from cerebra_jax.config import RunCfg, TrainCfg
+from cerebra_jax.cost.timing import Unavailable, Variant, best_rate, cores
 
 try:
     import torch

@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from cerebra_jax import checks
 from cerebra_jax.errors import UserError
 
 
@@ -39,12 +40,26 @@ class TaskCfg:
 
 @dataclass(frozen=True)
 class RouteCfg:
-    mode: str = _f("threshold", "entropy threshold, learned argmax or a blend", of=("threshold", "hard", "soft"))
-    rate: float = _f(0.25, "share of tokens that attend, in each routed layer", lo=0.0, hi=1.0)
+    mode: str = _f(
+        "threshold",
+        "how tokens are chosen; chiar: threshold, hard, soft; cerebra: all but hard (topk needs net.causal=False)",
+        of=("threshold", "hard", "soft", "topk", "random", "always_full", "always_compressed"),
+    )
+    rate: float = _f(0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0)
+    k: int = _f(0, "tokens that topk keeps; 0: rate of them", lo=0)
+    part: str = _f("block", "what cerebra routes: attention, or attention and FFN", of=("attention", "block"))
+    noise: float = _f(1.0, "Gumbel noise on the scores of topk in training, in temperatures", lo=0.0, hi=10.0)
+    z_loss: float = _f(1e-4, "weight of the mean squared router score of cerebra", lo=0.0, hi=10.0)
+    floor: float = _f(0.0, "least share of tokens that a threshold may come to keep", lo=0.0, hi=1.0)
+    ceiling: float = _f(1.0, "largest share of tokens that a threshold may come to keep", lo=0.0, hi=1.0)
     capacity: float = _f(1.25, "slots of the compiled program per routed token expected", lo=0.01, hi=100.0)
     dispatch: bool = _f(True, "gather routed tokens; False runs both branches and masks: it saves nothing")
     kv: str = _f("all", "which tokens are keys and values", of=("all", "routed"))
-    tau: str = _f("running", "running quantile, or calibrated on held-out text", of=("running", "calibrated"))
+    tau: str = _f(
+        "running",
+        "threshold: running quantile at `rate`, calibrated on held-out text (chiar), or learned from `rate` (cerebra)",
+        of=("running", "calibrated", "learned"),
+    )
     decay: float = _f(0.95, "memory of the running quantile, per step", lo=0.0, hi=0.99999)
     calibrate_at: str = _f("0.1 frac", "when a calibrated threshold is measured again (also at step 0)")
     meta: str = _f(
@@ -54,8 +69,19 @@ class RouteCfg:
 
 
 @dataclass(frozen=True)
+class CompressCfg:
+    kind: str = _f("conv", "strided convolution, attention pooling, or both", of=("conv", "attention", "hybrid"))
+    r: float = _f(0.25, "compressed tokens per token: M = ceil(r L)", lo=1e-6, hi=1.0)
+    s: float = _f(0.5, "width of the light path per width: ceil(s D), and of its FFN: ceil(s F)", lo=1e-6, hi=1.0)
+    reconstruct: float = _f(0.0, "weight of the reconstruction loss of the compressed tokens", lo=0.0, hi=1e4)
+
+
+@dataclass(frozen=True)
 class NetCfg:
-    name: str = _f("chiar", "model", of=("transformer", "chiar"))
+    name: str = _f("chiar", "model", of=("transformer", "chiar", "cerebra"))
+    features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
+    outputs: int = _f(0, "outputs of a pooled head: classes, or 1 for a regression; 0: logits per token", lo=0)
+    causal: bool = _f(True, "tokens see earlier tokens only; False: an encoder")
     depth: int = _f(6, "layers", lo=1, hi=1000)
     width: int = _f(128, "features per token (D)", lo=8, hi=65_536)
     heads: int = _f(4, "attention heads (H)", lo=1, hi=1024)
@@ -71,13 +97,18 @@ class NetCfg:
     attention: str = _f("auto", "attention kernel", of=("auto", "full", "blockwise", "cudnn"))
     loss_chunk: int = _f(1024, "tokens whose logits exist at once", lo=1)
     route: RouteCfg = field(default_factory=RouteCfg)
+    compress: CompressCfg = field(default_factory=CompressCfg)
 
 
 @dataclass(frozen=True)
 class ObjectiveCfg:
-    lam: float = _f(0.0, "final weight of the relative FLOP penalty", lo=0.0, hi=1e4)
-    warm: str = _f("0.1 frac", "how long the penalty stays 0")
-    ramp: str = _f("0.4 frac", "how long it then rises linearly")
+    lam: float = _f(0.0, "final weight of the relative FLOP penalty; its start under a budget", lo=0.0, hi=1e4)
+    budget: float = _f(0.0, "executed FLOPs to end at, as a share of the dense model's; 0: off", lo=0.0, hi=10.0)
+    dual_rate: float = _f(0.05, "how fast a budget's multiplier follows the missed cost, per step", lo=0.0, hi=10.0)
+    lam_max: float = _f(1e3, "a budget's multiplier stays below this", lo=0.0, hi=1e6)
+    buckets: int = _f(3, "programs, ever smaller, on the way down to a budget; each is compiled once", lo=1, hi=16)
+    warm: str = _f("0.1 frac", "how long the penalty stays 0, or a budget's target at the dense cost")
+    ramp: str = _f("0.4 frac", "how long the penalty then rises, or the target falls, linearly")
     temperature: float = _f(1.0, "routing softness at the start, in spreads of the score", lo=0.01, hi=100.0)
     temperature_end: float = _f(0.5, "routing softness at the end", lo=0.01, hi=100.0)
 
@@ -156,7 +187,8 @@ def parse(config: Any) -> RunCfg:
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
     cfg = _parse(RunCfg, config, "")
-    _check_together(cfg)
+    checks.together(cfg)
+    _check_durations(cfg)
     return cfg
 
 
@@ -196,46 +228,8 @@ def _value(key: str, value: Any, f: dataclasses.Field) -> Any:
     return value
 
 
-def _check_together(c: RunCfg) -> None:
-    """What no single key can show."""
-    net, route = c.net, c.net.route
-
-    def need(ok: bool, what: str, mend: str) -> None:
-        if not ok:
-            raise UserError(what, mend)
-
-    need(
-        net.width % net.heads == 0,
-        f"net.width {net.width} is not divisible by net.heads {net.heads}",
-        f"use net.heads={math.gcd(net.width, net.heads)}",
-    )
-    need((net.width // net.heads) % 2 == 0, f"head width {net.width // net.heads} is odd", "RoPE needs an even one")
-    need(
-        c.train.batch_size % c.train.accum == 0,
-        f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}",
-        "change one of them",
-    )
-    need(
-        c.task.eval_context < c.task.seq_len,
-        f"task.eval_context {c.task.eval_context} leaves nothing to score",
-        f"keep it under task.seq_len={c.task.seq_len}",
-    )
-    need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
-    need(
-        net.name != "transformer" or c.objective.lam == 0.0,
-        f"objective.lam is {c.objective.lam:g} for a dense model",
-        "its cost cannot change: use objective.lam=0, or net.name=chiar",
-    )
-    need(
-        net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0,
-        "net.route.rate is 1",
-        "a threshold needs a share below 1; net.name=transformer attends everywhere",
-    )
-    need(
-        c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir),
-        "task.tokenizer is gpt2 but task.gpt2_dir is empty",
-        "give the folder with vocab.json and merges.txt",
-    )
+def _check_durations(c: RunCfg) -> None:
+    """Every duration can be read, and training ends."""
     for name in (
         "train.warmup",
         "train.log_every",
@@ -249,8 +243,5 @@ def _check_together(c: RunCfg) -> None:
         for part in name.split("."):
             node = getattr(node, part)
         to_steps(node, 1000, 1000)
-    need(
-        not c.train.duration.strip().endswith("frac") and to_steps(c.train.duration, 0, 1000) > 0,
-        f"train.duration is {c.train.duration!r}",
-        'write "500 steps" or "3 epochs"',
-    )
+    if c.train.duration.strip().endswith("frac") or to_steps(c.train.duration, 0, 1000) == 0:
+        raise UserError(f"train.duration is {c.train.duration!r}", 'write "500 steps" or "3 epochs"')

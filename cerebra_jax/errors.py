@@ -5,7 +5,7 @@ One line on screen, `error: what is wrong; how to mend it`, and no traceback: a 
 
 import errno
 
-DONE, USER, BUG, DISK, PREEMPTED, PEER, DIVERGED = 0, 2, 70, 74, 75, 76, 77
+DONE, REFUSED, USER, BUG, DISK, PREEMPTED, PEER, DIVERGED = 0, 1, 2, 70, 74, 75, 76, 77
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -23,6 +23,12 @@ class UserError(RunError):
     """The user's mistake: a mistyped key, an impossible value, a missing or broken file."""
 
     status = USER
+
+
+class NotCertified(RunError):
+    """`certify` found that the compiled program does not save what it should."""
+
+    status = REFUSED
 
 
 class DiskError(RunError):

@@ -1,4 +1,4 @@
-"""python -m cerebra_jax.main [train|eval|cost|report] ...; also the console script `cerebra`.
+"""python -m cerebra_jax.main [train|eval|cost|certify|report] ...; also the console script `cerebra`.
 
 Turns every end of a run into its exit status (errors.py) and one line on stderr; JAX is imported only once the
 command line has been found good.
@@ -57,6 +57,10 @@ def _command(request: object) -> int:
         from cerebra_jax.cli.cost import run
 
         run(request.cfg, print)
+    elif request.command == "certify":
+        from cerebra_jax.cli.certify import run
+
+        run(request)
     else:
         from cerebra_jax.cli.train import run
 

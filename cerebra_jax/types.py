@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """One global or per-device batch of arrays, for language models
 `inputs_BxL` int32, `labels_BxL` int32, `w_BxL` float32 (0 = padding), `ex_B` int32 (index of the example in the global
-batch: dropout and routing noise are keyed by it, so they do not depend on the number of devices)."""
+batch: dropout and routing noise are keyed by it, so they do not depend on the number of devices).
+`mask_BxL` bool, optional, for encoders (False = padding, which no token sees); without it every token is real.
+`features_BxLxN` float32 instead of `inputs_BxL` where net.features says so."""
 
 
 class Knobs(NamedTuple):
@@ -26,10 +28,13 @@ class Knobs(NamedTuple):
 
     lam: Any  # weight of the relative FLOP penalty
     temperature: Any  # softness of the routing decision in the expected cost, in units of the score's spread
+    rate: Any = 1.0  # share of tokens above a running threshold, in units of net.route.rate
 
 
 class Out(NamedTuple):
     """What a model computes: features and the output matrix. logits = h @ head_VxD.T in float32.
+
+    A pooled head has one row, L = 1, and V outputs.
 
     The logits of a whole batch are never formed in training: the loss takes them in chunks.
     """
@@ -46,6 +51,7 @@ class Aux(NamedTuple):
     stats: dict[str, jax.Array]  # name -> (R, B), or (B,), per example; averaged over real examples, all devices
     observed: dict[str, jax.Array]  # name -> (R, B) per example: what the routing state follows
     scores: dict[str, jax.Array]  # "score" -> (R, B, L) what the routers looked at; the compiler drops it where unused
+    losses: dict[str, jax.Array]  # name -> (B,) auxiliary losses with their weights in; their sum joins the objective
 
 
 class Cost(NamedTuple):

@@ -1,8 +1,8 @@
-"""Language modelling on WikiText: dense Transformer or CHIAR-Former.
+"""Language modelling on WikiText: dense Transformer, CHIAR-Former or Cerebra.
 
 python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
 
-    model   chiar (default) | dense | densepost (LayerNorm after each part, as CHIAR has it)
+    model   chiar (default) | cerebra | dense | densepost (LayerNorm after each part, as CHIAR has it)
     size    cpu (default) | 17m | 400m          smoke: ends in seconds
 
 `:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2
@@ -12,7 +12,7 @@ is downloaded, and where nothing can be downloaded the run takes the offline cor
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
-MODELS = ("chiar", "dense", "densepost")
+MODELS = ("chiar", "cerebra", "dense", "densepost")
 SIZES = ("cpu", "17m", "400m")
 
 
@@ -26,8 +26,11 @@ def get_config(arg: str = ""):
         if len(chosen := [p for p in parts if p in choices]) > 1:
             raise UserError(f"configs/wikitext.py got two {kind}, {' and '.join(chosen)}", "name one")
     c = config.defaults()
-    c.net.name = "transformer" if {"dense", "densepost"} & set(parts) else "chiar"
-    c.net.norm = "post" if "densepost" in parts else "pre"
+    model = next((p for p in parts if p in MODELS), "chiar")
+    c.net.name = "transformer" if model.startswith("dense") else model
+    c.net.norm = "post" if model == "densepost" else "pre"
+    if model == "cerebra":  # attention and FFN are routed: attention alone saves little at L = 256
+        c.net.route.part, c.net.route.kv = "block", "routed"
     if "17m" in parts:  # CHIAR-Former small: 17 M parameters, GPT-2's vocabulary size
         c.task.vocab_size = 50_257
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 256, 4, 1024

@@ -27,6 +27,18 @@ VARIANTS = {
     "chiar-scan-remat": {"net.scan": True, "net.remat": True, "net.depth": 5},
     "chiar-blockwise": {"net.attention": "blockwise"},
     "chiar-two-layers": {"net.depth": 2},
+    "cerebra-threshold": {"net.name": "cerebra", "net.route.kv": "routed"},
+    "cerebra-kv-all": {"net.name": "cerebra", "net.compress.kind": "attention"},
+    "cerebra-masked": {"net.name": "cerebra", "net.route.kv": "routed", "net.route.dispatch": False},
+    "cerebra-attention-part": {"net.name": "cerebra", "net.route.part": "attention", "net.compress.r": 0.6},
+    "cerebra-hybrid-odd": {"net.name": "cerebra", "net.compress": {"kind": "hybrid", "r": 0.3, "s": 0.72}},
+    "cerebra-learned": {"net.name": "cerebra", "net.route.tau": "learned", "net.compress.reconstruct": 0.1},
+    "cerebra-soft": {"net.name": "cerebra", "net.route.mode": "soft"},
+    "cerebra-random": {"net.name": "cerebra", "net.route.mode": "random"},
+    "cerebra-always_full": {"net.name": "cerebra", "net.route.mode": "always_full"},
+    "cerebra-always_compressed": {"net.name": "cerebra", "net.route.mode": "always_compressed"},
+    "cerebra-scan-remat": {"net.name": "cerebra", "net.scan": True, "net.remat": True, "net.ffn": "gated"},
+    "cerebra-blockwise": {"net.name": "cerebra", "net.attention": "blockwise", "net.compress.r": 1.0},
 }
 
 
@@ -59,7 +71,7 @@ class Made:
 
         params = jax.tree_util.tree_map_with_path(fill, shapes["params"])
         self.variables = {"params": params, "routing": MODELS[self.model.name].routing(cfg.net)}
-        if cfg.net.route.mode == "threshold" and cfg.net.name == "chiar":  # thresholds at which some tokens are routed
+        if cfg.net.route.mode == "threshold" and cfg.net.name != "transformer":  # some tokens, but not all, are routed
             self.variables["routing"] = {
                 key: x.mean(1) for key, x in jax.jit(self.forward)(tokens())[1].observed.items()
             }
@@ -95,7 +107,7 @@ def test_contract_and_causality(make, name):
     assert_causal(lambda ids: m.run(ids)[0], tokens())
 
 
-@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard-kv-routed"])
+@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard-kv-routed", "cerebra-threshold"])
 def test_jit_equals_eager(make, name):
     m = make(name)
     np.testing.assert_allclose(m.forward(tokens())[0], m.run(tokens())[0], rtol=2e-4, atol=2e-4)
@@ -135,7 +147,11 @@ def test_every_parameter_gets_a_gradient(make, name):
     def grad(params):
         def loss(params):
             out, aux = m.model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
-            return chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], 16) + aux.expected_B.sum()
+            return (
+                chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], 16)
+                + aux.expected_B.sum()
+                + sum(loss_B.sum() for loss_B in aux.losses.values())
+            )
 
         return jax.grad(loss)(params)
 
@@ -145,17 +161,19 @@ def test_every_parameter_gets_a_gradient(make, name):
 
 
 @pytest.mark.parametrize("kv", ["all", "routed"])
-@pytest.mark.parametrize("mode", ["threshold", "hard"])
-def test_dispatch_without_overflow_equals_the_masked_model(make, mode, kv):
+@pytest.mark.parametrize(("name", "mode"), [("chiar", "threshold"), ("chiar", "hard"), ("cerebra", "threshold"),
+                                            ("cerebra", "random")])  # fmt: skip
+def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv):
     """Two ways to compute one model: gathered tokens only, or everything and a mask."""
     extra = {"net.route.mode": mode, "net.route.kv": kv, "net.route.capacity": 4.0, "net.route.rate": 0.25}
+    extra["net.name"] = name
     m, masked = make("", **extra), make("", **extra, **{"net.route.dispatch": False})
     got, aux = m.run(tokens(3))
     assert 0 < float(aux.stats["kept"].mean()) < 1 and float(jnp.abs(aux.stats["overflow"]).max()) < 1e-6
     np.testing.assert_allclose(got, masked.run(tokens(3))[0], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard"])
+@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random"])
 def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
     m, scanned = make(name, **{"net.depth": 4}), make(name, **{"net.depth": 4, "net.scan": True, "net.remat": True})
     params = dict(m.variables["params"])
@@ -165,11 +183,11 @@ def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
     np.testing.assert_allclose(got, m.run(tokens())[0], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-soft"])
+@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-soft", "cerebra-threshold", "cerebra-soft"])
 def test_bfloat16_stays_near_float32(make, name):
     m, low = make(name), make(name, **{"net.dtype": "bfloat16"})
     variables = m.variables
-    if name == "chiar-threshold":  # decisions near the threshold may flip: route nothing (soft blends smoothly)
+    if name.endswith("threshold"):  # decisions near the threshold may flip: route nothing (soft blends smoothly)
         variables = variables | {"routing": {k: v + 10 * (k == "tau") for k, v in variables["routing"].items()}}
     want = jax.jit(m.forward)(tokens(), variables)[0]
     got = jax.jit(low.forward)(tokens(), variables)[0]

@@ -1,11 +1,14 @@
 """The price of every model equals the count of its program, as integers; routing makes programs cheaper."""
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from cerebra_jax import config
 from cerebra_jax.cost import jaxpr
 from cerebra_jax.models import build
 from cerebra_jax.ops.xent import chunked_xent
@@ -14,8 +17,19 @@ VOCAB = 260
 B = 2
 
 
-def shapes(L):
-    """The shapes of a batch of two windows."""
+def encoder(cfg, **route):
+    """The same as an encoder, which no text task accepts; `route` changes keys of net.route."""
+    now = dataclasses.replace(cfg.net.route, **route)
+    return dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, causal=False, route=now))
+
+
+def shapes(L, causal=True):
+    """The shapes of a batch of two windows, with padding for an encoder."""
+    mask = {} if causal else {"mask_BxL": jax.ShapeDtypeStruct((B, L), jnp.bool_)}
+    return language(L) | mask
+
+
+def language(L):
     ints, floats = jax.ShapeDtypeStruct((B, L), jnp.int32), jax.ShapeDtypeStruct((B, L), jnp.float32)
     return {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats, "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32)}
 
@@ -23,7 +37,7 @@ def shapes(L):
 def program(cfg):
     """(model, forward pass with its loss, shapes of its arguments)."""
     model = build.build(cfg, VOCAB)
-    batch = shapes(cfg.task.seq_len)
+    batch = shapes(cfg.task.seq_len, cfg.net.causal)
     variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)
 
     def forward(params, routing, batch):
@@ -56,6 +70,10 @@ CASES = {
     "chiar-long": {"task.seq_len": 4096, "net.route.kv": "routed"},
     "chiar-scan-remat": {"net.depth": 5, "net.scan": True, "net.remat": True, "net.dtype": "bfloat16"},
     "chiar-two-layers": {"net.depth": 2},
+    "cerebra-long": {"net": {"name": "cerebra", "depth": 2, "route": {"kv": "routed"}}, "task.seq_len": 4096},
+    "cerebra-odd": {"net": {"name": "cerebra", "width": 36, "compress": {"r": 0.37, "s": 0.7}}, "task.seq_len": 97},
+    "cerebra-scan-remat": {"net": {"name": "cerebra", "scan": True, "remat": True, "dtype": "bfloat16"}},
+    "cerebra-gated": {"net": {"name": "cerebra", "ffn": "gated", "compress": {"s": 1.0}}},
 }
 
 
@@ -64,6 +82,42 @@ def test_analytic_equals_counted(case, tiny_cfg):
     model, forward, args = program(tiny_cfg(CASES[case]))
     counted = jaxpr.count(forward, *args)
     assert counted.flops == B * model.cost.executed_flops
+
+
+@pytest.mark.parametrize("mode", ["threshold", "topk", "random", "soft", "always_full", "always_compressed"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
+def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cfg):
+    """Every router x compressor x keys x routed part x dispatch, causal and not."""
+    if mode == "topk" and causal:
+        with pytest.raises(config.UserError, match="topk"):
+            tiny_cfg({"net.name": "cerebra", "net.route.mode": mode})
+        return
+    choices = itertools.product(
+        ("conv", "attention", "hybrid"), ("all", "routed"), ("block", "attention"), (True, False)
+    )
+    for kind, kv, part, dispatch in choices:
+        if not dispatch and (kind != "conv" or mode not in ("threshold", "topk")):
+            continue
+        net = {"name": "cerebra", "depth": 1, "compress": {"kind": kind, "r": 0.3, "s": 0.6}}
+        cfg = tiny_cfg({"net": net, "net.route": {"kv": kv, "part": part, "dispatch": dispatch, "rate": 0.3}})
+        cfg = cfg_of(cfg, mode) if causal else encoder(cfg, mode=mode)
+        model, forward, args = program(cfg)
+        assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops, (kind, kv, part, dispatch)
+
+
+def cfg_of(cfg, mode):
+    """The configuration with another router."""
+    net = dataclasses.replace(cfg.net, route=dataclasses.replace(cfg.net.route, mode=mode))
+    return dataclasses.replace(cfg, net=net)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
+def test_the_dense_twin_of_cerebra_is_the_transformer(causal, tiny_cfg):
+    """always_full executes what the Transformer of its shape executes, and no decision is priced away."""
+    cfg = cfg_of(tiny_cfg({"net.name": "cerebra"}), "always_full")
+    model = build.build(cfg if causal else encoder(cfg), VOCAB)
+    assert model.cost.executed_flops == model.dense.executed_flops
+    assert model.cost.model_flops == model.dense.model_flops
 
 
 @pytest.mark.parametrize("name", ["transformer", "chiar"])
@@ -84,20 +138,21 @@ def test_big_models_are_priced_and_counted_without_being_made(scan, tiny_cfg):
     assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops > 1 << 38
 
 
+@pytest.mark.parametrize("routed_name", ["chiar", "cerebra"])
 @pytest.mark.parametrize("L", [256, 1024, 4096])
-def test_routed_programs_cost_less_and_ever_less(L, tiny_cfg):
+def test_routed_programs_cost_less_and_ever_less(L, routed_name, tiny_cfg):
     @functools.cache
     def counted(name, rate):
-        route = {"rate": rate} if name == "chiar" else {}
+        route = {} if name == "transformer" else {"rate": rate}
         _, forward, args = program(tiny_cfg({"net": {"name": name, "depth": 4, "route": route}, "task.seq_len": L}))
         return jaxpr.count(forward, *args).flops
 
-    routed = [counted("chiar", rate) for rate in (0.1, 0.25, 0.5)]
+    routed = [counted(routed_name, rate) for rate in (0.1, 0.25, 0.5)]
     assert routed == sorted(set(routed))
-    assert counted("chiar", 0.25) < counted("transformer", 0.25)
+    assert counted(routed_name, 0.25) < counted("transformer", 0.25)
 
 
-@pytest.mark.parametrize("name", ["transformer", "chiar"])
+@pytest.mark.parametrize("name", ["transformer", "chiar", "cerebra"])
 def test_xla_agrees_within_three_percent_on_an_unrolled_program(name, tiny_cfg):
     """Matmuls dominate at this shape; XLA adds the elementwise work, a matmul DCT keeps FFTs out of it."""
     net = {"name": name, "width": 128, "heads": 2, "ffn_width": 512, "depth": 3, "attention": "full", "loss_chunk": 256}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cerebra_jax import config
-from cerebra_jax.cli import flags
+from cerebra_jax.cli import flags, report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "cerebra_jax").rglob("*.py"))
@@ -109,8 +109,10 @@ def _commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
 def test_written_commands_are_true(words: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    if words[:1] == ["eval"]:  # needs a finished run: test_smoke.py makes one
+    if words[:1] == ["eval"] or words[:2] == ["certify", "--workdir=runs/s"]:  # need a run: test_smoke.py makes one
         assert {w.split("=")[0] for w in words[1:]} <= {"--workdir", "--split"}
+    elif words[:1] == ["report"]:
+        report.parse(words[1:])
     elif words and words != ["--help"]:
         flags.parse(words)
 

@@ -65,3 +65,15 @@ def test_eval_measures_what_the_run_measured(run, clean_env):
     found = json.loads((workdir / "eval-test.json").read_text())
     test = json.loads((workdir / "result.json").read_text())["test"]
     assert {k: found[k] for k in test} == test
+
+
+def test_certify_proves_the_savings_of_the_run(run, clean_env):
+    workdir, _, _ = run
+    done = command(clean_env, "certify", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((workdir / "certificate.json").read_text())
+    result = json.loads((workdir / "result.json").read_text())
+    rows, L = found["rows"], found["tokens"]
+    assert found["certified"] and found["trained_steps"] == result["best_step"]
+    assert rows["model"]["executed_flops"] / L == result["costs"]["executed"]
+    assert rows["dense"]["executed_flops"] / L == result["costs"]["dense_executed"]

@@ -97,16 +97,16 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _print(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], None]) -> None:
     L, net, per, memory, timed = cfg.task.seq_len, cfg.net, f["flops_per_token"], f["memory_bytes"], f["timed_examples"]
-    say(f"model      {f['model']}: {_si(f['params'])} params, {net.depth} layers, D {net.width}, H {net.heads}, "
+    say(f"model      {f['model']}: {si(f['params'])} params, {net.depth} layers, D {net.width}, H {net.heads}, "
         f"F {net.ffn_width}, L {L}, V {vocabulary(cfg.task)}")  # fmt: skip
     say("FLOPs per token, forward; dense: what the dense Transformer of this shape executes")
     say(_table(f, L))
-    say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {_si(per['train_step'], 'FLOP')} and "
-        f"{_si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
+    say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {si(per['train_step'], 'FLOP')} and "
+        f"{si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
     need = sum(memory[k] for k in ("params", "optimizer", "gradients", "activations"))
-    parts = ", ".join(f"{k} {_si(memory[k], 'B')}" for k in ("params", "optimizer", "gradients", "activations"))
+    parts = ", ".join(f"{k} {si(memory[k], 'B')}" for k in ("params", "optimizer", "gradients", "activations"))
     fits = "" if need <= memory["of"] else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
-    say(f"memory     {_si(need, 'B')} of {_si(memory['of'], 'B')} per device{fits}")
+    say(f"memory     {si(need, 'B')} of {si(memory['of'], 'B')} per device{fits}")
     say(f"           {parts} ({'compiled' if timed else 'estimated'})")
     source = f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
     if timed:
@@ -116,13 +116,11 @@ def _print(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], None]
     say(f"time       {_duration(f['step_seconds'])} per step, {rate} ({source})")
     if f["steps"] is None:
         flops, seconds = 1e6 * per["train_step"], 1e6 / f["tokens_per_s"]
-        say(
-            f"training   {cfg.train.duration}: {_si(flops, 'FLOP')} and {_duration(seconds)} per million tokens of text"
-        )
+        say(f"training   {cfg.train.duration}: {si(flops, 'FLOP')} and {_duration(seconds)} per million tokens of text")
     else:
         total, seconds = f["total_flops"], f["steps"] * f["step_seconds"]
-        say(f"training   {cfg.train.duration}: {_si(total, 'FLOP')}, {_duration(seconds)}")
-    say(f"disk       {KEPT} checkpoints of {_si(f['checkpoint_bytes'], 'B')}, {_si(f['disk_free_bytes'], 'B')} free")
+        say(f"training   {cfg.train.duration}: {si(total, 'FLOP')}, {_duration(seconds)}")
+    say(f"disk       {KEPT} checkpoints of {si(f['checkpoint_bytes'], 'B')}, {si(f['disk_free_bytes'], 'B')} free")
     say(f"convention {f['conventions']}")
 
 
@@ -134,17 +132,17 @@ def _table(f: dict[str, Any], L: int) -> str:
         table.add_column(name, justify="right", no_wrap=True)
     total = sum(row["executed"] for row in f["blocks"])
     for row in f["blocks"]:
-        model, executed, dense = (_si(row[k] / L) for k in ("model", "executed", "dense"))
+        model, executed, dense = (si(row[k] / L) for k in ("model", "executed", "dense"))
         table.add_row(row["block"], row["part"], model, executed, f"{row['executed'] / total:.1%}", dense)
     per = f["flops_per_token"]
-    table.add_row("all", "", *(_si(per[k]) for k in ("model", "executed")), "100%", _si(per["dense_executed"]))
+    table.add_row("all", "", *(si(per[k]) for k in ("model", "executed")), "100%", si(per["dense_executed"]))
     console = Console()  # plain where stdout is not a terminal
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip("\n")
 
 
-def _si(x: float, unit: str = "") -> str:
+def si(x: float, unit: str = "") -> str:
     """1_234_567 -> "1.23 M"."""
     power = 0
     while abs(x) >= 999.5 and power < 6:

@@ -1,6 +1,6 @@
 """The command line: words into a checked `Request`, every mistake a UserError, no JAX imported.
 
-    python -m cerebra_jax.main [train|eval|cost|report] --config=FILE.py[:ARG] [--config.key=value]... [--workdir=DIR]
+    python -m cerebra_jax.main [train|eval|cost|certify|report] --config=FILE.py[:ARG] [--config.key=value]...
 
 A .py configuration is code and is run; a .json one (a run's own config.json) is only read.
 """
@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "train, or resume, or say that it is done (the default)",
     "eval": "measure the best checkpoint of --workdir",
     "cost": "parameters, FLOPs, memory and predicted step time, without training",
+    "certify": "prove the savings of the run of --workdir, or of an untrained --config, against its dense twin",
     "report": "RUN... [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg]: a table of finished runs",
 }
 _TAKES = {
@@ -32,11 +33,13 @@ _TAKES = {
     "eval": ("workdir", "split", "verbose"),
     "cost": ("config", "verbose"),
     "report": (),  # takes folders; cli/report.py reads its words
+    "certify": ("workdir", "config", "out", "verbose"),
 }
 _OPTIONS = {
     "config": "FILE.py[:ARG] or FILE.json; --config.KEY=VALUE changes one key",
     "workdir": "folder of the run; default runs/<config>[-<arg>]-s<seed>",
     "fresh": "move an existing workdir aside and start again",
+    "out": "file that certify writes; default WORKDIR/certificate.json",
     "split": "what eval measures: valid or test (default test)",
     "verbose": "-v: show what goes to log.txt otherwise",
 }
@@ -55,6 +58,8 @@ class Request:
     fresh: bool = False
     verbose: bool = False
     split: str = "test"
+    out: Path | None = None
+    finished: bool = False  # it is about the run in workdir, not about a configuration
 
 
 def parse(argv: list[str]) -> Request:
@@ -66,15 +71,20 @@ def parse(argv: list[str]) -> Request:
     split = options.get("split", "test")
     if split not in ("valid", "test"):
         raise UserError(f"--split is {split!r}", "choose valid or test")
-    if options.get("workdir") == "":
-        raise UserError("--workdir is empty", "give a folder")
+    for name in ("workdir", "out"):
+        if options.get(name) == "":
+            raise UserError(f"--{name} is empty", "give a folder" if name == "workdir" else "give a file")
     name = ""
-    if command == "eval":
+    if command == "certify" and {"workdir", "config"} <= options.keys():
+        raise UserError("certify takes --workdir or --config, not both", "a run's configuration is in its workdir")
+    finished = command == "eval" or (command == "certify" and "config" not in options)
+    if finished:
         if "workdir" not in options:
-            raise UserError("eval needs --workdir", "give the folder of a run: --workdir=runs/NAME")
+            also = ", or --config=FILE.py" if command == "certify" else ""
+            raise UserError(f"{command} needs --workdir", f"give the folder of a run: --workdir=runs/NAME{also}")
         if wrong := [key for key in overrides if key not in _EVAL_KEYS]:
             raise UserError(
-                f"eval cannot change {wrong[0]}", f"the run's config.json rules; only {_list(_EVAL_KEYS)} may"
+                f"{command} cannot change {wrong[0]}", f"the run's config.json rules; only {_list(_EVAL_KEYS)} may"
             )
         cfg = _load(str(Path(options["workdir"]) / "config.json"), overrides)
     else:
@@ -84,7 +94,8 @@ def parse(argv: list[str]) -> Request:
         name = _name(options["config"])
     workdir = options.get("workdir") or str(_default_workdir(options["config"], name, cfg.seed))
     on = {switch: switch in options for switch in _SWITCHES}
-    return Request(command, cfg, Path(workdir), name, split=split, **on)
+    out = Path(options["out"]) if "out" in options else None
+    return Request(command, cfg, Path(workdir), name, split=split, out=out, finished=finished, **on)
 
 
 def help_text() -> str:
@@ -101,7 +112,10 @@ def help_text() -> str:
             section = head
         default = json.dumps(f.default) if isinstance(f.default, str) else str(f.default)
         lines.append(f"  {key:<27} {type(f.default).__name__:<5} {default:<13} {f.metadata['doc']}{_allowed(f)}")
-    lines += ["", "exit status: 0 done, 2 your mistake, 70 a bug, 74 disk, 75 stopped and saved, 77 diverged"]
+    lines += [
+        "",
+        "exit status: 0 done, 1 not certified, 2 your mistake, 70 a bug, 74 disk, 75 stopped and saved, 77 diverged",
+    ]
     return "\n".join(lines)
 
 

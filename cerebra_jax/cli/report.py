@@ -17,14 +17,19 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"report: {message}", "report RUN… [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg]")
 
 
-def run(argv: list[str]) -> None:
-    """Prints the Markdown table of the run folders; --into writes it between the RESULTS marks of a file."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The words after `report`, checked; UserError on a mistake."""
     parser = _Parser(prog="report", add_help=False)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--also", action="append", default=[], metavar="NAME:PPL")
     parser.add_argument("--into", type=Path)
     parser.add_argument("--plot", type=Path)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def run(argv: list[str]) -> None:
+    """Prints the Markdown table of the run folders; --into writes it between the RESULTS marks of a file."""
+    args = parse(argv)
     groups = runs.load(args.runs)
     text = tables.markdown(groups, dict(map(_reference, args.also)))
     print(text)

@@ -94,7 +94,12 @@ def xla_flops(fn: Callable, *args: Any) -> float:
     (cuBLAS, cuDNN, TopK) as -1, sharded programs per device. A program without arithmetic has 0. Raises ValueError
     where XLA gives no figure.
     """
-    found = jax.jit(fn).lower(*args).compile().cost_analysis()
+    return compiled_flops(jax.jit(fn).lower(*args).compile())
+
+
+def compiled_flops(compiled: Any) -> float:
+    """`xla_flops` of a program that is compiled already."""
+    found = compiled.cost_analysis()
     found = found[0] if isinstance(found, list | tuple) and found else found
     if not isinstance(found, dict):
         raise ValueError(f"XLA gives no cost analysis on {jax.default_backend()}")
@@ -102,6 +107,20 @@ def xla_flops(fn: Callable, *args: Any) -> float:
     if flops < 0:
         raise ValueError("XLA gives no FLOPs for this program: it is a custom call")
     return flops
+
+
+def loops(fn: Callable, *args: Any) -> int:
+    """How many loops of more than one turn fn(*args) has: XLA's count misses all their turns but the first."""
+
+    def inside(jaxpr: Any) -> int:
+        found = 0
+        for eqn in jaxpr.eqns:
+            found += eqn.primitive.name == "while" or (eqn.primitive.name == "scan" and eqn.params["length"] > 1)
+            bodies = (b for v in eqn.params.values() for b in (v if isinstance(v, tuple | list) else (v,)))
+            found += sum(inside(_jaxpr(b)) for b in bodies if _jaxpr(b) is not None)
+        return found
+
+    return inside(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def _walk(jaxpr: Any, wanted: list[bool], rules: _Rules) -> Counter:

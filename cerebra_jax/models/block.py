@@ -10,6 +10,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dropout import dropout
+from cerebra_jax.types import Out
 
 
 def _init(stddev: float = 0.02):
@@ -32,10 +33,11 @@ def _dense(width: int, bias: bool, x, std: float, name: str):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with RoPE of given queries over given keys, each at its own position.
+    """Multi-head attention with RoPE of given queries over given keys, each at its own position.
 
     (B, Q, D) queries and (B, K, D) memory -> (B, Q, D). Q = K = all tokens is plain self-attention; Q of fewer,
-    gathered tokens is routed attention. Which key blocks are visited is the static `plan`.
+    gathered tokens is routed attention. Which key blocks are visited is the static `plan`. A query sees the keys whose
+    `order` is not above its own; without orders, those at or before its position.
     """
 
     net: NetCfg
@@ -45,7 +47,7 @@ class Attention(nn.Module):
     out_std: float = 0.02
 
     @nn.compact
-    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos):
+    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, qorder=None, korder=None):
         net = self.net
         B, Q, D = q_BxQxD.shape
         H, C = net.heads, net.width // net.heads
@@ -57,9 +59,25 @@ class Attention(nn.Module):
         kv = _dense(2 * D, self.bias, m_BxKxD, 0.02, "kv")
         k, v = heads(kv[..., :D]), heads(kv[..., D:])
         q, k = att.rope(q, qpos), att.rope(k, kpos)
-        o_BxHxQxC = att.attend(q, k, v, qpos, kpos, self.plan, self.kernel)
+        orders = (qpos, kpos) if qorder is None else (qorder, korder)
+        o_BxHxQxC = att.attend(q, k, v, *orders, self.plan, self.kernel)
         o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
         return _dense(D, self.bias, o_BxQxD, self.out_std, "out")
+
+
+def orders(net: NetCfg, L: int, mask_BxL=None):
+    """What masks compare, (B or 1, L) int32: a token sees those whose order is not above its own.
+
+    Causal: positions. Encoder: 0 for all. Padding stands at L: no real token sees it, and it sees everything, because a
+    query without a key would be NaN.
+    """
+    order_1xL = jnp.arange(L)[None] if net.causal else jnp.zeros((1, L), jnp.int32)
+    return order_1xL if mask_BxL is None else jnp.where(mask_BxL, order_1xL, L)
+
+
+def dense_plan(net: NetCfg, L: int) -> att.Plan:
+    """Attention plan of all tokens."""
+    return att.causal_plan(L) if net.causal else ((0, L, L),)
 
 
 def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str = "full") -> int:
@@ -69,18 +87,30 @@ def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str
 
 
 def dense_attention_flops(net: NetCfg, L: int) -> int:
-    """`attention_flops` of plain causal self-attention of L tokens, with the kernel that would run here."""
-    return attention_flops(net.width, L, L, att.causal_plan(L), kernel_of(net, L))
+    """`attention_flops` of plain self-attention of L tokens, with the kernel that would run here."""
+    return attention_flops(net.width, L, L, dense_plan(net, L), kernel_of(net, L))
 
 
 def kernel_of(net: NetCfg, L: int) -> str:
     """The attention kernel that this configuration runs on the present device."""
+    if not net.causal:
+        return masked_kernel(net, L)
     return att.resolve(net.attention, L, net.dtype, net.width // net.heads)
 
 
-def attention_model_flops(D: int, L: int) -> int:
-    """Forward FLOPs per example of dense causal attention, half the square: 8D² per token and 4D per visible pair."""
-    return 4 * L * prices.linear_flops(D, D) + 4 * D * prices.causal_pairs(L)
+def masked_kernel(net: NetCfg, L: int) -> str:
+    """The kernel where masks are more than plain causality, which is all that cuDNN's knows here."""
+    return "blockwise" if net.attention == "blockwise" or L >= att.BLOCKWISE_FROM else "full"
+
+
+def pairs(net: NetCfg, L: int) -> int:
+    """(query, key) pairs that see each other among L tokens: half the square if causal."""
+    return prices.causal_pairs(L) if net.causal else L * L
+
+
+def attention_model_flops(net: NetCfg, L: int) -> int:
+    """Forward FLOPs per example of dense attention: 8D² per token and 4D per visible pair."""
+    return 4 * L * prices.linear_flops(net.width, net.width) + prices.attention_pairs_flops(pairs(net, L), net.width)
 
 
 class FeedForward(nn.Module):
@@ -129,9 +159,48 @@ class Embed(nn.Module):
         return table_VxD[ids_BxL].astype(self.net.dtype), table_VxD
 
 
+def embed(net: NetCfg, vocab: int, batch):
+    """Tokens or features of a batch -> ((B, L, D), the token table or None), dropout applied."""
+    if net.features:
+        init = _init(net.features**-0.5)
+        dense = nn.Dense(net.width, True, net.dtype, kernel_init=init, name="features")
+        x_BxLxD, table_VxD = dense(batch["features_BxLxN"].astype(net.dtype)), None
+    else:
+        x_BxLxD, table_VxD = Embed(vocab, net, name="embed")(batch["inputs_BxL"])
+    return Drop(net.dropout)(batch["ex_B"], x_BxLxD), table_VxD
+
+
+class Head(nn.Module):
+    """(B, L, D) -> `Out`. Per token: V logits, tied to the token table if there is one. Pooled (net.outputs > 0): the
+    mean over the real tokens, one row, and that many outputs: classes, or 1 for a regression."""
+
+    net: NetCfg
+    vocab: int
+
+    @nn.compact
+    def __call__(self, h_BxLxD, table_VxD, mask_BxL):
+        net = self.net
+        if net.outputs:
+            h = h_BxLxD.astype(jnp.float32)
+            if mask_BxL is None:
+                h = h.mean(1, keepdims=True)
+            else:
+                n_Bx1 = jnp.maximum(mask_BxL.sum(1, keepdims=True), 1)
+                h = jnp.where(mask_BxL[..., None], h, 0.0).sum(1, keepdims=True) / n_Bx1[..., None]
+            h_BxLxD = h.astype(h_BxLxD.dtype)
+        if net.outputs or table_VxD is None:
+            table_VxD = self.param("table", _init(), (net.outputs or self.vocab, net.width), jnp.float32)
+        return Out(h_BxLxD, table_VxD)
+
+
 def head_flops(net: NetCfg, L: int, vocab: int) -> int:
-    """Forward FLOPs per example of the logits; the embedding gather costs 0."""
-    return L * prices.linear_flops(net.width, vocab)
+    """Forward FLOPs per example of the logits or pooled outputs; pooling itself is elementwise work."""
+    return prices.linear_flops(net.width, net.outputs) if net.outputs else L * prices.linear_flops(net.width, vocab)
+
+
+def embed_flops(net: NetCfg, L: int) -> dict[str, int]:
+    """Forward FLOPs per example of the embedding, as a part: of features; the gather of token rows costs 0."""
+    return {"embed": L * prices.linear_flops(net.features, net.width)} if net.features else {}
 
 
 def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple):
@@ -144,7 +213,7 @@ def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry,
         layer = nn.remat(layer, prevent_cse=not net.scan)
     if net.scan:
         axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared)
-        over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+        over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "route": True},
                        in_axes=axes, length=count)  # fmt: skip
         return over(**kwargs, name="layers")(carry, *scanned, *shared)
     ys = []

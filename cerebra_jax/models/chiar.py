@@ -16,7 +16,7 @@ from cerebra_jax.cost import prices
 from cerebra_jax.models import block, transformer
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
-from cerebra_jax.ops.gates import expected_pairs, st_above
+from cerebra_jax.ops.gates import expected_pairs, st_above, threshold_for
 from cerebra_jax.types import Aux, Cost, Knobs, Out
 
 
@@ -79,7 +79,7 @@ class Decision(nn.Module):
     """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
 
     threshold: wanted where H(x) > τ; no parameters, so the gate is a constant. hard: wanted where a learned score is
-    positive; the gate is 0/1 forward and sigmoid backward. soft: everything is wanted, the gate blends.
+    above τ, 0 but for floor and ceiling; the gate is 0/1 forward, sigmoid backward. soft: all wanted, the gate blends.
     p = σ((score − τ)/(T·spread)): the smooth decision that the penalty can move.
     """
 
@@ -94,9 +94,10 @@ class Decision(nn.Module):
             wanted = score > tau
             return wanted, wanted.astype(jnp.float32), p, score
         score = nn.Dense(1, dtype=jnp.float32, name="score")(x_BxLxD.astype(jnp.float32))[..., 0]
-        p = jax.nn.sigmoid(score / temperature)
         if mode == "hard":
-            return score > 0, st_above(score, temperature), p, score
+            p = jax.nn.sigmoid((score - tau) / temperature)
+            return score > tau, st_above(score - tau, temperature), p, score
+        p = jax.nn.sigmoid(score / temperature)
         return jnp.ones(score.shape, bool), p, p, score
 
 
@@ -108,7 +109,7 @@ class RoutedLayer(nn.Module):
     kernel: str
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, temperature, pos_1xL, ex_B):
+    def __call__(self, x_BxLxD, tau, spread, temperature, rate, pos_1xL, ex_B):
         net, route, L = self.net, self.net.route, self.L
         light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
         wanted, gate, p, score = Decision(net, name="router")(x_BxLxD, X_BxLxD, temperature, tau, spread)
@@ -142,7 +143,7 @@ class RoutedLayer(nn.Module):
             "kept": kept_BxL.mean(1),
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
-            "tau": jnp.quantile(flat, 1 - route.rate, axis=1),
+            "tau": threshold_for(route, flat, rate),
             "spread": flat.std(axis=1),
         }
         return x_BxLxD, y
@@ -211,7 +212,7 @@ class Chiar(nn.Module):
         expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
         observed, scores = {}, {}
         if R:
-            shared = (knobs.temperature, pos_1xL, ex_B)
+            shared = (knobs.temperature, knobs.rate, pos_1xL, ex_B)
             scanned = (routing["tau"], routing["spread"])
             x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared)
             expected_B += y.pop("expected_B").sum(0) / float(dense)
@@ -225,7 +226,7 @@ class Chiar(nn.Module):
         heavy = AttentionLN(net, att.causal_plan(L), kernel, name="last_heavy")
         x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B)
         x_BxLxD = FeedForwardLN(net, name="last_mlp")(x_BxLxD, ex_B)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed, scores)
+        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed, scores, {})
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
@@ -257,7 +258,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
         add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
     last = f"layer_{R + 1:02d}"
-    add(f"{last}/attention", block.attention_model_flops(D, L), block.dense_attention_flops(net, L))
+    add(f"{last}/attention", block.attention_model_flops(net, L), block.dense_attention_flops(net, L))
     add(f"{last}/ffn", block.ffn_flops(net, L))
     add("head", block.head_flops(net, L, vocab))
     return Cost(model, executed)
@@ -266,6 +267,13 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
 def soft_flops(net: NetCfg, L: int, vocab: int) -> int:
     """Model FLOPs per example when every token runs both branches."""
     return cost(net, L, vocab).model_flops
+
+
+def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
+    """Model FLOPs per example when that share of tokens, wherever they stand, attends in every routed layer."""
+    pairs = prices.causal_pairs(L) if net.route.kv == "all" else share * (prices.causal_pairs(L) - L) + L
+    routed = share * (L * _per_token(net) + 4 * net.width * pairs)
+    return expected_split(net, L, vocab)[0] + (net.depth - 2) * routed
 
 
 def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
@@ -277,5 +285,5 @@ def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:
     """Thresholds before any data: the entropy of Gaussian noise, about where untrained tokens stand."""
     R = net.depth - 2
-    tau = spectral.gaussian_entropy(net.width)
+    tau = spectral.gaussian_entropy(net.width) if net.route.mode == "threshold" else 0.0
     return {"tau": jnp.full(R, tau, jnp.float32), "spread": jnp.full(R, 0.15 * net.width**-0.5, jnp.float32)}

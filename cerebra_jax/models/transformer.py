@@ -1,4 +1,4 @@
-"""The dense baseline: a causal Transformer with RoPE and a tied head; LayerNorm before each part, or after it."""
+"""The dense baseline: a Transformer with RoPE and a tied head, causal or encoder, LayerNorm before or after parts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.models import block
-from cerebra_jax.ops import attend as att
-from cerebra_jax.types import Aux, Cost, Out
+from cerebra_jax.types import Aux, Cost
 
 
 class DenseLayer(nn.Module):
@@ -20,23 +19,23 @@ class DenseLayer(nn.Module):
     kernel: str
 
     @nn.compact
-    def __call__(self, x_BxLxD, pos_1xL, ex_B):
+    def __call__(self, x_BxLxD, pos_1xL, order, ex_B):
         net = self.net
         pre = net.norm == "pre"
         std = 0.02 * (2 * net.depth) ** -0.5 if pre else 0.02
         drop = block.Drop(net.dropout)
-        attention = block.Attention(net, att.causal_plan(self.L), self.kernel, out_std=std, name="attention")
+        attention = block.Attention(net, block.dense_plan(net, self.L), self.kernel, out_std=std, name="attention")
         ffn = block.FeedForward(net, out_std=std, name="ffn")
         attention_norm, ffn_norm = block.Norm(name="attention_norm"), block.Norm(name="ffn_norm")
         h = attention_norm(x_BxLxD) if pre else x_BxLxD
-        x_BxLxD += drop(ex_B, attention(h, h, pos_1xL, pos_1xL))
+        x_BxLxD += drop(ex_B, attention(h, h, pos_1xL, pos_1xL, order, order))
         x_BxLxD = x_BxLxD if pre else attention_norm(x_BxLxD)
         x_BxLxD += drop(ex_B, ffn(ffn_norm(x_BxLxD) if pre else x_BxLxD))
         return x_BxLxD if pre else ffn_norm(x_BxLxD), None
 
 
 class Transformer(nn.Module):
-    """Decoder-only language model; (B, L) tokens -> features and tied output matrix (`Out`)."""
+    """Language model, or encoder; (B, L) tokens -> features and tied output matrix (`Out`)."""
 
     net: NetCfg
     vocab: int
@@ -44,22 +43,23 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, batch, knobs, routing):
         net = self.net
-        ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
-        B, L = ids_BxL.shape
-        x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
-        x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
-        pos_1xL = jnp.arange(L)[None]
+        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        (B, L), ex_B = x_BxLxD.shape[:2], batch["ex_B"]
+        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
+        pos_1xL, order = jnp.arange(L)[None], block.orders(net, L, mask_BxL)
         kwargs = {"net": net, "L": L, "kernel": block.kernel_of(net, L)}
-        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, ex_B))
+        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, order, ex_B))
         one_B = jnp.ones(B, jnp.float32)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(one_B, one_B, {}, {}, {})
+        out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
+        return out, Aux(one_B, one_B, {}, {}, {}, {})
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included."""
-    model, executed = {}, {}
+    model = block.embed_flops(net, L)
+    executed = dict(model)
     for i in range(net.depth):
-        model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net.width, L)
+        model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net, L)
         executed[f"layer_{i:02d}/attention"] = block.dense_attention_flops(net, L)
         model[f"layer_{i:02d}/ffn"] = executed[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, L)
     model["head"] = executed["head"] = block.head_flops(net, L, vocab)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.config import RouteCfg
+
 
 @jax.custom_vjp
 def st_above(score, width):
@@ -35,3 +37,17 @@ def expected_pairs(p_BxL) -> jax.Array:
     """
     total, square = p_BxL.sum(-1), jnp.square(p_BxL).sum(-1)
     return 0.5 * (total * total - square) + total
+
+
+def threshold_for(route: RouteCfg, score_BxL, rate) -> jax.Array:
+    """Where the threshold of these scores should stand, (B,): the share above it is rate · net.route.rate, or with a
+    learned score wherever 0 falls; kept between net.route.floor and net.route.ceiling."""
+
+    def above(share):
+        return jnp.quantile(score_BxL, 1 - share, axis=1)
+
+    if route.mode == "threshold":
+        return above(jnp.clip(route.rate * rate, route.floor, route.ceiling))
+    tau_B = jnp.zeros(score_BxL.shape[0])
+    tau_B = tau_B if route.ceiling == 1.0 else jnp.maximum(tau_B, above(route.ceiling))
+    return tau_B if route.floor == 0.0 else jnp.minimum(tau_B, above(route.floor))

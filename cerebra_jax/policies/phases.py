@@ -20,14 +20,14 @@ def schedule(cfg: ObjectiveCfg, total: int, per_epoch: int) -> Callable[..., Kno
 
     def knobs_at(step) -> Knobs:
         t = jnp.clip((jnp.asarray(step, jnp.float32) - warm) / ramp, 0.0, 1.0)
-        return Knobs(lam=cfg.lam * t, temperature=cfg.temperature * fall**t)
+        return Knobs(lam=cfg.lam * t, temperature=cfg.temperature * fall**t, rate=jnp.float32(1))
 
     return knobs_at
 
 
 def phase(cfg: ObjectiveCfg, step: int, total: int, per_epoch: int) -> str:
     """The name of the phase a step belongs to: warm, ramp or full (dense runs and λ = 0: plain)."""
-    if cfg.lam == 0.0:
+    if cfg.lam == cfg.budget == 0.0:
         return "plain"
     warm, ramp = to_steps(cfg.warm, total, per_epoch), to_steps(cfg.ramp, total, per_epoch)
     return "warm" if step < warm else "ramp" if step < warm + ramp else "full"

@@ -18,17 +18,15 @@ from typing import Any, Protocol
 
 import jax
 
-from cerebra_jax.config import RunCfg, to_dict, to_steps
+from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import Diverged, Preempted, UserError
-from cerebra_jax.models import build as models
-from cerebra_jax.policies import phases
-from cerebra_jax.train import metrics, optim, parallel, state, step
+from cerebra_jax.train import metrics, step
 from cerebra_jax.train.checkpoint import Checkpoints, digest
 from cerebra_jax.train.record import result
 from cerebra_jax.train.record.closing import quality
+from cerebra_jax.train.record.session import Session
 
 CALIBRATION_BATCHES = 8
-_LINE = {"expected": "expected_rel_flops", "hard": "hard_rel_flops"}
 
 
 class Screen(Protocol):
@@ -41,56 +39,6 @@ class Screen(Protocol):
     def step(self, done: int, text: str, due: bool) -> None: ...
 
     def end(self) -> None: ...
-
-
-class Session:
-    """What a configuration and its task give: model, programs, durations in steps, the shape of the state."""
-
-    def __init__(self, cfg: RunCfg, task: Any):
-        self.cfg, self.task = cfg, task
-        t = cfg.train
-        self.per_epoch = task.steps_per_epoch(t.batch_size)
-        self.total = to_steps(t.duration, 0, self.per_epoch)
-        self.model = models.build(cfg, task.vocab_size)
-        self.optimizer = optim.make(t, self.total, self.per_epoch)
-        self.key = jax.random.key(cfg.seed)
-        self.like = jax.eval_shape(self.fresh)
-        self.micro = t.batch_size // t.accum
-        devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
-        train_step = step.make_train_step(self.model, task, self.optimizer, cfg, self.total, self.per_epoch)
-        self.parallel = parallel.DataParallel(train_step, step.make_eval_step(self.model, task), devices)
-        self.executed = self.model.cost.executed_flops / self.model.dense.executed_flops
-
-    def fresh(self) -> state.TrainState:
-        """The state before the first step."""
-        return state.init(self.model, self.optimizer, self.task.example(1), self.key)
-
-    def steps(self, spec: str) -> int:
-        return to_steps(spec, self.total, self.per_epoch)
-
-    def line(self, at: int, split: str, formed: dict[str, Any]) -> dict[str, Any]:
-        """A line of metrics.jsonl: scalars by name, per-layer figures under gates."""
-        gates = {k: v for k, v in formed.items() if isinstance(v, list)}
-        scalars = {_LINE.get(k, k): v for k, v in formed.items() if k not in gates and k != "nats"}
-        phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
-        head = {"step": at, "split": split, "phase": phase, "loss": formed["nats"], "ppl": metrics.ppl(formed["nats"])}
-        return head | scalars | {"executed_rel_flops": self.executed, "gates": gates}
-
-    def evaluate(self, placed: Any, at: int, split: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """The line of a whole split, every token once; None where a signal stopped it on the way."""
-        total, previous = None, None
-        for batch in self.task.eval_batches(split, self.micro):
-            if stop():
-                return None
-            now = self.parallel.eval(placed, self.parallel.shard(batch))
-            if previous is not None:
-                total = metrics.add(total, jax.device_get(previous))
-            previous = now
-        total = metrics.add(total, jax.device_get(previous))
-        line = self.line(at, split, metrics.form(total))
-        if line["loss"] is None:
-            raise Diverged(f"step {at}: the {split} loss is not finite", "lower train.lr")
-        return line | self.task.report(split, float(total["nats"][0]))
 
 
 class Run:
@@ -134,7 +82,7 @@ class Run:
                 self.screen.say(line)
         self.state = s.parallel.place(host)
         if found is None:
-            step.check_cost_gradient(s.model, self.state, s.task.example(1), s.cfg.objective.lam)
+            step.check_cost_gradient(s.model, self.state, s.task.example(1), s.penalty)
         self.log = metrics.Log(self.workdir / "metrics.jsonl", self.start, scored)
         self.tracker = metrics.tracker(self.workdir / "tensorboard", self.start)
         self.screen.begin(s.total, self.start)
@@ -144,6 +92,7 @@ class Run:
         every_eval, every_save = s.steps(t.eval_every), s.steps(t.checkpoint_every)
         calibrate_at = {0, s.steps(s.cfg.net.route.calibrate_at)} if self._calibrates() else set()
         at = self.start
+        bucket = s.bucket(at)
         while True:
             nats, saved = None, at == self.start
             if at and (_due(at, every_eval) or at == s.total) and self.log.validation(at) is None:
@@ -163,7 +112,11 @@ class Run:
                 held_out = itertools.islice(s.task.eval_batches("valid", s.micro), CALIBRATION_BATCHES)
                 self.state = s.parallel.place(step.calibrate(s.model, self.state, held_out))
             batch = s.parallel.shard(s.task.train_batch(s.cfg.seed, at, t.batch_size))
-            self.state, sums = s.parallel.step(self.state, batch, s.key)
+            if s.bucket(at) != bucket:
+                bucket = s.bucket(at)
+                self.screen.say(f"step {at:,} · compiling a smaller program: {s.executed_at(at):.3f} of dense FLOPs")
+                self.pace.pause()
+            self.state, sums = s.program(bucket).step(self.state, batch, s.key)
             at += 1
             self._flush()
             self.pending = (at, sums)

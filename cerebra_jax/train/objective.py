@@ -17,7 +17,8 @@ def objective(model: Model, task: Any, variables: Any, batch: Batch, knobs: Knob
     """-> (J's share of this batch, (metric sums, observed sums)).
 
     `tokens` and `examples` are the global counts, so that the shares of micro-batches and devices add up to
-    J = Σ nats / tokens + λ · Σ expected_B / examples. Expected cost is priced per example, then averaged.
+    J = Σ nats / tokens + (λ · Σ expected_B + Σ auxiliary losses) / examples. Expected cost is priced per example, then
+    averaged.
     """
     out, aux = model.apply(variables, batch, knobs, key)
     nats, metrics = task.loss(out, batch, model.net.loss_chunk)
@@ -26,5 +27,6 @@ def objective(model: Model, task: Any, variables: Any, batch: Batch, knobs: Knob
     metrics |= {"expected": ((rows * aux.expected_B).sum(), n), "hard": ((rows * aux.hard_B).sum(), n)}
     metrics |= {name: (value @ rows, n) for name, value in aux.stats.items()}
     observed = {name: value @ rows for name, value in aux.observed.items()}
-    total = nats / tokens + knobs.lam * (rows * aux.expected_B).sum() / examples
+    losses = [rows @ loss_B for loss_B in aux.losses.values()]
+    total = nats / tokens + (knobs.lam * (rows * aux.expected_B).sum() + sum(losses)) / examples
     return total, (metrics, observed)

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cerebra_jax.config import ObjectiveCfg
 from cerebra_jax.models.build import Model
+from cerebra_jax.policies import budget
 from cerebra_jax.types import Batch
 
 
@@ -22,16 +24,19 @@ class TrainState:
     opt_state: Any
     routing: dict[str, jax.Array]
     skipped: jax.Array  # int32 scalar
+    dual: budget.Dual = flax.struct.field(default_factory=dict)  # the multiplier of a budget
 
 
-def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, key: jax.Array) -> TrainState:
-    """A fresh state; a pure function of the key, compiled as one program."""
+def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, key: jax.Array,
+         cfg: ObjectiveCfg | None = None) -> TrainState:  # fmt: skip
+    """A fresh state; a pure function of the key, compiled as one program. `cfg` says whether there is a budget."""
 
     @jax.jit
     def make(key):
         variables = model.init(key, batch)
         opt_state = optimizer.init(variables["params"])
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, variables["params"], opt_state, variables["routing"], zero)
+        dual = budget.init(cfg, model.net) if cfg else {}
+        return TrainState(zero, variables["params"], opt_state, variables["routing"], zero, dual)
 
     return make(key)

@@ -12,8 +12,9 @@ from jax import lax
 
 from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
+from cerebra_jax.models import build as models
 from cerebra_jax.models.build import Model, neutral_knobs
-from cerebra_jax.policies import phases, thresholds
+from cerebra_jax.policies import budget, phases, thresholds
 from cerebra_jax.train import optim
 from cerebra_jax.train.objective import Metrics, objective
 from cerebra_jax.train.state import TrainState
@@ -21,22 +22,26 @@ from cerebra_jax.types import Batch
 
 
 def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransformation, cfg: RunCfg, total: int,
-                    per_epoch: int) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
+                    per_epoch: int, control: budget.Control | None = None,
+                    ) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
     """train_step(state, batch, key, *, axis=None) -> (state, metrics).
 
     One optimizer step: loss, analytic cost, penalty and gradients in one program. `batch` is this device's share
     (train.accum micro-batches of it), `key` the same on every device: noise is keyed by global example index. Sums
     over `axis` where given. A step whose gradients are not finite changes nothing but the count in state.skipped.
+    `control` holds the cost at a budget (`plan_budget`); `cfg` is then that of the program of its bucket.
     """
     knobs_at = phases.schedule(cfg.objective, total, per_epoch)
     lr_at = optim.learning_rate(cfg.train, total, per_epoch)
-    accum, running = cfg.train.accum, cfg.net.route.tau == "running"
+    accum, running = cfg.train.accum, cfg.net.route.tau != "calibrated"
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array, *, axis: str | None = None):
         def psum(tree):
             return lax.psum(tree, axis) if axis else tree
 
         knobs = knobs_at(state.step)
+        if control:
+            knobs = control.knobs(state.dual, state.step, knobs)
         key = jax.random.fold_in(key, state.step)
         rows = batch["w_BxL"].any(axis=1).sum().astype(jnp.float32)
         tokens, examples = psum((batch["w_BxL"].sum(), rows))
@@ -63,6 +68,10 @@ def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransforma
         if running and observed:
             means = {name: value / examples for name, value in observed.items()}
             routing = thresholds.follow(routing, means, state.step, cfg.net.route.decay)
+        dual = state.dual
+        if control:
+            target, hard = control.target(state.step), metrics["hard"][0] / metrics["hard"][1]
+            dual = control.ascend(dual, state.step, hard)
         fine = jnp.isfinite(norm) & jnp.isfinite(metrics["nats"][0])
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)  # noqa: E731
         new = TrainState(
@@ -71,14 +80,26 @@ def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransforma
             keep(opt_state, state.opt_state),
             keep(routing, state.routing),
             jnp.where(fine, 0, state.skipped + 1),
+            keep(dual, state.dual),
         )
         one = jnp.float32(1)
         metrics |= {"grad_norm": (norm, one), "lam": (knobs.lam, one), "lr": (lr_at(state.step), one)}
         metrics |= {name: (value, one) for name, value in state.routing.items()}
         metrics |= {"temperature": (knobs.temperature, one), "skipped": (new.skipped.astype(jnp.float32), one)}
+        if control:
+            metrics |= {"budget_target": (target, one), "budget_gap": (hard - target, one)}
+            metrics |= {"multiplier": (state.dual["multiplier"], one), "rate": (control.rate(state.step), one)}
         return new, metrics
 
     return train_step
+
+
+def plan_budget(cfg: RunCfg, vocab: int, total: int, per_epoch: int) -> budget.Plan | None:
+    """The plan of objective.budget, priced by the model's own costs; None without one."""
+    if cfg.objective.budget == 0.0:
+        return None
+    price = models.pricing(cfg, vocab)
+    return budget.plan(cfg.objective, cfg.net, cfg.task.seq_len, *price, total, per_epoch)
 
 
 def make_eval_step(model: Model, task: Any) -> Callable[..., Metrics]:

@@ -85,6 +85,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
     dense, executed = s.model.dense.model_flops / L, s.model.cost.executed_flops / L
     relative = {"expected": test["expected_rel_flops"], "hard": test["hard_rel_flops"], "executed": s.executed}
     per_token = {name: rel and rel * dense for name, rel in relative.items()}
+    trained = sum(s.flops_at(at) for at in range(s.total))
     passes = 4 if cfg.net.remat else 3  # forward, backward at twice its price, and the forward pass that remat repeats
     devices = s.parallel.devices
     info = s.task.info()
@@ -108,7 +109,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
             "dense": dense,
             "dense_executed": s.model.dense.executed_flops / L,
             "relative": relative,
-            "train_total": passes * executed * tokens,
+            "train_total": passes * trained * cfg.train.batch_size,
         },
         "step_ms": step_ms,
         "tokens_per_s": step_ms and cfg.train.batch_size * L / step_ms * 1e3,

@@ -1,8 +1,8 @@
-"""One runner for every benchmark: variants in processes of their own, interleaved A B … B A rounds, paired ratios.
+"""One runner for every timing: interleaved A B … B A rounds, paired ratios. Imports no JAX.
 
-A variant is a `Variant`: built once in a fresh worker process (so that the thread pools of PyTorch and JAX never meet,
-and peak memory is its own), warmed up, then told when to run. The parent runs one worker at a time; the others sleep in
-a read. Worker and parent speak JSON lines.
+`rounds_of` times anything that can be called. Benchmarks keep a `Variant` in a process of its own: built once in a
+fresh worker (so that the thread pools of PyTorch and JAX never meet, and peak memory is its own), warmed up, then told
+when to run. The parent runs one worker at a time; the others sleep in a read. Worker and parent speak JSON lines.
 """
 
 from __future__ import annotations
@@ -150,17 +150,37 @@ def serve(build: Callable[[], Variant], imports: Callable[[], None] = lambda: No
 
 def measure(workers: dict[str, Worker], rounds: int) -> tuple[dict[str, list[Cell]], dict[str, list[float]]]:
     """({name: a cell a round}, {name: matmul FLOP/s a round}); each round is a palindrome over the workers."""
-    repeats = {name: max(1, round(CELL_SECONDS / w.cell(2).wall + 0.5)) for name, w in workers.items()}  # warms up too
-    cells: dict[str, list[Cell]] = {name: [] for name in workers}
     rates: dict[str, list[float]] = {name: [] for name in workers}
-    for order in palindrome(list(workers), rounds):
-        seen: dict[str, list[Cell]] = {name: [] for name in workers}
-        for name in order:
-            seen[name].append(workers[name].cell(repeats[name]))
-        for name, pair in seen.items():
-            cells[name].append(Cell(statistics.mean(c.wall for c in pair), statistics.mean(c.cpu for c in pair)))
+    cells: dict[str, list[Cell]] = {name: [] for name in workers}
+    for found in rounds_of({name: w.cell for name, w in workers.items()}, rounds):
+        for name, cell in found.items():
+            cells[name].append(cell)
             rates[name].append(workers[name].rate())
     return cells, rates
+
+
+def rounds_of(runs: dict[str, Callable[[int], Cell]], rounds: int) -> Iterator[dict[str, Cell]]:
+    """A cell of every name, round by round; runs[name](n) times n repetitions. Each round is a palindrome."""
+    repeats = {name: max(1, round(CELL_SECONDS / run(2).wall + 0.5)) for name, run in runs.items()}  # warms up too
+    for order in palindrome(list(runs), rounds):
+        seen: dict[str, list[Cell]] = {name: [] for name in runs}
+        for name in order:
+            seen[name].append(runs[name](repeats[name]))
+        yield {
+            name: Cell(statistics.mean(c.wall for c in pair), statistics.mean(c.cpu for c in pair))
+            for name, pair in seen.items()
+        }
+
+
+def here(run: Callable[[int], Any]) -> Callable[[int], Cell]:
+    """run(n), which returns when its n repetitions are finished, as a timed cell of this process."""
+
+    def cell(n: int) -> Cell:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run(n)
+        return Cell((time.perf_counter() - wall) / n, (time.process_time() - cpu) / n)
+
+    return cell
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import timing
-from benchmarks.timing import Cell, Worker, compare, palindrome, quartiles
+from cerebra_jax.cost import timing
+from cerebra_jax.cost.timing import Cell, Worker, compare, palindrome, quartiles
 
 seconds = st.floats(1e-3, 1e3)
 
@@ -59,7 +59,7 @@ def test_a_steady_drift_cancels_in_every_round(variants, rounds):
 
 WORKER = """
 import sys, time
-from benchmarks import timing
+from cerebra_jax.cost import timing
 def build():
     if len(sys.argv) > 1:
         raise timing.Unavailable("no such thing; install it")

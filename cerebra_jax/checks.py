@@ -1,0 +1,91 @@
+"""What no single configuration key can show: values that do not go together. Imports no JAX."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from cerebra_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from cerebra_jax.config import NetCfg, RunCfg
+
+
+def need(ok: bool, what: str, mend: str) -> None:
+    """UserError(what, mend) unless ok."""
+    if not ok:
+        raise UserError(what, mend)
+
+
+def together(c: RunCfg) -> None:
+    """UserError where values that are each allowed do not go together."""
+    net, route = c.net, c.net.route
+    need(
+        net.width % net.heads == 0,
+        f"net.width {net.width} is not divisible by net.heads {net.heads}",
+        f"use net.heads={math.gcd(net.width, net.heads)}",
+    )
+    need((net.width // net.heads) % 2 == 0, f"head width {net.width // net.heads} is odd", "RoPE needs an even one")
+    need(
+        c.train.batch_size % c.train.accum == 0,
+        f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}",
+        "change one of them",
+    )
+    need(
+        c.task.eval_context < c.task.seq_len,
+        f"task.eval_context {c.task.eval_context} leaves nothing to score",
+        f"keep it under task.seq_len={c.task.seq_len}",
+    )
+    need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
+    need(
+        net.name != "transformer" or c.objective.lam == c.objective.budget == 0.0,
+        f"objective.{'lam' if c.objective.lam else 'budget'} is set for a dense model",
+        "its cost cannot change: use objective.lam=0 and objective.budget=0, or net.name=chiar",
+    )
+    need(
+        net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0,
+        "net.route.rate is 1",
+        "a threshold needs a share below 1; net.name=transformer attends everywhere",
+    )
+    _routing(net)
+    need(
+        net.features == net.outputs == 0 or (net.name != "chiar" and c.task.name != "text"),
+        "net.features or net.outputs is set for a language model",
+        "use net.features=0 and net.outputs=0",
+    )
+    need(net.causal or c.task.name != "text", "net.causal is False for a language model", "use net.causal=True")
+    need(
+        c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir),
+        "task.tokenizer is gpt2 but task.gpt2_dir is empty",
+        "give the folder with vocab.json and merges.txt",
+    )
+
+
+def _routing(net: NetCfg) -> None:
+    """What Cerebra and CHIAR do not share."""
+    route, cerebra = net.route, net.name == "cerebra"
+    for name, modes in (
+        ("chiar", ("threshold", "hard", "soft")),
+        ("cerebra", ("threshold", "soft", "topk", "random", "always_full", "always_compressed")),
+    ):
+        what = f"net.route.mode is {route.mode} for {name}"
+        need(net.name != name or route.mode in modes, what, f"choose one of {', '.join(modes)}")
+    need(net.causal or net.attention != "cudnn", "net.attention is cudnn for an encoder", "use net.attention=auto")
+    need(net.name != "chiar" or net.causal, "net.causal is False for chiar", "chiar is a causal model")
+    need(
+        not (cerebra and net.causal and route.mode == "topk"),
+        "net.route.mode is topk in a causal model",
+        "which tokens are best depends on later ones: use threshold, or net.causal=False",
+    )
+    wrong = {"chiar": "learned", "cerebra": "calibrated"}
+    need(route.tau != wrong.get(net.name), f"net.route.tau is {route.tau} for {net.name}", "use net.route.tau=running")
+    need(
+        not cerebra or route.mode not in ("threshold", "random") or 0.0 < route.rate < 1.0,
+        f"net.route.rate is {route.rate:g}",
+        "use 0 < rate < 1, or net.route.mode=always_full or always_compressed",
+    )
+    need(
+        not cerebra or route.mode != "threshold" or route.floor <= route.rate <= route.ceiling,
+        f"net.route.rate {route.rate:g} is not between net.route.floor and net.route.ceiling",
+        "use floor <= rate <= ceiling",
+    )

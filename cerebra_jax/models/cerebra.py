@@ -1,0 +1,247 @@
+"""Cerebra: a stack of blocks that route each token to a heavy path or leave it on a compressed, light one.
+
+Per block, pre-LayerNorm: x += g · attention + (1 − g) · compressed attention, then x += FFN. The heavy attention runs
+for the kept tokens alone, gathered with their positions (`ops.dispatch`); the light one for all. With route.part=block
+the FFN is routed too: every token runs its first ceil(s F) hidden features, kept tokens the others as well, so that a
+kept token has the full width F and nothing is computed twice. Causal with a threshold, an encoder with top-k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import prices
+from cerebra_jax.models import block, compressor, router, transformer
+from cerebra_jax.models.compressor import ceil_share
+from cerebra_jax.ops import dispatch
+from cerebra_jax.ops.gates import expected_pairs
+from cerebra_jax.types import Aux, Cost, Knobs
+
+
+class RoutedBlock(nn.Module):
+    """One block, x -> (x, y); scanned over its (τ, spread, number). y holds its costs, statistics and losses."""
+
+    net: NetCfg
+    L: int
+
+    @nn.compact
+    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
+        net, mode = self.net, self.net.route.mode
+        std, drop, y = 0.02 * (2 * net.depth) ** -0.5, block.Drop(net.dropout), {}
+        h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
+
+        kept = slots = g = None
+        if _routed(net):
+            decide = router.Router(net, name="router")
+            r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL)
+            kept = r.wanted
+            if _dispatched(net):
+                slots = dispatch.assign(r.wanted, router.layout(net, self.L))
+                kept = slots.kept_BxL
+            gate_BxL = r.gate * kept
+            g = gate_BxL[..., None].astype(x_BxLxD.dtype)
+            y = self._report(r, kept, gate_BxL, mask_BxL, knobs.rate)
+
+        heavy = light = None
+        if mode != "always_compressed":
+            heavy = self._attention(h_BxLxD, kept, slots, pos_1xL, order, std)
+        if mode != "always_full":
+            c_BxMxE, seen, lost_B = compressor.Compressor(net, self.L, name="compressor")(h_BxLxD, mask_BxL)
+            attend = compressor.CompressedAttention(net, self.L, block.masked_kernel(net, self.L), std, name="light")
+            light = attend(h_BxLxD, c_BxMxE, seen, pos_1xL, order)
+            if lost_B is not None:
+                y["reconstruct"] = lost_B
+        mixed = light if heavy is None else heavy if light is None else g * heavy + (1 - g) * light
+        x_BxLxD += drop(ex_B, mixed)
+        h_BxLxD = block.Norm(name="ffn_norm")(x_BxLxD)
+        return x_BxLxD + drop(ex_B, self._ffn(h_BxLxD, g, slots, std)), y
+
+    def _attention(self, h_BxLxD, kept, slots, pos_1xL, order, std):
+        """The heavy attention: of the slots, back at their tokens, or of all tokens."""
+        net, L, all_keys = self.net, self.L, self.net.route.kv == "all" or self.net.route.mode in _UNROUTED
+        if slots is None:
+            if not all_keys:  # a token that is not kept is no key, and as a query it is thrown away
+                order = jnp.where(kept, order, L)
+            kernel = block.kernel_of(net, L) if all_keys else block.masked_kernel(net, L)
+            heavy = block.Attention(net, block.dense_plan(net, L), kernel, out_std=std, name="heavy")
+            return heavy(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
+        plan = router.layout(net, L).plan(net.route.kv)
+        heavy = block.Attention(net, plan, block.masked_kernel(net, L), out_std=std, name="heavy")
+        q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
+        # an empty slot stands at L: no real query sees it as a key
+        padded = jnp.pad(jnp.broadcast_to(order, (idx_BxK.shape[0], L)), ((0, 0), (0, 1)), constant_values=L)
+        order_BxK = jnp.take_along_axis(padded, idx_BxK, axis=1)
+        memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
+        return dispatch.scatter(heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder), slots)
+
+    def _ffn(self, h_BxLxD, g, slots, std):
+        net = self.net
+        narrow, rest = _ffn_widths(net)
+        if rest == 0:
+            return block.FeedForward(net, out_std=std, name="ffn")(h_BxLxD)
+        part = lambda width, name: block.FeedForward(  # noqa: E731
+            dataclasses.replace(net, ffn_width=width), out_std=std, name=name
+        )
+        out = part(narrow, "ffn_light")(h_BxLxD)
+        if net.route.mode == "always_compressed":
+            return out
+        extra = part(rest, "ffn_rest")
+        if slots is not None:
+            return out + g * dispatch.scatter(extra(dispatch.gather(h_BxLxD, slots)), slots)
+        return out + (extra(h_BxLxD) if g is None else g * extra(h_BxLxD))
+
+    def _report(self, r: router.Route, kept, gate_BxL, mask_BxL, rate) -> dict[str, jax.Array]:
+        net, kept_BxL = self.net, kept.astype(jnp.float32)
+        y = {
+            "expected_B": _routed_flops(net, r.p, self.L),
+            "hard_B": _routed_flops(net, kept_BxL, self.L),
+            "kept": kept_BxL.mean(1),
+            "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),
+            "gate": gate_BxL.sum(1) / jnp.maximum(kept_BxL.sum(1), 1),
+            "score": jax.lax.stop_gradient(r.score),
+        }
+        if net.route.mode in router.SCORED:
+            square = jnp.square(r.score)
+            if mask_BxL is None:
+                y["z_loss"] = square.mean(1)
+            else:
+                y["z_loss"] = jnp.where(mask_BxL, square, 0.0).sum(1) / jnp.maximum(mask_BxL.sum(1), 1)
+        if net.route.mode == "threshold":
+            y |= router.observe(net, r.score, mask_BxL, rate)
+        return y
+
+
+_UNROUTED = ("always_full", "always_compressed", "soft")
+
+
+def _routed(net: NetCfg) -> bool:
+    return not net.route.mode.startswith("always")
+
+
+def _dispatched(net: NetCfg) -> bool:
+    return net.route.dispatch and net.route.mode not in _UNROUTED
+
+
+def _ffn_widths(net: NetCfg) -> tuple[int, int]:
+    """Hidden features that every token runs, and those that only kept tokens add."""
+    narrow = ceil_share(net.compress.s, net.ffn_width) if net.route.part == "block" else net.ffn_width
+    return narrow, net.ffn_width - narrow
+
+
+def _per_token(net: NetCfg) -> int:
+    """FLOPs that one kept token adds, scores apart: q and output projections, with kv=routed its k and v; its FFN."""
+    projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
+    return projections + prices.ffn_flops(net.width, _ffn_widths(net)[1], net.ffn)
+
+
+def _routed_flops(net: NetCfg, p_BxL, L: int):
+    """Routed FLOPs of one block per example, (B,) float32, when token i is kept with probability (or decision) p_i.
+
+    Each kept token pays for itself and 4D per key it sees: all of them (kv=all), or the kept ones among them, whose
+    expected number is a second moment (kv=routed): E[K²] = (Σp)² + Σp(1 − p) in an encoder.
+    """
+    total = p_BxL.sum(-1)
+    if net.route.kv == "all":
+        pairs = (p_BxL * (jnp.arange(1.0, L + 1)[None] if net.causal else float(L))).sum(-1)
+    else:
+        pairs = expected_pairs(p_BxL) if net.causal else total * total + (p_BxL * (1 - p_BxL)).sum(-1)
+    return total * float(_per_token(net)) + pairs * float(4 * net.width)
+
+
+class Cerebra(nn.Module):
+    """Routed language model or encoder; (B, L) tokens -> features and tied output matrix (`Out`), and `Aux`.
+
+    routing = {"tau": (R,), "spread": (R,)} float32, R = depth, with a threshold; else empty. Constants here; the
+    training step lets them follow what `Aux.observed` reports.
+    """
+
+    net: NetCfg
+    vocab: int
+
+    @nn.compact
+    def __call__(self, batch, knobs: Knobs, routing):
+        net, ex_B = self.net, batch["ex_B"]
+        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
+        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        B, L = x_BxLxD.shape[:2]
+        none_R = jnp.zeros(net.depth)
+        scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(net.depth))
+        shared = (knobs, jnp.arange(L)[None], block.orders(net, L, mask_BxL), ex_B, mask_BxL)
+        kwargs = {"net": net, "L": L}
+        x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared)
+
+        fixed, dense = expected_split(net, L, self.vocab)
+        expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
+        observed, scores = {}, {}
+        if _routed(net):
+            expected_B += y.pop("expected_B").sum(0) / float(dense)
+            hard_B += y.pop("hard_B").sum(0) / float(dense)
+            scores = {"score": y.pop("score")}
+            y["score"] = scores["score"].mean(2)
+            observed = {name: y.pop(name) for name in routing}
+        if net.route.mode == "soft":  # both paths run for every token, whatever the gates say
+            hard_B = jnp.full(B, cost(net, L, self.vocab).model_flops / dense, jnp.float32)
+        weights = {"z_loss": net.route.z_loss, "reconstruct": net.compress.reconstruct}
+        losses = {name: weight * y[name].mean(0) for name, weight in weights.items() if name in y}
+        aux = Aux(expected_B, hard_B, y, observed, scores, losses)
+        h_BxLxD = block.Norm(name="norm")(x_BxLxD)
+        return block.Head(net, self.vocab, name="head")(h_BxLxD, table_VxD, mask_BxL), aux
+
+
+def cost(net: NetCfg, L: int, vocab: int) -> Cost:
+    """Forward FLOPs per example, head included. `model` prices every routed token as kept (the ceiling)."""
+    D, mode = net.width, net.route.mode
+    narrow, rest = _ffn_widths(net)
+    lay = router.layout(net, L)
+    slots = lay.K if _dispatched(net) else L
+    if _dispatched(net):
+        heavy = block.attention_flops(D, slots, L if net.route.kv == "all" else slots, lay.plan(net.route.kv))
+    elif net.route.kv == "all" or mode in _UNROUTED:
+        heavy = block.dense_attention_flops(net, L)
+    else:
+        heavy = block.attention_flops(D, L, L, block.dense_plan(net, L))
+    model = block.embed_flops(net, L)
+    executed = dict(model)
+
+    def add(name: str, flops: int, run: int | None = None) -> None:
+        model[name], executed[name] = flops, flops if run is None else run
+
+    taken, slots = (0, 0) if mode == "always_compressed" else (L, slots)
+    shared, each = L * prices.ffn_flops(D, narrow, net.ffn), prices.ffn_flops(D, rest, net.ffn)
+    for i in range(net.depth):
+        layer = f"layer_{i:02d}"
+        if mode in router.SCORED:
+            add(f"{layer}/router", router.router_flops(net, L))
+        if mode != "always_full":
+            add(f"{layer}/compressor", compressor.compressor_flops(net, L))
+            add(f"{layer}/light", *compressor.light_flops(net, L))
+        if mode != "always_compressed":
+            add(f"{layer}/attention", block.attention_model_flops(net, L), heavy)
+        add(f"{layer}/ffn", shared + taken * each, shared + slots * each)
+    add("head", block.head_flops(net, L, vocab))
+    return Cost(model, executed)
+
+
+def _kept_flops(net: NetCfg, L: int, share: float) -> float:
+    """Routed FLOPs of one block per example when each token is kept with probability `share`, on average."""
+    pairs = share * block.pairs(net, L)
+    if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `share`
+        pairs = share * (share * (block.pairs(net, L) - L) + L)
+    return share * L * _per_token(net) + 4 * net.width * pairs
+
+
+def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
+    """Model FLOPs per example when that share of tokens, wherever they stand, is kept in every block."""
+    fixed, _ = expected_split(net, L, vocab)
+    return fixed + (net.depth * _kept_flops(net, L, share) if _routed(net) else 0)
+
+
+def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
+    """(FLOPs per example that no decision changes, FLOPs of the dense Transformer of the same shape)."""
+    routed = net.depth * (L * _per_token(net) + 4 * net.width * block.pairs(net, L)) if _routed(net) else 0
+    return cost(net, L, vocab).model_flops - routed, transformer.cost(net, L, vocab).model_flops

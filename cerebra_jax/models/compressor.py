@@ -1,0 +1,191 @@
+"""The light path: L tokens become M = ceil(r L) compressed ones of width E = ceil(s D); every token attends to them.
+
+Compressed token j covers the tokens of window j, [floor(j L / M), ceil((j + 1) L / M)), for any r and s in (0, 1].
+A causal query sees it only if the whole window lies at or before the query; a learned null key, before every token,
+is what the first queries see. Cerebra 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cerebra_jax.config import CompressCfg, NetCfg
+from cerebra_jax.cost import prices
+from cerebra_jax.models import block
+from cerebra_jax.ops import attend as att
+
+TAPS = 3  # width of the depthwise convolution of `hybrid`
+
+
+class Windows(NamedTuple):
+    """Static windows of L tokens: the token at each place, and whether the place is inside its window."""
+
+    idx_MxW: np.ndarray
+    inside_MxW: np.ndarray
+    last_M: np.ndarray  # the last token of each window
+
+    @property
+    def tiles(self) -> bool:
+        """Windows are equal and do not overlap: cutting them out is a reshape."""
+        return bool(self.inside_MxW.all()) and self.idx_MxW.size == self.last_M[-1] + 1
+
+
+def ceil_share(share: float, n: int) -> int:
+    """ceil(share · n), at least 1; a share written in decimals means that decimal (0.07 of 100 is 7, not 8)."""
+    return max(1, math.ceil(share * n - 1e-9 * n))
+
+
+def windows(L: int, r: float) -> Windows:
+    """The M = ceil(r L) windows of L tokens."""
+    M = ceil_share(r, L)
+    j_M = np.arange(M)
+    first_M, last_M = j_M * L // M, -(-(j_M + 1) * L // M) - 1
+    place_MxW = first_M[:, None] + np.arange((last_M - first_M).max() + 1)[None]
+    return Windows(np.minimum(place_MxW, L - 1), place_MxW <= last_M[:, None], last_M)
+
+
+def light_width(c: CompressCfg, D: int) -> int:
+    """E = ceil(s D)."""
+    return ceil_share(c.s, D)
+
+
+class Compressor(nn.Module):
+    """(B, L, D) -> (B, M, E), which windows hold a real token (B or 1, M) bool, and the reconstruction loss (B,).
+
+    Over the tokens t of a window that are real (inside the window and not padding):
+    conv: Σ_t K_t x_t / n, a strided convolution with a mean over the n real tokens; attention: a softmax over t of a
+    learned query's scores, per head, then a projection; hybrid: a depthwise convolution inside the window before that.
+    Loss: mean of (x_t − decoded x_t)² over the real tokens, against the inputs as they are (no gradient into them).
+    """
+
+    net: NetCfg
+    L: int
+
+    @nn.compact
+    def __call__(self, x_BxLxD, mask_BxL=None):
+        c, D, H, E = self.net.compress, self.net.width, self.net.heads, light_width(self.net.compress, self.net.width)
+        win, dtype = windows(self.L, c.r), x_BxLxD.dtype
+        M, W = win.idx_MxW.shape
+        real = jnp.asarray(win.inside_MxW)[None]
+        if mask_BxL is not None:
+            real = real & mask_BxL[:, win.idx_MxW]
+        B = x_BxLxD.shape[0]
+        x = x_BxLxD.reshape(B, M, W, D) if win.tiles else x_BxLxD[:, win.idx_MxW]
+        x = jnp.where(real[..., None], x, jnp.zeros((), dtype))
+        n = real.sum(-1, keepdims=True).astype(jnp.float32)
+        if c.kind == "conv":
+            kernel = self.param("kernel", block._init((W / D) ** 0.5), (W, D, E), jnp.float32)
+            y_BxMxE = jnp.einsum("bmwd,wde->bme", x, kernel.astype(dtype)) / jnp.maximum(n, 1).astype(dtype)
+        else:
+            mixed = Depthwise(dtype, name="taps")(x) if c.kind == "hybrid" else x
+            score = nn.Dense(H, False, jnp.float32, kernel_init=block._init(), name="query")(x.astype(jnp.float32))
+            # a window without real tokens weighs them all alike: its result is seen by no query
+            score = jnp.where(real[..., None] | (n[..., None] == 0), score, -jnp.inf)
+            p = jax.nn.softmax(score, axis=2).astype(dtype)
+            pooled = jnp.einsum("bmwh,bmwhc->bmhc", p, mixed.reshape(B, M, W, H, D // H)).reshape(B, M, D)
+            y_BxMxE = nn.Dense(E, False, dtype, kernel_init=block._init(D**-0.5), name="project")(pooled)
+        loss_B = self._reconstruction(x, y_BxMxE, real) if c.reconstruct else None
+        return y_BxMxE, n[..., 0] > 0, loss_B
+
+    def _reconstruction(self, x_BxMxWxD, y_BxMxE, real):
+        B, M, W, D = x_BxMxWxD.shape
+        decoded = nn.Dense(W * D, False, y_BxMxE.dtype, kernel_init=block._init(), name="decoder")(y_BxMxE)
+        error = decoded.reshape(B, M, W, D).astype(jnp.float32) - jax.lax.stop_gradient(x_BxMxWxD).astype(jnp.float32)
+        square = jnp.where(real, jnp.square(error).mean(-1), 0.0).sum((1, 2))
+        return square / jnp.maximum(real.sum((1, 2)), 1)
+
+
+class Depthwise(nn.Module):
+    """x + Σ_i w_i ⊙ x_{t+i−1} inside each window, zeros beyond it: (B, M, W, D), same shape.
+
+    Multiply-adds of shifted arrays, elementwise work by the conventions; XLA's grouped convolution is 30 times slower
+    on a CPU.
+    """
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxMxWxD):
+        W, D = x_BxMxWxD.shape[2:]
+        kernel = self.param("kernel", block._init(), (TAPS, D), jnp.float32).astype(self.dtype)
+        padded = jnp.pad(x_BxMxWxD, ((0, 0), (0, 0), (TAPS // 2, TAPS // 2), (0, 0)))
+        return x_BxMxWxD + sum(padded[:, :, i : i + W] * kernel[i][None, None, None] for i in range(TAPS))
+
+
+def compressor_flops(net: NetCfg, L: int) -> int:
+    """Forward FLOPs per example, as executed; the decoder of the reconstruction loss runs in training only."""
+    D, E = net.width, light_width(net.compress, net.width)
+    M, W = windows(L, net.compress.r).idx_MxW.shape
+    if net.compress.kind == "conv":
+        return M * prices.conv_flops(1, W, D, E)
+    # scores of every place, then a weighted sum of W features per head and feature, then the projection
+    return M * (W * prices.linear_flops(D, net.heads) + prices.matmul_flops(1, W, D) + prices.linear_flops(D, E))
+
+
+class CompressedAttention(nn.Module):
+    """Every token attends to the M compressed ones and to a learned null key: (B, L, D), (B, M, E) -> (B, L, D).
+
+    Queries, keys and values have width E. A compressed token stands at the last position of its window: causality is
+    the usual mask. `order` is what the mask compares (see `block.orders`), `seen` which windows hold a real token.
+    """
+
+    net: NetCfg
+    L: int
+    kernel: str
+    out_std: float = 0.02
+
+    @nn.compact
+    def __call__(self, x_BxLxD, c_BxMxE, seen, pos_1xL, order):
+        net, dtype = self.net, x_BxLxD.dtype
+        B, E, H = c_BxMxE.shape[0], c_BxMxE.shape[2], light_heads(net)
+        last_1xM = jnp.asarray(windows(self.L, net.compress.r).last_M)[None]
+
+        def heads(x):
+            return x.reshape(B, x.shape[1], H, E // H).swapaxes(1, 2)
+
+        q = heads(nn.Dense(E, False, dtype, kernel_init=block._init(), name="q")(x_BxLxD))
+        kv = nn.Dense(2 * E, False, dtype, kernel_init=block._init(), name="kv")(c_BxMxE)
+        null = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
+        null_k, null_v = (jnp.broadcast_to(x.reshape(1, H, 1, E // H), (B, H, 1, E // H)) for x in null)
+        k = jnp.concatenate([null_k, _rope(heads(kv[..., :E]), last_1xM)], axis=2)
+        v = jnp.concatenate([null_v, heads(kv[..., E:])], axis=2)
+        korder = jnp.where(seen, last_1xM if net.causal else 0, self.L)
+        korder = jnp.pad(korder, ((0, 0), (1, 0)), constant_values=-1)
+        o = att.attend(_rope(q, pos_1xL), k, v, order, korder, light_plan(net, self.L), self.kernel)
+        o_BxLxE = o.swapaxes(1, 2).reshape(B, self.L, E)
+        return nn.Dense(net.width, False, dtype, kernel_init=block._init(self.out_std), name="out")(o_BxLxE)
+
+
+def _rope(x_BxHxLxC, pos):
+    """RoPE; where the head width is odd, its last feature carries no position."""
+    even = x_BxHxLxC.shape[-1] // 2 * 2
+    turned = att.rope(x_BxHxLxC[..., :even], pos)
+    return turned if even == x_BxHxLxC.shape[-1] else jnp.concatenate([turned, x_BxHxLxC[..., even:]], axis=-1)
+
+
+def light_heads(net: NetCfg) -> int:
+    """Heads of the light path: as many of the H as divide E = ceil(s D)."""
+    return math.gcd(net.heads, light_width(net.compress, net.width))
+
+
+def light_plan(net: NetCfg, L: int) -> att.Plan:
+    """Attention plan of all queries over the null key and the windows; causal: those that end by the segment's end."""
+    last_M = windows(L, net.compress.r).last_M
+    if not net.causal:
+        return ((0, L, 1 + len(last_M)),)
+    return tuple((a, b, 1 + int((last_M < b).sum())) for a, b, _ in att.causal_plan(L))
+
+
+def light_flops(net: NetCfg, L: int) -> tuple[int, int]:
+    """(model, executed) forward FLOPs per example of the compressed attention; model counts the visible pairs."""
+    D, E = net.width, light_width(net.compress, net.width)
+    last_M = windows(L, net.compress.r).last_M
+    linear = 2 * L * prices.linear_flops(D, E) + len(last_M) * prices.linear_flops(E, 2 * E)
+    pairs = L + (int((L - last_M).sum()) if net.causal else L * len(last_M))
+    return linear + prices.attention_pairs_flops(pairs, E), linear + att.scores_flops(light_plan(net, L), E)

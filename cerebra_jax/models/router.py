@@ -1,0 +1,126 @@
+"""Routers: which tokens the heavy path sees, and how much of it each of them takes. Cerebra 3.3.
+
+A linear score per token, float32, of its normalised features. y = x + g · heavy + (1 − g) · light with g = gate · kept:
+the gate carries the gradient to the score, and never scales the residual.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg, RouteCfg
+from cerebra_jax.cost import prices
+from cerebra_jax.models.compressor import ceil_share
+from cerebra_jax.ops import dispatch, topk
+
+SCORED = ("soft", "topk", "threshold")  # modes with a learned score
+
+
+class Route(NamedTuple):
+    """A routing decision, all (B, L): who wants the heavy path, its gate, its probability for the expected cost."""
+
+    wanted: jax.Array  # bool
+    gate: jax.Array  # float32
+    p: jax.Array  # float32
+    score: jax.Array  # float32
+
+
+class Router(nn.Module):
+    """threshold: wanted where s > τ, gate σ((s − τ)/spread). topk: exactly k wanted, by score (and Gumbel noise in
+    training), gate 0/1 with the surrogate gradient of `topk.st_topk`. soft: all wanted, gate σ(s). random: `rate` of
+    the tokens whatever they hold, the same ones at every evaluation; exactly that many in an encoder.
+
+    p = σ((s − τ)/(T · spread)) is the smooth decision that a penalty can move. With topk the count is fixed and so is
+    the cost: p is the decision itself. Padding (mask false) is never wanted, unless top-k has too few real tokens.
+    """
+
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, h_BxLxD, tau, spread, temperature, layer, ex_B, mask_BxL) -> Route:
+        route, (B, L) = self.net.route, h_BxLxD.shape[:2]
+        key = self.make_rng("route") if self.has_rng("route") else None
+        # −inf would make softmax NaN in an example of padding only
+        real = jnp.ones((B, L), bool) if mask_BxL is None else mask_BxL
+        last = lambda s: jnp.where(real, s, -1e9)  # noqa: E731
+        if route.mode == "random":
+            key = jax.random.fold_in(jax.random.key(0) if key is None else key, layer)
+            s = jax.vmap(lambda e: jax.random.uniform(jax.random.fold_in(key, e), (L,)))(ex_B)
+            keep = s < route.rate if self.net.causal else topk.hard_topk(last(s), kept_tokens(route, L)) > 0
+            return Route(keep & real, jnp.ones((B, L)), jnp.full((B, L), route.rate), s)
+
+        init = nn.initializers.normal(self.net.width**-0.5)  # scores of normalised features spread by about 1
+        shift = nn.initializers.constant(NormalDist().inv_cdf(route.rate) if learned(route) else 0.0)
+        dense = nn.Dense(1, learned(route), jnp.float32, kernel_init=init, bias_init=shift, name="score")
+        s = dense(h_BxLxD.astype(jnp.float32))[..., 0]
+        if route.mode == "soft":
+            g = jax.nn.sigmoid(s)
+            return Route(real, g, g * real, s)
+        if route.mode == "topk":
+            noisy = s if key is None else topk.gumbel(key, ex_B, s, route.noise * temperature)
+            gate = topk.st_topk(last(noisy), kept_tokens(route, L), temperature)
+            return Route(gate > 0, gate, jax.lax.stop_gradient(gate), s)
+        spread = jnp.maximum(spread, 1e-6)
+        z = (s - tau) / spread
+        return Route((s > tau) & real, jax.nn.sigmoid(z), jax.nn.sigmoid(z / temperature) * real, s)
+
+
+def learned(route: RouteCfg) -> bool:
+    """The threshold stands still and the scores move, inside the floor and the ceiling."""
+    return route.mode == "threshold" and route.tau == "learned"
+
+
+def kept_tokens(route: RouteCfg, L: int) -> int:
+    """Tokens that a router of a fixed count keeps: k, or the rate's share."""
+    return min(L, route.k or ceil_share(route.rate, L))
+
+
+def layout(net: NetCfg, L: int) -> dispatch.Layout:
+    """Slots of the heavy path. A fixed count needs no slack; an encoder sees everything, so it has one segment."""
+    route = net.route
+    if net.causal:
+        return dispatch.layout(L, min(1.0, route.rate * route.capacity))
+    exact = kept_tokens(route, L)
+    K = exact if route.mode in ("topk", "random") else min(L, ceil_share(route.rate * route.capacity, L))
+    return dispatch.Layout(((0, L),), ((0, K),))
+
+
+def observe(net: NetCfg, score_BxL, mask_BxL, rate) -> dict[str, jax.Array]:
+    """What the routing state follows, (B,) each: where the threshold should stand, and the spread of the scores.
+
+    The share above it is rate · net.route.rate (running) or wherever 0 falls (learned), kept between floor and ceiling.
+    """
+    route = net.route
+    s = jax.lax.stop_gradient(score_BxL)
+    if mask_BxL is not None:  # an example of padding only weighs nothing, but it must be finite
+        mask_BxL |= ~mask_BxL.any(1, keepdims=True)
+        s = jnp.where(mask_BxL, s, jnp.nan)
+
+    def above(share):  # the score that `share` of the tokens exceed
+        return jnp.nanquantile(s, 1 - share, axis=1)
+
+    if learned(route):
+        tau = jnp.zeros(s.shape[0])
+        tau = tau if route.ceiling == 1.0 else jnp.maximum(tau, above(route.ceiling))
+        tau = tau if route.floor == 0.0 else jnp.minimum(tau, above(route.floor))
+    else:
+        tau = above(jnp.clip(route.rate * rate, route.floor, route.ceiling))
+    return {"tau": tau, "spread": jnp.nanstd(s, axis=1)}
+
+
+def init_routing(net: NetCfg) -> dict[str, jax.Array]:
+    """Thresholds before any data: those of scores from a normal distribution. Empty without a threshold."""
+    if net.route.mode != "threshold":
+        return {}
+    tau = 0.0 if learned(net.route) else NormalDist().inv_cdf(1 - net.route.rate)
+    return {"tau": jnp.full(net.depth, tau, jnp.float32), "spread": jnp.ones(net.depth, jnp.float32)}
+
+
+def router_flops(net: NetCfg, L: int) -> int:
+    """Forward FLOPs per example: one score per token; comparisons count as 0."""
+    return L * prices.linear_flops(net.width, 1) if net.route.mode in SCORED else 0

@@ -1,0 +1,98 @@
+"""What a configuration and its task give to a run: model, programs, durations, the shape of the state."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from cerebra_jax.config import RunCfg, to_steps
+from cerebra_jax.errors import Diverged
+from cerebra_jax.models import build as models
+from cerebra_jax.policies import budget, phases
+from cerebra_jax.train import metrics, optim, parallel, state, step
+
+_LINE = {"expected": "expected_rel_flops", "hard": "hard_rel_flops"}
+
+
+class Session:
+    """`model` is the one that evaluates and is reported; under a budget larger programs lead down to it."""
+
+    def __init__(self, cfg: RunCfg, task: Any):
+        self.cfg, self.task = cfg, task
+        t = cfg.train
+        self.per_epoch = task.steps_per_epoch(t.batch_size)
+        self.total = to_steps(t.duration, 0, self.per_epoch)
+        self.plan = step.plan_budget(cfg, task.vocab_size, self.total, self.per_epoch)
+        cfgs = [models.at_rate(cfg, rate) for rate in self.plan.rates] if self.plan else [cfg]
+        self._models = [models.build(c, task.vocab_size) for c in cfgs]
+        self.model = self._models[-1]
+        self.optimizer = optim.make(t, self.total, self.per_epoch)
+        self.key = jax.random.key(cfg.seed)
+        self.like = jax.eval_shape(self.fresh)
+        self.micro = t.batch_size // t.accum
+        self.devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
+        self.program = functools.cache(self._program)
+        self.parallel = self.program(len(cfgs) - 1)
+        self.executed = self.model.cost.executed_flops / self.model.dense.executed_flops
+
+    def _program(self, bucket: int) -> parallel.DataParallel:
+        """The compiled steps of a bucket of the budget (0 without one)."""
+        cfg, control = self.cfg, None
+        if self.plan:
+            cfg, o = models.at_rate(cfg, self.plan.rates[bucket]), cfg.objective
+            control = budget.Control(self.plan, bucket, cfg.net.route.capacity, o.dual_rate, o.lam_max)
+        model = self._models[bucket]
+        train = step.make_train_step(model, self.task, self.optimizer, cfg, self.total, self.per_epoch, control)
+        return parallel.DataParallel(train, step.make_eval_step(model, self.task), self.devices)
+
+    def bucket(self, at: int) -> int:
+        """Which program takes the step after `at` steps."""
+        return self.plan.bucket(at) if self.plan else 0
+
+    def flops_at(self, at: int) -> int:
+        """Forward FLOPs per example of the program that takes the step after `at` steps."""
+        return self._models[self.bucket(at)].cost.executed_flops
+
+    def executed_at(self, at: int) -> float:
+        """Executed cost of the program that takes the step after `at` steps, relative to dense."""
+        return self.flops_at(at) / self.model.dense.executed_flops
+
+    def fresh(self) -> state.TrainState:
+        """The state before the first step."""
+        return state.init(self.model, self.optimizer, self.task.example(1), self.key, self.cfg.objective)
+
+    @property
+    def penalty(self) -> float:
+        """A weight that the expected cost will have in J; 0 where it never has one."""
+        return float(self.plan.steers == "penalty") if self.plan else self.cfg.objective.lam
+
+    def steps(self, spec: str) -> int:
+        return to_steps(spec, self.total, self.per_epoch)
+
+    def line(self, at: int, split: str, formed: dict[str, Any]) -> dict[str, Any]:
+        """A line of metrics.jsonl: scalars by name, per-layer figures under gates."""
+        gates = {k: v for k, v in formed.items() if isinstance(v, list)}
+        scalars = {_LINE.get(k, k): v for k, v in formed.items() if k not in gates and k != "nats"}
+        phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
+        executed = self.executed_at(at - 1) if split == "train" else self.executed
+        head = {"step": at, "split": split, "phase": phase, "loss": formed["nats"], "ppl": metrics.ppl(formed["nats"])}
+        return head | scalars | {"executed_rel_flops": executed, "gates": gates}
+
+    def evaluate(self, placed: Any, at: int, split: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
+        """The line of a whole split, every token once; None where a signal stopped it on the way."""
+        total, previous = None, None
+        for batch in self.task.eval_batches(split, self.micro):
+            if stop():
+                return None
+            now = self.parallel.eval(placed, self.parallel.shard(batch))
+            if previous is not None:
+                total = metrics.add(total, jax.device_get(previous))
+            previous = now
+        total = metrics.add(total, jax.device_get(previous))
+        line = self.line(at, split, metrics.form(total))
+        if line["loss"] is None:
+            raise Diverged(f"step {at}: the {split} loss is not finite", "lower train.lr")
+        return line | self.task.report(split, float(total["nats"][0]))

@@ -1,0 +1,105 @@
+"""The compressor: exact windows for any r and s, padding that never enters, and an attention that waits for windows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cerebra_jax.config import CompressCfg, NetCfg
+from cerebra_jax.models import block, compressor
+
+KINDS = ("conv", "attention", "hybrid")
+RATIOS = (0.01, 0.07, 0.25, 0.3, 0.5, 0.6, 0.75, 1.0)
+L, D = 13, 8
+
+
+def net_of(kind="conv", r=0.3, s=0.6, causal=True, reconstruct=0.0):
+    return NetCfg(width=D, heads=2, causal=causal, compress=CompressCfg(kind, r, s, reconstruct))
+
+
+def made(module, *args):
+    """Parameters drawn at random, and the module's forward pass with them."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    rng = np.random.RandomState(0)
+    params = jax.tree.map(lambda s: jnp.asarray(0.5 * rng.standard_normal(s.shape), jnp.float32), shapes)
+    return lambda *args: module.apply({"params": params}, *args), params
+
+
+def x_of(seed=0, n=L):
+    return np.random.RandomState(seed).standard_normal((2, n, D)).astype(np.float32)
+
+
+@pytest.mark.parametrize("r", RATIOS)
+@pytest.mark.parametrize("n", [2, 13, 64, 100])
+def test_windows_are_the_published_ones(n, r):
+    win = compressor.windows(n, r)
+    M = len(win.last_M)
+    assert M == max(1, -(-round(r * 100) * n // 100))  # ceil(r n), in integers: 0.07 of 100 is 7
+    for j in range(M):
+        tokens = list(win.idx_MxW[j][win.inside_MxW[j]])
+        assert tokens == list(range(j * n // M, -(-(j + 1) * n // M))) and tokens[-1] == win.last_M[j]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("r", [0.25, 0.3, 1.0])
+def test_a_compressed_token_holds_its_window_and_nothing_else(kind, r):
+    net = net_of(kind, r, 0.6)
+    x, win = x_of(), compressor.windows(L, r)
+    run, _ = made(compressor.Compressor(net, L), x)
+    jacobian = jax.jacobian(lambda x: run(x)[0][0].sum(-1))(jnp.asarray(x))[:, 0]  # (M, L, D)
+    reached = np.abs(np.asarray(jacobian)).max(-1) > 1e-6
+    for j in range(len(win.last_M)):
+        assert set(np.flatnonzero(reached[j])) == set(win.idx_MxW[j][win.inside_MxW[j]])
+    assert run(x)[0].shape == (2, len(win.last_M), -(-6 * D // 10))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_never_enters_a_window(kind):
+    x, mask = x_of(), np.arange(L)[None] < np.array([[7], [0]])
+    run, _ = made(compressor.Compressor(net_of(kind, reconstruct=1.0), L), x, mask)
+    got, seen, loss = run(x, mask)
+    other = np.where(mask[..., None], x, 1e4 * x_of(1))
+    after, _, loss_after = run(other, mask)
+    np.testing.assert_array_equal(got, after)
+    np.testing.assert_array_equal(loss, loss_after)
+    last = compressor.windows(L, 0.3)
+    np.testing.assert_array_equal(
+        seen[0], [(t[i] < 7).any() for t, i in zip(last.idx_MxW, last.inside_MxW, strict=True)]
+    )
+    assert not seen[1].any() and np.isfinite(got).all() and loss[1] == 0 < loss[0]
+
+
+def test_conv_with_equal_taps_is_the_mean_of_the_real_tokens():
+    x, mask = x_of(n=12), np.arange(12)[None] < np.array([[7], [12]])
+    module = compressor.Compressor(net_of(r=0.25, s=1.0), 12)
+    got = module.apply({"params": {"kernel": jnp.broadcast_to(jnp.eye(D), (4, D, D))}}, x, mask)[0]
+    np.testing.assert_allclose(got[0, 1], x[0, 4:7].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(got[1], x[1].reshape(3, 4, D).mean(1), rtol=1e-5)
+
+
+def test_reconstruction_learns_the_decoder_and_the_compressor_but_not_its_target():
+    x = x_of()
+    module = compressor.Compressor(net_of(reconstruct=1.0), L)
+    _, params = made(module, x)
+    loss = lambda params, x: module.apply({"params": params}, x)[2].sum()  # noqa: E731
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(jax.grad(loss)(params, x)))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_array_equal(jax.grad(loss, argnums=1)(zero, jnp.asarray(x)), 0)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
+@pytest.mark.parametrize(
+    ("r", "s"), [(0.3, 0.6), (0.25, 0.9), (1.0, 1.0)]
+)  # s 0.9: 8 of 8; heads of even and odd width
+def test_a_query_sees_exactly_the_windows_that_have_ended(causal, r, s):
+    net = net_of(r=r, s=s, causal=causal)
+    x, pos, order = x_of(), jnp.arange(L)[None], block.orders(net_of(causal=causal), L)
+    M, E = len(compressor.windows(L, r).last_M), compressor.light_width(net.compress, D)
+    c = np.random.RandomState(1).standard_normal((2, M, E)).astype(np.float32)
+    seen = jnp.ones((1, M), bool)
+    run, _ = made(compressor.CompressedAttention(net, L, "full"), x, c, seen, pos, order)
+    jacobian = jax.jacobian(lambda c: run(x, c, seen, pos, order)[0].sum(-1))(jnp.asarray(c))[:, 0]  # (L, M, E)
+    reached = np.abs(np.asarray(jacobian)).max(-1) > 1e-7
+    ended = compressor.windows(L, r).last_M[None] <= np.arange(L)[:, None]
+    np.testing.assert_array_equal(reached, ended if causal else np.ones((L, M), bool))
+    assert np.isfinite(run(x, c, jnp.zeros((1, M), bool), pos, order)).all()  # the null key is left

@@ -1,0 +1,168 @@
+"""budget=: the plan pays for no more than the budget, the multiplier lands the cost on it, and what is out of reach is
+refused with the interval."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerebra_jax.config import NetCfg, ObjectiveCfg, RouteCfg
+from cerebra_jax.errors import UserError
+from cerebra_jax.policies import budget
+from cerebra_jax.train.step import plan_budget
+from cerebra_jax.types import Knobs
+
+TOTAL = 1000
+
+
+def priced(light: float, heavy: float, L: int, capacity: float):
+    """(executed(rate), hard(share)) of a model that costs `light` with no slots and `heavy` with L."""
+
+    def executed(rate: float) -> float:
+        return light + (heavy - light) * min(L, int(np.ceil(min(1.0, rate * capacity) * L - 1e-9))) / L
+
+    return executed, lambda share: 0.9 * light + (0.95 * heavy - 0.9 * light) * share
+
+
+def plan_of(wanted=0.6, light=0.3, heavy=1.0, L=256, capacity=1.25, mode="threshold", **extra):
+    cfg = ObjectiveCfg(budget=wanted, **extra)
+    net = NetCfg(route=RouteCfg(mode=mode, capacity=capacity))
+    return cfg, budget.plan(cfg, net, L, *priced(light, heavy, L, capacity), TOTAL, TOTAL)
+
+
+@given(st.floats(0.05, 0.6), st.floats(0.2, 1.2), st.integers(64, 2048), st.floats(0.7, 3.0), st.floats(0.02, 0.98),
+       st.integers(1, 6))  # fmt: skip
+def test_the_last_program_spends_the_budget_and_no_more(light, more, L, capacity, where, buckets):
+    heavy = light + more
+    wanted = light + more / L + where * (more - more / L) * min(1.0, capacity * (1 - 2 / L))
+    _, plan = plan_of(wanted, light, heavy, L, capacity, buckets=buckets)
+    assert wanted - 1.01 * more / L <= plan.levels[-1] <= wanted + 1e-9  # one slot more would be too much
+    assert list(plan.levels) == sorted(set(plan.levels), reverse=True) and len(plan.levels) <= buckets
+    assert list(plan.rates) == sorted(set(plan.rates), reverse=True) and 0 < plan.rates[-1] < 1
+    assert (np.diff(plan.table) >= 0).all()
+
+
+def test_programs_shrink_as_the_target_falls_and_never_below_it():
+    _, plan = plan_of(buckets=4, warm="100 steps", ramp="400 steps")
+    found = [plan.bucket(step) for step in range(TOTAL)]
+    assert found[0] == 0 and found[-1] == len(plan.rates) - 1 == 3
+    assert all(b in (a, a + 1) for a, b in zip(found, found[1:], strict=False)) and found[499] < found[501]
+    for step, at in enumerate(found):
+        assert plan.levels[at] >= plan.executed_at(step) - 1e-9
+    assert plan.executed_at(99) == plan.levels[0] == pytest.approx(1.0, abs=0.01)
+    assert plan.executed_at(500) == plan.executed_at(TOTAL) == plan.levels[-1]
+    np.testing.assert_allclose(plan.executed_at(jnp.float32(300)), plan.executed_at(300), rtol=1e-6)
+
+
+def ascend(cfg, plan, dual, plant, carry, steps=3000):
+    """The loop of a run: `plant(carry, knobs, step) -> (carry, hard cost)`; (hard, target, λ) of every step."""
+    control = budget.Control(plan, len(plan.rates) - 1, 1.25, cfg.dual_rate, cfg.lam_max)
+
+    def body(state, step):
+        dual, carry = state
+        knobs = control.knobs(dual, step, Knobs(jnp.float32(0), jnp.float32(1), jnp.float32(1)))
+        carry, hard = plant(carry, knobs, step)
+        return (control.ascend(dual, step, hard), carry), (hard, control.target(step), dual["multiplier"], knobs.lam)
+
+    return jax.jit(lambda: jax.lax.scan(body, (dual, carry), jnp.arange(steps)))()[1]
+
+
+@pytest.mark.parametrize("taste", [0.5, 3.0, 30.0])
+@pytest.mark.parametrize("wanted", [0.5, 0.75])
+def test_a_penalty_lands_on_the_budget(wanted, taste):
+    """A learner that gains from every token it keeps, more or less: only the price can hold it."""
+    cfg, plan = plan_of(wanted, mode="hard")
+
+    def plant(theta, knobs, step):
+        def J(theta):
+            p = jax.nn.sigmoid(theta)
+            cost = 0.27 + (0.95 - 0.27) * p
+            return knobs.lam * cost - taste * jnp.log1p(3 * p)
+
+        theta = theta - 0.05 * jnp.clip(jax.grad(J)(theta), -1, 1)
+        return theta, 0.27 + (0.95 - 0.27) * jax.nn.sigmoid(theta)
+
+    dual = budget.init(cfg, NetCfg(route=RouteCfg(mode="hard")))
+    hard, target, lam, weight = ascend(cfg, plan, dual, plant, jnp.float32(2.0))
+    assert abs(hard[-300:].mean() / target[-1] - 1) < 0.02
+    assert (lam >= 0).all() and (weight >= 0).all() and lam[-1] > 0
+
+
+@pytest.mark.parametrize("bias", [0.85, 1.0, 1.2])
+def test_a_rate_lands_on_the_budget_whatever_the_threshold_misses(bias):
+    cfg, plan = plan_of(0.7)
+
+    def plant(kept, knobs, step):  # a running quantile lags, misses by `bias`, and cannot keep more than the slots
+        rate = plan.rates[-1]
+        kept = 0.95 * kept + 0.05 * bias * knobs.rate * rate
+        noise = 0.03 * jax.random.normal(jax.random.fold_in(jax.random.key(0), step))
+        return kept, 0.27 + (0.95 - 0.27) * jnp.clip(kept + noise, 0, 1.25 * rate)
+
+    dual = budget.init(cfg, NetCfg())
+    hard, target, lam, weight = ascend(cfg, plan, dual, plant, jnp.float32(0.9))
+    assert abs(hard[-300:].mean() / target[-1] - 1) < 0.02
+    assert (lam >= 0).all() and (weight == 0).all()
+
+
+def test_a_policy_that_wants_less_is_not_pushed():
+    cfg, plan = plan_of(0.7, mode="hard", lam=2.0)
+    dual = budget.init(cfg, NetCfg(route=RouteCfg(mode="hard")))
+    assert float(dual["multiplier"]) == 2.0
+    *_, lam, weight = ascend(cfg, plan, dual, lambda c, k, s: (c, jnp.float32(0.3)), 0.0)
+    assert lam[-1] == weight[-1] == 0.0
+
+
+def test_no_budget_has_no_state():
+    assert budget.init(ObjectiveCfg(), NetCfg()) == {}
+
+
+@pytest.mark.parametrize("wanted", [0.05, 1.5])
+def test_out_of_reach_is_refused_with_the_interval(wanted):
+    with pytest.raises(UserError) as e:
+        plan_of(wanted)
+    low, high = map(float, re.search(r"choose ([\d.]+) .* to ([\d.]+) ", str(e.value)).groups())
+    for inside in (low, high):
+        assert plan_of(inside)[1].levels[-1] <= inside + 1e-9
+    for outside in (low - 0.01, high + 0.01):
+        with pytest.raises(UserError, match="reach"):
+            plan_of(outside)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"net.route.mode": "soft"}, "both branches"),
+        ({"net.route.dispatch": False}, "at any rate"),
+        ({"net.route.tau": "calibrated"}, "stays where it is"),
+        ({"net.depth": 2}, "at any rate"),
+        ({"net.route.mode": "hard", "net.route.capacity": 1.0}, "more than 1"),
+        ({"objective.budget": 0.2}, "choose 0."),
+    ],
+)
+def test_models_that_cannot_follow_are_refused(tiny_cfg, extra, words):
+    with pytest.raises(UserError, match=words):
+        plan_budget(tiny_cfg({"objective.budget": 0.8} | extra), 260, 8, 8)
+
+
+def test_a_dense_model_is_refused_before_jax(tiny_cfg):
+    with pytest.raises(UserError, match="objective.budget is set for a dense model"):
+        tiny_cfg({"net.name": "transformer", "objective.budget": 0.8})
+
+
+@pytest.mark.parametrize("kv", ["all", "routed"])
+@pytest.mark.parametrize("mode", ["threshold", "hard"])
+def test_the_real_prices_land_within_two_percent(tiny_cfg, mode, kv):
+    cfg = tiny_cfg({"net": {"depth": 6, "width": 64}, "net.route": {"mode": mode, "kv": kv}, "task.seq_len": 256})
+    for wanted in (0.65, 0.75):
+        at = tiny_cfg({"net": {"depth": 6, "width": 64}, "net.route": {"mode": mode, "kv": kv}, "task.seq_len": 256,
+                       "objective.budget": wanted})  # fmt: skip
+        plan = plan_budget(at, 260, 100, 100)
+        assert abs(plan.levels[-1] / wanted - 1) < 0.02
+        assert plan.table[2][0] < plan.table[2][-1] and plan.light < plan.table[2][0]
+    assert plan_budget(cfg, 260, 100, 100) is None
