@@ -103,3 +103,14 @@ def test_a_query_sees_exactly_the_windows_that_have_ended(causal, r, s):
     ended = compressor.windows(L, r).last_M[None] <= np.arange(L)[:, None]
     np.testing.assert_array_equal(reached, ended if causal else np.ones((L, M), bool))
     assert np.isfinite(run(x, c, jnp.zeros((1, M), bool), pos, order)).all()  # the null key is left
+
+
+@pytest.mark.parametrize("n", [64, 200, 1000])
+def test_each_segment_visits_the_windows_that_its_last_query_sees(n):
+    for r in RATIOS:
+        last_M = compressor.windows(n, r).last_M
+        plan = compressor.light_plan(net_of(r=r), n)
+        assert [k for _, _, k in plan] == [1 + sum(t <= b - 1 for t in last_M) for _, b, _ in plan]
+        assert plan[-1][1:] == (n, 1 + len(last_M))
+        model, executed = compressor.light_flops(net_of(r=r), n)
+        assert model <= executed <= compressor.light_flops(net_of(r=r, causal=False), n)[1]
