@@ -50,7 +50,9 @@ class RouteCfg:
     part: str = _f("block", "what cerebra routes: attention, or attention and FFN", of=("attention", "block"))
     noise: float = _f(1.0, "Gumbel noise on the scores of topk in training, in temperatures", lo=0.0, hi=10.0)
     z_loss: float = _f(1e-4, "weight of the mean squared router score of cerebra", lo=0.0, hi=10.0)
-    floor: float = _f(0.0, "least share of tokens that a threshold may come to keep", lo=0.0, hi=1.0)
+    floor: float = _f(
+        0.0, "least share of tokens that a threshold may come to keep; below it the penalty stops", lo=0.0, hi=1.0
+    )
     ceiling: float = _f(1.0, "largest share of tokens that a threshold may come to keep", lo=0.0, hi=1.0)
     capacity: float = _f(1.25, "slots of the compiled program per routed token expected", lo=0.01, hi=100.0)
     dispatch: bool = _f(True, "gather routed tokens; False runs both branches and masks: it saves nothing")

@@ -97,8 +97,10 @@ class RoutedBlock(nn.Module):
 
     def _report(self, r: router.Route, kept, gate_BxL, mask_BxL, rate) -> dict[str, jax.Array]:
         net, kept_BxL = self.net, kept.astype(jnp.float32)
+        # below the floor the penalty no longer pushes: thresholds would chase scores that fall for ever
+        p_BxL = jnp.where(kept_BxL.mean(1, keepdims=True) > net.route.floor, r.p, jax.lax.stop_gradient(r.p))
         y = {
-            "expected_B": _routed_flops(net, r.p, self.L),
+            "expected_B": _routed_flops(net, p_BxL, self.L),
             "hard_B": _routed_flops(net, kept_BxL, self.L),
             "kept": kept_BxL.mean(1),
             "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),

@@ -197,3 +197,13 @@ def test_feature_inputs_and_pooled_heads_for_classes_and_regressions(name, featu
     assert not lost
     counted = jaxpr.count(logits, params, x, IDS).flops
     assert counted == B * cls.cost(net, L, V).executed_flops
+
+
+def test_the_penalty_stops_at_the_floor():
+    """Expected cost has a gradient while more than the floor's share is kept, and none below it."""
+    slopes = []
+    for floor in (0.0, 1.0):
+        m = Made(net_of(True, route={"mode": "threshold", "rate": 0.9, "floor": floor}))
+        slope = jax.jit(jax.grad(lambda params, m=m: m.forward(params, IDS)[1].expected_B.sum()))(m.params)
+        slopes.append(max(float(np.abs(g).max()) for g in jax.tree.leaves(slope)))
+    assert slopes[0] > 1e-4 and slopes[1] == 0
