@@ -137,6 +137,11 @@ class TrainCfg:
 @dataclass(frozen=True)
 class RunCfg:
     seed: int = _f(0, "seeds everything", lo=0, hi=(1 << 31) - 1)
+    twin: str = _f(
+        "",
+        "run a twin of this model: the dense Transformer of its shape, one that executes its FLOPs, its random router",
+        of=("", "dense", "equal_flops", "random"),
+    )
     task: TaskCfg = field(default_factory=TaskCfg)
     net: NetCfg = field(default_factory=NetCfg)
     objective: ObjectiveCfg = field(default_factory=ObjectiveCfg)

@@ -33,6 +33,7 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     from cerebra_jax.ops.xent import chunked_xent
     from cerebra_jax.train.parallel import choose_devices
 
+    cfg = build.twin(cfg, vocabulary(cfg.task))
     model = build.build(cfg, vocabulary(cfg.task))
     L, train = cfg.task.seq_len, cfg.train
     devices = len(choose_devices(train.devices, train.batch_size, train.accum))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax import checks
 from cerebra_jax.config import NetCfg, RunCfg
+from cerebra_jax.errors import UserError
 from cerebra_jax.models import cerebra, chiar, router, transformer
 from cerebra_jax.types import Batch, Cost, Knobs
 
@@ -88,6 +91,58 @@ def pricing(cfg: RunCfg, vocab: int) -> tuple[Callable[[float], float], Callable
         return entry.kept(cfg.net, L, vocab, share) / dense.model_flops
 
     return executed, hard
+
+
+def twin(cfg: RunCfg, vocab: int) -> RunCfg:
+    """The configuration that cfg.twin stands for: what this model is compared with, trained by the same recipe.
+
+    dense: the Transformer of the same shape. equal_flops: the Transformer of the same depth, heads and sequence whose
+    program runs the FLOPs of this one, or just fewer. random: the same routed model, which tokens left to chance.
+    """
+    if not cfg.twin:
+        return cfg
+    kind, plain = cfg.twin, dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
+    cfg = dataclasses.replace(cfg, twin="", objective=plain)
+    if kind == "random":
+        route = dataclasses.replace(cfg.net.route, mode="random")
+        cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
+        checks.together(cfg)
+        return cfg
+    if cfg.net.name == "transformer":
+        raise UserError(f"twin is {kind} of a dense Transformer", "it is its own: use twin='', or a routed net.name")
+    net = dataclasses.replace(cfg.net, name="transformer")
+    if kind == "equal_flops":
+        target = MODELS[cfg.net.name].cost(cfg.net, cfg.task.seq_len, vocab).executed_flops
+        net = _shrunk(net, cfg.task.seq_len, vocab, target)
+    return dataclasses.replace(cfg, net=net)
+
+
+def _shrunk(net: NetCfg, L: int, vocab: int, target: int) -> NetCfg:
+    """The widest dense Transformer within `target` executed FLOPs per example, narrower or wider than `net` with its
+    depth and heads; its FFN keeps its ratio to the width, then takes up what is left."""
+
+    def sized(step: int, hidden: int | None = None) -> NetCfg:
+        width = 2 * net.heads * step
+        ffn_width = max(8, width * net.ffn_width // net.width) if hidden is None else hidden
+        return dataclasses.replace(net, width=width, ffn_width=ffn_width)
+
+    def fits(candidate: NetCfg) -> bool:
+        return transformer.cost(candidate, L, vocab).executed_flops <= target
+
+    least = -(-8 // (2 * net.heads))
+    if not fits(sized(least)):
+        raise UserError(f"no dense Transformer of {net.depth} layers runs within {target:,} FLOPs a sequence",
+                        "use fewer layers, or twin=dense")  # fmt: skip
+    step = _largest(lambda n: fits(sized(n)), least)
+    return sized(step, _largest(lambda n: fits(sized(step, n)), sized(step).ffn_width))
+
+
+def _largest(holds: Callable[[int], bool], low: int) -> int:
+    """The largest n >= low of which `holds` is true; it is true of `low`, and false from somewhere on."""
+    high = 2 * low
+    while holds(high):
+        low, high = high, 2 * high
+    return low + bisect.bisect_left(range(low + 1, high), True, key=lambda n: not holds(n))
 
 
 def build(cfg: RunCfg, vocab_size: int) -> Model:

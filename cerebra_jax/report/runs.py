@@ -30,12 +30,20 @@ class Run:
     def group(self) -> str:
         """Model and whatever of its shape tells it from others: runs with equal names differ in the seed only."""
         c = self.config
-        net, route = c["net"], c["net"]["route"]
+        net = self.result.get("net", c["net"])  # a twin's is not that of the configuration
+        route = net["route"]
         name = f"{net['name']} {net['depth']}x{net['width']}, L={c['task']['seq_len']}"
         if net["name"] == "transformer":
             name += f", {net.get('norm', 'pre')}-LN"  # runs of before the key existed are pre-LN
         if net["name"] == "chiar":
             name += f", {route['mode']} {route['rate']:g}, kv={route['kv']}"
+        if net["name"] == "cerebra":
+            r, s = net["compress"]["r"], net["compress"]["s"]
+            name += f", {route['mode']} {route['rate']:g}, {route['part']}, kv={route['kv']}, r={r:g} s={s:g}"
+        if budget := c["objective"].get("budget"):
+            name += f", budget {budget:g}"
+        if twin := c.get("twin"):
+            name += f" ({twin} twin of {c['net']['name']})"
         return name
 
     def lines(self, split: str) -> list[dict[str, Any]]:

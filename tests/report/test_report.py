@@ -18,7 +18,8 @@ def write_run(path, name: str, seed: int, ppl: float, dataset: str = "wikitext2"
     result = {
         "model": name, "seed": seed, "dataset": dataset, "params": 1_500_000, "steps": 60, "tokens": 6000,
         "val": {"ppl_word": ppl + 10}, "test": {"ppl_word": ppl, "bits_per_byte": 1.5}, "step_ms": 100.0 + seed,
-        "costs": {"relative": {"expected": 0.9, "hard": 0.8, "executed": 0.7}, "dense": 2e6, "train_total": 6e9},
+        "costs": {"relative": {"expected": 0.9, "hard": 0.8, "executed": 0.7}, "executed": 1.4e6, "dense": 2e6,
+                  "train_total": 6e9},
         "device": {"device": "cpu", "cores": 2, "jax": "0.10.2"}, "wall_s": 60.0, "commit": "abc",
     }  # fmt: skip
     (path / "result.json").write_text(json.dumps(result))
@@ -41,6 +42,15 @@ def test_table_has_mean_sd_and_costs_of_each_group(folders):
                           ("transformer", "chiar", "5-gram"))  # fmt: skip
     assert "203.0 ± 3.0" in dense and "214.0 ± 4.0" in chiar and "| 0.900 | 0.800 | 0.700 |" in chiar
     assert dense.endswith("| 0, 1, 2 |") and "217.8" in also
+
+
+def test_a_twin_is_named_after_what_ran_and_what_it_is_a_twin_of(tmp_path):
+    path = write_run(tmp_path / "t", "chiar", 0, 200.0)
+    result = json.loads((path / "result.json").read_text())
+    result["net"] = config.to_dict(config.parse({"net": {"name": "transformer", "width": 112}}))["net"]
+    (path / "result.json").write_text(json.dumps(result))
+    (path / "config.json").write_text(json.dumps(config.to_dict(config.parse({"twin": "equal_flops"}))))
+    assert list(runs.load([path])) == ["transformer 6x112, L=256, pre-LN (equal_flops twin of chiar)"]
 
 
 def test_paired_interval_is_the_t_interval_of_the_differences():

@@ -25,7 +25,7 @@ from cerebra_jax.models import build as models
 from cerebra_jax.policies import thresholds
 from cerebra_jax.train.checkpoint import Checkpoints
 from cerebra_jax.train.record import result
-from cerebra_jax.train.record.session import Session
+from cerebra_jax.train.record.session import Session, resolved
 from cerebra_jax.train.state import TrainState
 
 ROUNDS = 9
@@ -92,7 +92,7 @@ def certify(cfg: RunCfg, task: Any, state: TrainState | None, say: Callable[[str
     FLOPs and bytes are per example of L tokens where they are FLOPs, per batch where they are bytes; times are seconds
     per batch. Beside the model stand its dense twin and, where it has a random router, its random twin.
     """
-    rounds = rounds or ROUNDS
+    cfg, rounds = resolved(cfg, task), rounds or ROUNDS
     variants: dict[str, Variant] = {}
     for name, twin in twins(cfg, task).items():
         say(f"compiling and counting {name}")
@@ -149,19 +149,15 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def twins(cfg: RunCfg, task: Any) -> dict[str, RunCfg]:
     """{"model": cfg, "dense": its dense Transformer, "random": its random router, where it has one}."""
-    plain = dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
-    dense = dataclasses.replace(cfg, objective=plain, net=dataclasses.replace(cfg.net, name="transformer"))
-    found = {"model": cfg, "dense": dense}
-    rate = Session(_one_device(cfg), task).model.net.route.rate  # a budget has chosen it
-    route = dataclasses.replace(cfg.net.route, mode="random", rate=rate)
-    random = dataclasses.replace(cfg, objective=plain, net=dataclasses.replace(cfg.net, route=route))
-    if cfg.net.name == "transformer" or cfg.net.route.mode == "random":
+    if cfg.net.name == "transformer":
+        return {"model": cfg, "dense": cfg}
+    found = {"model": cfg, "dense": dataclasses.replace(cfg, twin="dense")}
+    if cfg.net.route.mode == "random":
         return found
     try:
-        found["random"] = config.parse(config.to_dict(random))
+        return found | {"random": resolved(dataclasses.replace(cfg, twin="random"), task)}
     except UserError:  # this model has no random router
         return found
-    return found
 
 
 def _masked(cfg: RunCfg, task: Any) -> float | None:

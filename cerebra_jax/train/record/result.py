@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import math
@@ -95,6 +96,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
         "notice": s.task.notice,
         "data": info,
         "model": cfg.net.name,
+        "net": dataclasses.asdict(s.model.net),
         "seed": cfg.seed,
         "params": parameters(s.like.params),
         "steps": s.total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,10 +18,19 @@ from cerebra_jax.train import metrics, optim, parallel, state, step
 _LINE = {"expected": "expected_rel_flops", "hard": "hard_rel_flops"}
 
 
+def resolved(cfg: RunCfg, task: Any) -> RunCfg:
+    """What really runs: cfg, or the twin that cfg.twin names, at the rate that a budget chose for this model."""
+    if cfg.twin and cfg.objective.budget:
+        rate = Session(dataclasses.replace(cfg, twin=""), task).model.net.route.rate
+        cfg = dataclasses.replace(models.at_rate(cfg, rate), twin=cfg.twin)
+    return models.twin(cfg, task.vocab_size)
+
+
 class Session:
     """`model` is the one that evaluates and is reported; under a budget larger programs lead down to it."""
 
     def __init__(self, cfg: RunCfg, task: Any):
+        cfg = resolved(cfg, task)
         self.cfg, self.task = cfg, task
         t = cfg.train
         self.per_epoch = task.steps_per_epoch(t.batch_size)

@@ -1,0 +1,54 @@
+"""Twins: what a routed model is compared with has its shape, its FLOPs, or its rate."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cerebra_jax.errors import UserError
+from cerebra_jax.models import build
+
+V = 300
+
+
+def executed(cfg) -> int:
+    return build.build(cfg, V).cost.executed_flops
+
+
+@pytest.mark.parametrize("name", ["chiar", "cerebra"])
+@pytest.mark.parametrize("width, heads, depth", [(64, 2, 3), (96, 4, 2), (48, 1, 5)])
+def test_the_equal_flops_twin_is_the_largest_dense_model_within_the_flops(tiny_cfg, name, width, heads, depth):
+    shape = {"net.width": width, "net.heads": heads, "net.depth": depth, "net.ffn_width": 3 * width}
+    cfg = tiny_cfg({"net.name": name, "twin": "equal_flops"} | shape)
+    routed, found = dataclasses.replace(cfg, twin=""), build.twin(cfg, V)
+    assert found.net.name == "transformer" and found.twin == ""
+    assert (found.net.depth, found.net.heads) == (depth, heads) and found.task == cfg.task and found.train == cfg.train
+    target = executed(routed)
+    assert 0.98 * target < executed(found) <= target
+    wider = dataclasses.replace(found.net, ffn_width=found.net.ffn_width + 1)
+    assert executed(dataclasses.replace(found, net=wider)) > target
+
+
+def test_the_other_twins_change_one_thing(tiny_cfg):
+    cfg = tiny_cfg({"net.name": "cerebra", "objective.lam": 0.5})
+    dense, random = (build.twin(dataclasses.replace(cfg, twin=kind), V) for kind in ("dense", "random"))
+    assert dense.net == dataclasses.replace(cfg.net, name="transformer") and dense.objective.lam == 0.0
+    assert random.net.route == dataclasses.replace(cfg.net.route, mode="random") and random.objective.lam == 0.0
+    assert (
+        build.build(random, V).cost.executed["layer_00/attention"]
+        == build.build(cfg, V).cost.executed["layer_00/attention"]
+    )
+    assert build.twin(cfg, V) is cfg
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"net.name": "transformer", "twin": "equal_flops"}, "its own"),
+        ({"net.name": "chiar", "twin": "random"}, "random for chiar"),
+    ],
+)
+def test_twins_that_do_not_exist_are_refused(tiny_cfg, change, said):
+    with pytest.raises(UserError, match=said):
+        build.twin(tiny_cfg(change), V)
