@@ -14,7 +14,10 @@ BEGIN, END = "<!-- RESULTS: begin", "<!-- RESULTS: end -->"
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"report: {message}", "report RUN… [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg]")
+        raise UserError(
+            f"report: {message}",
+            "report RUN… [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg] [--budgets=FILE.svg]",
+        )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -24,17 +27,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--also", action="append", default=[], metavar="NAME:PPL")
     parser.add_argument("--into", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--budgets", type=Path)
     return parser.parse_args(argv)
 
 
 def run(argv: list[str]) -> None:
-    """Prints the Markdown table of the run folders; --into writes it between the RESULTS marks of a file."""
+    """Prints the Markdown table of the run folders; --into writes it between the RESULTS marks of a file, --plot draws
+    loss against compute, --budgets how runs came to their budgets."""
     args = parse(argv)
     groups = runs.load(args.runs)
     text = tables.markdown(groups, dict(map(_reference, args.also)))
     print(text)
     if args.plot:
         plots.curves(groups, args.plot)
+    if args.budgets:
+        plots.budgets(groups, args.budgets)
     if args.into:
         _insert(args.into, text)
 

@@ -30,7 +30,7 @@ def markdown(groups: dict[str, list[Run]], also: dict[str, float]) -> str:
     for name, ppl in also.items():
         rows.append([name, "", f"{ppl:g}", *[""] * (len(head) - 3)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *differences(groups), "", provenance(groups)])
+    return "\n".join([*lines, "", *differences(groups), *held(groups), "", provenance(groups)])
 
 
 def differences(groups: dict[str, list[Run]]) -> list[str]:
@@ -53,6 +53,19 @@ def differences(groups: dict[str, list[Run]]) -> list[str]:
                 f"{name} − {base}, test perplexity per word, paired over {n} seeds: "
                 f"{mean:+.1f}, 95 % interval [{mean - half:+.1f}, {mean + half:+.1f}]: {verdict}."
             )
+    return lines
+
+
+def held(groups: dict[str, list[Run]]) -> list[str]:
+    """How far runs under a budget ended from it: the program that ran, and the decisions, the worst seed of each."""
+    lines = []
+    for name, runs in groups.items():
+        budget = runs[0].config["objective"].get("budget")
+        if budget:
+            off = [max((r.result["costs"]["relative"][kind] / budget - 1 for r in runs), key=abs)
+                   for kind in ("executed", "hard")]  # fmt: skip
+            seeds = f"worst of {len(runs)} seeds" if len(runs) > 1 else "one seed"
+            lines.append(f"{name}: executed {off[0]:+.1%} of the budget, hard cost {off[1]:+.1%} ({seeds}).")
     return lines
 
 

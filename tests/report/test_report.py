@@ -24,7 +24,7 @@ def write_run(path, name: str, seed: int, ppl: float, dataset: str = "wikitext2"
     }  # fmt: skip
     (path / "result.json").write_text(json.dumps(result))
     (path / "config.json").write_text(json.dumps(config.to_dict(config.parse({"net": {"name": name}, "seed": seed}))))
-    lines = [{"step": i, "split": "train", "loss": 8 - i / 20} for i in range(1, 61)]
+    lines = [{"step": i, "split": "train", "loss": 8 - i / 20, "executed_rel_flops": 1.0} for i in range(1, 61)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -83,6 +83,27 @@ def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
     assert "transformer 6x128" in (tmp_path / "x" / "curves.svg").read_text()
     report.run([*map(str, folders), f"--into={page}"])
     assert page.read_text() == text
+
+
+def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, folders):
+    for s, off in enumerate((0.01, -0.02)):
+        path = write_run(tmp_path / f"b{s}", "chiar", s, 200.0)
+        result, c = (json.loads((path / name).read_text()) for name in ("result.json", "config.json"))
+        result["costs"]["relative"]["executed"] = 0.7 * (1 + off)
+        c["objective"]["budget"] = 0.7
+        (path / "result.json").write_text(json.dumps(result))
+        (path / "config.json").write_text(json.dumps(c))
+        line = {"split": "train", "loss": 1.0, "executed_rel_flops": 0.7, "hard_rel_flops": 0.7, "multiplier": 2.0,
+                "budget_target": 0.7, "budget_gap": 0.25}  # fmt: skip
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line | {"step": i}) + "\n" for i in range(1, 61)))
+    groups = runs.load([tmp_path / "b0", tmp_path / "b1"])
+    (line,) = tables.held(groups)
+    assert "budget 0.7" in line and "executed -2.0%" in line and "hard cost +14.3% " in line and "2 seeds" in line
+    assert tables.held(runs.load(folders)) == []
+    report.run([*map(str, tmp_path.glob("b?")), f"--budgets={tmp_path / 'gap.svg'}"])
+    assert "duality gap" in (tmp_path / "gap.svg").read_text()
+    with pytest.raises(UserError, match="has a budget"):
+        report.run([*map(str, folders), f"--budgets={tmp_path / 'none.svg'}"])
 
 
 @pytest.mark.parametrize(
