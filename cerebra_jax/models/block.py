@@ -45,6 +45,7 @@ class Attention(nn.Module):
     kernel: str
     bias: bool = False
     out_std: float = 0.02
+    reach: att.Reach = att.PAST
 
     @nn.compact
     def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, qorder=None, korder=None):
@@ -60,7 +61,7 @@ class Attention(nn.Module):
         k, v = heads(kv[..., :D]), heads(kv[..., D:])
         q, k = att.rope(q, qpos), att.rope(k, kpos)
         orders = (qpos, kpos) if qorder is None else (qorder, korder)
-        o_BxHxQxC = att.attend(q, k, v, *orders, self.plan, self.kernel)
+        o_BxHxQxC = att.attend(q, k, v, *orders, self.plan, self.kernel, self.reach)
         o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
         return _dense(D, self.bias, o_BxQxD, self.out_std, "out")
 
@@ -77,7 +78,7 @@ def orders(net: NetCfg, L: int, mask_BxL=None):
 
 def dense_plan(net: NetCfg, L: int) -> att.Plan:
     """Attention plan of all tokens."""
-    return att.causal_plan(L) if net.causal else ((0, L, L),)
+    return att.causal_plan(L) if net.causal else ((0, L, 0, L),)
 
 
 def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str = "full") -> int:

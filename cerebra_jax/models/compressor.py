@@ -178,8 +178,8 @@ def light_plan(net: NetCfg, L: int) -> att.Plan:
     """Attention plan of all queries over the null key and the windows; causal: those that end by the segment's end."""
     last_M = windows(L, net.compress.r).last_M
     if not net.causal:
-        return ((0, L, 1 + len(last_M)),)
-    return tuple((a, b, 1 + int((last_M < b).sum())) for a, b, _ in att.causal_plan(L))
+        return ((0, L, 0, 1 + len(last_M)),)
+    return tuple((a, b, 0, 1 + int((last_M < b).sum())) for a, b, _, _ in att.causal_plan(L))
 
 
 def light_flops(net: NetCfg, L: int) -> tuple[int, int]:

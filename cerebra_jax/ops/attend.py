@@ -1,8 +1,8 @@
-"""Attention over static key prefixes: what is masked away by causality is, block by block, never computed.
+"""Attention over static key ranges: what is masked away by causality or a window is, block by block, never computed.
 
-A `Plan` is a tuple of segments (q0, q1, k1): queries [q0, q1) see keys [0, k1), and inside them the mask
-`kpos <= qpos`. Dense causal attention and attention of a gathered subset of queries are the same function with
-another plan, and their price is read off the plan.
+A `Plan` is a tuple of segments (q0, q1, k0, k1): queries [q0, q1) see keys [k0, k1), and inside them the mask
+`kpos <= qpos`, or a window of positions (`Reach`). Dense causal attention, a sliding window and attention of a gathered
+subset of queries are the same function with another plan, and their price is read off the plan.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import numpy as np
 
 from cerebra_jax.cost import prices
 
-Plan = tuple[tuple[int, int, int], ...]
+Plan = tuple[tuple[int, int, int, int], ...]
+Reach = tuple[int | None, int]
+"""(back, ahead): a query at p sees keys at p − back … p + ahead; back None: all before it."""
+
+PAST: Reach = (None, 0)
 
 CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 128 to 256 measured best on CPU
 BLOCKWISE_FROM = 1024  # sequence length from which scores are no longer formed whole
@@ -34,17 +38,25 @@ def segments_for(L: int) -> int:
 
 def causal_plan(L: int) -> Plan:
     """Every token is a query; segment s sees the keys up to its own end."""
-    return tuple((a, b, b) for a, b in segment_bounds(L, segments_for(L)))
+    return tuple((a, b, 0, b) for a, b in segment_bounds(L, segments_for(L)))
+
+
+def window_plan(L: int, reach: tuple[int, int]) -> Plan:
+    """Every token is a query; segment s, as long as the window but at least 64 tokens, sees the keys in its reach. At
+    most 32 segments: each is a piece of program to compile."""
+    back, ahead = reach
+    bounds = segment_bounds(L, max(1, min(32, L // max(64, back + 1))))
+    return tuple((a, b, max(0, a - back), min(L, b + ahead)) for a, b in bounds)
 
 
 def scores_flops(plan: Plan, width: int, kernel: str = "full") -> int:
-    """Forward FLOPs per example of q·k and p·v over the key blocks that are visited: 4 · Σ (q1 − q0) · k1 · D.
+    """Forward FLOPs per example of q·k and p·v over the key blocks that are visited: 4 · Σ (q1 − q0)(k1 − k0) · D.
 
     cuDNN's causal kernel skips what is masked: the visible pairs of the plan's L tokens.
     """
     if kernel == "cudnn":
         return prices.attention_pairs_flops(prices.causal_pairs(plan[-1][1]), width)
-    return sum(prices.attention_scores_flops(q1 - q0, k1, width) for q0, q1, k1 in plan)
+    return sum(prices.attention_scores_flops(q1 - q0, k1 - k0, width) for q0, q1, k0, k1 in plan)
 
 
 def resolve(kernel: str, L: int, dtype: str, head_width: int) -> str:
@@ -78,8 +90,9 @@ def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> ja
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxHxLxC.dtype)
 
 
-def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kernel: str) -> jax.Array:
-    """softmax(q·kᵀ/√C + mask)·v with mask kpos <= qpos; softmax in float32; -> (B, H, Q, C).
+def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kernel: str,
+           reach: Reach = PAST) -> jax.Array:  # fmt: skip
+    """softmax(q·kᵀ/√C + mask)·v with mask kpos <= qpos, or `reach`; softmax in float32; -> (B, H, Q, C).
 
     Positions are (B, n) or (1, n) int32. Each query must see at least one key of its segment (its own, in self
     attention): the mask is −inf, not a finite sentinel. `cudnn` needs the causal plan of all tokens.
@@ -88,34 +101,43 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
     outs = []
-    for q0, q1, k1 in plan:
+    scores = functools.partial(_scores, reach)
+    for q0, q1, k0, k1 in plan:
         q, qpos = q_BxHxQxC[:, :, q0:q1], qpos_BxQ[:, q0:q1]
-        k, v, kpos = k_BxHxKxC[:, :, :k1], v_BxHxKxC[:, :, :k1], kpos_BxK[:, :k1]
+        k, v, kpos = k_BxHxKxC[:, :, k0:k1], v_BxHxKxC[:, :, k0:k1], kpos_BxK[:, k0:k1]
         count = q1 - q0
         if kernel == "blockwise" and count > CHUNK and count % CHUNK == 0:
-            outs.append(_chunked(q, k, v, qpos, kpos))
+            outs.append(_chunked(scores, q, k, v, qpos, kpos))
         elif kernel == "blockwise":
-            outs.append(jax.checkpoint(_scores)(q, k, v, qpos, kpos))
+            outs.append(jax.checkpoint(scores)(q, k, v, qpos, kpos))
         else:
-            outs.append(_scores(q, k, v, qpos, kpos))
+            outs.append(scores(q, k, v, qpos, kpos))
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
 
 
-@jax.custom_vjp
-def _scores(q, k, v, qpos, kpos):
-    return _scores_fwd(q, k, v, qpos, kpos)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scores(reach, q, k, v, qpos, kpos):
+    return _scores_fwd(reach, q, k, v, qpos, kpos)[0]
 
 
-def _scores_fwd(q, k, v, qpos, kpos):
+def _seen(reach, qpos_BxQ, kpos_BxK):
+    """(B, Q, K) bool: the keys in reach of each query."""
+    back, ahead = reach
+    q, k = qpos_BxQ[:, :, None], kpos_BxK[:, None, :]
+    seen = k <= (q + ahead if ahead else q)
+    return seen if back is None else seen & (k >= q - back)
+
+
+def _scores_fwd(reach, q, k, v, qpos, kpos):
     q = q * q.shape[-1] ** -0.5
-    mask = jnp.where(kpos[:, None, :] <= qpos[:, :, None], 0.0, -jnp.inf)[:, None]
+    mask = jnp.where(_seen(reach, qpos, kpos), 0.0, -jnp.inf)[:, None]
     s = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + mask
     p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
     o = jnp.einsum("bhqk,bhkc->bhqc", p, v)
     return o, (q, k, v, p, o)
 
 
-def _scores_bwd(res, do):
+def _scores_bwd(reach, res, do):
     """The derivative by hand: it keeps p and nothing else of size Q x K (Dao et al. 2022, arXiv:2205.14135, B.2).
 
     Products with pᵀ and dsᵀ are written from the left, doᵀ·p: XLA's CPU matmul is 3 times slower with the big matrix
@@ -135,12 +157,12 @@ def _scores_bwd(res, do):
 _scores.defvjp(_scores_fwd, _scores_bwd)
 
 
-def _chunked(q, k, v, qpos, kpos):
+def _chunked(scores, q, k, v, qpos, kpos):
     """Scan over query chunks, scores recomputed in the backward pass: CHUNK x K scores live, never Q x K."""
     B, H, Q, C = q.shape
     n = Q // CHUNK
     q_n = jnp.moveaxis(q.reshape(B, H, n, CHUNK, C), 2, 0)
     qpos_n = jnp.moveaxis(jnp.broadcast_to(qpos, (qpos.shape[0], Q)).reshape(-1, n, CHUNK), 1, 0)
-    body = jax.checkpoint(functools.partial(_scores, kpos=kpos))
+    body = jax.checkpoint(functools.partial(scores, kpos=kpos))
     _, out_n = jax.lax.scan(lambda _, x: (None, body(x[0], k, v, x[1])), None, (q_n, qpos_n))
     return jnp.moveaxis(out_n, 0, 2).reshape(B, H, Q, C)

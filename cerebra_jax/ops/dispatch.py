@@ -30,7 +30,7 @@ class Layout(NamedTuple):
     def plan(self, kv: str) -> Plan:
         """Attention plan of the slots: keys are all tokens up to the segment's end, or all slots up to it."""
         ends = self.tokens if kv == "all" else self.slots
-        return tuple((c0, c1, end) for (c0, c1), (_, end) in zip(self.slots, ends, strict=True))
+        return tuple((c0, c1, 0, end) for (c0, c1), (_, end) in zip(self.slots, ends, strict=True))
 
 
 def layout(L: int, share: float) -> Layout:

@@ -68,7 +68,7 @@ def test_gathered_queries_see_their_own_past():
     rows = [np.random.default_rng(b).choice(L, n, replace=False) for b in range(B)]
     qpos = jnp.sort(jnp.array(np.stack(rows)), axis=1).at[1, -3:].set(L)  # the last three slots are empty
     kpos = jnp.arange(L)[None]
-    plan = ((0, n, L),)
+    plan = ((0, n, 0, L),)
     got = _with_gradients(lambda *a: att.attend(*a, qpos, kpos, plan, "full"), q, k, v, do)
     _assert_close(got, _with_gradients(lambda *a: _plain(*a, qpos, kpos), q, k, v, do), 1e-5)
 
@@ -138,8 +138,29 @@ def test_the_backward_pass_costs_twice_the_forward(L):
 @given(st.integers(1, 5000))
 def test_causal_plans_tile_the_queries(L):
     plan = att.causal_plan(L)
-    assert [q0 for q0, _, _ in plan] == [0, *(q1 for _, q1, _ in plan[:-1])] and plan[-1][1] == L
-    assert all(k1 == q1 for _, q1, k1 in plan)
+    assert [p[0] for p in plan] == [0, *(p[1] for p in plan[:-1])] and plan[-1][1] == L
+    assert all((k0, k1) == (0, q1) for _, q1, k0, k1 in plan)
+
+
+@pytest.mark.parametrize("kernel", ["full", "blockwise"])
+@pytest.mark.parametrize("reach", [(2, 0), (64, 0), (9, 3)])
+@pytest.mark.parametrize("L", [37, 700])
+def test_a_window_is_masked_attention_and_its_plan_costs_what_it_visits(L, reach, kernel):
+    back, ahead = reach
+    pos, plan = jnp.arange(L)[None], att.window_plan(L, reach)
+    mine = lambda q, k, v: att.attend(q, k, v, pos, pos, plan, kernel, reach)  # noqa: E731
+    near = jnp.abs(pos.T - pos + (ahead - back) / 2) <= (ahead + back) / 2  # −ahead <= query − key <= back
+
+    def plain(q, k, v):
+        s = jnp.where(near, jnp.einsum("bhqc,bhkc->bhqk", q, k) / q.shape[-1] ** 0.5, -jnp.inf)
+        return jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(s, axis=-1), v)
+
+    q, k, v, do = _random(L, *[(1, 2, L, 8)] * 4)
+    got, want = (jax.jit(lambda *a, f=f: _with_gradients(f, *a))(q, k, v, do) for f in (mine, plain))
+    _assert_close(got, want, 1e-5)
+    assert jaxpr.count(mine, q, k, v).flops == att.scores_flops(plan, 16)
+    if L == 700 and back < 64:  # far from the whole square, and from the causal half of it
+        assert att.scores_flops(plan, 16) < 0.4 * att.scores_flops(att.causal_plan(L), 16)
 
 
 def test_rope_sees_only_distances():
