@@ -34,7 +34,7 @@ def test_layout_tiles_the_sequence_and_has_room_for_the_share(L, share):
     assert [a for a, _ in lay.tokens] + [L] == [0] + [b for _, b in lay.tokens]
     assert [a for a, _ in lay.slots] + [lay.K] == [0] + [b for _, b in lay.slots]
     assert share * L <= lay.K <= share * L + len(lay.tokens)
-    assert lay.plan("all")[-1] == (lay.slots[-1][0], lay.K, L) and lay.plan("routed")[-1][2] == lay.K
+    assert lay.plan("all")[-1] == (lay.slots[-1][0], lay.K, 0, L) and lay.plan("routed")[-1][3] == lay.K
 
 
 def test_gather_and_scatter_are_transposes_and_undo_each_other():
