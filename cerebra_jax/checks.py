@@ -71,6 +71,7 @@ def _routing(net: NetCfg) -> None:
         what = f"net.route.mode is {route.mode} for {name}"
         need(net.name != name or route.mode in modes, what, f"choose one of {', '.join(modes)}")
     need(net.causal or net.attention != "cudnn", "net.attention is cudnn for an encoder", "use net.attention=auto")
+    need(net.name != "chiar" or net.local == 0, f"net.local is {net.local} for chiar", "use net.local=0")
     need(net.name != "chiar" or net.causal, "net.causal is False for chiar", "chiar is a causal model")
     need(
         not (cerebra and net.causal and route.mode == "topk"),

@@ -90,6 +90,12 @@ class NetCfg:
     ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))
     ffn_width: int = _f(512, "hidden features of the feed-forward layer (F)", lo=8, hi=1 << 20)
     norm: str = _f("pre", "LayerNorm of the dense Transformer: before each part, or after it", of=("pre", "post"))
+    local: int = _f(
+        0,
+        "tokens that a depthwise convolution beside attention sees: this one and those before it; 0: none",
+        lo=0,
+        hi=64,
+    )
     dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)
     dtype: str = _f(
         "float32", "dtype of matmuls; softmax, norms, router and logits stay float32", of=("float32", "bfloat16")

@@ -31,6 +31,7 @@ def get_config(arg: str = ""):
     c.net.norm = "post" if model == "densepost" else "pre"
     if model == "cerebra":  # attention and FFN are routed: attention alone saves little at L = 256
         c.net.route.part, c.net.route.kv = "block", "routed"
+        c.net.local = 4  # light tokens see compressed windows only, and kept ones only each other
     if "17m" in parts:  # CHIAR-Former small: 17 M parameters, GPT-2's vocabulary size
         c.task.vocab_size = 50_257
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 256, 4, 1024

@@ -30,6 +30,8 @@ VARIANTS = {
     "cerebra-threshold": {"net.name": "cerebra", "net.route.kv": "routed"},
     "cerebra-kv-all": {"net.name": "cerebra", "net.compress.kind": "attention"},
     "cerebra-masked": {"net.name": "cerebra", "net.route.kv": "routed", "net.route.dispatch": False},
+    "cerebra-local": {"net.name": "cerebra", "net.route.kv": "routed", "net.local": 4},
+    "dense-local": {"net.name": "transformer", "net.local": 3},
     "cerebra-attention-part": {"net.name": "cerebra", "net.route.part": "attention", "net.compress.r": 0.6},
     "cerebra-hybrid-odd": {"net.name": "cerebra", "net.compress": {"kind": "hybrid", "r": 0.3, "s": 0.72}},
     "cerebra-learned": {"net.name": "cerebra", "net.route.tau": "learned", "net.compress.reconstruct": 0.1},

@@ -73,6 +73,7 @@ CASES = {
     "cerebra-long": {"net": {"name": "cerebra", "depth": 2, "route": {"kv": "routed"}}, "task.seq_len": 4096},
     "cerebra-odd": {"net": {"name": "cerebra", "width": 36, "compress": {"r": 0.37, "s": 0.7}}, "task.seq_len": 97},
     "cerebra-scan-remat": {"net": {"name": "cerebra", "scan": True, "remat": True, "dtype": "bfloat16"}},
+    "cerebra-local": {"net": {"name": "cerebra", "local": 4}},
     "cerebra-gated": {"net": {"name": "cerebra", "ffn": "gated", "compress": {"s": 1.0}}},
 }
 

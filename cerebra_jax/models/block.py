@@ -138,6 +138,27 @@ def ffn_flops(net: NetCfg, L: int) -> int:
     return L * prices.ffn_flops(net.width, net.ffn_width, net.ffn)
 
 
+class Local(nn.Module):
+    """Σ_i w_i ⊙ h_{t−i} over this token and the net.local − 1 before it (encoder: around it); (B, L, D), same shape.
+
+    A causal token cannot see the compressed window that it stands in, and with route.kv=routed not even its neighbour:
+    this is how it does. Multiply-adds of shifted arrays, elementwise work by the conventions. Poli et al. 2023,
+    arXiv:2302.10866, and Gu & Dao 2023, arXiv:2312.00752, put a short convolution before long-range mixing.
+    """
+
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, h_BxLxD, mask_BxL=None):
+        taps, L = self.net.local, h_BxLxD.shape[1]
+        w_TxD = self.param("w", _init(), (taps, h_BxLxD.shape[2]), jnp.float32).astype(h_BxLxD.dtype)
+        if mask_BxL is not None:
+            h_BxLxD = jnp.where(mask_BxL[..., None], h_BxLxD, jnp.zeros((), h_BxLxD.dtype))
+        after = 0 if self.net.causal else (taps - 1) // 2
+        padded = jnp.pad(h_BxLxD, ((0, 0), (taps - 1 - after, after), (0, 0)))
+        return sum(padded[:, i : i + L] * w_TxD[i][None, None] for i in range(taps))
+
+
 class Drop(nn.Module):
     """Dropout keyed by the global index of the example; off without a `dropout` rng."""
 

@@ -57,6 +57,8 @@ class RoutedBlock(nn.Module):
             if lost_B is not None:
                 y["reconstruct"] = lost_B
         mixed = light if heavy is None else heavy if light is None else g * heavy + (1 - g) * light
+        if net.local:
+            mixed += block.Local(net, name="local")(h_BxLxD, mask_BxL)
         x_BxLxD += drop(ex_B, mixed)
         h_BxLxD = block.Norm(name="ffn_norm")(x_BxLxD)
         return x_BxLxD + drop(ex_B, self._ffn(h_BxLxD, g, slots, std)), y

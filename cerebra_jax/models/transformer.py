@@ -19,7 +19,7 @@ class DenseLayer(nn.Module):
     kernel: str
 
     @nn.compact
-    def __call__(self, x_BxLxD, pos_1xL, order, ex_B):
+    def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL):
         net = self.net
         pre = net.norm == "pre"
         std = 0.02 * (2 * net.depth) ** -0.5 if pre else 0.02
@@ -28,7 +28,10 @@ class DenseLayer(nn.Module):
         ffn = block.FeedForward(net, out_std=std, name="ffn")
         attention_norm, ffn_norm = block.Norm(name="attention_norm"), block.Norm(name="ffn_norm")
         h = attention_norm(x_BxLxD) if pre else x_BxLxD
-        x_BxLxD += drop(ex_B, attention(h, h, pos_1xL, pos_1xL, order, order))
+        mixed = attention(h, h, pos_1xL, pos_1xL, order, order)
+        if net.local:
+            mixed += block.Local(net, name="local")(h, mask_BxL)
+        x_BxLxD += drop(ex_B, mixed)
         x_BxLxD = x_BxLxD if pre else attention_norm(x_BxLxD)
         x_BxLxD += drop(ex_B, ffn(ffn_norm(x_BxLxD) if pre else x_BxLxD))
         return x_BxLxD if pre else ffn_norm(x_BxLxD), None
@@ -48,7 +51,7 @@ class Transformer(nn.Module):
         mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
         pos_1xL, order = jnp.arange(L)[None], block.orders(net, L, mask_BxL)
         kwargs = {"net": net, "L": L, "kernel": block.kernel_of(net, L)}
-        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, order, ex_B))
+        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, order, ex_B, mask_BxL))
         one_B = jnp.ones(B, jnp.float32)
         out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
         return out, Aux(one_B, one_B, {}, {}, {}, {})

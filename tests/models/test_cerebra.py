@@ -58,6 +58,7 @@ ENCODERS = {
     "threshold": {"route": {"mode": "threshold", "kv": "routed"}},
     "random": {"route": {"mode": "random"}},
     "soft": {"route": {"mode": "soft"}},
+    "local": {"local": 5},
     "always_full": {"route": {"mode": "always_full"}},
     "always_compressed": {"route": {"mode": "always_compressed"}},
 }
