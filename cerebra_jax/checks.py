@@ -10,6 +10,9 @@ from cerebra_jax.errors import UserError
 if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RunCfg
 
+ROUTED = ("chiar", "cerebra")
+UNROUTED = ("window", "lstm", "ssm")  # beside the dense Transformer
+
 
 def need(ok: bool, what: str, mend: str) -> None:
     """UserError(what, mend) unless ok."""
@@ -38,9 +41,9 @@ def together(c: RunCfg) -> None:
     )
     need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
     need(
-        net.name != "transformer" or c.objective.lam == c.objective.budget == 0.0,
-        f"objective.{'lam' if c.objective.lam else 'budget'} is set for a dense model",
-        "its cost cannot change: use objective.lam=0 and objective.budget=0, or net.name=chiar",
+        net.name in ROUTED or c.objective.lam == c.objective.budget == 0.0,
+        f"objective.{'lam' if c.objective.lam else 'budget'} is set for a {_kind(net)} model",
+        f"its cost cannot change: use objective.lam=0 and objective.budget=0, or one of {', '.join(ROUTED)}",
     )
     need(
         net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0,
@@ -61,6 +64,10 @@ def together(c: RunCfg) -> None:
     )
 
 
+def _kind(net: NetCfg) -> str:
+    return "dense" if net.name == "transformer" else net.name
+
+
 def _routing(net: NetCfg) -> None:
     """What Cerebra and CHIAR do not share."""
     route, cerebra = net.route, net.name == "cerebra"
@@ -70,6 +77,16 @@ def _routing(net: NetCfg) -> None:
     ):
         what = f"net.route.mode is {route.mode} for {name}"
         need(net.name != name or route.mode in modes, what, f"choose one of {', '.join(modes)}")
+    need(
+        net.name not in UNROUTED or route.mode == "threshold",
+        f"net.route.mode is {route.mode} for {net.name}",
+        f"it routes nothing: leave it at threshold, or use one of {', '.join(ROUTED)}",
+    )
+    need(
+        net.name != "window" or net.attention != "cudnn",
+        "net.attention is cudnn for window",
+        "its mask is more than causal: use net.attention=auto",
+    )
     need(net.causal or net.attention != "cudnn", "net.attention is cudnn for an encoder", "use net.attention=auto")
     need(net.name != "chiar" or net.local == 0, f"net.local is {net.local} for chiar", "use net.local=0")
     need(net.name != "chiar" or net.causal, "net.causal is False for chiar", "chiar is a causal model")

@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from cerebra_jax import checks
+from cerebra_jax.checks import ROUTED, UNROUTED
 from cerebra_jax.errors import UserError
 
 
@@ -80,7 +81,7 @@ class CompressCfg:
 
 @dataclass(frozen=True)
 class NetCfg:
-    name: str = _f("chiar", "model", of=("transformer", "chiar", "cerebra"))
+    name: str = _f("chiar", "model", of=("transformer", *ROUTED, *UNROUTED))
     features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
     outputs: int = _f(0, "outputs of a pooled head: classes, or 1 for a regression; 0: logits per token", lo=0)
     causal: bool = _f(True, "tokens see earlier tokens only; False: an encoder")
@@ -96,6 +97,9 @@ class NetCfg:
         lo=0,
         hi=64,
     )
+    window: int = _f(64, "tokens that a token of the window model sees, itself included", lo=1, hi=1 << 20)
+    kernel: int = _f(4, "taps of the convolutions of cnn and ssm", lo=2, hi=256)
+    ssm_state: int = _f(16, "states per feature of ssm", lo=1, hi=4096)
     dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)
     dtype: str = _f(
         "float32", "dtype of matmuls; softmax, norms, router and logits stay float32", of=("float32", "bfloat16")

@@ -1,8 +1,9 @@
-"""Language modelling on WikiText: dense Transformer, CHIAR-Former or Cerebra.
+"""Language modelling on WikiText: dense Transformer, CHIAR-Former, Cerebra, or a baseline of as many parameters.
 
 python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
 
     model   chiar (default) | cerebra | dense | densepost (LayerNorm after each part, as CHIAR has it)
+            | window | ssm | lstm
     size    cpu (default) | 17m | 400m          smoke: ends in seconds
 
 `:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2
@@ -12,8 +13,9 @@ is downloaded, and where nothing can be downloaded the run takes the offline cor
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
-MODELS = ("chiar", "cerebra", "dense", "densepost")
+MODELS = ("chiar", "cerebra", "dense", "densepost", "window", "ssm", "lstm")
 SIZES = ("cpu", "17m", "400m")
+LAYERS = {"ssm": 1.7, "lstm": 1.5}  # layers per layer of the Transformer: 7 D² and 8 D² parameters against 12 D²
 
 
 def get_config(arg: str = ""):
@@ -49,4 +51,6 @@ def get_config(arg: str = ""):
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 32, 2, 64
         c.train.duration, c.train.batch_size = "40 steps", 8
         c.train.eval_every, c.train.checkpoint_every = "20 steps", "10 steps"
+    if model in LAYERS:
+        c.net.depth = round(LAYERS[model] * c.net.depth)
     return c

@@ -41,6 +41,12 @@ VARIANTS = {
     "cerebra-always_compressed": {"net.name": "cerebra", "net.route.mode": "always_compressed"},
     "cerebra-scan-remat": {"net.name": "cerebra", "net.scan": True, "net.remat": True, "net.ffn": "gated"},
     "cerebra-blockwise": {"net.name": "cerebra", "net.attention": "blockwise", "net.compress.r": 1.0},
+    "window": {"net.name": "window", "net.window": 5},
+    "window-scan-remat": {"net.name": "window", "net.window": 9, "net.scan": True, "net.remat": True},
+    "lstm": {"net.name": "lstm"},
+    "lstm-scan-remat": {"net.name": "lstm", "net.scan": True, "net.remat": True},
+    "ssm": {"net.name": "ssm", "net.ssm_state": 4},
+    "ssm-scan-remat": {"net.name": "ssm", "net.ssm_state": 4, "net.scan": True, "net.remat": True},
 }
 
 
@@ -73,7 +79,7 @@ class Made:
 
         params = jax.tree_util.tree_map_with_path(fill, shapes["params"])
         self.variables = {"params": params, "routing": MODELS[self.model.name].routing(cfg.net)}
-        if cfg.net.route.mode == "threshold" and cfg.net.name != "transformer":  # some tokens, but not all, are routed
+        if self.variables["routing"]:  # some tokens, but not all, are routed
             self.variables["routing"] = {
                 key: x.mean(1) for key, x in jax.jit(self.forward)(tokens())[1].observed.items()
             }
@@ -109,7 +115,9 @@ def test_contract_and_causality(make, name):
     assert_causal(lambda ids: m.run(ids)[0], tokens())
 
 
-@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard-kv-routed", "cerebra-threshold"])
+@pytest.mark.parametrize(
+    "name", ["dense", "chiar-threshold", "chiar-hard-kv-routed", "cerebra-threshold", "ssm", "lstm"]
+)
 def test_jit_equals_eager(make, name):
     m = make(name)
     np.testing.assert_allclose(m.forward(tokens())[0], m.run(tokens())[0], rtol=2e-4, atol=2e-4)
@@ -175,7 +183,10 @@ def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv)
     np.testing.assert_allclose(got, masked.run(tokens(3))[0], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random"])
+SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random", "window", "lstm", "ssm"]
+
+
+@pytest.mark.parametrize("name", SCANNED)
 def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
     m, scanned = make(name, **{"net.depth": 4}), make(name, **{"net.depth": 4, "net.scan": True, "net.remat": True})
     params = dict(m.variables["params"])
@@ -185,7 +196,8 @@ def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
     np.testing.assert_allclose(got, m.run(tokens())[0], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-soft", "cerebra-threshold", "cerebra-soft"])
+@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-soft", "cerebra-threshold", "cerebra-soft",
+                                  "window", "lstm", "ssm"])  # fmt: skip
 def test_bfloat16_stays_near_float32(make, name):
     m, low = make(name), make(name, **{"net.dtype": "bfloat16"})
     variables = m.variables

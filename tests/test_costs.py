@@ -74,6 +74,12 @@ CASES = {
     "cerebra-odd": {"net": {"name": "cerebra", "width": 36, "compress": {"r": 0.37, "s": 0.7}}, "task.seq_len": 97},
     "cerebra-scan-remat": {"net": {"name": "cerebra", "scan": True, "remat": True, "dtype": "bfloat16"}},
     "cerebra-local": {"net": {"name": "cerebra", "local": 4}},
+    "window": {"net": {"name": "window", "window": 20}, "task.seq_len": 333},
+    "window-blockwise": {"net": {"name": "window", "attention": "blockwise", "window": 250}, "task.seq_len": 2048},
+    "lstm": {"net.name": "lstm"},
+    "lstm-bf16-scan": {"net": {"name": "lstm", "scan": True, "remat": True, "dtype": "bfloat16"}},
+    "ssm": {"net": {"name": "ssm", "ssm_state": 5, "kernel": 3}, "task.seq_len": 97},
+    "ssm-bf16-scan": {"net": {"name": "ssm", "scan": True, "remat": True, "dtype": "bfloat16"}},
     "cerebra-gated": {"net": {"name": "cerebra", "ffn": "gated", "compress": {"s": 1.0}}},
 }
 

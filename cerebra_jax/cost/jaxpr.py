@@ -3,7 +3,9 @@
 Scan bodies are multiplied by their length, `cond` costs its dearest branch (or the mean under given weights), jit,
 remat and custom derivatives are entered once, code whose results nobody uses is left out (XLA removes it too), and an
 operation with no price raises. What is counted is what the program runs: a masked full square of attention is a full
-square. Nothing is allocated or compiled, arguments may be `jax.ShapeDtypeStruct`.
+square. The elementwise work of a diagonal recurrence is its FLOPs: where it stands under the name RECURRENCE
+(`jax.named_scope`) it is counted, as kind scan. Nothing is allocated or compiled, arguments may be
+`jax.ShapeDtypeStruct`.
 
 Not XLA's `cost_analysis`, which counts a scan body once, charges FFTs 1.6 to 4.8 times too much and reports -1 for
 custom calls; `xla_flops` is here to cross-check small, unrolled, single-device programs.
@@ -47,11 +49,14 @@ MOVES = frozenset(
 )
 """Data movement, bookkeeping and key arithmetic: 0 FLOPs."""
 
+RECURRENCE = "diagonal_recurrence"
+"""The name scope under which elementwise operations and reductions are FLOPs."""
+
 CUDNN_CAUSAL = (2, 3)  # values of MaskType.CAUSAL and PADDING_CAUSAL in JAX's cuDNN binding
 
 
 class Counts(NamedTuple):
-    """What a program costs, per call. `flops` = sum of `by`, whose kinds are dot, conv, fft, attention."""
+    """What a program costs, per call. `flops` = sum of `by`, whose kinds are dot, conv, fft, attention, scan."""
 
     flops: int
     by: dict[str, int]
@@ -68,6 +73,7 @@ class UnpricedOp(RunError):
 class _Rules(NamedTuple):
     trips: int | None
     weights: tuple[float, ...] | None
+    elementwise: str = "elementwise"  # the kind that elementwise work is here
 
 
 def count(fn: Callable, *args: Any, **kwargs: Any) -> Counts:
@@ -130,7 +136,8 @@ def _walk(jaxpr: Any, wanted: list[bool], rules: _Rules) -> Counter:
     for eqn in reversed(jaxpr.eqns):
         used = [v in live for v in eqn.outvars]
         if any(used) or eqn.effects:
-            tally.update(_price(eqn, used, rules))
+            recurs = RECURRENCE in str(eqn.source_info.name_stack)
+            tally.update(_price(eqn, used, rules._replace(elementwise="scan") if recurs else rules))
             live.update(v for v in eqn.invars if _is_var(v))
     return tally
 
@@ -139,9 +146,9 @@ def _price(eqn: Any, used: list[bool], rules: _Rules) -> dict[str, int]:
     name = eqn.primitive.name
     outs, ins = [v.aval for v in eqn.outvars], [v.aval for v in eqn.invars]
     if name in ELEMENTWISE:
-        return {"elementwise": sum(map(_size, outs))}
+        return {rules.elementwise: sum(map(_size, outs))}
     if name in REDUCTIONS:
-        return {"elementwise": _size(ins[0]), "bytes": _bytes(ins + outs)}
+        return {rules.elementwise: _size(ins[0]), "bytes": _bytes(ins + outs)}
     if name in MOVES:
         moved = {"gather": outs, "dynamic_slice": outs, "dynamic_update_slice": ins[1:2], "scatter": ins[2:]}
         return {"bytes": 2 * _bytes(moved.get(name, []))}

@@ -1,9 +1,10 @@
 """The price list: forward FLOPs as exact Python integers, with the conventions every report prints.
 
-1 MAC = 2 FLOPs. Counted: matmul, convolution, FFT, and whatever a scan repeats of them. Not counted here: elementwise
-work, reductions, softmax, norms, gathers (the jaxpr counter reports them apart). Embedding gather 0, LM head in (2 D V
-per token). Causal attention is half the square (`causal_pairs`) in model FLOPs; what a kernel really visits in executed
-FLOPs. Backward 2x forward, so a training step is 3x; recomputation (remat) comes on top.
+1 MAC = 2 FLOPs. Counted: matmul, convolution, FFT, diagonal recurrences, and whatever a scan repeats of them. Not
+counted here: other elementwise work, reductions, softmax, norms, gathers (the jaxpr counter reports them apart).
+Embedding gather 0, LM head in (2 D V per token). Causal attention is half the square (`causal_pairs`) in model FLOPs;
+what a kernel really visits in executed FLOPs. Backward 2x forward: a training step is 3x; recomputation (remat) comes
+on top.
 
 The jaxpr counter (`cost/jaxpr.py`) prices with these same functions, so analytic == counted holds as integers.
 Sources: Kaplan et al. 2020 (arXiv:2001.08361) for linear, attention and FFN; Makhoul 1980 (IEEE TASSP 28-1) for the DCT
@@ -16,7 +17,8 @@ from __future__ import annotations
 import math
 
 CONVENTIONS = (
-    "1 MAC = 2 FLOPs; matmul, convolution and FFT counted, elementwise work apart; head in, embedding gather 0; "
+    "1 MAC = 2 FLOPs; matmul, convolution, FFT and diagonal recurrences counted, elementwise work apart; head in, "
+    "embedding gather 0; "
     "causal attention half the square in model FLOPs, the key blocks really visited in executed FLOPs; "
     "complex FFT 5 n log2 n, real half; backward 2x forward"
 )
@@ -76,6 +78,14 @@ def dct_flops(n: int, method: str) -> int:
     if method == "matmul":
         return linear_flops(n, n)
     raise ValueError(f"no DCT method {method!r}; there are fft and matmul")
+
+
+def ssm_flops(E: int, S: int) -> int:
+    """Diagonal selective state space of S states per feature, per token: 7 E S.
+
+    exp(Δ A) and Δ u b 1 + 1 + 1, the recurrence 2, the read-out 2 (Gu & Dao 2023, arXiv:2312.00752, with A real).
+    """
+    return 7 * E * S
 
 
 def conv_flops(out: int, kernel: int, c_in: int, c_out: int, groups: int = 1) -> int:

@@ -147,11 +147,12 @@ class Local(nn.Module):
     """
 
     net: NetCfg
+    std: float = 0.02
 
     @nn.compact
     def __call__(self, h_BxLxD, mask_BxL=None):
         taps, L = self.net.local, h_BxLxD.shape[1]
-        w_TxD = self.param("w", _init(), (taps, h_BxLxD.shape[2]), jnp.float32).astype(h_BxLxD.dtype)
+        w_TxD = self.param("w", _init(self.std), (taps, h_BxLxD.shape[2]), jnp.float32).astype(h_BxLxD.dtype)
         if mask_BxL is not None:
             h_BxLxD = jnp.where(mask_BxL[..., None], h_BxLxD, jnp.zeros((), h_BxLxD.dtype))
         after = 0 if self.net.causal else (taps - 1) // 2

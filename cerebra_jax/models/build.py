@@ -16,6 +16,7 @@ from cerebra_jax import checks
 from cerebra_jax.config import NetCfg, RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import cerebra, chiar, router, transformer
+from cerebra_jax.models.baselines import lstm, ssm, window
 from cerebra_jax.types import Batch, Cost, Knobs
 
 
@@ -23,14 +24,17 @@ from cerebra_jax.types import Batch, Cost, Knobs
 class Entry:
     module: type[nn.Module]
     cost: Callable[[NetCfg, int, int], Cost]  # (net, L, vocab) -> forward FLOPs per example
-    routing: Callable[[NetCfg], dict[str, jax.Array]]
+    routing: Callable[[NetCfg], dict[str, jax.Array]] = lambda net: {}
     kept: Callable[[NetCfg, int, int, float], float] | None = None  # (net, L, vocab, share of tokens kept) -> FLOPs
 
 
 MODELS = {
-    "transformer": Entry(transformer.Transformer, transformer.cost, lambda net: {}),
+    "transformer": Entry(transformer.Transformer, transformer.cost),
     "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.kept_flops),
     "cerebra": Entry(cerebra.Cerebra, cerebra.cost, router.init_routing, cerebra.kept_flops),
+    "window": Entry(window.Window, window.cost),
+    "lstm": Entry(lstm.Lstm, lstm.Lstm.cost),
+    "ssm": Entry(ssm.Ssm, ssm.Ssm.cost),
 }
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.models import block
+from cerebra_jax.ops import attend as att
 from cerebra_jax.types import Aux, Cost
 
 
@@ -15,8 +16,9 @@ class DenseLayer(nn.Module):
     post: LN(x + Attention(x)), then LN(x + FFN(x)), as CHIAR does it: the control that differs in the routing only."""
 
     net: NetCfg
-    L: int
+    plan: att.Plan
     kernel: str
+    reach: att.Reach = att.PAST
 
     @nn.compact
     def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL):
@@ -24,7 +26,8 @@ class DenseLayer(nn.Module):
         pre = net.norm == "pre"
         std = 0.02 * (2 * net.depth) ** -0.5 if pre else 0.02
         drop = block.Drop(net.dropout)
-        attention = block.Attention(net, block.dense_plan(net, self.L), self.kernel, out_std=std, name="attention")
+        how = {"plan": self.plan, "kernel": self.kernel, "reach": self.reach}
+        attention = block.Attention(net, **how, out_std=std, name="attention")
         ffn = block.FeedForward(net, out_std=std, name="ffn")
         attention_norm, ffn_norm = block.Norm(name="attention_norm"), block.Norm(name="ffn_norm")
         h = attention_norm(x_BxLxD) if pre else x_BxLxD
@@ -49,12 +52,17 @@ class Transformer(nn.Module):
         x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
         (B, L), ex_B = x_BxLxD.shape[:2], batch["ex_B"]
         mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
-        pos_1xL, order = jnp.arange(L)[None], block.orders(net, L, mask_BxL)
-        kwargs = {"net": net, "L": L, "kernel": block.kernel_of(net, L)}
-        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos_1xL, order, ex_B, mask_BxL))
+        how, order = self.attention(L, mask_BxL)
+        shared = (jnp.arange(L)[None], order, ex_B, mask_BxL)
+        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, {"net": net} | how, x_BxLxD, (), shared)
         one_B = jnp.ones(B, jnp.float32)
         out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
         return out, Aux(one_B, one_B, {}, {}, {}, {})
+
+    def attention(self, L, mask_BxL):
+        """(how every layer attends, the order that its mask compares)."""
+        net = self.net
+        return {"plan": block.dense_plan(net, L), "kernel": block.kernel_of(net, L)}, block.orders(net, L, mask_BxL)
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:

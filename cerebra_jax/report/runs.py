@@ -37,6 +37,8 @@ class Run:
             name += f", {net.get('norm', 'pre')}-LN"  # runs of before the key existed are pre-LN
         if net["name"] == "chiar":
             name += f", {route['mode']} {route['rate']:g}, kv={route['kv']}"
+        if net["name"] == "window":
+            name += f", window {net['window']}"
         if net["name"] == "cerebra":
             r, s = net["compress"]["r"], net["compress"]["s"]
             name += f", {route['mode']} {route['rate']:g}, {route['part']}, kv={route['kv']}, r={r:g} s={s:g}"

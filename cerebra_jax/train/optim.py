@@ -13,7 +13,7 @@ from cerebra_jax.config import TrainCfg, to_steps
 # every parameter of every model, by name, exactly once
 DECAY_RULES = [
     (r"(.*/)?(kernel|table)", "decay"),
-    (r"(.*/)?(bias|scale|w|null)", "keep"),
+    (r"(.*/)?(bias|scale|w|null|log_a)", "keep"),
 ]
 
 

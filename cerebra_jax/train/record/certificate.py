@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax import config
+from cerebra_jax.checks import ROUTED
 from cerebra_jax.config import RunCfg
 from cerebra_jax.cost import jaxpr, prices, timing
 from cerebra_jax.errors import UserError
@@ -164,7 +165,7 @@ def _masked(cfg: RunCfg, task: Any) -> float | None:
     """Counted FLOPs of the forward pass that runs both branches and masks, None for a model without routing.
 
     A routed model may be cheaper than dense for other reasons (CHIAR's first layer has no attention)."""
-    if cfg.net.name == "transformer":
+    if cfg.net.name not in ROUTED:
         return None
     route = dataclasses.replace(cfg.net.route, dispatch=False)
     plain = dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)

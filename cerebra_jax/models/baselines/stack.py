@@ -1,0 +1,63 @@
+"""The frame of the baselines: embedding, layers of one kind, LayerNorm, head. Each says what its layer is and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.models import block, transformer
+from cerebra_jax.types import Aux, Cost
+
+
+class Stack(nn.Module):
+    """Language model, or encoder, without routing; (B, L) tokens -> features and output matrix (`Out`).
+
+    `layer` is called as layer(net)(x_BxLxD, number, ex_B, mask_BxL) -> (x_BxLxD, None), `parts(net, L)` are the
+    (model, executed) FLOPs of its parts.
+    """
+
+    net: NetCfg
+    vocab: int
+
+    layer: ClassVar[type[nn.Module]]
+    parts: ClassVar[Callable[[NetCfg, int], dict[str, tuple[int, int]]]]
+
+    @nn.compact
+    def __call__(self, batch, knobs, routing):
+        net = self.net
+        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        B, L = x_BxLxD.shape[:2]
+        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
+        scanned, shared = (jnp.arange(net.depth),), (batch["ex_B"], mask_BxL)
+        x_BxLxD, _ = block.repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
+        h_BxLxD = block.Norm(name="norm")(x_BxLxD)
+        share = self.cost(net, L, self.vocab).model_flops / transformer.cost(net, L, self.vocab).model_flops
+        share_B = jnp.full(B, share, jnp.float32)
+        out = block.Head(net, self.vocab, name="head")(h_BxLxD, table_VxD, mask_BxL)
+        return out, Aux(share_B, share_B, {}, {}, {}, {})
+
+    @classmethod
+    def cost(cls, net: NetCfg, L: int, vocab: int) -> Cost:
+        """Forward FLOPs per example, head included."""
+        model = block.embed_flops(net, L)
+        executed = dict(model)
+        for i in range(net.depth):
+            for part, prices in cls.parts(net, L).items():
+                model[f"layer_{i:02d}/{part}"], executed[f"layer_{i:02d}/{part}"] = prices
+        model["head"] = executed["head"] = block.head_flops(net, L, vocab)
+        return Cost(model, executed)
+
+
+def turned(net: NetCfg, number, x_BxL):
+    """(B, L, …) as the layer reads it: from the first token to the last; an encoder's every second layer from the last
+    to the first, so that two layers see both sides. Its own inverse."""
+    return x_BxL if net.causal or x_BxL is None else jnp.where(number % 2 == 1, x_BxL[:, ::-1], x_BxL)
+
+
+def silenced(x_BxLxD, mask_BxL):
+    """Zeros where there is padding."""
+    return x_BxLxD if mask_BxL is None else jnp.where(mask_BxL[..., None], x_BxLxD, jnp.zeros((), x_BxLxD.dtype))
