@@ -55,9 +55,13 @@ class Transformer(nn.Module):
         how, order = self.attention(L, mask_BxL)
         shared = (jnp.arange(L)[None], order, ex_B, mask_BxL)
         x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, {"net": net} | how, x_BxLxD, (), shared)
-        one_B = jnp.ones(B, jnp.float32)
+        share_B = jnp.full(B, self.share(L), jnp.float32)
         out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
-        return out, Aux(one_B, one_B, {}, {}, {}, {})
+        return out, Aux(share_B, share_B, {}, {}, {}, {})
+
+    def share(self, L) -> float:
+        """FLOPs relative to the dense Transformer of the same shape."""
+        return 1.0
 
     def attention(self, L, mask_BxL):
         """(how every layer attends, the order that its mask compares)."""

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from cerebra_jax.checks import UNROUTED
 from cerebra_jax.models import build
 from cerebra_jax.models.baselines import lstm, ssm, window
 from cerebra_jax.ops.xent import chunked_xent
@@ -81,6 +82,16 @@ def test_a_language_model_learns_one_batch_by_heart(tiny_cfg, name):
 
     losses = train(variables["params"])
     assert abs(losses[0] - np.log(V)) < 0.5 and losses[-1] < 0.1, (losses[0], losses[-1])
+
+
+@pytest.mark.parametrize("name", UNROUTED)
+def test_what_cannot_change_costs_the_share_of_its_price(tiny_cfg, name):
+    model, variables = made(tiny_cfg, name, name in LANGUAGE)
+    aux = jax.jit(lambda: model.apply(variables, batch_of(IDS), build.neutral_knobs())[1])()
+    want = np.full(B, model.cost.model_flops / model.dense.model_flops, np.float32)
+    np.testing.assert_allclose(aux.expected_B, want, rtol=1e-6)
+    np.testing.assert_allclose(aux.hard_B, want, rtol=1e-6)
+    assert not np.allclose(want, 1.0)
 
 
 def test_the_selective_scan_is_its_recurrence():

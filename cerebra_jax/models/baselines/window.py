@@ -25,6 +25,9 @@ def reach(net: NetCfg) -> tuple[int, int]:
 class Window(transformer.Transformer):
     """`transformer.Transformer` with another plan, mask and kernel of attention."""
 
+    def share(self, L):
+        return cost(self.net, L, self.vocab).model_flops / transformer.cost(self.net, L, self.vocab).model_flops
+
     def attention(self, L, mask_BxL):
         pos_1xL = jnp.arange(L)[None]
         order = pos_1xL if mask_BxL is None else jnp.where(mask_BxL, pos_1xL, FAR)
