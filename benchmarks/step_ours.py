@@ -15,7 +15,7 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.cost.prices import TRAIN_FACTOR
 from cerebra_jax.cost.timing import Variant, best_rate
 from cerebra_jax.models import build as models
-from cerebra_jax.tasks.text import TextTask
+from cerebra_jax.tasks.text import sketch
 from cerebra_jax.train import optim, state
 from cerebra_jax.train.parallel import DataParallel
 from cerebra_jax.train.step import make_train_step
@@ -38,8 +38,7 @@ def build(cfg: RunCfg, folder: Path) -> Variant:
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, warmup="0 steps"))
     model = models.build(cfg, cfg.task.vocab_size)
     optimizer = optim.make(cfg.train, TOTAL, TOTAL)
-    task = SimpleNamespace(loss=lambda out, batch, chunk: TextTask.loss(None, out, batch, chunk))
-    step = make_train_step(model, task, optimizer, cfg, TOTAL, TOTAL)
+    step = make_train_step(model, sketch(cfg), optimizer, cfg, TOTAL, TOTAL)
     batches = [random_batch(cfg, seed) for seed in range(3)]
     now = state.init(model, optimizer, batches[0], jax.random.key(0))
     params = {name: np.asarray(x) for name, x in trees.named_leaves(now.params).items()}
@@ -59,7 +58,7 @@ def build(cfg: RunCfg, folder: Path) -> Variant:
         for _ in range(n):
             held.state, metrics = run.step(held.state, held.batches[held.done % len(batches)], key)
             held.done += 1
-        nats, tokens = jax.device_get(metrics["nats"])
+        nats, tokens = jax.device_get(metrics["task/loss"])
         return float(nats / tokens)
 
     # large enough for the cores, small enough to take milliseconds

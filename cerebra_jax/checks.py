@@ -34,8 +34,10 @@ def together(c: RunCfg) -> None:
         f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}",
         "change one of them",
     )
+    text = c.task.name == "text"
+    need(not text or c.task.seq_len > 1, f"task.seq_len is {c.task.seq_len}", "a text needs at least 2: 256, say")
     need(
-        c.task.eval_context < c.task.seq_len,
+        not text or c.task.eval_context < c.task.seq_len,
         f"task.eval_context {c.task.eval_context} leaves nothing to score",
         f"keep it under task.seq_len={c.task.seq_len}",
     )
@@ -52,11 +54,11 @@ def together(c: RunCfg) -> None:
     )
     _routing(net)
     need(
-        net.features == net.outputs == 0 or (net.name != "chiar" and c.task.name != "text"),
-        "net.features or net.outputs is set for a language model",
-        "use net.features=0 and net.outputs=0",
+        net.features == net.outputs == 0 or (net.name != "chiar" and not text),
+        f"net.features or net.outputs is set for {'a text' if text else 'chiar'}, a language model",
+        "use net.features=0 and net.outputs=0" if text else "use net.name=transformer or cerebra",
     )
-    need(net.causal or c.task.name != "text", "net.causal is False for a language model", "use net.causal=True")
+    need(net.causal or not text, "net.causal is False for a language model", "use net.causal=True")
     need(
         c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir),
         "task.tokenizer is gpt2 but task.gpt2_dir is empty",

@@ -19,6 +19,8 @@ Batch = dict[str, Any]
 """One global or per-device batch of arrays, for language models
 `inputs_BxL` int32, `labels_BxL` int32, `w_BxL` float32 (0 = padding), `ex_B` int32 (index of the example in the global
 batch: dropout and routing noise are keyed by it, so they do not depend on the number of devices).
+With a pooled head labels and weights are (B, 1), the labels of a regression float32.
+`values_BxL` float32, optional: each token's embedding is multiplied by it, and gets a bias of its place (tables).
 `mask_BxL` bool, optional, for encoders (False = padding, which no token sees); without it every token is real.
 `features_BxLxN` float32 instead of `inputs_BxL` where net.features says so."""
 

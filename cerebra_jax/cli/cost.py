@@ -1,4 +1,4 @@
-"""The `cost` command: what a run will take, per block and in all, without training and without its data."""
+"""The `cost` command: what a run will take, per block and in all, without training, and for a text without it."""
 
 from __future__ import annotations
 
@@ -11,38 +11,33 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cerebra_jax.config import RunCfg, TaskCfg, to_steps
+from cerebra_jax.config import RunCfg, to_steps
+from cerebra_jax.tasks import build as tasks
 
 QUICK = 4.0  # seconds after which nothing more is compiled or timed
 KEPT = 3  # checkpoints on disk: the last two and the best
 
 
-def vocabulary(task: TaskCfg) -> int:
-    """Vocabulary size of a configuration, without its tokenizer; BPE may find fewer tokens in a small text."""
-    return {"bytes": 257, "gpt2": 50_257}.get(task.tokenizer, task.vocab_size)
-
-
 def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     """Prints the preview of a run and returns its numbers; FLOPs per token are forward unless named otherwise."""
     start = time.monotonic()
+    task = tasks.sketch(cfg)
+    cfg = tasks.fitted(cfg, task.shape)
     import jax
     import jax.numpy as jnp
 
     from cerebra_jax.cost import device, preview, prices
     from cerebra_jax.models import build
-    from cerebra_jax.ops.xent import chunked_xent
     from cerebra_jax.train.parallel import choose_devices
 
-    cfg = build.twin(cfg, vocabulary(cfg.task))
-    model = build.build(cfg, vocabulary(cfg.task))
+    cfg = build.twin(cfg, task.shape.vocab_size)
+    model = build.build(cfg, task.shape.vocab_size)
     L, train = cfg.task.seq_len, cfg.train
     devices = len(choose_devices(train.devices, train.batch_size, train.accum))
     chip = device.detect()
 
     def batch_of(n: int) -> dict[str, jax.ShapeDtypeStruct]:
-        kinds = {"inputs_BxL": jnp.int32, "labels_BxL": jnp.int32, "w_BxL": jnp.float32}
-        tokens = {name: jax.ShapeDtypeStruct((n, L), kind) for name, kind in kinds.items()}
-        return tokens | {"ex_B": jax.ShapeDtypeStruct((n,), jnp.int32)}
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in task.example(n).items()}
 
     variables = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), batch_of(1))
 
@@ -50,8 +45,7 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
         routing = {name: jnp.ones(r.shape, r.dtype) for name, r in variables["routing"].items()}
         now = {"params": params, "routing": routing}
         out, aux = model.apply(now, batch, build.neutral_knobs(), jax.random.key(0))
-        nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], cfg.net.loss_chunk)
-        return nats + aux.expected_B.sum()
+        return task.loss(out, batch, cfg.net.loss_chunk)[0] + aux.expected_B.sum()
 
     micro = train.batch_size // train.accum // devices
     step = preview.step(loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK)
@@ -92,14 +86,14 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "conventions": prices.CONVENTIONS,
     }
-    _print(found, cfg, chip, say)
+    _print(found, cfg, task.shape.vocab_size, chip, say)
     return found
 
 
-def _print(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], None]) -> None:
+def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[[str], None]) -> None:
     L, net, per, memory, timed = cfg.task.seq_len, cfg.net, f["flops_per_token"], f["memory_bytes"], f["timed_examples"]
     say(f"model      {f['model']}: {si(f['params'])} params, {net.depth} layers, D {net.width}, H {net.heads}, "
-        f"F {net.ffn_width}, L {L}, V {vocabulary(cfg.task)}")  # fmt: skip
+        f"F {net.ffn_width}, L {L}, V {vocab}")  # fmt: skip
     say("FLOPs per token, forward; dense: what the dense Transformer of this shape executes")
     say(_table(f, L))
     say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {si(per['train_step'], 'FLOP')} and "

@@ -23,5 +23,5 @@ def run(request: Request) -> None:
         folder.write_json(path, line | {"dataset": task.dataset, "notice": task.notice})
         if task.notice:
             screen.say(task.notice)
-        screen.say(f"{request.split} · step {line['step']:,} · {quality(line)}")
+        screen.say(f"{request.split} · step {line['step']:,} · {quality(line, task.metrics)}")
         screen.say(f"written: {path}")

@@ -44,7 +44,13 @@ _OPTIONS = {
     "verbose": "-v: show what goes to log.txt otherwise",
 }
 _SWITCHES = ("fresh", "verbose")
-_EVAL_KEYS = ("task.data_dir", "task.cache_dir", "train.devices", "train.batch_size")  # what may differ from the run
+_EVAL_KEYS = (
+    "task.data_dir",
+    "task.path",
+    "task.cache_dir",
+    "train.devices",
+    "train.batch_size",
+)  # what may differ from the run
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,15 @@ class Embed(nn.Module):
         return table_VxD[ids_BxL].astype(self.net.dtype), table_VxD
 
 
+class Columns(nn.Module):
+    """Tokens that carry numbers: value · embedding + a bias of the place (Gorishniy et al. 2021, arXiv:2106.11959)."""
+
+    @nn.compact
+    def __call__(self, x_BxLxD, values_BxL):
+        bias_LxD = self.param("bias", _init(), x_BxLxD.shape[1:], jnp.float32)
+        return values_BxL[..., None].astype(x_BxLxD.dtype) * x_BxLxD + bias_LxD.astype(x_BxLxD.dtype)[None]
+
+
 def embed(net: NetCfg, vocab: int, batch):
     """Tokens or features of a batch -> ((B, L, D), the token table or None), dropout applied."""
     if net.features:
@@ -190,6 +199,8 @@ def embed(net: NetCfg, vocab: int, batch):
         x_BxLxD, table_VxD = dense(batch["features_BxLxN"].astype(net.dtype)), None
     else:
         x_BxLxD, table_VxD = Embed(vocab, net, name="embed")(batch["inputs_BxL"])
+        if "values_BxL" in batch:
+            x_BxLxD = Columns(name="columns")(x_BxLxD, batch["values_BxL"])
     return Drop(net.dropout)(batch["ex_B"], x_BxLxD), table_VxD
 
 

@@ -27,7 +27,7 @@ def curves(groups: dict[str, list[Run]], path: Path, window: int = 50) -> None:
             x = [scale * s for s in spent[window - 1 :]]
             axes.plot(x, y, _DASHES[i % 4], color=_COLOURS[i % 6], lw=1.2, alpha=0.8, label=name if j == 0 else None)
     axes.set_xlabel("training compute executed, TFLOP")
-    axes.set_ylabel(f"training loss, nats per token (mean of {window} steps)")
+    axes.set_ylabel(f"training loss (mean of {window} steps)")
     axes.set_title(f"{next(iter(groups.values()))[0].result['dataset']}: loss against compute, a line a seed")
     axes.legend(frameon=False)
     _save(plt, figure, path)

@@ -13,6 +13,11 @@ from cerebra_jax.errors import UserError
 # two-sided 95 % quantiles of Student's t, by degrees of freedom 1 … 10
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
+_TEXT = [
+    {"key": "ppl_word", "name": "perplexity per word", "digits": 1, "lower": True, "table": True},
+    {"key": "bits_per_byte", "name": "bits per byte", "digits": 3, "lower": True, "table": True},
+]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -27,12 +32,18 @@ class Run:
         return self.result["seed"]
 
     @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The figures of the task, the headline first; runs of before the key existed are of texts."""
+        return self.result.get("metrics", _TEXT)
+
+    @property
     def group(self) -> str:
         """Model and whatever of its shape tells it from others: runs with equal names differ in the seed only."""
         c = self.config
         net = self.result.get("net", c["net"])  # a twin's is not that of the configuration
         route = net["route"]
-        name = f"{net['name']} {net['depth']}x{net['width']}, L={c['task']['seq_len']}"
+        L = self.result.get("seq_len", c["task"]["seq_len"])
+        name = f"{net['name']} {net['depth']}x{net['width']}, L={L}"
         if net["name"] == "transformer":
             name += f", {net.get('norm', 'pre')}-LN"  # runs of before the key existed are pre-LN
         if net["name"] == "chiar":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Callable
+from typing import Any
 
 from cerebra_jax.report.runs import Run, mean_sd, paired
 
-_COLUMNS = (
-    ("perplexity per word, valid", lambda r: r["val"]["ppl_word"], 1),
-    ("perplexity per word, test", lambda r: r["test"]["ppl_word"], 1),
-    ("bits per byte, test", lambda r: r["test"]["bits_per_byte"], 3),
+_COSTS = (
     ("expected", lambda r: r["costs"]["relative"]["expected"], 3),
     ("hard", lambda r: r["costs"]["relative"]["hard"], 3),
     ("executed", lambda r: r["costs"]["relative"]["executed"], 3),
@@ -20,28 +19,40 @@ _COLUMNS = (
 )
 
 
+def _quality(run: Run) -> list[tuple[str, Callable[[dict[str, Any]], float], int]]:
+    """Columns of the figures of a task: the headline on both splits, the others on test data."""
+
+    def column(split: str, name: str, m: dict[str, Any]):
+        return f"{m['name']}, {name}", lambda r: r[split][m["key"]], m["digits"]
+
+    head, *rest = [m for m in run.metrics if m["table"]]
+    return [column("val", "valid", head), column("test", "test", head), *(column("test", "test", m) for m in rest)]
+
+
 def markdown(groups: dict[str, list[Run]], also: dict[str, float]) -> str:
-    """The table, the paired differences, and what the numbers were measured on. `also`: name -> perplexity per word."""
-    head = ["model", *(name for name, _, _ in _COLUMNS), "seeds"]
+    """The table, the paired differences, and what the numbers were measured on. `also`: name -> headline on test."""
+    columns = [*_quality(next(iter(groups.values()))[0]), *_COSTS]
+    head = ["model", *(name for name, _, _ in columns), "seeds"]
     rows = [head, ["---"] * len(head)]
     for name, runs in groups.items():
-        cells = [_cell([get(r.result) for r in runs], digits) for _, get, digits in _COLUMNS]
+        cells = [_cell([get(r.result) for r in runs], digits) for _, get, digits in columns]
         rows.append([name, *cells, ", ".join(str(r.seed) for r in runs)])
-    for name, ppl in also.items():
-        rows.append([name, "", f"{ppl:g}", *[""] * (len(head) - 3)])
+    for name, figure in also.items():
+        rows.append([name, "", f"{figure:g}", *[""] * (len(head) - 3)])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", *differences(groups), *held(groups), "", provenance(groups)])
 
 
 def differences(groups: dict[str, list[Run]]) -> list[str]:
-    """Test perplexity of every group against the dense Transformer, seed by seed, with a 95 % interval."""
+    """The headline on test data of every group against the dense Transformer, seed by seed, with a 95 % interval."""
     dense = [name for name in groups if name.startswith("transformer")]
     lines = []
     for base in dense:
+        m = groups[base][0].metrics[0]
         for name, runs in groups.items():
             if name in dense:
                 continue
-            of = lambda rs: {r.seed: r.result["test"]["ppl_word"] for r in rs}  # noqa: E731
+            of = lambda rs, m=m: {r.seed: r.result["test"][m["key"]] for r in rs}  # noqa: E731
             found = paired(of(runs), of(groups[base]))
             if found is None:
                 continue
@@ -50,8 +61,8 @@ def differences(groups: dict[str, list[Run]]) -> list[str]:
             if abs(mean) > half:
                 verdict = "lower than dense" if mean < 0 else "higher than dense"
             lines.append(
-                f"{name} − {base}, test perplexity per word, paired over {n} seeds: "
-                f"{mean:+.1f}, 95 % interval [{mean - half:+.1f}, {mean + half:+.1f}]: {verdict}."
+                f"{name} − {base}, test {m['name']}, paired over {n} seeds: {mean:+,.{m['digits']}f}, "
+                f"95 % interval [{mean - half:+,.{m['digits']}f}, {mean + half:+,.{m['digits']}f}]: {verdict}."
             )
     return lines
 
@@ -88,7 +99,9 @@ def provenance(groups: dict[str, list[Run]]) -> str:
 
 
 def _cell(values: list[float], digits: int) -> str:
+    if any(value is None for value in values):  # a figure that is not known of these data, or of this run
+        return ""
     mean, sd = mean_sd(values)
     if math.isnan(sd) or sd < 0.5 * 10**-digits:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
+        return f"{mean:,.{digits}f}"
+    return f"{mean:,.{digits}f} ± {sd:,.{digits}f}"

@@ -1,15 +1,39 @@
-"""The one table of tasks."""
+"""The one table of tasks, and what a task's shape means for a configuration."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+from cerebra_jax import checks
 from cerebra_jax.config import RunCfg
-from cerebra_jax.tasks import text
+from cerebra_jax.tasks import tabular, text
+from cerebra_jax.tasks.task import Shape, Task
 
-TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], text.TextTask]] = {"text": text.build}
+TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {"text": text.build, "tabular": tabular.build}
 
 
-def build(cfg: RunCfg, say: Callable[[str], None] = print) -> text.TextTask:
+def build(cfg: RunCfg, say: Callable[[str], None] = print) -> Task:
     """The task of a configuration, its data ready. Imports no JAX: broken data is refused before JAX is loaded."""
     return TASKS[cfg.task.name](cfg, say)
+
+
+def sketch(cfg: RunCfg) -> Any:
+    """Shape, example and loss of the task of a configuration; a text is not needed for it, smaller data are read."""
+    return text.sketch(cfg) if cfg.task.name == "text" else build(cfg, lambda line: None)
+
+
+def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
+    """The configuration with what its task decides: L, and the input and head of the net where they are 0."""
+    net = dataclasses.replace(
+        cfg.net, outputs=cfg.net.outputs or shape.outputs, features=cfg.net.features or shape.features
+    )
+    for key in ("outputs", "features"):
+        given, wanted = getattr(net, key), getattr(shape, key)
+        checks.need(
+            given == wanted, f"net.{key} is {given}, the task has {wanted}", f"use net.{key}=0: the task sets it"
+        )
+    cfg = dataclasses.replace(cfg, net=net, task=dataclasses.replace(cfg.task, seq_len=shape.seq_len))
+    checks.together(cfg)
+    return cfg

@@ -73,12 +73,12 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        def nats(metrics: dict[str, float]) -> float:
-            return metrics["nats"]
+        def score(metrics: dict[str, float]) -> float:
+            return metrics["score"]
 
-        best = policy.BestN(get_metric_fn=nats, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        best = policy.BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            best_fn=nats,
+            best_fn=score,
             best_mode="min",
             read_only=self._read_only,
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP), best]),
@@ -95,8 +95,8 @@ class Checkpoints:
                 "free some space, or choose another --workdir",
             )
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], nats: float | None) -> None:
-        """Starts to save `state` (nats: its validation loss, None where it was not measured).
+    def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
+        """Starts to save `state` (score: of its validation, less is better, None where it was not measured).
 
         Raises Diverged rather than save a number that is not finite, DiskError where an earlier save failed.
         """
@@ -107,7 +107,7 @@ class Checkpoints:
         shapes = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in named.items()}
         meta = meta | {"sha256": digests(named), "shapes": shapes}
         meta["own_sha256"] = _own(meta)
-        metrics = None if nats is None else {"nats": nats}
+        metrics = None if score is None else {"score": score}
         with _disk_errors():
             if step in self._manager.all_steps():  # stopped by a signal here, and evaluated only after the resume
                 self._manager.wait_until_finished()
@@ -130,16 +130,16 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def by_validation(self) -> list[int]:
-        """Steps with a validation loss, the best first, the later one of equals."""
+        """Steps with a validation score, the best first, the later one of equals."""
         scores = []
         for step in self.steps():
             try:
-                nats = self._meta(step)["nats"]
+                score = self._meta(step)["score"]
             except Damaged as e:
-                self._say(f"warning: the validation loss of checkpoint {step} is damaged ({e}): left out")
+                self._say(f"warning: the validation score of checkpoint {step} is damaged ({e}): left out")
                 continue
-            if nats is not None:
-                scores.append((nats, -step))
+            if score is not None:
+                scores.append((score, -step))
         return [-step for _, step in sorted(scores)]
 
     def latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
@@ -160,7 +160,7 @@ class Checkpoints:
         raise UserError(f"no checkpoint in {self.folder} is intact", "restore one from a backup, or use --fresh")
 
     def best(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, meta) of the intact checkpoint with the lowest validation loss; None where none has one."""
+        """(step, state, meta) of the intact checkpoint with the best validation score; None where none has one."""
         for step, state, meta, _ in self._walk(self.by_validation(), like):
             return step, state, meta
         return None

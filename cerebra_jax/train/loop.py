@@ -75,7 +75,7 @@ class Run:
             host = s.fresh()
         else:
             self.start, host, meta = found
-            self.wall, self.skipped, scored = meta["wall_s"], int(host.skipped), meta["nats"] is not None
+            self.wall, self.skipped, scored = meta["wall_s"], int(host.skipped), meta["score"] is not None
             result.same_data(meta["data"], s.task)
             self.screen.say(f"resuming at step {self.start:,} of {s.total:,}")
             if line := result.drift(meta["environment"], self.environment):
@@ -94,15 +94,15 @@ class Run:
         at = self.start
         bucket = s.bucket(at)
         while True:
-            nats, saved = None, at == self.start
+            score, saved = None, at == self.start
             if at and (_due(at, every_eval) or at == s.total) and self.log.validation(at) is None:
-                nats = self._validate(at)
-                self._save(at, nats)
+                score = self._validate(at)
+                self._save(at, score)
             elif not saved and _due(at, every_save):
                 self._save(at, None)
             else:
                 self.checkpoints.check()
-            saved = saved or nats is not None or _due(at, every_save)
+            saved = saved or score is not None or _due(at, every_save)
             if at == s.total:
                 return
             if self.stop():
@@ -134,13 +134,12 @@ class Run:
         (at, sums), self.pending = self.pending, None
         sums = jax.device_get(sums)
         took = self.pace.lap()
-        formed = metrics.form(metrics.add(None, sums))
-        line = self.s.line(at, "train", formed)
+        line = self.s.line(at, "train", metrics.add(None, sums))
         tokens = self.s.cfg.train.batch_size * self.s.cfg.task.seq_len
         line["tokens_per_s"] = took and round(tokens / took, 1)
         line["step_ms"] = took and round(took * 1e3, 3)
         self.log.write(line)
-        self.skipped = int(formed["skipped"] or 0)
+        self.skipped = int(line["skipped"] or 0)
         if self.skipped > self.s.cfg.train.max_skips:
             raise Diverged(
                 f"step {at}: loss or gradients were not finite {self.skipped} steps in a row",
@@ -162,16 +161,16 @@ class Run:
             self._preempt(at, at == self.start)
         self.log.write(line)
         self.tracker.scalars(at, "valid", line)
-        self.screen.say(f"step {at:,} · validation · {quality(line)}")
-        return line["loss"]
+        self.screen.say(f"step {at:,} · validation · {quality(line, self.s.task.metrics)}")
+        return self.s.score(line)
 
-    def _save(self, at: int, nats: float | None) -> None:
+    def _save(self, at: int, score: float | None) -> None:
         self._flush()
         self.log.sync()
         wall = self.wall + time.perf_counter() - self.began
-        meta = {"step": at, "nats": nats, "wall_s": wall, "config": to_dict(self.s.cfg)}
+        meta = {"step": at, "score": score, "wall_s": wall, "config": to_dict(self.s.cfg)}
         meta |= {"data": self.s.task.info(), "environment": self.environment}
-        self.checkpoints.save(at, self.state, meta, nats)
+        self.checkpoints.save(at, self.state, meta, score)
         self.pace.pause()
 
     def _preempt(self, at: int, saved: bool) -> None:

@@ -9,7 +9,6 @@ import datetime
 import functools
 import importlib.util
 import json
-import math
 import os
 import time
 from collections import deque
@@ -34,17 +33,13 @@ def form(sums: Sums) -> dict[str, Any]:
     """{name: mean} as floats, or lists of floats for per-layer figures; null in JSON (None) where it is not finite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         means = {k: np.asarray(s, np.float64) / np.asarray(n, np.float64) for k, (s, n) in sums.items()}
-    return {k: _plain(v) for k, v in means.items()}
+    return {k: plain(v) for k, v in means.items()}
 
 
-def ppl(nats: float | None) -> float | None:
-    """exp(nats per token), None where that is not a finite number."""
-    return None if nats is None or nats > 700.0 else math.exp(nats)
-
-
-def _plain(value: np.ndarray) -> Any:
-    if value.ndim:
-        return [_plain(v) for v in value]
+def plain(value: Any) -> Any:
+    """A number, or an array of them, as JSON may hold it: None where it is not finite."""
+    if np.ndim(value):
+        return [plain(v) for v in value]
     return float(value) if np.isfinite(value) else None
 
 

@@ -15,13 +15,14 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.models import build as models
 from cerebra_jax.models.build import Model, neutral_knobs
 from cerebra_jax.policies import budget, phases, thresholds
+from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import optim
-from cerebra_jax.train.objective import Metrics, objective
+from cerebra_jax.train.objective import OWN, Metrics, objective
 from cerebra_jax.train.state import TrainState
 from cerebra_jax.types import Batch
 
 
-def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransformation, cfg: RunCfg, total: int,
+def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransformation, cfg: RunCfg, total: int,
                     per_epoch: int, control: budget.Control | None = None,
                     ) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
     """train_step(state, batch, key, *, axis=None) -> (state, metrics).
@@ -72,7 +73,7 @@ def make_train_step(model: Model, task: Any, optimizer: optax.GradientTransforma
         if control:
             target, hard = control.target(state.step), metrics["hard"][0] / metrics["hard"][1]
             dual = control.ascend(dual, state.step, hard)
-        fine = jnp.isfinite(norm) & jnp.isfinite(metrics["nats"][0])
+        fine = jnp.isfinite(norm) & jnp.isfinite(metrics[f"{OWN}loss"][0])
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)  # noqa: E731
         new = TrainState(
             state.step + 1,
@@ -102,7 +103,7 @@ def plan_budget(cfg: RunCfg, vocab: int, total: int, per_epoch: int) -> budget.P
     return budget.plan(cfg.objective, cfg.net, cfg.task.seq_len, *price, total, per_epoch)
 
 
-def make_eval_step(model: Model, task: Any) -> Callable[..., Metrics]:
+def make_eval_step(model: Model, task: Task) -> Callable[..., Metrics]:
     """eval_step(state, batch, *, axis=None) -> metrics: no noise, thresholds as they stand."""
 
     def eval_step(state: TrainState, batch: Batch, *, axis: str | None = None):

@@ -17,7 +17,7 @@ V, L, B, TOTAL = 40, 32, 8, 160
 class Task:
     def loss(self, out, batch, chunk):
         nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], chunk)
-        return nats, {"nats": (nats, batch["w_BxL"].sum())}
+        return nats, {"loss": (nats, batch["w_BxL"].sum())}
 
 
 def batch_at(i: int) -> dict:

@@ -42,7 +42,7 @@ def state(step: int, width: int = 16) -> State:
 def save(folder: Path, scores: dict[int, float | None]) -> None:
     checkpoints = Checkpoints(folder, print)
     for step, nats in scores.items():
-        checkpoints.save(step, state(step), {"step": step, "nats": nats}, nats)
+        checkpoints.save(step, state(step), {"step": step, "score": nats}, nats)
     checkpoints.wait()
     checkpoints.close()
 
@@ -176,7 +176,7 @@ def test_training_goes_on_where_the_damage_was(saved, tmp_path):
     shutil.rmtree(folder / "5" / "state")
     checkpoints = Checkpoints(folder, lambda line: None)
     assert_is(checkpoints.latest(state(0)), 4)
-    checkpoints.save(5, state(5), {"step": 5, "nats": 0.5}, 0.5)
+    checkpoints.save(5, state(5), {"step": 5, "score": 0.5}, 0.5)
     checkpoints.wait()
     assert_is(checkpoints.best(state(0)), 5)
     checkpoints.close()
@@ -185,7 +185,7 @@ def test_training_goes_on_where_the_damage_was(saved, tmp_path):
 def test_a_step_stopped_before_its_validation_is_saved_again_with_it(tmp_path):
     save(tmp_path / "run", {1: 2.0, 2: None})
     checkpoints = Checkpoints(tmp_path / "run", print)
-    checkpoints.save(2, state(2), {"step": 2, "nats": 1.0}, 1.0)
+    checkpoints.save(2, state(2), {"step": 2, "score": 1.0}, 1.0)
     checkpoints.wait()
     assert checkpoints.by_validation()[0] == 2
     checkpoints.close()
@@ -208,7 +208,7 @@ def test_a_number_that_is_not_finite_is_never_saved(tmp_path, bad):
     broken = state(1)
     broken.params["head"]["bias"] = broken.params["head"]["bias"].at[3].set(bad)
     with pytest.raises(Diverged, match="params/head/bias"):
-        checkpoints.save(1, broken, {"step": 1, "nats": None}, None)
+        checkpoints.save(1, broken, {"step": 1, "score": None}, None)
     assert checkpoints.steps() == []
     checkpoints.close()
 
@@ -217,7 +217,7 @@ def test_saved_numbers_are_those_of_the_moment_though_the_buffers_are_donated(tm
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path / "run", print)
     now = jax.device_put(state(1))
-    checkpoints.save(1, now, {"step": 1, "nats": None}, None)
+    checkpoints.save(1, now, {"step": 1, "score": None}, None)
     for _ in range(3):
         now = step(now)
     jax.block_until_ready(now)
@@ -258,8 +258,8 @@ def test_a_disk_that_fills_later_is_named_however_it_is_reported(tmp_path, monke
 
     monkeypatch.setattr(checkpoints._manager, "save", fails)
     with pytest.raises(DiskError, match=r"No space left on device|File too large"):
-        checkpoints.save(1, state(1), {"step": 1, "nats": None}, None)
+        checkpoints.save(1, state(1), {"step": 1, "score": None}, None)
     monkeypatch.setattr(checkpoints._manager, "save", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a bug stays a bug
-        checkpoints.save(1, state(1), {"step": 1, "nats": None}, None)
+        checkpoints.save(1, state(1), {"step": 1, "score": None}, None)
     checkpoints.close()

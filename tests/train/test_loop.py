@@ -197,7 +197,7 @@ def test_other_data_on_resume_is_refused(cfg_of, tmp_path, text):
     other.mkdir()
     for split in ("train", "valid", "test"):
         (other / f"{split}.txt").write_text((text / f"{split}.txt").read_text().replace("four", "five"))
-    with pytest.raises(UserError, match="the text has changed"):
+    with pytest.raises(UserError, match="is not what it was: data sha256"):
         go(cfg_of(task__data_dir=str(other)), tmp_path / "run")
 
 

@@ -21,7 +21,7 @@ class Task:
 
     def loss(self, out, batch, chunk):
         nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], chunk)
-        return nats, {"nats": (nats, batch["w_BxL"].sum())}
+        return nats, {"loss": (nats, batch["w_BxL"].sum())}
 
 
 def batch_at(i: int) -> dict:
@@ -99,8 +99,8 @@ def test_metrics_are_sums_over_real_tokens_and_rows(single):
     (_, history, _), _ = single
     for i, m in enumerate(history):
         w = batch_at(i)["w_BxL"]
-        assert m["nats"][1] == w.sum() and m["expected"][1] == B - 1
-        assert 2 < m["nats"][0] / m["nats"][1] < 6
+        assert m["task/loss"][1] == w.sum() and m["expected"][1] == B - 1
+        assert 2 < m["task/loss"][0] / m["task/loss"][1] < 6
         assert 0 < m["hard"][0] / m["hard"][1] < 1.1
         assert m["kept"][0].shape == (1,)
 

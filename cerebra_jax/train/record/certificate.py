@@ -118,7 +118,7 @@ def certify(cfg: RunCfg, task: Any, state: TrainState | None, say: Callable[[str
         "model": cfg.net.name,
         "trained_steps": None if state is None else int(state.step),
         "batch": s.micro,
-        "tokens": cfg.task.seq_len,
+        "tokens": s.cfg.task.seq_len,
         "rounds": rounds,
         "dense_model_flops": s.model.dense.model_flops,
         "rows": rows,
@@ -195,7 +195,7 @@ def _one_device(cfg: RunCfg) -> RunCfg:
 
 
 def _forward(s: Session) -> Any:
-    """forward(state, batch) -> (nats, expected_B, hard_B): the forward pass with its loss and nothing else, jitted."""
+    """forward(state, batch) -> (loss, expected_B, hard_B): the forward pass with its loss and nothing else, jitted."""
 
     def forward(state, batch):
         variables = {"params": state.params, "routing": state.routing}

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_SCREEN = {"ppl_word": "perplexity per word", "ppl_token": "per token", "bits_per_byte": "bits per byte"}
+from cerebra_jax.tasks.task import Metric
 
 
-def quality(line: dict[str, Any]) -> str:
+def quality(line: dict[str, Any], metrics: Iterable[Metric]) -> str:
     """The figures of a validation or test line for a person."""
-    found = [f"{name} {line[key]:.4g}" for key, name in _SCREEN.items() if line.get(key) is not None]
+    found = [f"{m.name} {line[m.key]:,.{m.digits}f}" for m in metrics if line.get(m.key) is not None]
     rel = "" if line.get("hard_rel_flops") is None else f" · {line['hard_rel_flops']:.3f} of dense FLOPs"
     return f"loss {line['loss']:.4f} · {' · '.join(found)}{rel}"
 
 
 def closing(r: dict[str, Any], workdir: Path) -> list[str]:
     """The result of a run for a person; the notice about its data stands beside the figures."""
-    costs = r["costs"]["relative"]
+    costs, metrics = r["costs"]["relative"], [Metric(**m) for m in r["metrics"]]
     parts = [f"{name} {costs[name]:.3f}" for name in ("expected", "hard", "executed") if costs[name] is not None]
     step_ms = f"{r['step_ms']:.1f} ms a step · " if r["step_ms"] else ""
     return [
-        f"test  · step {r['best_step']:,} · {quality(r['test'])}",
+        f"test  · step {r['best_step']:,} · {quality(r['test'], metrics)}",
         f"cost  · {' · '.join(parts)} of dense · {step_ms}{r['wall_s']:.0f} s in all",
         *([r["notice"]] if r["notice"] else []),
         f"done: {workdir / 'result.json'}",

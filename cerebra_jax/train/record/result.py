@@ -50,12 +50,13 @@ def drift(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def same_data(old: dict[str, Any], task: Any) -> None:
-    """UserError where the text or the tokenizer is not the one that a checkpoint was trained on."""
+    """UserError where the data or their tokenizer are not what a checkpoint was trained on."""
     new = task.info()
-    for name, a, b in (("text", old, new), ("tokenizer", old["tokenizer"], new["tokenizer"])):
-        if a["sha256"] != b["sha256"]:
-            what = f"the {name} has changed: sha256 {a['sha256'][:12]} -> {b['sha256'][:12]}"
-            raise UserError(what, f"give {old['dataset']} as it was, or use --fresh")
+    for name, a, b in (("data", old, new), ("tokenizer", old.get("tokenizer", {}), new.get("tokenizer", {}))):
+        a, b = a.get("sha256", ""), b.get("sha256", "")
+        if a != b:
+            what = f"{old['dataset']} is not what it was: {name} sha256 {a[:12]} -> {b[:12]}"
+            raise UserError(what, "give it as it was, or use --fresh")
 
 
 def opening(s: Any) -> list[str]:
@@ -94,12 +95,15 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
         "task": cfg.task.name,
         "dataset": s.task.dataset,
         "notice": s.task.notice,
+        "metrics": [m._asdict() for m in s.task.metrics],
+        "chosen_on": s.task.choice.key,
         "data": info,
         "model": cfg.net.name,
         "net": dataclasses.asdict(s.model.net),
         "seed": cfg.seed,
         "params": parameters(s.like.params),
         "steps": s.total,
+        "seq_len": L,
         "tokens": tokens,
         "best_step": best,
         "val": valid,

@@ -13,31 +13,35 @@ from cerebra_jax.config import RunCfg, to_steps
 from cerebra_jax.errors import Diverged
 from cerebra_jax.models import build as models
 from cerebra_jax.policies import budget, phases
+from cerebra_jax.tasks.build import fitted
+from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import metrics, optim, parallel, state, step
+from cerebra_jax.train.objective import OWN
 
 _LINE = {"expected": "expected_rel_flops", "hard": "hard_rel_flops"}
 
 
-def resolved(cfg: RunCfg, task: Any) -> RunCfg:
-    """What really runs: cfg, or the twin that cfg.twin names, at the rate that a budget chose for this model."""
+def resolved(cfg: RunCfg, task: Task) -> RunCfg:
+    """What really runs: cfg with what its task decides, or the twin that it names, at the rate that a budget chose."""
+    cfg = fitted(cfg, task.shape)
     if cfg.twin and cfg.objective.budget:
         rate = Session(dataclasses.replace(cfg, twin=""), task).model.net.route.rate
         cfg = dataclasses.replace(models.at_rate(cfg, rate), twin=cfg.twin)
-    return models.twin(cfg, task.vocab_size)
+    return models.twin(cfg, task.shape.vocab_size)
 
 
 class Session:
     """`model` is the one that evaluates and is reported; under a budget larger programs lead down to it."""
 
-    def __init__(self, cfg: RunCfg, task: Any):
+    def __init__(self, cfg: RunCfg, task: Task):
         cfg = resolved(cfg, task)
         self.cfg, self.task = cfg, task
-        t = cfg.train
+        t, vocab = cfg.train, task.shape.vocab_size
         self.per_epoch = task.steps_per_epoch(t.batch_size)
         self.total = to_steps(t.duration, 0, self.per_epoch)
-        self.plan = step.plan_budget(cfg, task.vocab_size, self.total, self.per_epoch)
+        self.plan = step.plan_budget(cfg, vocab, self.total, self.per_epoch)
         cfgs = [models.at_rate(cfg, rate) for rate in self.plan.rates] if self.plan else [cfg]
-        self._models = [models.build(c, task.vocab_size) for c in cfgs]
+        self._models = [models.build(c, vocab) for c in cfgs]
         self.model = self._models[-1]
         self.optimizer = optim.make(t, self.total, self.per_epoch)
         self.key = jax.random.key(cfg.seed)
@@ -82,17 +86,22 @@ class Session:
     def steps(self, spec: str) -> int:
         return to_steps(spec, self.total, self.per_epoch)
 
-    def line(self, at: int, split: str, formed: dict[str, Any]) -> dict[str, Any]:
-        """A line of metrics.jsonl: scalars by name, per-layer figures under gates."""
+    def line(self, at: int, split: str, sums: metrics.Sums) -> dict[str, Any]:
+        """A line of metrics.jsonl from sums: the task's figures, scalars by name, per-layer figures under gates."""
+        own = {k.removeprefix(OWN): pair for k, pair in sums.items() if k.startswith(OWN)}
+        formed = metrics.form({k: pair for k, pair in sums.items() if not k.startswith(OWN)})
+        loss = metrics.form({"loss": own["loss"]})["loss"]
+        figures = {} if loss is None else self.task.report(split, own)
         gates = {k: v for k, v in formed.items() if isinstance(v, list)}
-        scalars = {_LINE.get(k, k): v for k, v in formed.items() if k not in gates and k != "nats"}
+        scalars = {_LINE.get(k, k): v for k, v in formed.items() if k not in gates}
         phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
         executed = self.executed_at(at - 1) if split == "train" else self.executed
-        head = {"step": at, "split": split, "phase": phase, "loss": formed["nats"], "ppl": metrics.ppl(formed["nats"])}
+        head = {"step": at, "split": split, "phase": phase, "loss": loss}
+        head |= {name: metrics.plain(value) for name, value in figures.items()}
         return head | scalars | {"executed_rel_flops": executed, "gates": gates}
 
     def evaluate(self, placed: Any, at: int, split: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
-        """The line of a whole split, every token once; None where a signal stopped it on the way."""
+        """The line of a whole split, every example once; None where a signal stopped it on the way."""
         total, previous = None, None
         for batch in self.task.eval_batches(split, self.micro):
             if stop():
@@ -102,7 +111,12 @@ class Session:
                 total = metrics.add(total, jax.device_get(previous))
             previous = now
         total = metrics.add(total, jax.device_get(previous))
-        line = self.line(at, split, metrics.form(total))
+        line = self.line(at, split, total)
         if line["loss"] is None:
             raise Diverged(f"step {at}: the {split} loss is not finite", "lower train.lr")
-        return line | self.task.report(split, float(total["nats"][0]))
+        return line
+
+    def score(self, line: dict[str, Any]) -> float:
+        """What the checkpoint to be tested is chosen by, from its validation line; less is better."""
+        choice = self.task.choice
+        return line[choice.key] if choice.lower else -line[choice.key]

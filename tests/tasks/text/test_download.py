@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from cerebra_jax.config import TaskCfg
-from cerebra_jax.tasks import corpus, download
+from cerebra_jax.tasks.text import corpus, download
 
 DATA = bytes(i * i % 251 for i in range(200_000))
 SHA = hashlib.sha256(DATA).hexdigest()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cerebra_jax.config import RunCfg
-from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import prepare
+from cerebra_jax.tasks.task import LOSS, Metric, Pairs, Shape, host_rows
+from cerebra_jax.tasks.text import prepare
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -22,18 +22,43 @@ if TYPE_CHECKING:
     from cerebra_jax.types import Out
 
 
-class TextTask:
+class Sketch:
+    """What is known of language modelling before there is a text: its shape, its loss, and a batch of zeros."""
+
+    metrics = (
+        Metric("ppl_word", "perplexity per word", 1, lower=True),
+        Metric("bits_per_byte", "bits per byte", 3, lower=True),
+        Metric("ppl_token", "perplexity per token", 1, lower=True, table=False),
+    )
+    choice = LOSS
+
+    def __init__(self, seq_len: int, vocab_size: int):
+        self.shape = Shape(seq_len, vocab_size, causal=True)
+
+    def example(self, batch_size: int) -> Batch:
+        """A batch of the right shapes and dtypes, for init."""
+        zero_BxL = np.zeros((batch_size, self.shape.seq_len), np.int32)
+        w_BxL, ex_B = np.ones(zero_BxL.shape, np.float32), np.arange(batch_size, dtype=np.int32)
+        return {"inputs_BxL": zero_BxL, "labels_BxL": zero_BxL, "w_BxL": w_BxL, "ex_B": ex_B}
+
+    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[jax.Array, Pairs]:
+        """Total nats of a batch, and {"loss": (nats, tokens)}; `chunk` tokens have their logits at once."""
+        from cerebra_jax.ops.xent import chunked_xent  # here: data is refused before JAX is loaded
+
+        nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], chunk)
+        return nats, {"loss": (nats, batch["w_BxL"].sum())}
+
+
+class TextTask(Sketch):
     """A text in three splits as batches of windows. A training batch is a pure function of (seed, step)."""
 
-    name = "text"
-    causal = True
-
     def __init__(self, ready: prepare.Prepared, seq_len: int, eval_context: int = 0):
+        super().__init__(seq_len, ready.tokenizer.vocab_size)
         self._ready, self._seq_len, self._context = ready, seq_len, eval_context
         self._tokens = {split: ready.memmap(split) for split in prepare.SPLITS}
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}  # (seed, epoch) -> its last two
         self._tok = ready.tokenizer
-        self.dataset, self.notice, self.vocab_size = ready.dataset, ready.source.notice, ready.tokenizer.vocab_size
+        self.dataset, self.notice = ready.dataset, ready.source.notice
 
     def windows(self, split: str) -> int:
         """Windows of an epoch (train) or of a pass (valid, test)."""
@@ -56,7 +81,7 @@ class TextTask:
         that is cut into N windows from a random place on: each token is learnt once, what the last repeats weighs 0.
         """
         L, N, T = self._seq_len, self.windows("train"), len(self._tokens["train"])
-        ex_B = _rows(batch_size, host)
+        ex_B = host_rows(batch_size, host)
         index_B = step * batch_size + ex_B.astype(np.int64)
         start_B = np.empty_like(index_B)
         place_B = np.empty_like(index_B)
@@ -71,7 +96,7 @@ class TextTask:
         """Batches of one shape in which every token of the split weighs 1 exactly once; padding and context weigh 0."""
         L, T, context = self._seq_len, len(self._tokens[split]), self._context
         n = self._eval_windows(split)
-        ex_B = _rows(batch_size, host)
+        ex_B = host_rows(batch_size, host)
         for first in range(0, n, batch_size):
             window_B = first + ex_B.astype(np.int64)
             pos_BxL = window_B[:, None] * (L - context) + np.arange(L)
@@ -83,17 +108,12 @@ class TextTask:
         rest = max(0, len(self._tokens[split]) - self._seq_len)
         return 1 + -(-rest // (self._seq_len - self._context))
 
-    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
-        """Total nats of a batch, and {"nats": (sum, count)}; `chunk` tokens have their logits at once."""
-        from cerebra_jax.ops.xent import chunked_xent  # here: data is refused before JAX is loaded
-
-        nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], chunk)
-        return nats, {"nats": (nats, batch["w_BxL"].sum())}
-
-    def report(self, split: str, nats: float) -> dict[str, float]:
-        """Metrics of a whole split from its total nats; a word is one of the text's own, or the <eos> of a line."""
-        count = self._ready.counts[split]
-        tokens = self._ready.tokens[split]
+    def report(self, split: str, sums: Pairs) -> dict[str, float]:
+        """Of a whole split, by its own counts; a word is one of the text's own, or the <eos> of a line."""
+        nats, seen = map(float, sums["loss"])
+        if split == "train":
+            return {"ppl": _exp(nats / seen)}
+        count, tokens = self._ready.counts[split], self._ready.tokens[split]
         return {
             "nats_per_token": nats / tokens,
             "ppl_token": _exp(nats / tokens),
@@ -114,7 +134,7 @@ class TextTask:
             "notice": self.notice,
             "sha256": prepare.digest(ready),
             "tokenizer": {"name": self._tok.name, "sha256": self._tok.sha256},
-            "vocab_size": self.vocab_size,
+            "vocab_size": self.shape.vocab_size,
             "splits": splits,
         }
 
@@ -148,19 +168,16 @@ class TextTask:
         }
 
 
-def _rows(batch_size: int, host: tuple[int, int]) -> np.ndarray:
-    """The rows of a global batch that belong to host (i, n): a run of B / n of them."""
-    i, n = host
-    if batch_size % n:
-        raise UserError(f"train.batch_size {batch_size} cannot be shared by {n} hosts", f"use a multiple of {n}")
-    size = batch_size // n
-    return np.arange(i * size, (i + 1) * size, dtype=np.int32)
-
-
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return math.inf if x >= 700 else math.exp(x)
 
 
 def build(cfg: RunCfg, say: Callable[[str], None] = print) -> TextTask:
     """The text task of a configuration; prepares its data where that was not done before."""
     return TextTask(prepare.prepare(cfg.task, say), cfg.task.seq_len, cfg.task.eval_context)
+
+
+def sketch(cfg: RunCfg) -> Sketch:
+    """The task of a configuration without its text; a BPE may find fewer tokens in a small text."""
+    sizes = {"bytes": 257, "gpt2": 50_257}
+    return Sketch(cfg.task.seq_len, sizes.get(cfg.task.tokenizer, cfg.task.vocab_size))

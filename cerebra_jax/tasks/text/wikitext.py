@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from cerebra_jax.tasks.corpus import BLOCK, SPLITS, Source, blocks
+from cerebra_jax.tasks.text.corpus import BLOCK, SPLITS, Source, blocks
 
 PART = 1024  # blocks; tfds keeps the records of a split in memory before it writes them, so a large split has parts
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import corpus, tokenizer
+from cerebra_jax.tasks.text import corpus, tokenizer
 
 WORDS = ["the", "cat", "<unk>", "sat", "on", "a", "mat", ",", "=", "naïve", "don't", "1914", "@-@", "  ", "\t"]
 

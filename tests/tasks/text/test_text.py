@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import build, corpus
-from cerebra_jax.tasks.text import TextTask
+from cerebra_jax.tasks import build
+from cerebra_jax.tasks.text import corpus
+from cerebra_jax.tasks.text.task import TextTask
 
 BOS = 60_000
 
@@ -171,9 +172,9 @@ def test_a_real_text_through_the_whole_path(real):
     assert task.decode(labels) == data
     assert labels.tolist() == task.encode(data)
     first = next(iter(task.eval_batches("test", 4)))
-    assert first["inputs_BxL"][0, 0] == task.vocab_size - 1  # bos
+    assert first["inputs_BxL"][0, 0] == task.shape.vocab_size - 1  # bos
     example = task.example(4)
-    assert example["inputs_BxL"].shape == (4, 16) and example["inputs_BxL"].max() < task.vocab_size
+    assert example["inputs_BxL"].shape == (4, 16) and example["inputs_BxL"].max() < task.shape.vocab_size
 
 
 def test_info_is_true_and_can_be_written(real):
@@ -184,18 +185,21 @@ def test_info_is_true_and_can_be_written(real):
         text = (folder / f"{split}.txt").read_text(encoding="utf-8")
         assert found["words"] == len(text.split()) + text.count("\n")
         assert found["bytes"] == len(text.encode()) and found["tokens"] == len(task.encode(text))
-    assert len(info["sha256"]) == 64 and info["vocab_size"] == task.vocab_size <= 280  # fewer: the text is too poor
+    assert (
+        len(info["sha256"]) == 64 and info["vocab_size"] == task.shape.vocab_size <= 280
+    )  # fewer: the text is too poor
 
 
 def test_report_divides_the_nats_by_tokens_words_and_bytes():
-    report = fake(800, 8).report("test", nats=1000.0)  # 800 tokens, 470 words in 30 lines, 2,000 bytes
+    report = fake(800, 8).report("test", {"loss": (1000.0, 800)})  # 800 tokens, 470 words in 30 lines, 2,000 bytes
     assert report == {
         "nats_per_token": 1.25,
         "ppl_token": pytest.approx(math.exp(1.25), rel=1e-12),
         "ppl_word": pytest.approx(math.exp(2.0), rel=1e-12),
         "bits_per_byte": pytest.approx(0.5 / math.log(2), rel=1e-12),
     }
-    assert fake(8, 8).report("test", nats=1e9)["ppl_word"] == math.inf
+    assert fake(8, 8).report("test", {"loss": (1e9, 8)})["ppl_word"] == math.inf
+    assert fake(8, 8).report("train", {"loss": (3.0, 2.0)}) == {"ppl": pytest.approx(math.exp(1.5), rel=1e-12)}
 
 
 def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary(real):
@@ -206,19 +210,21 @@ def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary(real):
     task, _ = real
     nats, count = 0.0, 0.0
     for batch in task.eval_batches("valid", 4):
-        out = Out(jnp.ones((4, 16, 8)), jnp.zeros((task.vocab_size, 8)))
+        out = Out(jnp.ones((4, 16, 8)), jnp.zeros((task.shape.vocab_size, 8)))
         total, sums = task.loss(out, batch, chunk=8)
-        assert float(total) == float(sums["nats"][0])
-        nats, count = nats + float(total), count + float(sums["nats"][1])
+        assert float(total) == float(sums["loss"][0])
+        nats, count = nats + float(total), count + float(sums["loss"][1])
     tokens = task.info()["splits"]["valid"]["tokens"]
     assert count == tokens
-    assert task.report("valid", nats)["nats_per_token"] == pytest.approx(math.log(task.vocab_size), rel=1e-5)
+    assert task.report("valid", {"loss": (nats, count)})["nats_per_token"] == pytest.approx(
+        math.log(task.shape.vocab_size), rel=1e-5
+    )
 
 
 def test_wikitext2_beside_the_checkout_has_the_published_counts(tmp_path):
     from pathlib import Path
 
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "wikitext2"
+    folder = Path(__file__).resolve().parents[4] / "shared" / "data" / "wikitext2"
     if not folder.is_dir():
         pytest.skip("no WikiText-2 beside the checkout")
     source = corpus.folder(folder)

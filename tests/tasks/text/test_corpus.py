@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import corpus
+from cerebra_jax.tasks.text import corpus
 
 SPLITS = corpus.SPLITS
 

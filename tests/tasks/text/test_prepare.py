@@ -9,7 +9,8 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import DiskError, UserError
-from cerebra_jax.tasks import build, corpus, prepare, tokenizer, wikitext
+from cerebra_jax.tasks import build
+from cerebra_jax.tasks.text import corpus, prepare, tokenizer, wikitext
 
 SPLITS = corpus.SPLITS
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import DiskError, UserError
-from cerebra_jax.tasks import corpus, tokenizer
-from cerebra_jax.tasks.corpus import SPLITS, Count, Source
+from cerebra_jax.tasks.text import corpus, tokenizer
+from cerebra_jax.tasks.text.corpus import SPLITS, Count, Source
 
 FORMAT = 1  # of everything below CACHE; a new number prepares anew
 GROUP = 16  # blocks that are tokenised together: about 1 MiB of text in Python objects at once
@@ -88,7 +88,7 @@ def _prepare(cfg: TaskCfg, cache: Path, say: Callable[[str], None]) -> Prepared:
 
 
 def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:
-    from cerebra_jax.tasks import wikitext
+    from cerebra_jax.tasks.text import wikitext
 
     with _new_folder(target) as folder:
         data = wikitext.write(source, {split: c.blocks for split, c in counts.items()}, folder)
@@ -97,7 +97,7 @@ def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:
 
 
 def _write_tokens(text: Path, settings: dict, cfg: TaskCfg, target: Path) -> None:
-    from cerebra_jax.tasks import wikitext
+    from cerebra_jax.tasks.text import wikitext
 
     meta = _meta(text)
     counts = {split: Count(**meta["counts"][split]) for split in SPLITS}

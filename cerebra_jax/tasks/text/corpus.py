@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import download
+from cerebra_jax.tasks.text import download
 
 SPLITS = ("train", "valid", "test")
 BLOCK = 1 << 16  # bytes of a record

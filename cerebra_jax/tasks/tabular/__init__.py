@@ -1,0 +1,3 @@
+"""Tables: reading one, turning its columns into tokens, and the task."""
+
+from cerebra_jax.tasks.tabular.task import build as build

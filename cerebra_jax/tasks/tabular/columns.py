@@ -1,0 +1,116 @@
+"""Columns as tokens: which one holds numbers, what its categories are, how it is scaled. Fitted on training rows only.
+
+A row is a token per column, in the order of the columns' names, behind a summary token. A column is known by its ids:
+each has a range of its own in the vocabulary, so that no two columns share a row of the embedding table.
+
+    a column of numbers     2 ids: a number (its embedding is multiplied by the scaled value), a missing one
+    a column of categories  2 + n ids: rare or never seen in training, missing, and its n categories
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from cerebra_jax.errors import UserError
+
+MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
+KINDS = ("number", "category")
+QUANTILES = 1000
+
+
+def missing(text: str) -> bool:
+    """True for an empty field, and for what people and programs write in one."""
+    return text.strip().lower() in MISSING
+
+
+def number(text: str) -> float | None:
+    """The finite number of a field, None where it holds something else."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and "_" not in text else None
+
+
+def kind_of(column: list[str]) -> str:
+    """number where every field that is not missing holds one (and one does), else category."""
+    numbers = [number(text) for text in column if not missing(text)]
+    return "category" if None in numbers or not numbers else "number"
+
+
+def numbers_of(name: str, column: list[str]) -> np.ndarray:
+    """float64 values, NaN where missing; UserError names the first field that is no number."""
+    values = [math.nan if missing(text) else number(text) for text in column]
+    if None in values:
+        i = values.index(None)
+        what = f"column {name}, row {i + 1}, holds {column[i]!r}, not a number"
+        raise UserError(what, f"mend it, or use --config.task.types={name}:category")
+    return np.asarray(values, np.float64)
+
+
+class Numbers(NamedTuple):
+    """A column of numbers and the scale that its training rows give it."""
+
+    name: str
+    mean: float
+    sd: float
+    points: tuple[tuple[float, ...], ...]  # scale=quantile: training values, and the normal quantiles where they stand
+
+    ids = 2
+
+    def tokens(self, column: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids from 0 on, values): standard deviations from the mean, or normal quantiles; 1 where missing."""
+        x = numbers_of(self.name, column)
+        absent = np.isnan(x)
+        z = np.interp(x, *self.points) if self.points else (x - self.mean) / self.sd
+        return absent.astype(np.int32), np.where(absent, 1.0, z).astype(np.float32)
+
+    def describe(self) -> dict:
+        return {"kind": "number", "mean": self.mean, "sd": self.sd}
+
+
+class Categories(NamedTuple):
+    """A column of categories: those that its training rows hold often enough."""
+
+    name: str
+    known: dict[str, int]  # category -> id
+
+    @property
+    def ids(self) -> int:
+        return 2 + len(self.known)
+
+    def tokens(self, column: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids from 0 on, values): all values are 1."""
+        ids = [1 if missing(text) else self.known.get(text.strip(), 0) for text in column]
+        return np.asarray(ids, np.int32), np.ones(len(column), np.float32)
+
+    def describe(self) -> dict:
+        return {"kind": "category", "categories": len(self.known)}
+
+
+def fit(name: str, kind: str, train: list[str], min_count: int, scale: str) -> Numbers | Categories:
+    """The column as its training rows define it."""
+    if kind == "category":
+        counts = Counter(text.strip() for text in train if not missing(text))
+        often = sorted(text for text, n in counts.items() if n >= min_count)
+        return Categories(name, {text: 2 + i for i, text in enumerate(often)})
+    x = numbers_of(name, train)
+    x = x[~np.isnan(x)]
+    if not len(x):
+        raise UserError(f"column {name} has no number in any training row", f"use --config.task.ignore={name}")
+    points = _normal(x) if scale == "quantile" else ()
+    return Numbers(name, float(x.mean()), float(x.std()) or 1.0, points)
+
+
+def _normal(x: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """(values, normal quantiles): equal values stand at the mean of their quantiles."""
+    n = min(QUANTILES, len(x))
+    inside = (np.arange(n) + 0.5) / n
+    values, at, count = np.unique(np.quantile(x, inside), return_inverse=True, return_counts=True)
+    normal = np.array([NormalDist().inv_cdf(q) for q in inside])
+    return tuple(values.tolist()), tuple((np.bincount(at, normal) / count).tolist())

@@ -1,0 +1,73 @@
+"""CSV files as columns of text. Python's csv module; every way in which a file can be broken is one UserError."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from cerebra_jax.errors import UserError
+
+DELIMITERS = ",;\t|"
+LIMIT = 1 << 24  # characters of one field
+
+
+class Table(NamedTuple):
+    """Columns by name, all of one length, as text."""
+
+    name: str
+    columns: dict[str, list[str]]
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+def read(path: str) -> Table:
+    """The table of a CSV file with a header, plain or .gz; commas, semicolons, tabs or bars part its fields.
+
+    UserError: no such file, not text, empty, without rows, a name twice, a row of another length.
+    """
+    file = Path(path).expanduser()
+    text = text_of(file)
+    first = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    csv.field_size_limit(LIMIT)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if not any(header):
+            raise UserError(f"{file} is empty", "its first line must hold the names of the columns")
+        if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+            raise UserError(f"{file} has two columns {twice[0]!r}", "give each column a name of its own")
+        if "" in header:
+            raise UserError(f"{file}: column {header.index('') + 1} has no name", "name it in the first line")
+        rows = []
+        for row in reader:
+            if not row:  # an empty line
+                continue
+            if len(row) != len(header):
+                where = f"{file}:{reader.line_num}"
+                raise UserError(f"{where} has {len(row)} fields, the header has {len(header)}", "mend that line")
+            rows.append(row)
+    except csv.Error as e:
+        raise UserError(f"{file}:{reader.line_num} is not CSV ({e})", "mend that line") from None
+    if not rows:
+        raise UserError(f"{file} has no rows", "give a table with a header and rows")
+    columns = {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
+    return Table(file.name.removesuffix(".gz").removesuffix(".csv"), columns)
+
+
+def text_of(file: Path) -> str:
+    """The text of a UTF-8 file, plain or .gz; UserError where there is none."""
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise UserError(f"{file} {what}", "give a file: --config.task.path=FILE")
+    try:
+        data = file.read_bytes()
+        return (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8-sig")
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as e:
+        raise UserError(f"{file} cannot be read ({e})", "give UTF-8 text, plain or .gz") from None

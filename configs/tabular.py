@@ -1,0 +1,46 @@
+"""Regression or classification of any table (CSV): Cerebra encoder or dense Transformer, a token per column.
+
+python -m cerebra_jax.main --config=configs/tabular.py[:PART[-PART…]]
+python -m cerebra_jax.main --config=configs/tabular.py --config.task.path=FILE.csv --config.task.target=NAME
+
+    model   cerebra (default) | dense            smoke: ends in seconds
+    data    made-up rents (default, from a seed: no file, no network) | salaries (ai-jobs.net; give --config.task.path)
+
+Types of columns are inferred; --config.task.types=NAME:category,OTHER:number says otherwise, --config.task.ignore=A,B
+leaves columns out. A target of numbers is a regression, one of anything else a classification.
+"""
+
+from cerebra_jax import config
+from cerebra_jax.errors import UserError
+
+MODELS = ("cerebra", "dense")
+PARTS = (*MODELS, "salaries", "smoke")
+
+
+def get_config(arg: str = ""):
+    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    parts = [p for p in arg.split("-") if p]
+    if wrong := [p for p in parts if p not in PARTS]:
+        raise UserError(f"configs/tabular.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")
+    if len(chosen := [p for p in parts if p in MODELS]) > 1:
+        raise UserError(f"configs/tabular.py got two models, {' and '.join(chosen)}", "name one")
+    c = config.defaults()
+    c.task.name, c.task.seq_len = "tabular", 0
+    if "salaries" in parts:  # salary and its currency are the target in another unit
+        c.task.target, c.task.ignore = "salary_in_usd", "salary,salary_currency"
+        c.task.types = "*:category"
+    c.net.name = "transformer" if "dense" in parts else "cerebra"
+    c.net.causal, c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = False, 3, 64, 4, 256
+    c.net.dropout = 0.1
+    # 3 of 9 tokens heavy, 3 compressed tokens of width 16 for the others: 0.498 of the dense FLOPs are executed.
+    # Pooling by attention, because neighbouring columns have nothing in common that a convolution could use.
+    c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
+    c.net.compress.kind, c.net.compress.s = "attention", 0.25
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "10 epochs", 128, 1e-3, "0.05 frac"
+    c.train.weight_decay = 0.01
+    c.train.eval_every, c.train.checkpoint_every = "1 epochs", "2 epochs"
+    if "smoke" in parts:
+        c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 2, 32, 2, 64
+        c.train.duration, c.train.batch_size = "40 steps", 64
+        c.train.eval_every, c.train.checkpoint_every = "20 steps", "20 steps"
+    return c

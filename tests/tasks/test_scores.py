@@ -1,0 +1,73 @@
+"""Figures of pooled heads against their definitions, and against sums taken in pieces."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cerebra_jax.tasks import scores
+from cerebra_jax.types import Out
+
+C, D = 5, 4
+
+
+def made(n: int, outputs: int):
+    """(Out whose outputs are known, those outputs)."""
+    rng = np.random.RandomState(n)
+    h, head = rng.standard_normal((n, 1, D)).astype(np.float32), rng.standard_normal((outputs, D)).astype(np.float32)
+    return Out(jnp.asarray(h), jnp.asarray(head)), h[:, 0] @ head.T
+
+
+def total(parts):
+    return {k: (sum(np.asarray(p[k][0], np.float64) for p in parts), sum(float(p[k][1]) for p in parts))
+            for k in parts[0]}  # fmt: skip
+
+
+def batches(labels, w):
+    return [{"labels_BxL": jnp.asarray(y[:, None]), "w_BxL": jnp.asarray(v[:, None])}
+            for y, v in zip(np.split(labels, 3), np.split(w, 3), strict=True)]  # fmt: skip
+
+
+def pieces(out):
+    return [Out(h, out.head_VxD) for h in jnp.split(out.h, 3)]
+
+
+def test_classification_figures_are_their_definitions():
+    rng = np.random.RandomState(0)
+    out, logits = made(60, C)
+    labels = rng.randint(0, C - 1, 60).astype(np.int32)  # the last class never occurs, but is predicted
+    w = (rng.rand(60) < 0.8).astype(np.float32)
+    parts = [scores.classify(o, b) for o, b in zip(pieces(out), batches(labels, w), strict=True)]
+    real, said = w > 0, logits.argmax(1)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert sum(float(p[0]) for p in parts) == pytest.approx(-log_p[np.arange(60), labels][real].sum(), rel=1e-5)
+    f1 = []
+    for c in range(C):
+        tp = (real & (labels == c) & (said == c)).sum()
+        precision, recall = tp / max(1, (real & (said == c)).sum()), tp / max(1, (real & (labels == c)).sum())
+        f1.append(2 * precision * recall / (precision + recall) if tp else 0.0)
+    got = scores.classes(total([p[1] for p in parts]))
+    assert got["accuracy"] == pytest.approx((labels == said)[real].mean(), rel=1e-6)
+    assert got["macro_f1"] == pytest.approx(np.mean(f1), rel=1e-6)
+    assert 0 < got["macro_f1"] < 1
+
+
+def test_regression_figures_are_their_definitions():
+    rng = np.random.RandomState(1)
+    out, y = made(60, 1)
+    labels, w = rng.standard_normal(60).astype(np.float32), (rng.rand(60) < 0.7).astype(np.float32)
+    parts = [scores.regress(o, b) for o, b in zip(pieces(out), batches(labels, w), strict=True)]
+    miss, real = (y[:, 0] - labels).astype(np.float64), w > 0
+    got = scores.errors(total([p[1] for p in parts]), unit=1000.0, variance=float(labels[real].var()))
+    assert got["rmse"] == pytest.approx(1000 * np.sqrt((miss[real] ** 2).mean()), rel=1e-5)
+    assert got["mae"] == pytest.approx(1000 * np.abs(miss[real]).mean(), rel=1e-5)
+    assert got["r2"] == pytest.approx(1 - (miss[real] ** 2).mean() / labels[real].var(), rel=1e-4)
+    assert "r2" not in scores.errors(total([p[1] for p in parts]), 1.0, None)
+
+
+def test_what_is_not_finite_shows_in_the_loss():
+    out, _ = made(6, C)
+    batch = {"labels_BxL": jnp.zeros((6, 1), jnp.int32), "w_BxL": jnp.full((6, 1), jnp.nan)}
+    assert np.isnan(scores.classify(out, batch)[0])
+    broken = out._replace(h=out.h.at[2].set(jnp.inf))
+    fine = {"labels_BxL": jnp.zeros((6, 1), jnp.int32), "w_BxL": jnp.ones((6, 1))}
+    assert not np.isfinite(scores.classify(broken, fine)[0])
