@@ -41,6 +41,11 @@ def together(c: RunCfg) -> None:
         f"task.eval_context {c.task.eval_context} leaves nothing to score",
         f"keep it under task.seq_len={c.task.seq_len}",
     )
+    need(
+        c.task.name != "text" or c.task.tokenizer != "bpe" or c.task.vocab_size >= 260,
+        f"task.vocab_size is {c.task.vocab_size}",
+        "a BPE vocabulary holds 256 bytes first: use 260 or more",
+    )
     need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
     need(
         net.name in ROUTED or c.objective.lam == c.objective.budget == 0.0,

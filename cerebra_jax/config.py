@@ -27,13 +27,13 @@ def _f(default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.in
 
 @dataclass(frozen=True)
 class TaskCfg:
-    name: str = _f("text", "task", of=("text", "tabular"))
+    name: str = _f("text", "task", of=("text", "tabular", "longseq", "listops"))
     dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
     data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
     cache_dir: str = _f("", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax")
     offline_fallback: bool = _f(True, "train on the offline corpus where nothing can be downloaded")
     tokenizer: str = _f("bpe", "tokenizer", of=("bpe", "bytes", "gpt2"))
-    vocab_size: int = _f(4096, "tokens in the BPE vocabulary", lo=260, hi=200_000)
+    vocab_size: int = _f(4096, "tokens in the BPE vocabulary, or symbols of a synthetic task", lo=3, hi=200_000)
     gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
     seq_len: int = _f(256, "tokens per window or example (L); 0: what the data need (not for a text)", lo=0, hi=1 << 20)
     eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
@@ -47,6 +47,14 @@ class TaskCfg:
     dedup: bool = _f(False, "leave out rows that equal an earlier one in every column")
     valid_share: float = _f(0.1, "share of the rows for validation", lo=0.0, hi=0.9)
     test_share: float = _f(0.1, "share of the rows for the test", lo=0.0, hi=0.9)
+    kind: str = _f("mqar", "what longseq recalls", of=("mqar", "selective", "copy", "masked", "induction"))
+    pairs: int = _f(8, "longseq: pairs, data tokens or masked tokens to remember (K)", lo=1)
+    skew: float = _f(
+        1.0, "mqar: queries come at gap g with weight (g + 1)^(skew - 1); 1: anywhere alike", lo=0.0, hi=1.0
+    )
+    filler: str = _f("random", "mqar: tokens between the queries", of=("random", "zero"))
+    rows: int = _f(10_000, "listops: expressions in all three splits", lo=100, hi=1_000_000)
+    shortest: int = _f(500, "listops: expressions are longer than this, and shorter than task.seq_len", lo=2)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class NetCfg:
     name: str = _f("chiar", "model", of=("transformer", *ROUTED, *UNROUTED))
     features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
     outputs: int = _f(0, "outputs of a pooled head: classes, or 1 for a regression; 0: logits per token", lo=0)
+    answers: int = _f(0, "positions of an example whose logits are formed, where a task asks at some; 0: all", lo=0)
     causal: bool = _f(True, "tokens see earlier tokens only; False: an encoder")
     depth: int = _f(6, "layers", lo=1, hi=1000)
     width: int = _f(128, "features per token (D)", lo=8, hi=65_536)

@@ -229,7 +229,9 @@ class Head(nn.Module):
 
 def head_flops(net: NetCfg, L: int, vocab: int) -> int:
     """Forward FLOPs per example of the logits or pooled outputs; pooling itself is elementwise work."""
-    return prices.linear_flops(net.width, net.outputs) if net.outputs else L * prices.linear_flops(net.width, vocab)
+    if net.outputs:
+        return prices.linear_flops(net.width, net.outputs)
+    return (net.answers or L) * prices.linear_flops(net.width, vocab)
 
 
 def embed_flops(net: NetCfg, L: int) -> dict[str, int]:

@@ -58,7 +58,10 @@ class Model:
     def apply(self, variables: Any, batch: Batch, knobs: Knobs, key: jax.Array | None = None):
         """-> (Out, Aux). `key` switches dropout and routing noise on: give it in training only."""
         rngs = None if key is None else {"dropout": key, "route": jax.random.fold_in(key, 1)}
-        return self.module.apply({"params": variables["params"]}, batch, knobs, variables["routing"], rngs=rngs)
+        out, aux = self.module.apply({"params": variables["params"]}, batch, knobs, variables["routing"], rngs=rngs)
+        if self.net.answers:  # nothing is asked at the other positions, so they get no logits
+            out = out._replace(h=jnp.take_along_axis(out.h, batch["at_BxQ"][..., None], axis=1))
+        return out, aux
 
 
 def neutral_knobs() -> Knobs:

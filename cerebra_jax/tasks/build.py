@@ -8,10 +8,15 @@ from typing import Any
 
 from cerebra_jax import checks
 from cerebra_jax.config import RunCfg
-from cerebra_jax.tasks import tabular, text
+from cerebra_jax.tasks import listops, longseq, tabular, text
 from cerebra_jax.tasks.task import Shape, Task
 
-TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {"text": text.build, "tabular": tabular.build}
+TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {
+    "text": text.build,
+    "tabular": tabular.build,
+    "longseq": longseq.build,
+    "listops": listops.build,
+}
 
 
 def build(cfg: RunCfg, say: Callable[[str], None] = print) -> Task:
@@ -26,10 +31,9 @@ def sketch(cfg: RunCfg) -> Any:
 
 def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
     """The configuration with what its task decides: L, and the input and head of the net where they are 0."""
-    net = dataclasses.replace(
-        cfg.net, outputs=cfg.net.outputs or shape.outputs, features=cfg.net.features or shape.features
-    )
-    for key in ("outputs", "features"):
+    decided = ("outputs", "features", "answers")
+    net = dataclasses.replace(cfg.net, **{key: getattr(cfg.net, key) or getattr(shape, key) for key in decided})
+    for key in decided:
         given, wanted = getattr(net, key), getattr(shape, key)
         checks.need(
             given == wanted, f"net.{key} is {given}, the task has {wanted}", f"use net.{key}=0: the task sets it"
