@@ -74,3 +74,20 @@ class Cost(NamedTuple):
     @property
     def executed_flops(self) -> int:
         return sum(self.executed.values())
+
+
+class TokenCost(NamedTuple):
+    """Forward FLOPs of decoding one token of one example with a cache, as exact Python integers; parts as in `Cost`.
+
+    A cache has a static length, so the position of the token makes no difference. always: what every token costs.
+    kept: what it adds where a router keeps it. window: what it adds where it ends a window of the compressor.
+    """
+
+    always: dict[str, int]
+    kept: dict[str, int]
+    window: dict[str, int]
+
+    @property
+    def executed_flops(self) -> int:
+        """The dearest token: kept in every layer, and at the end of a window."""
+        return sum(sum(part.values()) for part in self)

@@ -8,9 +8,9 @@ import pytest
 from cerebra_jax.models.build import MODELS, build, neutral_knobs
 from cerebra_jax.ops.xent import chunked_xent
 from cerebra_jax.policies import thresholds
-from cerebra_jax.testing import assert_causal
+from cerebra_jax.testing import assert_causal, assert_decodes
 
-V, B, L = 50, 3, 32
+V, B, L = 50, 8, 32
 VARIANTS = {
     "dense": {"net.name": "transformer"},
     "dense-gated-scan-remat": {"net.name": "transformer", "net.ffn": "gated", "net.scan": True, "net.remat": True},
@@ -113,6 +113,23 @@ def test_contract_and_causality(make, name):
     assert aux.expected_B.shape == aux.hard_B.shape == (B,) and (aux.hard_B > 0).all() and (aux.expected_B > 0).all()
     assert m.model.cost.executed_flops > 0 and m.model.causal
     assert_causal(lambda ids: m.run(ids)[0], tokens())
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n.split("-")[0] not in ("lstm", "ssm")])
+def test_cached_decoding_is_the_full_pass(make, name):
+    """Random prompts, read at random paces: the decisions of the full pass exactly, its logits within 1e-5."""
+    m = make(name)
+
+    def full(ids):
+        logits, aux = m.run(ids)
+        return logits, aux.scores.get("kept", np.zeros((0, B, L), bool))
+
+    def decode(cache, ids_Bxn, new_B):
+        out, cache = m.model.decode(m.variables, cache, ids_Bxn, new_B)
+        return jnp.einsum("bld,vd->blv", out.h.astype(jnp.float32), out.head_VxD), cache
+
+    cache = m.model.init_cache(batch_of(tokens())["ex_B"])
+    assert_decodes(full, decode, cache, tokens(5), decisions=lambda cache: cache.kept_RxBxL)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,34 @@ def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cf
         assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops, (kind, kv, part, dispatch)
 
 
+def assert_token_priced(cfg):
+    """A decoded token costs what the program of a step runs: with every branch, and with none."""
+    model = build.build(cfg, VOCAB)
+    variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), language(cfg.task.seq_len))
+    cache = jax.eval_shape(lambda: model.init_cache(jnp.arange(B)))
+
+    def step(variables, cache, ids_B):
+        out, cache = model.decode(variables, cache, ids_B)
+        return jnp.einsum("bld,vd->blv", out.h, out.head_VxD), cache
+
+    program = jax.make_jaxpr(step)(variables, cache, jax.ShapeDtypeStruct((B,), jnp.int32))
+    assert jaxpr.count_jaxpr(program).flops == B * model.token.executed_flops
+    assert jaxpr.count_jaxpr(program, weights=(1, 0)).flops == B * sum(model.token.always.values())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "remat" not in case and "scan" not in case])
+def test_a_decoded_token_costs_what_is_counted(case, tiny_cfg):
+    assert_token_priced(tiny_cfg(CASES[case]))
+
+
+@pytest.mark.parametrize("mode", ["threshold", "random", "soft", "always_full", "always_compressed"])
+def test_a_token_decoded_by_any_part_of_cerebra_costs_what_is_counted(mode, tiny_cfg):
+    for kind, kv, part in (("conv", "all", "attention"), ("attention", "routed", "block"), ("hybrid", "all", "block")):
+        net = {"name": "cerebra", "depth": 1, "compress": {"kind": kind, "r": 0.3, "s": 0.6}}
+        route = {"kv": kv, "part": part, "mode": mode, "rate": 0.3, "dispatch": kind != "hybrid"}
+        assert_token_priced(tiny_cfg({"net": net, "net.route": route}))
+
+
 def cfg_of(cfg, mode):
     """The configuration with another router."""
     net = dataclasses.replace(cfg.net, route=dataclasses.replace(cfg.net.route, mode=mode))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
+from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dropout import dropout
 from cerebra_jax.types import Out
@@ -37,7 +38,8 @@ class Attention(nn.Module):
 
     (B, Q, D) queries and (B, K, D) memory -> (B, Q, D). Q = K = all tokens is plain self-attention; Q of fewer,
     gathered tokens is routed attention. Which key blocks are visited is the static `plan`. A query sees the keys whose
-    `order` is not above its own; without orders, those at or before its position.
+    `order` is not above its own; without orders, those at or before its position. With a `step`, the keys join a cache,
+    all of which the queries look through: -> ((B, Q, D), the cache).
     """
 
     net: NetCfg
@@ -48,22 +50,35 @@ class Attention(nn.Module):
     reach: att.Reach = att.PAST
 
     @nn.compact
-    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, qorder=None, korder=None):
+    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, qorder=None, korder=None, step: cached.Step | None = None):
         net = self.net
         B, Q, D = q_BxQxD.shape
         H, C = net.heads, net.width // net.heads
+        run = None if step is None else step.run
 
         def heads(x):  # (B, n, H*C) -> (B, H, n, C)
             return x.reshape(B, x.shape[1], H, C).swapaxes(1, 2)
 
-        q = heads(_dense(D, self.bias, q_BxQxD, 0.02, "q"))
-        kv = _dense(2 * D, self.bias, m_BxKxD, 0.02, "kv")
-        k, v = heads(kv[..., :D]), heads(kv[..., D:])
-        q, k = att.rope(q, qpos), att.rope(k, kpos)
-        orders = (qpos, kpos) if qorder is None else (qorder, korder)
-        o_BxHxQxC = att.attend(q, k, v, *orders, self.plan, self.kernel, self.reach)
-        o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
-        return _dense(D, self.bias, o_BxQxD, self.out_std, "out")
+        def remember(module, m):
+            return _dense(2 * D, self.bias, m, 0.02, "kv")
+
+        kv = cached.when(run if step is not None and step.lazy else None, remember, self, m_BxKxD, 2 * D)
+        k, v = att.rope(heads(kv[..., :D]), kpos), heads(kv[..., D:])
+        qorder, korder = (qpos, kpos) if qorder is None else (qorder, korder)
+        plan, kernel = self.plan, self.kernel
+        if step is not None:
+            memory = cached.write(step.kv, step.at_Bxn, k, v, korder)
+            k, v, korder = memory
+            plan, kernel = cached.plan(Q, korder.shape[1]), masked_kernel(net, Q)
+
+        def look(module, q):
+            q = att.rope(heads(_dense(D, self.bias, q, 0.02, "q")), qpos)
+            o_BxHxQxC = att.attend(q, k, v, qorder, korder, plan, kernel, self.reach)
+            o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
+            return _dense(D, self.bias, o_BxQxD, self.out_std, "out")
+
+        y_BxQxD = cached.when(run, look, self, q_BxQxD, D)
+        return y_BxQxD if step is None else (y_BxQxD, memory)
 
 
 def orders(net: NetCfg, L: int, mask_BxL=None):
@@ -74,6 +89,15 @@ def orders(net: NetCfg, L: int, mask_BxL=None):
     """
     order_1xL = jnp.arange(L)[None] if net.causal else jnp.zeros((1, L), jnp.int32)
     return order_1xL if mask_BxL is None else jnp.where(mask_BxL, order_1xL, L)
+
+
+def places(batch, n: int, cache: cached.Cache | None):
+    """-> (context length L, positions, mask of the real tokens or None), of a whole batch or of a chunk of n tokens."""
+    mask = batch["mask_BxL"] if "mask_BxL" in batch else None
+    if cache is None:
+        return n, jnp.arange(n)[None], mask
+    L, pos_Bxn = cached.places(cache, mask)
+    return L, pos_Bxn, pos_Bxn < L
 
 
 def dense_plan(net: NetCfg, L: int) -> att.Plan:
@@ -150,14 +174,27 @@ class Local(nn.Module):
     std: float = 0.02
 
     @nn.compact
-    def __call__(self, h_BxLxD, mask_BxL=None):
+    def __call__(self, h_BxLxD, mask_BxL=None, recent=None):
         taps, L = self.net.local, h_BxLxD.shape[1]
         w_TxD = self.param("w", _init(self.std), (taps, h_BxLxD.shape[2]), jnp.float32).astype(h_BxLxD.dtype)
         if mask_BxL is not None:
             h_BxLxD = jnp.where(mask_BxL[..., None], h_BxLxD, jnp.zeros((), h_BxLxD.dtype))
         after = 0 if self.net.causal else (taps - 1) // 2
-        padded = jnp.pad(h_BxLxD, ((0, 0), (taps - 1 - after, after), (0, 0)))
-        return sum(padded[:, i : i + L] * w_TxD[i][None, None] for i in range(taps))
+        if recent is None:
+            padded = jnp.pad(h_BxLxD, ((0, 0), (taps - 1 - after, after), (0, 0)))
+        else:
+            padded, recent = cached.slide(recent, h_BxLxD, mask_BxL)
+        y_BxLxD = sum(padded[:, i : i + L] * w_TxD[i][None, None] for i in range(taps))
+        return y_BxLxD if recent is None else (y_BxLxD, recent)
+
+
+def local(net: NetCfg, h_BxLxD, mask_BxL, cache, new):
+    """`Local` of a layer; with the layer's cache, what it remembers next goes into `new`."""
+    short = Local(net, name="local")
+    if cache is None:
+        return short(h_BxLxD, mask_BxL)
+    y_BxLxD, new["near"] = short(h_BxLxD, mask_BxL, cache["near"])
+    return y_BxLxD
 
 
 class Drop(nn.Module):
@@ -239,21 +276,27 @@ def embed_flops(net: NetCfg, L: int) -> dict[str, int]:
     return {"embed": L * prices.linear_flops(net.features, net.width)} if net.features else {}
 
 
-def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple):
-    """Runs `count` layers, `carry, y = layer(carry, *scanned_i, *shared)`; -> (carry, ys stacked over the layers).
+def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple,
+           cache=None):  # fmt: skip
+    """Runs `count` layers, `carry, y = layer(carry, *scanned_i, *shared, cache_i)`; -> (carry, ys stacked over layers).
 
     Scanned over the layers (one is compiled) or unrolled, rematerialised or not, as the configuration says. Parameters
-    are stacked under `layers` when scanned, else `layer_00`, `layer_01`, ….
+    are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a cache (of decoding), else it is a
+    tuple of one per layer, which leaves the arrays where they are.
     """
     if net.remat:
         layer = nn.remat(layer, prevent_cse=not net.scan)
     if net.scan:
-        axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared)
+        axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared) + (0,)
         over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "route": True},
                        in_axes=axes, length=count)  # fmt: skip
-        return over(**kwargs, name="layers")(carry, *scanned, *shared)
-    ys = []
+        return over(**kwargs, name="layers")(carry, *scanned, *shared, cache)
+    ys, caches = [], []
     for i in range(count):
-        carry, y = layer(**kwargs, name=f"layer_{i:02d}")(carry, *(s[i] for s in scanned), *shared)
+        each = (*(s[i] for s in scanned), *shared, None if cache is None else cache[i])
+        carry, y = layer(**kwargs, name=f"layer_{i:02d}")(carry, *each)
+        if cache is not None:
+            caches.append(y.pop("cache"))
         ys.append(y)
-    return carry, jax.tree.map(lambda *y: jnp.stack(y), *ys) if ys else None
+    stacked = jax.tree.map(lambda *y: jnp.stack(y), *ys) if ys else None
+    return carry, stacked if cache is None else {**(stacked or {}), "cache": tuple(caches)}

@@ -17,7 +17,9 @@ from cerebra_jax.config import NetCfg, RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import cerebra, chiar, router, transformer
 from cerebra_jax.models.baselines import lstm, ssm, window
-from cerebra_jax.types import Batch, Cost, Knobs
+from cerebra_jax.models.decoding import table
+from cerebra_jax.models.decoding.cache import Cache
+from cerebra_jax.types import Batch, Cost, Knobs, TokenCost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Model:
     dense: Cost  # the dense Transformer of the same shape
     causal: bool
     net: NetCfg
+    L: int
+    token: TokenCost | None = None  # of decoding with a cache, where the model can
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
         """{"params": nested dict of float32 arrays, "routing": dict of (R,) arrays}."""
@@ -62,6 +66,33 @@ class Model:
         if self.net.answers:  # nothing is asked at the other positions, so they get no logits
             out = out._replace(h=jnp.take_along_axis(out.h, batch["at_BxQ"][..., None], axis=1))
         return out, aux
+
+    def init_cache(self, ex_B: Any) -> Cache:
+        """What `decode` needs to know of rows that have read nothing; `ex_B` (B,) int32 keys their random routing.
+
+        UserError where cached decoding cannot make the decisions of the full pass.
+        """
+        net, can = self.net, table.DECODERS
+        batch_mean = net.name == "chiar" and net.route.meta == "batch"
+        checks.need(not batch_mean, "net.route.meta is batch: it averages over tokens not yet written", "use prefix")
+        checks.need(net.causal, "an encoder cannot decode token by token", "use net.causal=True")
+        plain = net.features == net.outputs == 0
+        checks.need(plain, "decoding reads tokens and gives logits", "use net.features=0 and net.outputs=0")
+        checks.need(self.name in can, f"net.name={self.name} has no cache to decode with", f"use {', '.join(can)}")
+        return can[self.name].cache(net, self.L, jnp.asarray(ex_B, jnp.int32))
+
+    def decode(self, variables: Any, cache: Cache, tokens_Bxn, new_B=None):
+        """Reads the next n tokens of each row, or (B,) for n = 1 -> (Out of these n tokens, the cache after them).
+
+        Exactly the decisions of `apply` on the whole sequence. Pure, static shapes: jit it, scan over it; a prompt is
+        one chunk, or several. Rows may have read different numbers of tokens: `new_B` says how many of the n are real
+        in each row (default: all); what stands after them, and tokens beyond the context length L, leave no trace.
+        """
+        tokens_Bxn = tokens_Bxn[:, None] if tokens_Bxn.ndim == 1 else tokens_Bxn
+        n = tokens_Bxn.shape[1]
+        real_Bxn = jnp.ones(tokens_Bxn.shape, bool) if new_B is None else jnp.arange(n)[None] < new_B[:, None]
+        batch = {"inputs_BxL": tokens_Bxn, "mask_BxL": real_Bxn, "ex_B": cache.ex_B}
+        return self.module.apply({"params": variables["params"]}, batch, neutral_knobs(), variables["routing"], cache)
 
 
 def neutral_knobs() -> Knobs:
@@ -156,11 +187,14 @@ def build(cfg: RunCfg, vocab_size: int) -> Model:
     """The model of a configuration for a vocabulary of `vocab_size` tokens."""
     net, L = cfg.net, cfg.task.seq_len
     entry = MODELS[net.name]
+    causal = net.causal and not (net.name == "chiar" and net.route.meta == "batch")
     return Model(
         net.name,
         entry.module(net, vocab_size),
         entry.cost(net, L, vocab_size),
         transformer.cost(net, L, vocab_size),
-        net.causal and not (net.name == "chiar" and net.route.meta == "batch"),
+        causal,
         net,
+        L,
+        table.DECODERS[net.name].token(net, L, vocab_size) if causal and net.name in table.DECODERS else None,
     )

@@ -18,6 +18,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block, compressor, router, transformer
 from cerebra_jax.models.compressor import ceil_share
+from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import dispatch
 from cerebra_jax.ops.gates import expected_pairs
 from cerebra_jax.types import Aux, Cost, Knobs
@@ -30,38 +31,61 @@ class RoutedBlock(nn.Module):
     L: int
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
+    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, cache=None):
         net, mode = self.net, self.net.route.mode
         std, drop, y = 0.02 * (2 * net.depth) ** -0.5, block.Drop(net.dropout), {}
         h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
 
-        kept = slots = g = None
-        if _routed(net):
-            decide = router.Router(net, name="router")
-            r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL)
+        kept = slots = g = step = qorder = None
+        new = {}  # the cache after these tokens
+        if routed(net):
+            decide, drawn = router.Router(net, name="router"), () if cache is None else (pos_1xL, self.L)
+            r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, *drawn)
             kept = r.wanted
-            if _dispatched(net):
+            if cache is not None:
+                found = cached.routed(net, cache, r.wanted, pos_1xL, layout(net, self.L))
+                kept, qorder, new["used_BxS"], step = found
+            elif _dispatched(net):
                 slots = dispatch.assign(r.wanted, router.layout(net, self.L))
                 kept = slots.kept_BxL
             gate_BxL = r.gate * kept
             g = gate_BxL[..., None].astype(x_BxLxD.dtype)
-            y = self._report(r, kept, gate_BxL, mask_BxL, knobs.rate)
+            y = {"kept": kept} if cache is not None else self._report(r, kept, gate_BxL, mask_BxL, knobs.rate)
+        elif cache is not None and "heavy" in cache:
+            step, qorder = cached.Step(cache["heavy"], pos_1xL), order
 
         heavy = light = None
-        if mode != "always_compressed":
+        if step is not None:
+            attend = block.Attention(net, (), "full", out_std=std, name="heavy")
+            heavy, new["heavy"] = attend(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, qorder, order, step)
+        elif mode != "always_compressed":
             heavy = self._attention(h_BxLxD, kept, slots, pos_1xL, order, std)
         if mode != "always_full":
-            c_BxMxE, seen, lost_B = compressor.Compressor(net, self.L, name="compressor")(h_BxLxD, mask_BxL)
-            attend = compressor.CompressedAttention(net, self.L, block.masked_kernel(net, self.L), std, name="light")
-            light = attend(h_BxLxD, c_BxMxE, seen, pos_1xL, order)
-            if lost_B is not None:
-                y["reconstruct"] = lost_B
+            light, more = self._light(h_BxLxD, pos_1xL, order, mask_BxL, std, cache)
+            (y if cache is None else new).update(more)
         mixed = light if heavy is None else heavy if light is None else g * heavy + (1 - g) * light
         if net.local:
-            mixed += block.Local(net, name="local")(h_BxLxD, mask_BxL)
+            mixed += block.local(net, h_BxLxD, mask_BxL, cache, new)
         x_BxLxD += drop(ex_B, mixed)
         h_BxLxD = block.Norm(name="ffn_norm")(x_BxLxD)
-        return x_BxLxD + drop(ex_B, self._ffn(h_BxLxD, g, slots, std)), y
+        x_BxLxD += drop(ex_B, self._ffn(h_BxLxD, g, slots, std, step and step.run))
+        return x_BxLxD, y if cache is None else y | {"cache": new}
+
+    def _light(self, h_BxLxD, pos_1xL, order, mask_BxL, std, cache):
+        """The compressed attention, and what it adds: the reconstruction loss, or the cache after these tokens."""
+        net, n = self.net, h_BxLxD.shape[1]
+        compress = compressor.Compressor(net, self.L, name="compressor")
+        attend = compressor.CompressedAttention(net, self.L, block.masked_kernel(net, n), std, name="light")
+        if cache is None:
+            c_BxMxE, seen, lost_B = compress(h_BxLxD, mask_BxL)
+            more = {} if lost_B is None else {"reconstruct": lost_B}
+            return attend(h_BxLxD, c_BxMxE, seen, pos_1xL, order), more
+        win = compressor.windows(self.L, net.compress.r)
+        ends = compressor.closing(win, self.L, pos_1xL)
+        c_BxmxE, recent = compress(h_BxLxD, None, ends, cache["recent"])
+        seen = ends.j_Bxm < len(win.last_M)
+        light, kv = attend(h_BxLxD, c_BxmxE, seen, pos_1xL, order, ends, cache["light"])
+        return light, {"light": kv, "recent": recent}
 
     def _attention(self, h_BxLxD, kept, slots, pos_1xL, order, std):
         """The heavy attention: of the slots, back at their tokens, or of all tokens."""
@@ -81,9 +105,9 @@ class RoutedBlock(nn.Module):
         memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
         return dispatch.scatter(heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder), slots)
 
-    def _ffn(self, h_BxLxD, g, slots, std):
+    def _ffn(self, h_BxLxD, g, slots, std, run=None):
         net = self.net
-        narrow, rest = _ffn_widths(net)
+        narrow, rest = ffn_widths(net)
         if rest == 0:
             return block.FeedForward(net, out_std=std, name="ffn")(h_BxLxD)
         part = lambda width, name: block.FeedForward(  # noqa: E731
@@ -92,10 +116,11 @@ class RoutedBlock(nn.Module):
         out = part(narrow, "ffn_light")(h_BxLxD)
         if net.route.mode == "always_compressed":
             return out
-        extra = part(rest, "ffn_rest")
         if slots is not None:
+            extra = part(rest, "ffn_rest")
             return out + g * dispatch.scatter(extra(dispatch.gather(h_BxLxD, slots)), slots)
-        return out + (extra(h_BxLxD) if g is None else g * extra(h_BxLxD))
+        wide = cached.when(run, lambda module, x: part(rest, "ffn_rest")(x), self, h_BxLxD, net.width)
+        return out + (wide if g is None else g * wide)
 
     def _report(self, r: router.Route, kept, gate_BxL, mask_BxL, rate) -> dict[str, jax.Array]:
         net, kept_BxL = self.net, kept.astype(jnp.float32)
@@ -108,6 +133,7 @@ class RoutedBlock(nn.Module):
             "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "gate": gate_BxL.sum(1) / jnp.maximum(kept_BxL.sum(1), 1),
             "score": jax.lax.stop_gradient(r.score),
+            "chosen": kept,
         }
         if net.route.mode in router.SCORED:
             square = jnp.square(r.score)
@@ -123,7 +149,7 @@ class RoutedBlock(nn.Module):
 _UNROUTED = ("always_full", "always_compressed", "soft")
 
 
-def _routed(net: NetCfg) -> bool:
+def routed(net: NetCfg) -> bool:
     return not net.route.mode.startswith("always")
 
 
@@ -131,7 +157,12 @@ def _dispatched(net: NetCfg) -> bool:
     return net.route.dispatch and net.route.mode not in _UNROUTED
 
 
-def _ffn_widths(net: NetCfg) -> tuple[int, int]:
+def layout(net: NetCfg, L: int) -> dispatch.Layout:
+    """Slots of the dispatch; as many as tokens where there is none."""
+    return router.layout(net, L) if _dispatched(net) else dispatch.layout(L, 1.0)
+
+
+def ffn_widths(net: NetCfg) -> tuple[int, int]:
     """Hidden features that every token runs, and those that only kept tokens add."""
     narrow = ceil_share(net.compress.s, net.ffn_width) if net.route.part == "block" else net.ffn_width
     return narrow, net.ffn_width - narrow
@@ -140,7 +171,7 @@ def _ffn_widths(net: NetCfg) -> tuple[int, int]:
 def _per_token(net: NetCfg) -> int:
     """FLOPs that one kept token adds, scores apart: q and output projections, with kv=routed its k and v; its FFN."""
     projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
-    return projections + prices.ffn_flops(net.width, _ffn_widths(net)[1], net.ffn)
+    return projections + prices.ffn_flops(net.width, ffn_widths(net)[1], net.ffn)
 
 
 def _routed_flops(net: NetCfg, p_BxL, L: int):
@@ -168,39 +199,42 @@ class Cerebra(nn.Module):
     vocab: int
 
     @nn.compact
-    def __call__(self, batch, knobs: Knobs, routing):
+    def __call__(self, batch, knobs: Knobs, routing, cache: cached.Cache | None = None):
         net, ex_B = self.net, batch["ex_B"]
-        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
         x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
-        B, L = x_BxLxD.shape[:2]
+        B, n = x_BxLxD.shape[:2]
+        L, pos, mask_BxL = block.places(batch, n, cache)
+        order = block.orders(net, L, mask_BxL) if cache is None else pos
         none_R = jnp.zeros(net.depth)
         scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(net.depth))
-        shared = (knobs, jnp.arange(L)[None], block.orders(net, L, mask_BxL), ex_B, mask_BxL)
+        shared = (knobs, pos, order, ex_B, mask_BxL)
         kwargs = {"net": net, "L": L}
-        x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared)
+        layers = None if cache is None else cache.layers
+        x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
+        out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
+        if cache is not None:
+            return out, cached.advance(cache, pos, y["cache"], y.get("kept"))
 
         fixed, dense = expected_split(net, L, self.vocab)
         expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
         observed, scores = {}, {}
-        if _routed(net):
+        if routed(net):
             expected_B += y.pop("expected_B").sum(0) / float(dense)
             hard_B += y.pop("hard_B").sum(0) / float(dense)
-            scores = {"score": y.pop("score")}
+            scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
             y["score"] = scores["score"].mean(2)
             observed = {name: y.pop(name) for name in routing}
         if net.route.mode == "soft":  # both paths run for every token, whatever the gates say
             hard_B = jnp.full(B, cost(net, L, self.vocab).model_flops / dense, jnp.float32)
         weights = {"z_loss": net.route.z_loss, "reconstruct": net.compress.reconstruct}
         losses = {name: weight * y[name].mean(0) for name, weight in weights.items() if name in y}
-        aux = Aux(expected_B, hard_B, y, observed, scores, losses)
-        h_BxLxD = block.Norm(name="norm")(x_BxLxD)
-        return block.Head(net, self.vocab, name="head")(h_BxLxD, table_VxD, mask_BxL), aux
+        return out, Aux(expected_B, hard_B, y, observed, scores, losses)
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included. `model` prices every routed token as kept (the ceiling)."""
     D, mode = net.width, net.route.mode
-    narrow, rest = _ffn_widths(net)
+    narrow, rest = ffn_widths(net)
     lay = router.layout(net, L)
     slots = lay.K if _dispatched(net) else L
     if _dispatched(net):
@@ -242,10 +276,10 @@ def _kept_flops(net: NetCfg, L: int, share: float) -> float:
 def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
     """Model FLOPs per example when that share of tokens, wherever they stand, is kept in every block."""
     fixed, _ = expected_split(net, L, vocab)
-    return fixed + (net.depth * _kept_flops(net, L, share) if _routed(net) else 0)
+    return fixed + (net.depth * _kept_flops(net, L, share) if routed(net) else 0)
 
 
 def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
     """(FLOPs per example that no decision changes, FLOPs of the dense Transformer of the same shape)."""
-    routed = net.depth * (L * _per_token(net) + 4 * net.width * block.pairs(net, L)) if _routed(net) else 0
-    return cost(net, L, vocab).model_flops - routed, transformer.cost(net, L, vocab).model_flops
+    most = net.depth * (L * _per_token(net) + 4 * net.width * block.pairs(net, L)) if routed(net) else 0
+    return cost(net, L, vocab).model_flops - most, transformer.cost(net, L, vocab).model_flops

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block, transformer
+from cerebra_jax.models.decoding import cache as cached
+from cerebra_jax.models.router import Decision, MetaRouter
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
-from cerebra_jax.ops.gates import expected_pairs, st_above, threshold_for
+from cerebra_jax.ops.gates import expected_pairs, threshold_for
 from cerebra_jax.types import Aux, Cost, Knobs, Out
 
 
@@ -34,23 +36,6 @@ class Filter(nn.Module):
         return block.Norm(name="norm")(x_BxLxD + y_BxLxD), X_BxLxD
 
 
-class MetaRouter(nn.Module):
-    """g = σ(w·x̄ + b), (B, L, 1) float32: x̄ is the mean of the tokens so far (`prefix`, causal) or of batch and tokens
-    (`batch`, as published: it leaks the future and the other examples)."""
-
-    mode: str
-
-    @nn.compact
-    def __call__(self, x_BxLxD):
-        x = x_BxLxD.astype(jnp.float32)
-        if self.mode == "prefix":
-            seen_L = jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)
-            mean = jnp.cumsum(x, axis=1) / seen_L[None, :, None]
-        else:
-            mean = jnp.broadcast_to(x.mean((0, 1), keepdims=True), x.shape)
-        return jax.nn.sigmoid(nn.Dense(1, dtype=jnp.float32, kernel_init=block._init(), name="gate")(mean))
-
-
 class FeedForwardLN(nn.Module):
     """x = LN(x + FFN(x))."""
 
@@ -63,42 +48,21 @@ class FeedForwardLN(nn.Module):
 
 
 class AttentionLN(nn.Module):
-    """x = LN(x + Attention(x)) for gathered or all tokens: queries (B, Q, D) over memory (B, K, D)."""
+    """x = LN(x + Attention(x)) for gathered or all tokens: queries (B, Q, D) over memory (B, K, D), or over a cache."""
 
     net: NetCfg
     plan: att.Plan
     kernel: str
 
     @nn.compact
-    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, ex_B):
-        y = block.Attention(self.net, self.plan, self.kernel, bias=True, name="attention")(q_BxQxD, m_BxKxD, qpos, kpos)
-        return block.Norm(name="norm")(q_BxQxD + block.Drop(self.net.dropout)(ex_B, y))
-
-
-class Decision(nn.Module):
-    """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
-
-    threshold: wanted where H(x) > τ; no parameters, so the gate is a constant. hard: wanted where a learned score is
-    above τ, 0 but for floor and ceiling; the gate is 0/1 forward, sigmoid backward. soft: all wanted, the gate blends.
-    p = σ((score − τ)/(T·spread)): the smooth decision that the penalty can move.
-    """
-
-    net: NetCfg
-
-    @nn.compact
-    def __call__(self, x_BxLxD, X_BxLxD, temperature, tau, spread):
-        mode = self.net.route.mode
-        if mode == "threshold":
-            score = spectral.spectral_entropy(X_BxLxD)
-            p = jax.nn.sigmoid((score - tau) / (temperature * spread))
-            wanted = score > tau
-            return wanted, wanted.astype(jnp.float32), p, score
-        score = nn.Dense(1, dtype=jnp.float32, name="score")(x_BxLxD.astype(jnp.float32))[..., 0]
-        if mode == "hard":
-            p = jax.nn.sigmoid((score - tau) / temperature)
-            return score > tau, st_above(score - tau, temperature), p, score
-        p = jax.nn.sigmoid(score / temperature)
-        return jnp.ones(score.shape, bool), p, p, score
+    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, ex_B, qorder=None, step: cached.Step | None = None):
+        attention = block.Attention(self.net, self.plan, self.kernel, bias=True, name="attention")
+        korder = None if qorder is None else kpos
+        y, kv = attention(q_BxQxD, m_BxKxD, qpos, kpos, qorder, korder, step), None
+        if step is not None:
+            y, kv = y
+        x_BxQxD = block.Norm(name="norm")(q_BxQxD + block.Drop(self.net.dropout)(ex_B, y))
+        return x_BxQxD if step is None else (x_BxQxD, kv)
 
 
 class RoutedLayer(nn.Module):
@@ -109,14 +73,18 @@ class RoutedLayer(nn.Module):
     kernel: str
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, temperature, rate, pos_1xL, ex_B):
+    def __call__(self, x_BxLxD, tau, spread, temperature, rate, pos_1xL, ex_B, cache=None):
         net, route, L = self.net, self.net.route, self.L
         light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
         wanted, gate, p, score = Decision(net, name="router")(x_BxLxD, X_BxLxD, temperature, tau, spread)
         # cuDNN knows only plain causal masks: positions of gathered tokens need a kernel that reads them
         kernel = "blockwise" if self.kernel == "blockwise" or L >= att.BLOCKWISE_FROM else "full"
-        if _dispatched(net):
-            lay = _layout(net, L)
+        if cache is not None:
+            kept, qorder, used_BxS, step = cached.routed(net, cache, wanted, pos_1xL, layout(net, L))
+            heavy = AttentionLN(net, (), kernel, name="heavy")
+            heavy_BxLxD, kv = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, qorder, step)
+        elif _dispatched(net):
+            lay = layout(net, L)
             slots = dispatch.assign(wanted, lay)
             kept = slots.kept_BxL
             spos_BxK = slots.idx_BxK  # an empty slot stands at position L: no real query sees it as a key
@@ -134,6 +102,8 @@ class RoutedLayer(nn.Module):
         g = (gate * kept)[..., None].astype(x_BxLxD.dtype)
         x_BxLxD = light_BxLxD + g * (heavy_BxLxD - light_BxLxD)
         x_BxLxD = FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B)
+        if cache is not None:
+            return x_BxLxD, {"kept": kept, "cache": {"heavy": kv, "used_BxS": used_BxS}}
 
         kept_BxL = kept.astype(jnp.float32)
         flat = jax.lax.stop_gradient(score)
@@ -143,6 +113,7 @@ class RoutedLayer(nn.Module):
             "kept": kept_BxL.mean(1),
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
+            "chosen": kept,
             "tau": threshold_for(route, flat, rate),
             "spread": flat.std(axis=1),
         }
@@ -153,8 +124,9 @@ def _dispatched(net: NetCfg) -> bool:
     return net.route.dispatch and net.route.mode != "soft"
 
 
-def _layout(net: NetCfg, L: int) -> dispatch.Layout:
-    return dispatch.layout(L, min(1.0, net.route.rate * net.route.capacity))
+def layout(net: NetCfg, L: int) -> dispatch.Layout:
+    """Slots of the dispatch; as many as tokens where there is none."""
+    return dispatch.layout(L, min(1.0, net.route.rate * net.route.capacity) if _dispatched(net) else 1.0)
 
 
 def _per_token(net: NetCfg) -> int:
@@ -188,19 +160,23 @@ class Chiar(nn.Module):
     vocab: int
 
     @nn.compact
-    def __call__(self, batch, knobs: Knobs, routing):
+    def __call__(self, batch, knobs: Knobs, routing, cache: cached.Cache | None = None):
         net = self.net
         ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
-        B, L = ids_BxL.shape
+        B, n = ids_BxL.shape
+        L, pos_1xL, real = block.places(batch, n, cache)
         kernel = block.kernel_of(net, L)
-        pos_1xL = jnp.arange(L)[None]
         x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
         x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
 
-        stats = {}
+        stats, rest = {}, {}
         light_BxLxD, _ = Filter(net, name="first_filter")(x_BxLxD)
         if net.route.meta != "off":
-            g_BxLx1 = MetaRouter(net.route.meta, name="meta_router")(x_BxLxD)
+            meta = MetaRouter(net.route.meta, name="meta_router")
+            if cache is None:
+                g_BxLx1 = meta(x_BxLxD)
+            else:
+                g_BxLx1, rest["sum_BxD"] = meta(x_BxLxD, cache.rest["sum_BxD"], pos_1xL, real)
             stats["meta_gate"] = g_BxLx1.mean((1, 2))
             g = g_BxLx1.astype(x_BxLxD.dtype)
             light_BxLxD = g * light_BxLxD + (1 - g) * x_BxLxD
@@ -210,34 +186,42 @@ class Chiar(nn.Module):
         layer = {"net": net, "L": L, "kernel": kernel}
         fixed, dense = expected_split(net, L, self.vocab)
         expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
-        observed, scores = {}, {}
+        observed, scores, y = {}, {}, {"cache": (), "kept": None}
         if R:
             shared = (knobs.temperature, knobs.rate, pos_1xL, ex_B)
             scanned = (routing["tau"], routing["spread"])
-            x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared)
+            layers = None if cache is None else cache.layers
+            x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers)
+        if R and cache is None:
             expected_B += y.pop("expected_B").sum(0) / float(dense)
             hard_B += y.pop("hard_B").sum(0) / float(dense)
             observed = {"tau": y.pop("tau"), "spread": y.pop("spread")}
-            scores = {"score": y.pop("score")}
+            scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
             stats |= y | {"score": scores["score"].mean(2)}
         if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
             hard_B = jnp.full(B, soft_flops(net, L, self.vocab) / dense, jnp.float32)
 
         heavy = AttentionLN(net, att.causal_plan(L), kernel, name="last_heavy")
-        x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B)
+        step = None if cache is None else cached.Step(cache.rest["heavy"], pos_1xL)
+        x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, None if cache is None else pos_1xL, step)
+        if cache is not None:
+            x_BxLxD, rest["heavy"] = x_BxLxD
         x_BxLxD = FeedForwardLN(net, name="last_mlp")(x_BxLxD, ex_B)
-        return Out(block.Norm(name="norm")(x_BxLxD), table_VxD), Aux(expected_B, hard_B, stats, observed, scores, {})
+        out = Out(block.Norm(name="norm")(x_BxLxD), table_VxD)
+        if cache is not None:
+            return out, cached.advance(cache, pos_1xL, y["cache"], y["kept"], **rest)
+        return out, Aux(expected_B, hard_B, stats, observed, scores, {})
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included. `model` prices every routed token as attending (the ceiling)."""
     D, R = net.width, net.depth - 2
     filter_flops = 2 * L * prices.dct_flops(D, net.route.dct)
-    score = 0 if net.route.mode == "threshold" else L * prices.linear_flops(D, 1)
+    score = score_flops(net, L)
     kv = L * prices.linear_flops(D, 2 * D) if net.route.kv == "all" else 0
     routed_ceiling = L * _per_token(net) + 4 * D * prices.causal_pairs(L)
     if _dispatched(net):
-        lay = _layout(net, L)
+        lay = layout(net, L)
         heavy = block.attention_flops(D, lay.K, L if net.route.kv == "all" else lay.K, lay.plan(net.route.kv))
     elif net.route.kv == "all":
         heavy = block.dense_attention_flops(net, L)
@@ -262,6 +246,11 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     add(f"{last}/ffn", block.ffn_flops(net, L))
     add("head", block.head_flops(net, L, vocab))
     return Cost(model, executed)
+
+
+def score_flops(net: NetCfg, L: int) -> int:
+    """Forward FLOPs per example of the decisions: a threshold looks at what the filter has computed."""
+    return 0 if net.route.mode == "threshold" else L * prices.linear_flops(net.width, 1)
 
 
 def soft_flops(net: NetCfg, L: int, vocab: int) -> int:

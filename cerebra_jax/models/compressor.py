@@ -18,6 +18,7 @@ import numpy as np
 from cerebra_jax.config import CompressCfg, NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block
+from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import attend as att
 
 TAPS = 3  # width of the depthwise convolution of `hybrid`
@@ -50,6 +51,36 @@ def windows(L: int, r: float) -> Windows:
     return Windows(np.minimum(place_MxW, L - 1), place_MxW <= last_M[:, None], last_M)
 
 
+class Closing(NamedTuple):
+    """The windows that a chunk of tokens may end, m of them, for each row."""
+
+    j_Bxm: jax.Array  # number of the window, M where the chunk does not end it
+    last_Bxm: jax.Array  # its last token
+    place_BxmxW: jax.Array  # its tokens, counted from the first one of the window buffer
+    inside_BxmxW: jax.Array
+    real_Bxn: jax.Array  # which tokens of the chunk are real
+
+    @property
+    def run(self) -> jax.Array:
+        """Whether any window of any row ends."""
+        return self.inside_BxmxW.any()
+
+
+def closing(win: Windows, L: int, pos_Bxn) -> Closing:
+    """Windows that end in a chunk at positions `pos_Bxn` (L: not a token) after a buffer of W − 1 tokens."""
+    (M, W), n = win.idx_MxW.shape, pos_Bxn.shape[1]
+    before = np.searchsorted(win.last_M, np.arange(L + n + 1))  # windows that end before a position
+    most = int((before[n:] - before[: L + 1]).max())
+    first_Bx1, new_Bx1 = pos_Bxn[:, :1], (pos_Bxn < L).sum(1, keepdims=True)
+    j_Bxm = jnp.asarray(before)[first_Bx1] + jnp.arange(most)[None]
+    at_Bxm = jnp.minimum(j_Bxm, M - 1)
+    last_Bxm = jnp.asarray(win.last_M)[at_Bxm]
+    ends_Bxm = (j_Bxm < M) & (last_Bxm < first_Bx1 + new_Bx1)
+    place_BxmxW = jnp.asarray(win.idx_MxW)[at_Bxm] - first_Bx1[..., None] + W - 1
+    inside_BxmxW = jnp.asarray(win.inside_MxW)[at_Bxm] & ends_Bxm[..., None]
+    return Closing(jnp.where(ends_Bxm, j_Bxm, M), last_Bxm, place_BxmxW, inside_BxmxW, pos_Bxn < L)
+
+
 def light_width(c: CompressCfg, D: int) -> int:
     """E = ceil(s D)."""
     return ceil_share(c.s, D)
@@ -62,36 +93,51 @@ class Compressor(nn.Module):
     conv: Σ_t K_t x_t / n, a strided convolution with a mean over the n real tokens; attention: a softmax over t of a
     learned query's scores, per head, then a projection; hybrid: a depthwise convolution inside the window before that.
     Loss: mean of (x_t − decoded x_t)² over the real tokens, against the inputs as they are (no gradient into them).
+    With `ends`, the windows that a chunk may end: -> (B, m, E) and the buffer of the last W − 1 tokens, `recent`.
     """
 
     net: NetCfg
     L: int
 
     @nn.compact
-    def __call__(self, x_BxLxD, mask_BxL=None):
-        c, D, H, E = self.net.compress, self.net.width, self.net.heads, light_width(self.net.compress, self.net.width)
-        win, dtype = windows(self.L, c.r), x_BxLxD.dtype
+    def __call__(self, x_BxLxD, mask_BxL=None, ends: Closing | None = None, recent=None):
+        if ends is not None:
+            return self._next(x_BxLxD, ends, recent)
+        win, (B, _, D) = windows(self.L, self.net.compress.r), x_BxLxD.shape
         M, W = win.idx_MxW.shape
         real = jnp.asarray(win.inside_MxW)[None]
         if mask_BxL is not None:
             real = real & mask_BxL[:, win.idx_MxW]
-        B = x_BxLxD.shape[0]
         x = x_BxLxD.reshape(B, M, W, D) if win.tiles else x_BxLxD[:, win.idx_MxW]
-        x = jnp.where(real[..., None], x, jnp.zeros((), dtype))
-        n = real.sum(-1, keepdims=True).astype(jnp.float32)
+        x = jnp.where(real[..., None], x, jnp.zeros((), x.dtype))
+        y_BxMxE = self._compress(x, real)
+        return y_BxMxE, real.any(-1), self._reconstruction(x, y_BxMxE, real) if self.net.compress.reconstruct else None
+
+    def _next(self, x_BxnxD, ends: Closing, recent_BxWxD):
+        x, recent_BxWxD = cached.slide(recent_BxWxD, x_BxnxD, ends.real_Bxn)
+        B, m, W = ends.inside_BxmxW.shape
+        at_BxP = jnp.clip(ends.place_BxmxW, 0, x.shape[1] - 1).reshape(B, m * W)
+        x_BxmxWxD = jnp.take_along_axis(x, at_BxP[..., None], axis=1).reshape(B, m, W, x.shape[2])
+        x_BxmxWxD = jnp.where(ends.inside_BxmxW[..., None], x_BxmxWxD, jnp.zeros((), x.dtype))
+        part = lambda module, x: module._compress(x, ends.inside_BxmxW)  # noqa: E731
+        c_BxmxE = cached.when(ends.run, part, self, x_BxmxWxD, light_width(self.net.compress, self.net.width))
+        return c_BxmxE, recent_BxWxD
+
+    def _compress(self, x_BxMxWxD, real_BxMxW):
+        """Windows, zeros where a place is not real -> (B, M, E)."""
+        c, H, x, dtype = self.net.compress, self.net.heads, x_BxMxWxD, x_BxMxWxD.dtype
+        (B, M, W, D), E = x.shape, light_width(self.net.compress, self.net.width)
+        n = real_BxMxW.sum(-1, keepdims=True).astype(jnp.float32)
         if c.kind == "conv":
             kernel = self.param("kernel", block._init((W / D) ** 0.5), (W, D, E), jnp.float32)
-            y_BxMxE = jnp.einsum("bmwd,wde->bme", x, kernel.astype(dtype)) / jnp.maximum(n, 1).astype(dtype)
-        else:
-            mixed = Depthwise(dtype, name="taps")(x) if c.kind == "hybrid" else x
-            score = nn.Dense(H, False, jnp.float32, kernel_init=block._init(), name="query")(x.astype(jnp.float32))
-            # a window without real tokens weighs them all alike: its result is seen by no query
-            score = jnp.where(real[..., None] | (n[..., None] == 0), score, -jnp.inf)
-            p = jax.nn.softmax(score, axis=2).astype(dtype)
-            pooled = jnp.einsum("bmwh,bmwhc->bmhc", p, mixed.reshape(B, M, W, H, D // H)).reshape(B, M, D)
-            y_BxMxE = nn.Dense(E, False, dtype, kernel_init=block._init(D**-0.5), name="project")(pooled)
-        loss_B = self._reconstruction(x, y_BxMxE, real) if c.reconstruct else None
-        return y_BxMxE, n[..., 0] > 0, loss_B
+            return jnp.einsum("bmwd,wde->bme", x, kernel.astype(dtype)) / jnp.maximum(n, 1).astype(dtype)
+        mixed = Depthwise(dtype, name="taps")(x) if c.kind == "hybrid" else x
+        score = nn.Dense(H, False, jnp.float32, kernel_init=block._init(), name="query")(x.astype(jnp.float32))
+        # a window without real tokens weighs them all alike: its result is seen by no query
+        score = jnp.where(real_BxMxW[..., None] | (n[..., None] == 0), score, -jnp.inf)
+        p = jax.nn.softmax(score, axis=2).astype(dtype)
+        pooled = jnp.einsum("bmwh,bmwhc->bmhc", p, mixed.reshape(B, M, W, H, D // H)).reshape(B, M, D)
+        return nn.Dense(E, False, dtype, kernel_init=block._init(D**-0.5), name="project")(pooled)
 
     def _reconstruction(self, x_BxMxWxD, y_BxMxE, real):
         B, M, W, D = x_BxMxWxD.shape
@@ -133,6 +179,7 @@ class CompressedAttention(nn.Module):
 
     Queries, keys and values have width E. A compressed token stands at the last position of its window: causality is
     the usual mask. `order` is what the mask compares (see `block.orders`), `seen` which windows hold a real token.
+    With `ends` and the cache `kv`: of a chunk, whose windows join the cache -> ((B, n, D), the cache).
     """
 
     net: NetCfg
@@ -141,25 +188,36 @@ class CompressedAttention(nn.Module):
     out_std: float = 0.02
 
     @nn.compact
-    def __call__(self, x_BxLxD, c_BxMxE, seen, pos_1xL, order):
+    def __call__(
+        self, x_BxLxD, c_BxMxE, seen, pos_1xL, order, ends: Closing | None = None, kv: cached.KV | None = None
+    ):
         net, dtype = self.net, x_BxLxD.dtype
-        B, E, H = c_BxMxE.shape[0], c_BxMxE.shape[2], light_heads(net)
-        last_1xM = jnp.asarray(windows(self.L, net.compress.r).last_M)[None]
+        (B, n, _), E, H = x_BxLxD.shape, c_BxMxE.shape[2], light_heads(net)
+        last = jnp.asarray(windows(self.L, net.compress.r).last_M)[None] if ends is None else ends.last_Bxm
 
         def heads(x):
             return x.reshape(B, x.shape[1], H, E // H).swapaxes(1, 2)
 
+        def keys(module, c):
+            return nn.Dense(2 * E, False, dtype, kernel_init=block._init(), name="kv")(c)
+
         q = heads(nn.Dense(E, False, dtype, kernel_init=block._init(), name="q")(x_BxLxD))
-        kv = nn.Dense(2 * E, False, dtype, kernel_init=block._init(), name="kv")(c_BxMxE)
+        made = cached.when(None if ends is None else ends.run, keys, self, c_BxMxE, 2 * E)
         null = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
         null_k, null_v = (jnp.broadcast_to(x.reshape(1, H, 1, E // H), (B, H, 1, E // H)) for x in null)
-        k = jnp.concatenate([null_k, _rope(heads(kv[..., :E]), last_1xM)], axis=2)
-        v = jnp.concatenate([null_v, heads(kv[..., E:])], axis=2)
-        korder = jnp.where(seen, last_1xM if net.causal else 0, self.L)
+        k = jnp.concatenate([null_k, _rope(heads(made[..., :E]), last)], axis=2)
+        v = jnp.concatenate([null_v, heads(made[..., E:])], axis=2)
+        korder = jnp.where(seen, last if net.causal else 0, self.L)
         korder = jnp.pad(korder, ((0, 0), (1, 0)), constant_values=-1)
-        o = att.attend(_rope(q, pos_1xL), k, v, order, korder, light_plan(net, self.L), self.kernel)
-        o_BxLxE = o.swapaxes(1, 2).reshape(B, self.L, E)
-        return nn.Dense(net.width, False, dtype, kernel_init=block._init(self.out_std), name="out")(o_BxLxE)
+        plan = light_plan(net, self.L)
+        if ends is not None:  # the null key is in slot 0
+            kv = cached.write(kv, jnp.pad(1 + ends.j_Bxm, ((0, 0), (1, 0))), k, v, korder)
+            k, v, korder = kv
+            plan = cached.plan(n, korder.shape[1])
+        o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, self.kernel)
+        o_BxLxE = o.swapaxes(1, 2).reshape(B, n, E)
+        y_BxLxD = nn.Dense(net.width, False, dtype, kernel_init=block._init(self.out_std), name="out")(o_BxLxE)
+        return y_BxLxD if ends is None else (y_BxLxD, kv)
 
 
 def _rope(x_BxHxLxC, pos):

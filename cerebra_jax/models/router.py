@@ -1,7 +1,7 @@
-"""Routers: which tokens the heavy path sees, and how much of it each of them takes. Cerebra 3.3.
+"""Routers: which tokens the heavy path sees, and how much of it each of them takes. Cerebra 3.3, CHIAR.
 
-A linear score per token, float32, of its normalised features. y = x + g · heavy + (1 − g) · light with g = gate · kept:
-the gate carries the gradient to the score, and never scales the residual.
+`Router` is Cerebra's: a linear score per token, float32, of its normalised features. y = x + g · heavy + (1 − g) ·
+light with g = gate · kept: the gate carries the gradient to the score, and never scales the residual.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import prices
+from cerebra_jax.models import block
 from cerebra_jax.models.compressor import ceil_share
-from cerebra_jax.ops import dispatch, topk
+from cerebra_jax.ops import dispatch, spectral, topk
+from cerebra_jax.ops.gates import st_above
 
 SCORED = ("soft", "topk", "threshold")  # modes with a learned score
 
@@ -37,12 +39,13 @@ class Router(nn.Module):
 
     p = σ((s − τ)/(T · spread)) is the smooth decision that a penalty can move. With topk the count is fixed and so is
     the cost: p is the decision itself. Padding (mask false) is never wanted, unless top-k has too few real tokens.
+    When decoding, the tokens stand at `pos_Bxn` of `context`: a random router then draws what it draws for all of them.
     """
 
     net: NetCfg
 
     @nn.compact
-    def __call__(self, h_BxLxD, tau, spread, temperature, layer, ex_B, mask_BxL) -> Route:
+    def __call__(self, h_BxLxD, tau, spread, temperature, layer, ex_B, mask_BxL, pos_Bxn=None, context=0) -> Route:
         route, (B, L) = self.net.route, h_BxLxD.shape[:2]
         key = self.make_rng("route") if self.has_rng("route") else None
         # −inf would make softmax NaN in an example of padding only
@@ -50,7 +53,9 @@ class Router(nn.Module):
         last = lambda s: jnp.where(real, s, -1e9)  # noqa: E731
         if route.mode == "random":
             key = jax.random.fold_in(jax.random.key(0) if key is None else key, layer)
-            s = jax.vmap(lambda e: jax.random.uniform(jax.random.fold_in(key, e), (L,)))(ex_B)
+            s = jax.vmap(lambda e: jax.random.uniform(jax.random.fold_in(key, e), (context or L,)))(ex_B)
+            if context:
+                s = jnp.take_along_axis(s, jnp.minimum(pos_Bxn, context - 1), axis=1)
             keep = s < route.rate if self.net.causal else topk.hard_topk(last(s), kept_tokens(route, L)) > 0
             return Route(keep & real, jnp.ones((B, L)), jnp.full((B, L), route.rate), s)
 
@@ -68,6 +73,54 @@ class Router(nn.Module):
         spread = jnp.maximum(spread, 1e-6)
         z = (s - tau) / spread
         return Route((s > tau) & real, jax.nn.sigmoid(z), jax.nn.sigmoid(z / temperature) * real, s)
+
+
+class Decision(nn.Module):
+    """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
+
+    threshold: wanted where H(x) > τ; no parameters, so the gate is a constant. hard: wanted where a learned score is
+    above τ, 0 but for floor and ceiling; the gate is 0/1 forward, sigmoid backward. soft: all wanted, the gate blends.
+    p = σ((score − τ)/(T·spread)): the smooth decision that the penalty can move.
+    """
+
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, x_BxLxD, X_BxLxD, temperature, tau, spread):
+        mode = self.net.route.mode
+        if mode == "threshold":
+            score = spectral.spectral_entropy(X_BxLxD)
+            p = jax.nn.sigmoid((score - tau) / (temperature * spread))
+            wanted = score > tau
+            return wanted, wanted.astype(jnp.float32), p, score
+        score = nn.Dense(1, dtype=jnp.float32, name="score")(x_BxLxD.astype(jnp.float32))[..., 0]
+        if mode == "hard":
+            p = jax.nn.sigmoid((score - tau) / temperature)
+            return score > tau, st_above(score - tau, temperature), p, score
+        p = jax.nn.sigmoid(score / temperature)
+        return jnp.ones(score.shape, bool), p, p, score
+
+
+class MetaRouter(nn.Module):
+    """g = σ(w·x̄ + b), (B, L, 1) float32: x̄ is the mean of the tokens so far (`prefix`, causal) or of batch and tokens
+    (`batch`, as published: it leaks the future and the other examples). With `sum_BxD`, the sum of the tokens before
+    positions `pos_Bxn`: -> (g, the sum so far)."""
+
+    mode: str
+
+    @nn.compact
+    def __call__(self, x_BxLxD, sum_BxD=None, pos_Bxn=None, real_Bxn=None):
+        x = x_BxLxD.astype(jnp.float32)
+        if sum_BxD is not None:
+            sum_BxnxD = sum_BxD[:, None] + jnp.cumsum(jnp.where(real_Bxn[..., None], x, 0.0), axis=1)
+            sum_BxD, mean = sum_BxnxD[:, -1], sum_BxnxD / (pos_Bxn[..., None] + 1).astype(jnp.float32)
+        elif self.mode == "prefix":
+            seen_L = jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)
+            mean = jnp.cumsum(x, axis=1) / seen_L[None, :, None]
+        else:
+            mean = jnp.broadcast_to(x.mean((0, 1), keepdims=True), x.shape)
+        g = jax.nn.sigmoid(nn.Dense(1, dtype=jnp.float32, kernel_init=block._init(), name="gate")(mean))
+        return g if sum_BxD is None else (g, sum_BxD)
 
 
 def learned(route: RouteCfg) -> bool:

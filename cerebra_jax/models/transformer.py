@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.models import block
+from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import attend as att
 from cerebra_jax.types import Aux, Cost
 
@@ -21,7 +22,7 @@ class DenseLayer(nn.Module):
     reach: att.Reach = att.PAST
 
     @nn.compact
-    def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL):
+    def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL, cache=None):
         net = self.net
         pre = net.norm == "pre"
         std = 0.02 * (2 * net.depth) ** -0.5 if pre else 0.02
@@ -31,13 +32,18 @@ class DenseLayer(nn.Module):
         ffn = block.FeedForward(net, out_std=std, name="ffn")
         attention_norm, ffn_norm = block.Norm(name="attention_norm"), block.Norm(name="ffn_norm")
         h = attention_norm(x_BxLxD) if pre else x_BxLxD
-        mixed = attention(h, h, pos_1xL, pos_1xL, order, order)
+        new = {}  # the cache after these tokens
+        if cache is None:
+            mixed = attention(h, h, pos_1xL, pos_1xL, order, order)
+        else:
+            step = cached.Step(cache["heavy"], pos_1xL)
+            mixed, new["heavy"] = attention(h, h, pos_1xL, pos_1xL, order, order, step)
         if net.local:
-            mixed += block.Local(net, name="local")(h, mask_BxL)
+            mixed += block.local(net, h, mask_BxL, cache, new)
         x_BxLxD += drop(ex_B, mixed)
         x_BxLxD = x_BxLxD if pre else attention_norm(x_BxLxD)
         x_BxLxD += drop(ex_B, ffn(ffn_norm(x_BxLxD) if pre else x_BxLxD))
-        return x_BxLxD if pre else ffn_norm(x_BxLxD), None
+        return x_BxLxD if pre else ffn_norm(x_BxLxD), {} if cache is None else {"cache": new}
 
 
 class Transformer(nn.Module):
@@ -47,26 +53,31 @@ class Transformer(nn.Module):
     vocab: int
 
     @nn.compact
-    def __call__(self, batch, knobs, routing):
+    def __call__(self, batch, knobs, routing, cache: cached.Cache | None = None):
         net = self.net
         x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
-        (B, L), ex_B = x_BxLxD.shape[:2], batch["ex_B"]
-        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
-        how, order = self.attention(L, mask_BxL)
-        shared = (jnp.arange(L)[None], order, ex_B, mask_BxL)
-        x_BxLxD, _ = block.repeat(DenseLayer, net, net.depth, {"net": net} | how, x_BxLxD, (), shared)
-        share_B = jnp.full(B, self.share(L), jnp.float32)
+        (B, n), ex_B = x_BxLxD.shape[:2], batch["ex_B"]
+        L, pos, mask_BxL = block.places(batch, n, cache)
+        order = self.order(L, mask_BxL) if cache is None else pos
+        kwargs, layers = {"net": net} | self.attention(L), None if cache is None else cache.layers
+        x_BxLxD, y = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers)
         out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
+        if cache is not None:
+            return out, cached.advance(cache, pos, y["cache"])
+        share_B = jnp.full(B, self.share(L), jnp.float32)
         return out, Aux(share_B, share_B, {}, {}, {}, {})
 
     def share(self, L) -> float:
         """FLOPs relative to the dense Transformer of the same shape."""
         return 1.0
 
-    def attention(self, L, mask_BxL):
-        """(how every layer attends, the order that its mask compares)."""
-        net = self.net
-        return {"plan": block.dense_plan(net, L), "kernel": block.kernel_of(net, L)}, block.orders(net, L, mask_BxL)
+    def attention(self, L) -> dict:
+        """How every layer attends."""
+        return {"plan": block.dense_plan(self.net, L), "kernel": block.kernel_of(self.net, L)}
+
+    def order(self, L, mask_BxL):
+        """What its mask compares."""
+        return block.orders(self.net, L, mask_BxL)
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:

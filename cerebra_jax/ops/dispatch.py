@@ -72,6 +72,20 @@ def assign(keep_BxL: jax.Array, lay: Layout) -> Slots:
     return Slots(idx_BxK, slot_BxL)
 
 
+def place(keep_Bxn, pos_Bxn, used_BxS, lay: Layout) -> tuple[jax.Array, jax.Array]:
+    """`assign` for the next n tokens of each row, at their positions: slots (B, n), K for none, and how many tokens
+    of each segment have wanted one so far. A position beyond the last segment gets none."""
+    ends_S = jnp.asarray([b for _, b in lay.tokens])
+    first_S, size_S = (jnp.asarray(x) for x in zip(*((c0, c1 - c0) for c0, c1 in lay.slots), strict=True))
+    starts_S = jnp.asarray([a for a, _ in lay.tokens])
+    pos_BxnxS = pos_Bxn[..., None]
+    mine_BxnxS = (starts_S[None, None] <= pos_BxnxS) & (pos_BxnxS < ends_S[None, None]) & keep_Bxn[..., None]
+    rank_BxnxS = used_BxS[:, None] + jnp.cumsum(mine_BxnxS.astype(jnp.int32), axis=1) - 1
+    fits_BxnxS = mine_BxnxS & (rank_BxnxS < size_S[None, None])
+    slot_Bxn = jnp.where(fits_BxnxS, first_S[None, None] + rank_BxnxS - lay.K, 0).sum(-1) + lay.K
+    return slot_Bxn.astype(jnp.int32), used_BxS + mine_BxnxS.sum(1, dtype=jnp.int32)
+
+
 def _take(x_BxNxD, at_BxM):
     """Rows of x at the given places; zeros where the place is N (none)."""
     N = x_BxNxD.shape[1]

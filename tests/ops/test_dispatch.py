@@ -28,6 +28,26 @@ def test_slots_hold_the_earliest_kept_tokens_of_each_segment_in_order(seed, L, s
         assert not kept[b][~keep[b]].any()
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([7, 64, 1024, 1500]), st.floats(0.05, 1.0), st.floats(0.0, 1.0))
+def test_tokens_that_come_in_chunks_get_the_same_slots(seed, L, share, rate):
+    rng = np.random.RandomState(seed)
+    keep, lay, n = rng.random((2, L)) < rate, dispatch.layout(L, share), -(-L // 4)
+    used, at_B, slot = jnp.zeros((2, len(lay.tokens)), jnp.int32), np.zeros(2, int), np.full((2, L), -1)
+    while (at_B < L).any():
+        take = at_B[:, None] + np.arange(n)[None]
+        real = (np.arange(n)[None] < rng.randint(1, n + 1, (2, 1))) & (take < L)
+        wanted = np.where(
+            real, keep[[[0], [1]], np.minimum(take, L - 1)], True
+        )  # a token that is not there wants one too
+        got, used = dispatch.place(jnp.asarray(wanted), jnp.asarray(np.where(real, take, L)), used, lay)
+        assert (np.asarray(got)[~real] == lay.K).all()
+        b, i = np.nonzero(real)
+        slot[b, take[b, i]] = np.asarray(got)[b, i]
+        at_B += real.sum(1)
+    np.testing.assert_array_equal(slot, dispatch.assign(jnp.asarray(keep), lay).slot_BxL)
+
+
 @pytest.mark.parametrize(("L", "share"), [(64, 0.25), (1024, 0.3), (1500, 1.0), (10, 0.01)])
 def test_layout_tiles_the_sequence_and_has_room_for_the_share(L, share):
     lay = dispatch.layout(L, share)

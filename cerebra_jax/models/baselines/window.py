@@ -28,11 +28,13 @@ class Window(transformer.Transformer):
     def share(self, L):
         return cost(self.net, L, self.vocab).model_flops / transformer.cost(self.net, L, self.vocab).model_flops
 
-    def attention(self, L, mask_BxL):
-        pos_1xL = jnp.arange(L)[None]
-        order = pos_1xL if mask_BxL is None else jnp.where(mask_BxL, pos_1xL, FAR)
+    def attention(self, L):
         span = reach(self.net)
-        return {"plan": att.window_plan(L, span), "kernel": block.masked_kernel(self.net, L), "reach": span}, order
+        return {"plan": att.window_plan(L, span), "kernel": block.masked_kernel(self.net, L), "reach": span}
+
+    def order(self, L, mask_BxL):
+        pos_1xL = jnp.arange(L)[None]
+        return pos_1xL if mask_BxL is None else jnp.where(mask_BxL, pos_1xL, FAR)
 
 
 def pairs(net: NetCfg, L: int) -> int:

@@ -1,0 +1,149 @@
+"""What each model remembers while it decodes, and what a decoded token costs.
+
+Keys and values of kv=all stand for L tokens, of kv=routed for the slots of the dispatch only: a smaller cache. Every
+slot of a cache is visited whatever the position, so a token's price does not depend on where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import prices
+from cerebra_jax.models import block, cerebra, chiar, compressor, router
+from cerebra_jax.models.compressor import light_width
+from cerebra_jax.models.decoding import cache
+from cerebra_jax.models.decoding.cache import Cache
+from cerebra_jax.ops import attend as att
+from cerebra_jax.ops.dispatch import Layout
+from cerebra_jax.types import TokenCost
+
+
+class Decoder(NamedTuple):
+    cache: Callable[[NetCfg, int, Any], Cache]  # (net, L, ex_B) -> of rows that have read nothing
+    token: Callable[[NetCfg, int, int], TokenCost]  # (net, L, vocab) -> forward FLOPs of one token, head included
+
+
+def _transformer_cache(net: NetCfg, L: int, ex_B) -> Cache:
+    layer = lambda: {"heavy": _keys(net, len(ex_B), L, L)} | _near(net, len(ex_B))  # noqa: E731
+    return cache.empty(net, L, ex_B, 0, net.depth, layer)
+
+
+def _transformer_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
+    always = {}
+    for i in range(net.depth):
+        always[f"layer_{i:02d}/attention"] = _dense(net, L)
+        always[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, 1)
+    return TokenCost(always | {"head": block.head_flops(net, 1, vocab)}, {}, {})
+
+
+def _chiar_cache(net: NetCfg, L: int, ex_B) -> Cache:
+    B, lay = len(ex_B), chiar.layout(net, L)
+
+    def layer():
+        return {"heavy": _keys(net, B, _memory(net, lay, L), L), "used_BxS": jnp.zeros((B, len(lay.slots)), jnp.int32)}
+
+    rest = {"heavy": _keys(net, B, L, L)}
+    if net.route.meta != "off":
+        rest["sum_BxD"] = jnp.zeros((B, net.width))
+    return cache.empty(net, L, ex_B, net.depth - 2, net.depth - 2, layer, **rest)
+
+
+def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
+    D, last = net.width, f"layer_{net.depth - 1:02d}"
+    always, kept = {"layer_00/filter": 2 * prices.dct_flops(D, net.route.dct)}, {}
+    if net.route.meta != "off":
+        always["layer_00/meta_router"] = prices.linear_flops(D, 1)
+    always["layer_00/ffn"] = block.ffn_flops(net, 1)
+    heavy = _routed(net, _memory(net, chiar.layout(net, L), L))
+    for i in range(1, net.depth - 1):
+        layer = f"layer_{i:02d}"
+        always[f"{layer}/filter"] = always["layer_00/filter"]
+        always[f"{layer}/router"] = chiar.score_flops(net, 1)
+        always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
+        always[f"{layer}/ffn"] = block.ffn_flops(net, 1)
+    always |= {f"{last}/attention": _dense(net, L), f"{last}/ffn": block.ffn_flops(net, 1)}
+    return TokenCost(always | {"head": block.head_flops(net, 1, vocab)}, kept, {})
+
+
+def _cerebra_cache(net: NetCfg, L: int, ex_B) -> Cache:
+    """For the light path, the null key, the M windows, and the W − 1 tokens before the next one."""
+    B, mode, lay = len(ex_B), net.route.mode, cerebra.layout(net, L)
+    (M, W), E, heads = compressor.windows(L, net.compress.r).idx_MxW.shape, _light(net), compressor.light_heads(net)
+
+    def layer():
+        made = _near(net, B)
+        if mode != "always_full":
+            made["light"] = cache.empty_kv(B, heads, 1 + M, E // heads, net.dtype, L)
+            made["recent"] = jnp.zeros((B, W - 1, net.width), net.dtype)
+        if mode != "always_compressed":
+            made["heavy"] = _keys(net, B, _memory(net, lay, L), L)
+        if cerebra.routed(net):
+            made["used_BxS"] = jnp.zeros((B, len(lay.slots)), jnp.int32)
+        return made
+
+    return cache.empty(net, L, ex_B, net.depth if cerebra.routed(net) else 0, net.depth, layer)
+
+
+def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
+    D, E, mode, M = net.width, _light(net), net.route.mode, len(compressor.windows(L, net.compress.r).last_M)
+    narrow, rest = (prices.ffn_flops(D, F, net.ffn) for F in cerebra.ffn_widths(net))
+    both = mode in ("soft", "always_full")
+    always, kept, window = {}, {}, {}
+    for i in range(net.depth):
+        layer = f"layer_{i:02d}"
+        always[f"{layer}/ffn"] = narrow
+        if mode in router.SCORED:
+            always[f"{layer}/router"] = router.router_flops(net, 1)
+        if mode != "always_full":
+            always[f"{layer}/light"] = 2 * prices.linear_flops(D, E) + att.scores_flops(cache.plan(1, 1 + M), E)
+            window[f"{layer}/compressor"] = compressor.compressor_flops(net, L) // M
+            window[f"{layer}/light"] = prices.linear_flops(E, 2 * E)
+        if mode != "always_compressed":
+            heavy = _routed(net, _memory(net, cerebra.layout(net, L), L))
+            always[f"{layer}/attention"], kept[f"{layer}/attention"] = (sum(heavy), 0) if both else heavy
+            always[f"{layer}/ffn"] += rest if both else 0
+            kept[f"{layer}/ffn"] = 0 if both else rest
+    return TokenCost(always | {"head": block.head_flops(net, 1, vocab)}, kept, window)
+
+
+def _keys(net: NetCfg, B: int, slots: int, L: int) -> cache.KV:
+    return cache.empty_kv(B, net.heads, slots, net.width // net.heads, net.dtype, L)
+
+
+def _near(net: NetCfg, B: int) -> dict:
+    """What the short convolution remembers."""
+    return {"near": jnp.zeros((B, net.local - 1, net.width), net.dtype)} if net.local else {}
+
+
+def _memory(net: NetCfg, lay: Layout, L: int) -> int:
+    """Slots that routed attention remembers."""
+    return lay.K if net.route.kv == "routed" else L
+
+
+def _dense(net: NetCfg, slots: int) -> int:
+    """Attention of one token: four projections, and scores over every slot of the cache."""
+    return block.attention_flops(net.width, 1, 1, cache.plan(1, slots))
+
+
+def _routed(net: NetCfg, slots: int) -> tuple[int, int]:
+    """(always, if kept) of one token in routed attention: with kv=all its key and value are always made."""
+    made = prices.linear_flops(net.width, 2 * net.width) if net.route.kv == "all" else 0
+    if net.route.mode == "soft":
+        made = _dense(net, slots)
+    return made, _dense(net, slots) - made
+
+
+def _light(net: NetCfg) -> int:
+    return light_width(net.compress, net.width)
+
+
+DECODERS = {
+    "transformer": Decoder(_transformer_cache, _transformer_token),
+    "window": Decoder(_transformer_cache, _transformer_token),  # all L keys are kept, and masked
+    "chiar": Decoder(_chiar_cache, _chiar_token),
+    "cerebra": Decoder(_cerebra_cache, _cerebra_token),
+}
