@@ -284,16 +284,17 @@ def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry,
     are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a cache (of decoding), else it is a
     tuple of one per layer, which leaves the arrays where they are.
     """
+    more = () if cache is None else (cache,)
     if net.remat:
         layer = nn.remat(layer, prevent_cse=not net.scan)
     if net.scan:
-        axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared) + (0,)
+        axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared) + (0,) * len(more)
         over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "route": True},
                        in_axes=axes, length=count)  # fmt: skip
-        return over(**kwargs, name="layers")(carry, *scanned, *shared, cache)
+        return over(**kwargs, name="layers")(carry, *scanned, *shared, *more)
     ys, caches = [], []
     for i in range(count):
-        each = (*(s[i] for s in scanned), *shared, None if cache is None else cache[i])
+        each = (*(s[i] for s in scanned), *shared, *(c[i] for c in more))
         carry, y = layer(**kwargs, name=f"layer_{i:02d}")(carry, *each)
         if cache is not None:
             caches.append(y.pop("cache"))
