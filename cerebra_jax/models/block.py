@@ -91,15 +91,6 @@ def orders(net: NetCfg, L: int, mask_BxL=None):
     return order_1xL if mask_BxL is None else jnp.where(mask_BxL, order_1xL, L)
 
 
-def places(batch, n: int, cache: cached.Cache | None):
-    """-> (context length L, positions, mask of the real tokens or None), of a whole batch or of a chunk of n tokens."""
-    mask = batch["mask_BxL"] if "mask_BxL" in batch else None
-    if cache is None:
-        return n, jnp.arange(n)[None], mask
-    L, pos_Bxn = cached.places(cache, mask)
-    return L, pos_Bxn, pos_Bxn < L
-
-
 def dense_plan(net: NetCfg, L: int) -> att.Plan:
     """Attention plan of all tokens."""
     return att.causal_plan(L) if net.causal else ((0, L, 0, L),)

@@ -203,7 +203,7 @@ class Cerebra(nn.Module):
         net, ex_B = self.net, batch["ex_B"]
         x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
         B, n = x_BxLxD.shape[:2]
-        L, pos, mask_BxL = block.places(batch, n, cache)
+        L, pos, mask_BxL = cached.places(batch, n, cache)
         order = block.orders(net, L, mask_BxL) if cache is None else pos
         none_R = jnp.zeros(net.depth)
         scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(net.depth))

@@ -164,7 +164,7 @@ class Chiar(nn.Module):
         net = self.net
         ids_BxL, ex_B = batch["inputs_BxL"], batch["ex_B"]
         B, n = ids_BxL.shape
-        L, pos_1xL, real = block.places(batch, n, cache)
+        L, pos_1xL, real = cached.places(batch, n, cache)
         kernel = block.kernel_of(net, L)
         x_BxLxD, table_VxD = block.Embed(self.vocab, net, name="embed")(ids_BxL)
         x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)

@@ -57,7 +57,7 @@ class Transformer(nn.Module):
         net = self.net
         x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
         (B, n), ex_B = x_BxLxD.shape[:2], batch["ex_B"]
-        L, pos, mask_BxL = block.places(batch, n, cache)
+        L, pos, mask_BxL = cached.places(batch, n, cache)
         order = self.order(L, mask_BxL) if cache is None else pos
         kwargs, layers = {"net": net} | self.attention(L), None if cache is None else cache.layers
         x_BxLxD, y = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers)

@@ -62,11 +62,16 @@ def empty(net: NetCfg, L: int, ex_B, routed: int, count: int, layer: Callable[[]
     return Cache(jnp.zeros(B, jnp.int32), jnp.asarray(ex_B), jnp.zeros((routed, B, L), bool), layers, rest)
 
 
-def places(cache: Cache, real_Bxn) -> tuple[int, jax.Array]:
-    """(context length L, positions (B, n) of the next tokens of each row); L for a token that is not real."""
+def places(batch, n: int, cache: Cache | None):
+    """-> (context length L, positions, mask of the real tokens or None), of a whole batch or of a chunk of n tokens, of
+    which those that are not real stand at L."""
+    mask = batch["mask_BxL"] if "mask_BxL" in batch else None
+    if cache is None:
+        return n, jnp.arange(n)[None], mask
     L = cache.kept_RxBxL.shape[2]
-    pos_Bxn = cache.pos_B[:, None] + jnp.arange(real_Bxn.shape[1])[None]
-    return L, jnp.where(real_Bxn & (pos_Bxn < L), pos_Bxn, L)
+    pos_Bxn = cache.pos_B[:, None] + jnp.arange(n)[None]
+    real_Bxn = mask & (pos_Bxn < L)
+    return L, jnp.where(real_Bxn, pos_Bxn, L), real_Bxn
 
 
 def advance(cache: Cache, pos_Bxn, layers: Any, kept_RxBxn=None, **rest: Any) -> Cache:
