@@ -132,9 +132,8 @@ def test_cached_decoding_is_the_full_pass(make, name):
     assert_decodes(full, decode, cache, tokens(5), decisions=lambda cache: cache.kept_RxBxL)
 
 
-@pytest.mark.parametrize(
-    "name", ["dense", "chiar-threshold", "chiar-hard-kv-routed", "cerebra-threshold", "ssm", "lstm"]
-)
+@pytest.mark.parametrize("name", ["dense", "ssm", "lstm", "chiar-threshold", "chiar-hard-kv-routed", *(
+    f"cerebra-{kind}" for kind in ("threshold", "kv-all", "hybrid-odd", "learned", "soft"))])  # fmt: skip
 def test_jit_equals_eager(make, name):
     m = make(name)
     np.testing.assert_allclose(m.forward(tokens())[0], m.run(tokens())[0], rtol=2e-4, atol=2e-4)
