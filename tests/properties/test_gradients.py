@@ -61,7 +61,7 @@ class Task:
     def loss(self, out, batch, chunk):
         labels, w = (batch[k][:, : out.h.shape[1]] for k in ("labels_BxL", "w_BxL"))
         nats = chunked_xent(out.h, out.head_VxD, labels % out.head_VxD.shape[0], w, chunk)
-        return nats, {"nats": (nats, w.sum())}
+        return nats, {"loss": (nats, w.sum())}
 
 
 def batch_of(net: NetCfg) -> dict:

@@ -27,7 +27,7 @@ DENSE = {"net.name": "transformer", "objective.lam": 0.0}
 class Task:
     def loss(self, out, batch, chunk):
         nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], chunk)
-        return nats, {"nats": (nats, batch["w_BxL"].sum())}
+        return nats, {"loss": (nats, batch["w_BxL"].sum())}
 
 
 def config(tiny_cfg, what):
