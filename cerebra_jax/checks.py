@@ -36,13 +36,14 @@ def together(c: RunCfg) -> None:
     )
     text = c.task.name == "text"
     need(not text or c.task.seq_len > 1, f"task.seq_len is {c.task.seq_len}", "a text needs at least 2: 256, say")
+    need(not text or c.task.tokenizer != "words", "task.tokenizer is words for a text", "use bpe, bytes or gpt2")
     need(
         not text or c.task.eval_context < c.task.seq_len,
         f"task.eval_context {c.task.eval_context} leaves nothing to score",
         f"keep it under task.seq_len={c.task.seq_len}",
     )
     need(
-        c.task.name != "text" or c.task.tokenizer != "bpe" or c.task.vocab_size >= 260,
+        c.task.name not in ("text", "intent") or c.task.tokenizer != "bpe" or c.task.vocab_size >= 260,
         f"task.vocab_size is {c.task.vocab_size}",
         "a BPE vocabulary holds 256 bytes first: use 260 or more",
     )

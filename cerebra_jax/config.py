@@ -27,26 +27,33 @@ def _f(default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.in
 
 @dataclass(frozen=True)
 class TaskCfg:
-    name: str = _f("text", "task", of=("text", "tabular", "longseq", "listops"))
+    name: str = _f("text", "task", of=("text", "tabular", "intent", "longseq", "listops"))
     dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
     data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
     cache_dir: str = _f("", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax")
     offline_fallback: bool = _f(True, "train on the offline corpus where nothing can be downloaded")
-    tokenizer: str = _f("bpe", "tokenizer", of=("bpe", "bytes", "gpt2"))
-    vocab_size: int = _f(4096, "tokens in the BPE vocabulary, or symbols of a synthetic task", lo=3, hi=200_000)
+    tokenizer: str = _f("bpe", "tokenizer; words for intent only", of=("bpe", "words", "bytes", "gpt2"))
+    vocab_size: int = _f(4096, "tokens of a BPE or of words at most, or symbols of a synthetic task", lo=3, hi=200_000)
     gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
     seq_len: int = _f(256, "tokens per window or example (L); 0: what the data need (not for a text)", lo=0, hi=1 << 20)
     eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
-    path: str = _f("", "table (CSV, plain or .gz) of task.name=tabular; empty: a made-up one")
-    target: str = _f("", "column to predict: a regression of numbers, a classification of anything else")
-    columns: str = _f("", "columns to predict from, with commas; empty: all others")
+    path: str = _f(
+        "", "table (CSV, plain or .gz) of tabular and intent; a folder, or CLINC150's JSON for intent; empty: made up"
+    )
+    target: str = _f(
+        "", "column to predict: a regression of numbers, a classification of anything else; of intent: the labels"
+    )
+    columns: str = _f("", "columns to predict from, with commas; empty: all others; of intent: the one with the texts")
     ignore: str = _f("", "columns to leave out, with commas")
     types: str = _f("", "NAME:number or NAME:category, with commas; *:KIND for all features; else by what they hold")
     scale: str = _f("standard", "how columns of numbers are scaled, by training rows", of=("standard", "quantile"))
-    min_count: int = _f(2, "a category in fewer training rows is one with those never seen", lo=1)
+    min_count: int = _f(2, "a category or word that training shows less often is one with those never seen", lo=1)
     dedup: bool = _f(False, "leave out rows that equal an earlier one in every column")
     valid_share: float = _f(0.1, "share of the rows for validation", lo=0.0, hi=0.9)
     test_share: float = _f(0.1, "share of the rows for the test", lo=0.0, hi=0.9)
+    shots: int = _f(0, "training texts of each intent; 0: all", lo=0)
+    oos: bool = _f(False, "add the class of texts that belong to no intent, labelled oos")
+    word_noise: float = _f(0.0, "share of the tokens of training texts that are hidden", lo=0.0, hi=0.9)
     kind: str = _f("mqar", "what longseq recalls", of=("mqar", "selective", "copy", "masked", "induction"))
     pairs: int = _f(8, "longseq: pairs, data tokens or masked tokens to remember (K)", lo=1)
     skew: float = _f(

@@ -27,15 +27,17 @@ def get_config(arg: str = ""):
     c = config.defaults()
     c.task.name, c.task.seq_len = "tabular", 0
     if "salaries" in parts:  # salary and its currency are the target in another unit
+        c.task.path = "salaries.csv"
         c.task.target, c.task.ignore = "salary_in_usd", "salary,salary_currency"
         c.task.types = "*:category"
     c.net.name = "transformer" if "dense" in parts else "cerebra"
     c.net.causal, c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = False, 3, 64, 4, 256
     c.net.dropout = 0.1
-    # 3 of 9 tokens heavy, 3 compressed tokens of width 16 for the others: 0.498 of the dense FLOPs are executed.
-    # Pooling by attention, because neighbouring columns have nothing in common that a convolution could use.
-    c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
-    c.net.compress.kind, c.net.compress.s = "attention", 0.25
+    if c.net.name == "cerebra":
+        # 3 of 9 tokens heavy, 3 compressed tokens of width 16 for the others: 0.498 of the dense FLOPs are executed.
+        # Pooling by attention, because neighbouring columns have nothing in common that a convolution could use.
+        c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
+        c.net.compress.kind, c.net.compress.s = "attention", 0.25
     c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "10 epochs", 128, 1e-3, "0.05 frac"
     c.train.weight_decay = 0.01
     c.train.eval_every, c.train.checkpoint_every = "1 epochs", "2 epochs"

@@ -8,12 +8,13 @@ from typing import Any
 
 from cerebra_jax import checks
 from cerebra_jax.config import RunCfg
-from cerebra_jax.tasks import listops, longseq, tabular, text
+from cerebra_jax.tasks import intent, listops, longseq, tabular, text
 from cerebra_jax.tasks.task import Shape, Task
 
 TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {
     "text": text.build,
     "tabular": tabular.build,
+    "intent": intent.build,
     "longseq": longseq.build,
     "listops": listops.build,
 }

@@ -34,9 +34,17 @@ def _table(folder) -> dict:
     return {"name": "tabular", "path": str(folder / "t.csv")}
 
 
+def _texts(folder) -> dict:
+    rng = random.Random(0)
+    rows = [(rng.choice(["ask", "tell", "oos"]), rng.randint(1, 5)) for _ in range(80)]
+    (folder / "t.csv").write_text("text,label\n" + "\n".join(f"{a} {'me ' * n}now,{a}" for a, n in rows) + "\n")
+    return {"name": "intent", "path": str(folder / "t.csv"), "tokenizer": "words"}
+
+
 TASKS = {
     "regression": lambda folder: _table(folder) | {"target": "y"},
     "classification": lambda folder: _table(folder) | {"target": "kind"},
+    "intent": lambda folder: _texts(folder) | {"oos": True, "word_noise": 0.2},
 }
 NET = {"name": "cerebra", "causal": False, "depth": 2, "width": 16, "heads": 2, "ffn_width": 16, "dropout": 0.1,
        "route": {"mode": "topk", "part": "block", "kv": "routed"}}  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cerebra_jax.tasks.tabular.read import Table
+from cerebra_jax.tasks.table import Table
 
 ROWS = 15_000
 NOISE = 90.0  # standard deviation of what no column explains

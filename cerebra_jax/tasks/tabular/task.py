@@ -16,8 +16,9 @@ from cerebra_jax.config import RunCfg, TaskCfg, suggest
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import scores
 from cerebra_jax.tasks.examples import SPLITS, Arrays, Examples, cut, digest
+from cerebra_jax.tasks.table import Table, read
 from cerebra_jax.tasks.tabular import columns as col
-from cerebra_jax.tasks.tabular import made, read
+from cerebra_jax.tasks.tabular import made
 from cerebra_jax.tasks.task import LOSS, Metric, Pairs, Shape
 from cerebra_jax.types import Batch
 
@@ -74,7 +75,7 @@ def build(cfg: RunCfg, say: Say = print) -> TabularTask:
     if task.path:
         if not task.target:
             raise UserError("task.target is empty", "name the column to predict: --config.task.target=NAME")
-        table, target = read.read(task.path), task.target
+        table, target = read(task.path), task.target
     else:
         table, noise = made.table()
         target = task.target or made.TARGET
@@ -105,11 +106,12 @@ def build(cfg: RunCfg, say: Say = print) -> TabularTask:
     tokens = 1 + len(features)
     if task.seq_len not in (0, tokens):
         raise UserError(f"task.seq_len is {task.seq_len}, a row has {tokens} tokens", "use --config.task.seq_len=0")
+    name = f"table:{table.name}{' (distinct rows)' if task.dedup else ''}"
     about = {"columns": {c.name: c.describe() for c in fitted}, "scale": task.scale}
-    return TabularTask(f"table:{table.name}", notice, splits, int(first[-1]), labels, about)
+    return TabularTask(name, notice, splits, int(first[-1]), labels, about)
 
 
-def _features(task: TaskCfg, table: read.Table, target: str) -> tuple[list[str], dict[str, str]]:
+def _features(task: TaskCfg, table: Table, target: str) -> tuple[list[str], dict[str, str]]:
     """(names of the feature columns, sorted; kind of each column that is used)."""
     names = list(table.columns)
 
@@ -164,7 +166,7 @@ def _target(name: str, kind: str, wanted: dict[str, list[str]], say: Say) -> tup
     return {"name": name, "kind": kind, "mean": mean, "sd": sd}, labels
 
 
-def _floor(table: read.Table, features: list[str], target: str, keep: list[int], parts: dict[str, list[int]],
+def _floor(table: Table, features: list[str], target: str, keep: list[int], parts: dict[str, list[int]],
            noise: np.ndarray | None) -> dict[str, float]:  # fmt: skip
     """RMSE that no model of these columns goes below, by split; nothing where all rows differ.
 
@@ -181,7 +183,7 @@ def _floor(table: read.Table, features: list[str], target: str, keep: list[int],
     return dict.fromkeys(SPLITS, (squares / len(keep)) ** 0.5) if squares else {}
 
 
-def _distinct(table: read.Table, keep: list[int]) -> list[int]:
+def _distinct(table: Table, keep: list[int]) -> list[int]:
     """The rows of `keep` that equal no earlier one in every column."""
     seen: dict[tuple[str, ...], int] = {}
     for i in keep:

@@ -29,6 +29,10 @@ class Bytes:
         """The tokens of consecutive blocks of whole lines, joined."""
         return np.frombuffer(b"".join(blocks), np.uint8)
 
+    def encode_each(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each text."""
+        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i != self.bos).decode(errors="replace")
 
@@ -36,8 +40,7 @@ class Bytes:
 class Bpe:
     """A byte-level BPE in the JSON of the `tokenizers` library; loaded when it is first used."""
 
-    def __init__(self, path: Path, name: str):
-        text = path.read_text(encoding="utf-8")
+    def __init__(self, text: str, name: str):
         self.name, self.sha256, self._text, self._tok = name, hashlib.sha256(text.encode()).hexdigest(), text, None
         vocab = json.loads(text)["model"]["vocab"]
         # <|endoftext|> is GPT-2's own; a BPE of ours gets one more token, which no text can contain
@@ -54,8 +57,12 @@ class Bpe:
 
     def encode_blocks(self, blocks: Sequence[bytes]) -> np.ndarray:
         """The tokens of consecutive blocks of whole lines, joined."""
-        found = self._lib.encode_batch_fast([b.decode() for b in blocks], add_special_tokens=False)
-        return np.concatenate([np.asarray(e.ids, np.int64) for e in found])
+        return np.concatenate(self.encode_each([b.decode() for b in blocks]))
+
+    def encode_each(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each text."""
+        found = self._lib.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(e.ids, np.int64) for e in found]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._lib.decode([int(i) for i in ids if i != self.bos], skip_special_tokens=False)
@@ -136,4 +143,4 @@ def settings(cfg: TaskCfg, offline: bool) -> dict:
 
 def load(folder: Path, name: str) -> Bytes | Bpe:
     """The tokenizer that belongs to the prepared tokens of a folder."""
-    return Bytes() if name == "bytes" else Bpe(folder / "tokenizer.json", name)
+    return Bytes() if name == "bytes" else Bpe((folder / "tokenizer.json").read_text(encoding="utf-8"), name)

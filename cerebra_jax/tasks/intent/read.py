@@ -1,0 +1,133 @@
+"""Labelled texts in three splits: from a CSV file, a folder of them, a file in CLINC150's form, or made up.
+
+What a file does not split is split here, by `examples.cut`: numpy's RandomState(42), so that others find the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cerebra_jax.config import TaskCfg, suggest
+from cerebra_jax.errors import UserError
+from cerebra_jax.tasks.examples import SPLITS, cut
+from cerebra_jax.tasks.intent import made
+from cerebra_jax.tasks.table import Table, read, text_of
+
+OUT = "oos"  # the label of what belongs to no intent
+TEXTS = ("text", "utterance", "sentence", "query")
+_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+_ENDS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
+Row = tuple[str, str]  # text, label
+
+
+class Labelled(NamedTuple):
+    """Rows of each split, in order; the rows of train in the order in which k-shot takes the first of each label."""
+
+    name: str
+    rows: dict[str, list[Row]]
+    notice: str = ""
+
+
+def find(cfg: TaskCfg) -> Labelled:
+    """The texts that a configuration asks for, out-of-scope rows and k-shot not yet applied; UserError."""
+    if not cfg.path:
+        rows = made.utterances()
+        parts = cut(len(rows), cfg.valid_share, cfg.test_share)
+        notice = f"made-up utterances: {len(rows):,} from templates (no --config.task.path)"
+        return Labelled("made-up utterances", {s: [rows[i] for i in ids] for s, ids in parts.items()}, notice)
+    path = Path(cfg.path).expanduser()
+    if path.is_dir():
+        return _folder(path, cfg)
+    if path.name.removesuffix(".gz").endswith(".json"):
+        return _clinc(path)
+    table = read(cfg.path)
+    rows = _rows(table, cfg)
+    parts = cut(len(rows), cfg.valid_share, cfg.test_share)
+    return Labelled(table.name, {s: [rows[i] for i in ids] for s, ids in parts.items()})
+
+
+def _folder(path: Path, cfg: TaskCfg) -> Labelled:
+    """train and test files, and one for validation, else it is the last task.valid_share of train's permutation.
+
+    A folder with train and validation only (SNIPS) takes the latter for the test.
+    """
+    files = {s: [p for name in names for end in _ENDS if (p := path / f"{name}{end}").is_file()]
+             for s, names in _NAMES.items()}  # fmt: skip
+    if twice := [f for f in files.values() if len(f) > 1]:
+        raise UserError(f"{twice[0][0]} and {twice[0][1]} are one split twice", "leave one of them")
+    found = {s: f[0] for s, f in files.items() if f}
+    if "test" not in found and "valid" in found:
+        found["test"] = found.pop("valid")
+    if not {"train", "test"} <= found.keys():
+        missing = "train" if "train" not in found else "test"
+        raise UserError(f"{path} has no {missing}.csv", "give a folder with train.csv and test.csv, or one file")
+    rows = {s: _rows(read(str(file)), cfg) for s, file in found.items()}
+    n = len(rows["train"])
+    if "valid" in rows:
+        order = np.random.RandomState(42).permutation(n)
+        return Labelled(path.resolve().name, rows | {"train": [rows["train"][i] for i in order]})
+    parts = cut(n, cfg.valid_share, 0.0)
+    own = {s: [rows["train"][i] for i in parts[s]] for s in ("train", "valid")}
+    return Labelled(path.resolve().name, own | {"test": rows["test"]})
+
+
+def _clinc(path: Path) -> Labelled:
+    """CLINC150's form: {"train": [[text, label], …], "val": …, "test": …} and the same with oos_ before."""
+    try:
+        data = json.loads(text_of(path))
+        rows = {s: _pairs(data[key]) + _pairs(data.get(f"oos_{key}", []))
+                for s, key in zip(SPLITS, ("train", "val", "test"), strict=True)}  # fmt: skip
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
+        what = f"{path} is not in CLINC150's form ({type(e).__name__}: {e})"
+        raise UserError(what, "give its data_full.json or data_small.json, or a CSV file") from None
+    order = np.random.RandomState(42).permutation(len(rows["train"]))
+    name = path.name.removesuffix(".gz").removesuffix(".json")
+    return Labelled(f"clinc150 {name}", rows | {"train": [rows["train"][i] for i in order]})
+
+
+def _pairs(rows: Any) -> list[Row]:
+    pairs = [(text, label) for text, label in rows]
+    if not all(isinstance(x, str) for pair in pairs for x in pair):
+        raise TypeError("texts and labels must be strings")
+    return pairs
+
+
+def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
+    """The texts and labels of a table: its column `text` (or task.columns), and task.target or the only other one."""
+    names = list(table.columns)
+
+    def known(name: str, key: str) -> str:
+        if name in names:
+            return name
+        near = suggest(name, names)
+        mend = near if near.startswith("did") else f"its columns are {', '.join(names[:20])}"
+        raise UserError(f"{key} names {name!r}, which {table.name} has not", mend)
+
+    text = known(cfg.columns, "task.columns") if cfg.columns else next((n for n in names if n in TEXTS), "")
+    if not text:
+        raise UserError(f"{table.name} has no column text", "name the one with the texts: --config.task.columns=NAME")
+    others = [name for name in names if name != text]
+    if cfg.target:
+        label = known(cfg.target, "task.target")
+    elif len(others) == 1:
+        label = others[0]
+    else:
+        what = f"{table.name} has {len(others)} columns beside {text}"
+        raise UserError(what, "name the one with the labels: --config.task.target=NAME")
+    return list(zip(table.columns[text], (x.strip() for x in table.columns[label]), strict=True))
+
+
+def shots(rows: list[Row], k: int) -> list[Row]:
+    """The first k rows of each label, in order; all where a label has fewer."""
+    seen: dict[str, int] = {}
+    kept = []
+    for row in rows:
+        seen[row[1]] = seen.get(row[1], 0) + 1
+        if seen[row[1]] <= k:
+            kept.append(row)
+    return kept

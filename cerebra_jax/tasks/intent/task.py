@@ -1,0 +1,132 @@
+"""Classification of short texts: tokens learnt from the training texts alone, padding that no token sees.
+
+A text is a summary token and its own tokens, cut at L. Of CLINC150's form, task.oos adds the class of what belongs to
+no intent, and the figures then tell intents and that class apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cerebra_jax.config import RunCfg, TaskCfg
+from cerebra_jax.errors import UserError
+from cerebra_jax.tasks import scores
+from cerebra_jax.tasks.examples import SPLITS, Arrays, Examples, digest
+from cerebra_jax.tasks.intent import read
+from cerebra_jax.tasks.intent.words import Words
+from cerebra_jax.tasks.task import Metric, Pairs, Shape, host_rows
+from cerebra_jax.tasks.text import tokenizer
+from cerebra_jax.types import Batch
+
+if TYPE_CHECKING:
+    from cerebra_jax.types import Out
+
+FITS = 0.995  # share of the training texts that L holds where task.seq_len is 0
+
+
+class IntentTask(Examples):
+    """Texts and their intents in three splits."""
+
+    choice = scores.ACCURACY
+
+    def __init__(self, dataset: str, notice: str, splits: dict[str, Arrays], classes: list[str], tok: Any,
+                 noise: float, about: dict[str, Any]):  # fmt: skip
+        super().__init__(splits)
+        self.dataset, self.notice, self._classes, self._about = dataset, notice, classes, about
+        self._tok, self._noise = tok, noise
+        self._out = classes.index(read.OUT) if read.OUT in classes else None
+        # one id more than the tokenizer has: padding
+        self.shape = Shape(splits["train"]["inputs_BxL"].shape[1], tok.vocab_size + 1, outputs=len(classes))
+        self.metrics: tuple[Metric, ...] = (scores.ACCURACY, scores.MACRO_F1)
+        if self._out is not None:
+            inside = Metric("accuracy_in_scope", "in-scope accuracy", 4, lower=False)
+            recall = Metric("oos_recall", "out-of-scope recall", 4, lower=False)
+            self.metrics = (inside, recall, *self.metrics)
+
+    def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
+        """As `Examples`; of the words, a share of task.word_noise becomes the summary token, others at every step."""
+        batch = super().train_batch(seed, step, batch_size, host)
+        if self._noise:
+            ids = batch["inputs_BxL"]
+            lost = np.random.RandomState([seed, step]).rand(batch_size, ids.shape[1]) < self._noise
+            lost = lost[host_rows(batch_size, host)] & batch["mask_BxL"]
+            batch["inputs_BxL"] = np.where(lost, np.int32(self._tok.bos), ids)
+        return batch
+
+    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[Any, Pairs]:
+        """`scores.classify`."""
+        return scores.classify(out, batch)
+
+    def report(self, split: str, sums: Pairs) -> dict[str, float]:
+        """Accuracy and macro-F1 over all classes; with an out-of-scope class, both sides of it too."""
+        found = scores.classes(sums)
+        if self._out is None or split == "train":
+            return found
+        is_C, right_C = (np.asarray(sums[name][0], np.float64) for name in ("is", "right"))
+        inside = np.arange(len(is_C)) != self._out
+        recall = right_C[self._out] / is_C[self._out] if is_C[self._out] else float("nan")
+        return found | {
+            "accuracy_in_scope": float(right_C[inside].sum() / is_C[inside].sum()),
+            "oos_recall": float(recall),
+        }
+
+    def info(self) -> dict[str, Any]:
+        """What the texts are, for result.json."""
+        tok = {"name": self._tok.name, "sha256": self._tok.sha256}
+        sizes = {split: {"rows": n} | self._about["cut"][split] for split, n in self.size.items()}
+        what = {"dataset": self.dataset, "notice": self.notice, "sha256": digest(self._splits), "splits": sizes}
+        return what | {"tokenizer": tok, "vocab_size": self.shape.vocab_size, "classes": self._classes}
+
+
+def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
+    """The texts of a configuration as tokens; UserError says what is wrong with the files or the settings."""
+    task = cfg.task
+    found = read.find(task)
+    rows = {s: [r for r in rs if task.oos or r[1] != read.OUT] for s, rs in found.rows.items()}
+    name = found.name
+    if task.oos:
+        if not any(label == read.OUT for _, label in rows["train"]):
+            raise UserError(f"task.oos is set, but no row of {name} is labelled {read.OUT}", "use task.oos=False")
+        name += f" with {read.OUT}"
+    if task.shots:
+        rows["train"] = read.shots(rows["train"], task.shots)
+        name += f", {task.shots}-shot"
+    for split in SPLITS:
+        if not rows[split]:
+            raise UserError(f"{name} has no row for {split}", "give more rows, or other shares")
+    classes = sorted({label for rs in rows.values() for _, label in rs})
+    if len(classes) < 2:
+        raise UserError(f"{name} has one label only, {classes[0]!r}", "choose another task.target")
+    if never := set(classes) - {label for _, label in rows["train"]}:
+        say(f"{len(never)} of {len(classes)} labels, {min(never)!r} among them, are in no training row")
+    tok = _tokenizer(task, [text for text, _ in rows["train"]])
+    ids = {s: [x.tolist() for x in tok.encode_each([f" {text}" for text, _ in rs])] for s, rs in rows.items()}
+    longest = sorted(len(x) for x in ids["train"])
+    L = task.seq_len or 1 + longest[min(len(longest) - 1, int(FITS * len(longest)))]
+    if L < 2:
+        raise UserError(f"task.seq_len is {L}, or no training text has a word", "use task.seq_len=0, or 32")
+    splits, number = {}, {label: i for i, label in enumerate(classes)}
+    for split, rs in rows.items():
+        inputs = np.full((len(rs), L), tok.vocab_size, np.int32)  # padding
+        for i, x in enumerate(ids[split]):
+            x = [tok.bos, *x][:L]
+            inputs[i, : len(x)] = x
+        labels = np.asarray([number[label] for _, label in rs], np.int32)[:, None]
+        splits[split] = {"inputs_BxL": inputs, "mask_BxL": inputs != tok.vocab_size, "labels_BxL": labels}
+    about = {"cut": {s: {"cut": sum(len(x) >= L for x in xs)} for s, xs in ids.items()}}
+    return IntentTask(f"intent:{name}", found.notice, splits, classes, tok, task.word_noise, about)
+
+
+def _tokenizer(task: TaskCfg, train: list[str]) -> Any:
+    """Tokens of the training texts; a space before each text, so that its first word is one like any other."""
+    if task.tokenizer == "bytes":
+        return tokenizer.Bytes()
+    if task.tokenizer == "words":
+        return Words(train, task.min_count, task.vocab_size)
+    if task.tokenizer == "gpt2":
+        return tokenizer.Bpe(tokenizer.gpt2(Path(task.gpt2_dir).expanduser()), "gpt2")
+    return tokenizer.Bpe(tokenizer.train_bpe((f" {text}".encode() for text in train), task.vocab_size), "bpe")

@@ -1,0 +1,47 @@
+"""Classification of short texts by intent: Cerebra encoder or dense Transformer.
+
+python -m cerebra_jax.main --config=configs/intent.py[:PART[-PART…]]
+python -m cerebra_jax.main --config=configs/intent.py --config.task.path=FILE.csv
+
+    model   cerebra (default) | dense            smoke: ends in seconds
+    data    made-up utterances (default: no file, no network), or --config.task.path=FILE with columns text,label
+            clinc150 (path: data_full.json.gz or data_small.json.gz) | banking77 | snips (path: a folder with train.csv
+            and test.csv, or valid.csv)
+
+Low data: --config.task.shots=10. Out-of-scope class of CLINC150: --config.task.oos=True.
+"""
+
+from cerebra_jax import config
+from cerebra_jax.errors import UserError
+
+MODELS = ("cerebra", "dense")
+PATHS = {"clinc150": "data_full.json.gz", "banking77": "banking77", "snips": "snips"}
+PARTS = (*MODELS, *PATHS, "smoke")
+
+
+def get_config(arg: str = ""):
+    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    parts = [p for p in arg.split("-") if p]
+    if wrong := [p for p in parts if p not in PARTS]:
+        raise UserError(f"configs/intent.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")
+    for kind, choices in (("models", MODELS), ("data sets", PATHS)):
+        if len(chosen := [p for p in parts if p in choices]) > 1:
+            raise UserError(f"configs/intent.py got two {kind}, {' and '.join(chosen)}", "name one")
+    c = config.defaults()
+    c.task.name, c.task.seq_len, c.task.tokenizer, c.task.word_noise = "intent", 0, "words", 0.1
+    c.task.path = next((path for part, path in PATHS.items() if part in parts), "")
+    if "snips" in parts:  # its split: 13,094 and 690 of train.csv; valid.csv is the test
+        c.task.valid_share = 0.05
+    c.net.name = "transformer" if "dense" in parts else "cerebra"
+    c.net.causal, c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = False, 2, 128, 4, 512
+    c.net.dropout = 0.3
+    if c.net.name == "cerebra":  # a quarter of the tokens heavy: 0.42 to 0.46 of the dense FLOPs are executed
+        c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
+        c.net.compress.kind, c.net.compress.s = "attention", 0.25
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "30 epochs", 64, 1e-3, "0.05 frac"
+    c.train.eval_every, c.train.checkpoint_every = "0.1 frac", "0.1 frac"
+    if "smoke" in parts:
+        c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 2, 32, 2, 64
+        c.train.duration, c.train.batch_size = "40 steps", 64
+        c.train.eval_every, c.train.checkpoint_every = "20 steps", "20 steps"
+    return c
