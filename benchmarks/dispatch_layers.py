@@ -62,13 +62,13 @@ class DenseAttention(nn.Module):
     """x + attention(LN x): the first half of `transformer.DenseLayer`."""
 
     net: NetCfg
-    L: int
+    plan: att.Plan
     kernel: str
 
     @nn.compact
     def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL):
         h = block.Norm(name="attention_norm")(x_BxLxD)
-        attention = block.Attention(self.net, block.dense_plan(self.net, self.L), self.kernel, name="attention")
+        attention = block.Attention(self.net, self.plan, self.kernel, name="attention")
         return x_BxLxD + attention(h, h, pos_1xL, pos_1xL, order, order), None
 
 
@@ -87,31 +87,29 @@ def net_of(g: Group, k: int, kv: str, dispatch: bool = True) -> NetCfg:
                   ffn_width=4 * g.width, route=route, compress=CompressCfg(r=g.r, s=g.s))  # fmt: skip
 
 
-def dense_variants(g: Group, full: bool) -> Iterator[tuple[str, str, int, Callable]]:
-    """(name, kernel, chunk, a change of the source while it is traced) of the dense layers to choose the best from."""
+def dense_variants(g: Group, full: bool) -> Iterator[tuple[str, att.Plan, str, int, contextlib.AbstractContextManager]]:
+    """(name, plan, kernel, chunk, what changes while it is traced) of the dense layers to choose the best from."""
     variants = [(1, "full", att.CHUNK), *((1, "blockwise", chunk) for chunk in (64, 128, 256))]
     if g.mask == "causal":  # the whole square is never the best of them
         variants = [(8, kernel, chunk) for _, kernel, chunk in variants] + [(16, "full", 128), (16, "blockwise", 128)]
     for prefixes, kernel, chunk in variants if full else variants[2:3]:
         plan = tuple((a, b, 0, b) for a, b in att.segment_bounds(g.L, prefixes))
-        change = functools.partial(mock.patch.object, block, "dense_plan", lambda net, L, plan=plan: plan)
         how = "whole" if kernel == "full" else f"chunks of {chunk}"
-        yield f"{prefixes} prefixes, {how}" if g.mask == "causal" else how, kernel, chunk, change
+        yield (
+            f"{prefixes} prefixes, {how}" if g.mask == "causal" else how,
+            plan,
+            kernel,
+            chunk,
+            contextlib.nullcontext(),
+        )
     if full:
-        yield "dot_product_attention", "full", att.CHUNK, functools.partial(_library, g)
+        change = mock.patch.object(att, "attend", functools.partial(_library, g.mask == "causal"))
+        yield "dot_product_attention", ((0, g.L, 0, g.L),), "full", att.CHUNK, change
 
 
-@contextlib.contextmanager
-def _library(g: Group):
-    """Attention by jax.nn.dot_product_attention."""
-
-    def attend(q, k, v, *_):
-        o = jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=g.mask == "causal")
-        return o.swapaxes(1, 2)
-
-    square = ((0, g.L, 0, g.L),)
-    with mock.patch.object(att, "attend", attend), mock.patch.object(block, "dense_plan", lambda net, L: square):
-        yield
+def _library(causal: bool, q, k, v, *_):
+    """Attention by jax.nn.dot_product_attention, in place of `attend`."""
+    return jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=causal).swapaxes(1, 2)
 
 
 def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
@@ -124,13 +122,12 @@ def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
 
     layer = DenseAttention if g.part == "attention" else transformer.DenseLayer
     args = (pos, order, ex, None)
-    params = jax.jit(lambda key: layer(net, g.L, "full").init(key, x, *args))(jax.random.key(0))
+    params = jax.jit(lambda key: layer(net, ((0, g.L, 0, g.L),), "full").init(key, x, *args))(jax.random.key(0))
     model = own(transformer.cost(net, g.L, 1).model)
     reference = None
-    for name, kernel, chunk, change in dense_variants(g, full):
-        with change(), mock.patch.object(att, "CHUNK", chunk):
-            plan = block.dense_plan(net, g.L)
-            module = layer(net, g.L, kernel)
+    for name, plan, kernel, chunk, change in dense_variants(g, full):
+        with change, mock.patch.object(att, "CHUNK", chunk):
+            module = layer(net, plan, kernel)
             run = lambda params, x, module=module: (module.apply(params, x, *args)[0], {})  # noqa: E731
             made, results = compiled(run, params, x, do)
         executed = block.attention_flops(g.width, g.L, g.L, plan) + block.ffn_flops(net, g.L) * (g.part == "block")
