@@ -10,8 +10,8 @@ from cerebra_jax.errors import UserError
 if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RunCfg
 
-ROUTED = ("chiar", "cerebra")
-UNROUTED = ("window", "lstm", "ssm")  # beside the dense Transformer
+ROUTED = ("chiar", "cerebra", "mod")
+UNROUTED = ("window", "lstm", "ssm", "cnn", "fnet", "mlp")  # beside the dense Transformer
 
 
 def need(ok: bool, what: str, mend: str) -> None:
@@ -48,6 +48,15 @@ def together(c: RunCfg) -> None:
         "a BPE vocabulary holds 256 bytes first: use 260 or more",
     )
     need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
+    need(net.name != "mod" or net.depth >= 2, "net.depth is 1", "mod routes every second block: depth >= 2")
+    need(
+        net.name not in ("fnet", "mlp") or not net.causal,
+        f"net.causal is True for {net.name}, which sees the whole input at once",
+        "it is no language model: use net.causal=False and a task with one answer per example",
+    )
+    need(
+        net.name != "mlp" or net.outputs > 0, "net.outputs is 0 for mlp", "it has one answer per example, not per token"
+    )
     need(
         net.name in ROUTED or c.objective.lam == c.objective.budget == 0.0,
         f"objective.{'lam' if c.objective.lam else 'budget'} is set for a {_kind(net)} model",
@@ -77,11 +86,12 @@ def _kind(net: NetCfg) -> str:
 
 
 def _routing(net: NetCfg) -> None:
-    """What Cerebra and CHIAR do not share."""
-    route, cerebra = net.route, net.name == "cerebra"
+    """What CHIAR, and Cerebra and Mixture-of-Depths, do not share."""
+    route, cerebra = net.route, net.name in ("cerebra", "mod")
     for name, modes in (
         ("chiar", ("threshold", "hard", "soft")),
         ("cerebra", ("threshold", "soft", "topk", "random", "always_full", "always_compressed")),
+        ("mod", ("threshold", "topk", "random")),
     ):
         what = f"net.route.mode is {route.mode} for {name}"
         need(net.name != name or route.mode in modes, what, f"choose one of {', '.join(modes)}")
@@ -103,7 +113,7 @@ def _routing(net: NetCfg) -> None:
         "net.route.mode is topk in a causal model",
         "which tokens are best depends on later ones: use threshold, or net.causal=False",
     )
-    wrong = {"chiar": "learned", "cerebra": "calibrated"}
+    wrong = {"chiar": "learned", "cerebra": "calibrated", "mod": "calibrated"}
     need(route.tau != wrong.get(net.name), f"net.route.tau is {route.tau} for {net.name}", "use net.route.tau=running")
     need(
         not cerebra or route.mode not in ("threshold", "random") or 0.0 < route.rate < 1.0,

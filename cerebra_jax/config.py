@@ -68,7 +68,8 @@ class TaskCfg:
 class RouteCfg:
     mode: str = _f(
         "threshold",
-        "how tokens are chosen; chiar: threshold, hard, soft; cerebra: all but hard (topk needs net.causal=False)",
+        "how tokens are chosen; chiar: threshold, hard, soft; cerebra: all but hard (topk needs net.causal=False); "
+        "mod: threshold, topk, random",
         of=("threshold", "hard", "soft", "topk", "random", "always_full", "always_compressed"),
     )
     rate: float = _f(0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0)

@@ -3,7 +3,7 @@
 python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
 
     model   chiar (default) | cerebra | dense | densepost (LayerNorm after each part, as CHIAR has it)
-            | window | ssm | lstm
+            | mod | window | ssm | lstm | cnn
     size    cpu (default) | 17m | 400m          smoke: ends in seconds
 
 `:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2
@@ -13,9 +13,9 @@ is downloaded, and where nothing can be downloaded the run takes the offline cor
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
-MODELS = ("chiar", "cerebra", "dense", "densepost", "window", "ssm", "lstm")
+MODELS = ("chiar", "cerebra", "dense", "densepost", "mod", "window", "ssm", "lstm", "cnn")
 SIZES = ("cpu", "17m", "400m")
-LAYERS = {"ssm": 1.7, "lstm": 1.5}  # layers per layer of the Transformer: 7 D² and 8 D² parameters against 12 D²
+LAYERS = {"ssm": 1.7, "lstm": 1.5, "cnn": 1.5}  # per layer of the Transformer: 7 or 8 D² parameters against 12 D²
 
 
 def get_config(arg: str = ""):
@@ -34,6 +34,8 @@ def get_config(arg: str = ""):
     if model == "cerebra":  # attention and FFN are routed: attention alone saves little at L = 256
         c.net.route.part, c.net.route.kv = "block", "routed"
         c.net.local = 4  # light tokens see compressed windows only, and kept ones only each other
+    if model == "mod":  # as in the paper: an eighth of the tokens, which see each other
+        c.net.route.rate, c.net.route.kv = 0.125, "routed"
     if "17m" in parts:  # CHIAR-Former small: 17 M parameters, GPT-2's vocabulary size
         c.task.vocab_size = 50_257
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 256, 4, 1024

@@ -41,11 +41,19 @@ VARIANTS = {
     "cerebra-always_compressed": {"net.name": "cerebra", "net.route.mode": "always_compressed"},
     "cerebra-scan-remat": {"net.name": "cerebra", "net.scan": True, "net.remat": True, "net.ffn": "gated"},
     "cerebra-blockwise": {"net.name": "cerebra", "net.attention": "blockwise", "net.compress.r": 1.0},
+    "mod": {"net.name": "mod", "net.depth": 4, "net.route.kv": "routed"},
+    "mod-kv-all": {"net.name": "mod"},
+    "mod-masked": {"net.name": "mod", "net.route.kv": "routed", "net.route.dispatch": False},
+    "mod-learned": {"net.name": "mod", "net.route.tau": "learned"},
+    "mod-random": {"net.name": "mod", "net.route.mode": "random"},
+    "mod-scan-remat": {"net.name": "mod", "net.depth": 5, "net.scan": True, "net.remat": True},
     "window": {"net.name": "window", "net.window": 5},
     "window-scan-remat": {"net.name": "window", "net.window": 9, "net.scan": True, "net.remat": True},
     "lstm": {"net.name": "lstm"},
     "lstm-scan-remat": {"net.name": "lstm", "net.scan": True, "net.remat": True},
     "ssm": {"net.name": "ssm", "net.ssm_state": 4},
+    "cnn": {"net.name": "cnn"},
+    "cnn-scan-remat": {"net.name": "cnn", "net.kernel": 3, "net.scan": True, "net.remat": True},
     "ssm-scan-remat": {"net.name": "ssm", "net.ssm_state": 4, "net.scan": True, "net.remat": True},
 }
 
@@ -174,7 +182,7 @@ def test_every_parameter_gets_a_gradient(make, name):
         def loss(params):
             out, aux = m.model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
             nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], 16)
-            if m.model.name != "cerebra":
+            if m.model.name not in ("cerebra", "mod"):
                 return nats + aux.expected_B.sum()
             # its routers learn from the task itself, through the gates: no penalty and no z-loss here
             return nats + sum(loss_B.sum() for name, loss_B in aux.losses.items() if name != "z_loss")
@@ -188,7 +196,7 @@ def test_every_parameter_gets_a_gradient(make, name):
 
 @pytest.mark.parametrize("kv", ["all", "routed"])
 @pytest.mark.parametrize(("name", "mode"), [("chiar", "threshold"), ("chiar", "hard"), ("cerebra", "threshold"),
-                                            ("cerebra", "random")])  # fmt: skip
+                                            ("cerebra", "random"), ("mod", "threshold")])  # fmt: skip
 def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv):
     """Two ways to compute one model: gathered tokens only, or everything and a mask."""
     extra = {"net.route.mode": mode, "net.route.kv": kv, "net.route.capacity": 4.0, "net.route.rate": 0.25}
@@ -199,7 +207,7 @@ def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv)
     np.testing.assert_allclose(got, masked.run(tokens(3))[0], rtol=2e-4, atol=2e-4)
 
 
-SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random", "window", "lstm", "ssm"]
+SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random", "lstm", "ssm", "cnn"]
 
 
 @pytest.mark.parametrize("name", SCANNED)

@@ -16,7 +16,7 @@ from cerebra_jax import checks
 from cerebra_jax.config import NetCfg, RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import cerebra, chiar, router, transformer
-from cerebra_jax.models.baselines import lstm, ssm, window
+from cerebra_jax.models.baselines import cnn, fnet, lstm, mlp, mod, ssm, window
 from cerebra_jax.models.decoding import table
 from cerebra_jax.models.decoding.cache import Cache
 from cerebra_jax.types import Batch, Cost, Knobs, TokenCost
@@ -34,9 +34,13 @@ MODELS = {
     "transformer": Entry(transformer.Transformer, transformer.cost),
     "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.kept_flops),
     "cerebra": Entry(cerebra.Cerebra, cerebra.cost, router.init_routing, cerebra.kept_flops),
+    "mod": Entry(mod.Mod, mod.cost, mod.init_routing, mod.kept_flops),
     "window": Entry(window.Window, window.cost),
     "lstm": Entry(lstm.Lstm, lstm.Lstm.cost),
     "ssm": Entry(ssm.Ssm, ssm.Ssm.cost),
+    "cnn": Entry(cnn.Cnn, cnn.Cnn.cost),
+    "fnet": Entry(fnet.Fnet, fnet.Fnet.cost),
+    "mlp": Entry(mlp.Mlp, mlp.Mlp.cost),
 }
 
 

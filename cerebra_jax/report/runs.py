@@ -46,7 +46,7 @@ class Run:
         name = f"{net['name']} {net['depth']}x{net['width']}, L={L}"
         if net["name"] == "transformer":
             name += f", {net.get('norm', 'pre')}-LN"  # runs of before the key existed are pre-LN
-        if net["name"] == "chiar":
+        if net["name"] in ("chiar", "mod"):
             name += f", {route['mode']} {route['rate']:g}, kv={route['kv']}"
         if net["name"] == "window":
             name += f", window {net['window']}"

@@ -11,15 +11,17 @@ import optax
 import pytest
 
 from cerebra_jax.checks import UNROUTED
+from cerebra_jax.config import NetCfg, RouteCfg
+from cerebra_jax.cost import jaxpr
 from cerebra_jax.models import build
-from cerebra_jax.models.baselines import lstm, ssm, window
+from cerebra_jax.models.baselines import cnn, fnet, lstm, mod, ssm, window
 from cerebra_jax.ops.xent import chunked_xent
 
 V, B, L = 30, 3, 40
 IDS = np.random.RandomState(0).randint(0, V, (B, L)).astype(np.int32)
 MASK = np.arange(L)[None] < np.array([[L], [11], [L - 7]])
-LANGUAGE = ("lstm", "ssm", "window")
-ENCODERS = ("lstm", "ssm", "window")
+ALL = ("mod", *UNROUTED)
+LANGUAGE = tuple(name for name in ALL if name not in ("fnet", "mlp"))
 
 
 def batch_of(ids, mask=None):
@@ -29,8 +31,9 @@ def batch_of(ids, mask=None):
 
 def made(tiny_cfg, name, causal=True, **net):
     """(model, parameters) of a tiny baseline; an encoder has a pooled head of 3 outputs, which no text task accepts."""
-    cfg = tiny_cfg({"task.seq_len": L, "net.name": name, "net.window": 7, "net.ssm_state": 4} | net)
-    encoder = {} if causal else {"causal": False, "outputs": 3}
+    cfg = tiny_cfg({"task.seq_len": L, "net.name": "transformer", "net.window": 7, "net.ssm_state": 4} | net)
+    route = dataclasses.replace(cfg.net.route, mode="threshold" if causal else "topk", kv="routed")
+    encoder = {"name": name, "route": route} | ({} if causal else {"causal": False, "outputs": 3})
     cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, **encoder))
     model = build.build(cfg, V)
     return model, jax.jit(lambda: model.init(jax.random.key(0), batch_of(IDS)))()
@@ -43,7 +46,18 @@ def hidden(model, variables, batch):
     return tokens.apply({"params": params}, batch, build.neutral_knobs(), variables["routing"])[0].h
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_price_of_an_encoder_is_the_count_of_its_program(tiny_cfg, name):
+    model, variables = made(tiny_cfg, name, causal=False)
+
+    def forward(params, ids, mask):
+        out, aux = model.apply(variables | {"params": params}, batch_of(ids, mask), build.neutral_knobs())
+        return jnp.einsum("bld,vd->blv", out.h, out.head_VxD), aux.expected_B
+
+    assert jaxpr.count(forward, variables["params"], IDS, MASK).flops == B * model.cost.executed_flops
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "mlp"])
 def test_an_encoder_sees_both_sides_and_no_padding(tiny_cfg, name):
     model, variables = made(tiny_cfg, name, causal=False)
     run = jax.jit(lambda ids, mask=None: hidden(model, variables, batch_of(ids, mask)))
@@ -52,11 +66,19 @@ def test_an_encoder_sees_both_sides_and_no_padding(tiny_cfg, name):
     np.testing.assert_array_equal(np.asarray(h)[MASK], np.asarray(other)[MASK])
     middle = np.arange(L)[None] == L // 2
     moved = np.abs(run(IDS) - run(np.where(middle, (IDS + 7) % V, IDS))).max(-1)
+    if name == "mod":  # the others skip the routed blocks
+        assert (moved[:, [0, L - 1]] > 0).all()
     assert (moved[:, L // 2 - 1] > 0).all() and (moved[:, L // 2 + 1] > 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_pooled_head_sees_no_padding(tiny_cfg, name):
+    model, variables = made(tiny_cfg, name, causal=False)
     pooled = jax.jit(lambda ids: model.apply(variables, batch_of(ids, MASK), build.neutral_knobs())[0])
     out, padded = pooled(IDS), pooled(np.where(MASK, IDS, (IDS + 7) % V))
     assert out.h.shape == (B, 1, 32) and out.head_VxD.shape == (3, 32)
     np.testing.assert_array_equal(out.h, padded.h)
+    assert np.abs(out.h - pooled(np.where(MASK, (IDS + 7) % V, IDS)).h).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", LANGUAGE)
@@ -121,6 +143,40 @@ def test_the_lstm_has_the_gradient_of_its_recurrence():
                  for f in (lstm.recur, lstm._run))  # fmt: skip
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+
+
+def test_fnet_mixes_by_the_real_part_of_the_fourier_transform():
+    for n, D in ((12, 8), (9, 7), (5, 2)):
+        x = np.random.default_rng(n).standard_normal((2, n, D)).astype(np.float32)
+        np.testing.assert_allclose(fnet.mix(x), np.fft.fft2(x, norm="ortho").real, atol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [2, 3, 4])
+def test_the_dilations_of_a_cnn_let_a_token_see_everything_before_it(tiny_cfg, taps):
+    """As many tokens as the dilations promise, and with a layer less not all."""
+    depth = cnn.cycle(taps, L)
+    for layers in (depth, depth - 1):
+        model, variables = made(tiny_cfg, "cnn", **{"net.depth": layers, "net.kernel": taps})
+        run = jax.jit(lambda ids, m=model, v=variables: hidden(m, v, batch_of(ids)))
+        moved = np.abs(run(IDS) - run(np.where(np.arange(L) == 0, (IDS + 7) % V, IDS))).max((0, 2)) > 0
+        assert moved.sum() == min(L, 1 + (taps - 1) * (2**layers - 1))
+        assert moved.all() == (layers == depth)
+
+
+def test_tokens_that_a_mixture_of_depths_does_not_keep_skip_the_block():
+    route = RouteCfg(mode="topk", k=5, kv="routed")
+    layer = mod.RoutedLayer(NetCfg(name="mod", causal=False, width=16, heads=2, ffn_width=32, route=route), L)
+    x, order = jax.random.normal(jax.random.key(0), (B, L, 16)), jnp.zeros((1, L), jnp.int32)
+    args = (0.0, 1.0, 0, build.neutral_knobs(), jnp.arange(L)[None], order, jnp.arange(B), None)
+    params = jax.jit(lambda: layer.init(jax.random.key(1), x, *args))()
+    run = jax.jit(lambda x: layer.apply(params, x, *args))
+    y, found = run(x)
+    moved = np.abs(y - x).max(-1) > 0
+    assert (moved.sum(1) == 5).all()
+    kept = np.where(moved, found["score"], np.inf).min(1), np.where(moved, -np.inf, found["score"]).max(1)
+    assert (kept[0] > kept[1]).all()
+    other = run(jnp.where(moved[..., None], x, x + 1e-4))[0]  # the rest are no keys either
+    np.testing.assert_allclose(other[moved], y[moved], rtol=1e-5, atol=1e-6)
 
 
 def test_a_window_bounds_how_far_a_token_sees(tiny_cfg):

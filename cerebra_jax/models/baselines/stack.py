@@ -17,7 +17,7 @@ class Stack(nn.Module):
     """Language model, or encoder, without routing; (B, L) tokens -> features and output matrix (`Out`).
 
     `layer` is called as layer(net)(x_BxLxD, number, ex_B, mask_BxL) -> (x_BxLxD, None), `parts(net, L)` are the
-    (model, executed) FLOPs of its parts.
+    (model, executed) FLOPs of its parts. `start` is what stands before the first layer, `entry(net, L)` its FLOPs.
     """
 
     net: NetCfg
@@ -32,6 +32,7 @@ class Stack(nn.Module):
         x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
         B, L = x_BxLxD.shape[:2]
         mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
+        x_BxLxD, mask_BxL = self.start(x_BxLxD, mask_BxL)
         scanned, shared = (jnp.arange(net.depth),), (batch["ex_B"], mask_BxL)
         x_BxLxD, _ = block.repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
         h_BxLxD = block.Norm(name="norm")(x_BxLxD)
@@ -40,10 +41,17 @@ class Stack(nn.Module):
         out = block.Head(net, self.vocab, name="head")(h_BxLxD, table_VxD, mask_BxL)
         return out, Aux(share_B, share_B, {}, {}, {}, {})
 
+    def start(self, x_BxLxD, mask_BxL):
+        return x_BxLxD, mask_BxL
+
+    @staticmethod
+    def entry(net: NetCfg, L: int) -> dict[str, int]:
+        return {}
+
     @classmethod
     def cost(cls, net: NetCfg, L: int, vocab: int) -> Cost:
         """Forward FLOPs per example, head included."""
-        model = block.embed_flops(net, L)
+        model = block.embed_flops(net, L) | cls.entry(net, L)
         executed = dict(model)
         for i in range(net.depth):
             for part, prices in cls.parts(net, L).items():

@@ -1,0 +1,43 @@
+"""Multi-layer perceptron on all tokens at once, laid end to end: for inputs of one fixed length and pooled heads."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from cerebra_jax.cost import prices
+from cerebra_jax.models import block
+from cerebra_jax.models.baselines import stack
+
+
+class Layer(nn.Module):
+    """x + FFN(LN x)."""
+
+    net: block.NetCfg
+
+    @nn.compact
+    def __call__(self, x_Bx1xD, number, ex_B, mask_BxL):
+        net = self.net
+        ffn = block.FeedForward(net, True, 0.02 * net.depth**-0.5, name="ffn")
+        return x_Bx1xD + block.Drop(net.dropout)(ex_B, ffn(block.Norm(name="norm")(x_Bx1xD))), None
+
+
+class Mlp(stack.Stack):
+    """One linear map of the L · D features to D, then net.depth residual feed-forward layers."""
+
+    layer = Layer
+
+    def start(self, x_BxLxD, mask_BxL):
+        B, L, D = x_BxLxD.shape
+        flat_Bx1xLD = stack.silenced(x_BxLxD, mask_BxL).reshape(B, 1, L * D)
+        return block._dense(D, True, flat_Bx1xLD, (L * D) ** -0.5, "flat"), None
+
+    @staticmethod
+    def entry(net, L):
+        """L D · D for the first map."""
+        return {"flat": prices.linear_flops(L * net.width, net.width)}
+
+    @staticmethod
+    def parts(net, L):
+        """The FFN of one token."""
+        flops = block.ffn_flops(net, 1)
+        return {"ffn": (flops, flops)}

@@ -1,0 +1,178 @@
+"""Mixture-of-Depths (Raposo et al. 2024, arXiv:2404.02258): every second block runs for a few tokens, the rest skip it.
+
+x += g · (a + FFN(LN(x + a))), a = attention(LN x), for the kept tokens, gathered into slots; the others pass unchanged.
+The paper takes the top k of the sequence, which no causal model can know: here a causal model keeps the tokens above a
+running quantile, as Cerebra does, with the same router and gate; an encoder the top k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import prices
+from cerebra_jax.models import block, router, transformer
+from cerebra_jax.ops import dispatch
+from cerebra_jax.ops.gates import expected_pairs
+from cerebra_jax.types import Aux, Cost, Knobs
+
+
+class RoutedLayer(nn.Module):
+    """A block that kept tokens take, x -> (x, y); y holds its costs, statistics and losses."""
+
+    net: NetCfg
+    L: int
+
+    @nn.compact
+    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
+        net, L = self.net, self.L
+        h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
+        decide = router.Router(net, name="router")
+        r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL)
+        if net.route.dispatch:
+            slots = dispatch.assign(r.wanted, router.layout(net, L))
+            kept_BxL, idx_BxK = slots.kept_BxL, slots.idx_BxK
+            x_BxKxD, q_BxKxD = dispatch.gather(x_BxLxD, slots), dispatch.gather(h_BxLxD, slots)
+            padded = jnp.pad(jnp.broadcast_to(order, (idx_BxK.shape[0], L)), ((0, 0), (0, 1)), constant_values=L)
+            taken = (q_BxKxD, idx_BxK, jnp.take_along_axis(padded, idx_BxK, axis=1))  # an empty slot stands at L
+            plan = router.layout(net, L).plan(net.route.kv)
+        else:
+            kept_BxL, x_BxKxD = r.wanted, x_BxLxD
+            taken = (h_BxLxD, pos_1xL, order if net.route.kv == "all" else jnp.where(kept_BxL, order, L))
+            plan = block.dense_plan(net, L)
+        (q, qpos, qorder), (m, kpos, korder) = taken, (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken
+        std = 0.02 * (2 * net.depth) ** -0.5
+        attention = block.Attention(net, plan, block.masked_kernel(net, L), out_std=std, name="attention")
+        a_BxKxD = attention(q, m, qpos, kpos, qorder, korder)
+        ffn = block.FeedForward(net, out_std=std, name="ffn")
+        f_BxKxD = a_BxKxD + ffn(block.Norm(name="ffn_norm")(x_BxKxD + a_BxKxD))
+        f_BxLxD = dispatch.scatter(f_BxKxD, slots) if net.route.dispatch else f_BxKxD
+        gate_BxL = r.gate * kept_BxL
+        x_BxLxD += block.Drop(net.dropout)(ex_B, gate_BxL[..., None].astype(f_BxLxD.dtype) * f_BxLxD)
+        return x_BxLxD, self._report(r, kept_BxL.astype(jnp.float32), gate_BxL, mask_BxL, knobs.rate)
+
+    def _report(self, r: router.Route, kept_BxL, gate_BxL, mask_BxL, rate) -> dict[str, jax.Array]:
+        net = self.net
+        # below the floor the penalty no longer pushes: thresholds would chase scores that fall for ever
+        p_BxL = jnp.where(kept_BxL.mean(1, keepdims=True) > net.route.floor, r.p, jax.lax.stop_gradient(r.p))
+        y = {
+            "expected_B": _routed_flops(net, p_BxL, self.L),
+            "hard_B": _routed_flops(net, kept_BxL, self.L),
+            "kept": kept_BxL.mean(1),
+            "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),
+            "gate": gate_BxL.sum(1) / jnp.maximum(kept_BxL.sum(1), 1),
+            "score": jax.lax.stop_gradient(r.score),
+        }
+        if net.route.mode in router.SCORED:
+            real = jnp.ones_like(kept_BxL) if mask_BxL is None else mask_BxL.astype(jnp.float32)
+            y["z_loss"] = (real * jnp.square(r.score)).sum(1) / jnp.maximum(real.sum(1), 1)
+        if net.route.mode == "threshold":
+            y |= router.observe(net, r.score, mask_BxL, rate)
+        return y
+
+
+class Pair(nn.Module):
+    """A block for all tokens, then one for the kept ones."""
+
+    net: NetCfg
+    L: int
+
+    @nn.compact
+    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
+        x_BxLxD, _ = _dense(self.net, self.L, "dense")(x_BxLxD, pos_1xL, order, ex_B, mask_BxL)
+        routed = RoutedLayer(self.net, self.L, name="routed")
+        return routed(x_BxLxD, tau, spread, layer, knobs, pos_1xL, order, ex_B, mask_BxL)
+
+
+def _dense(net: NetCfg, L: int, name: str):
+    return transformer.DenseLayer(net, block.dense_plan(net, L), block.kernel_of(net, L), name=name)
+
+
+class Mod(nn.Module):
+    """Language model or encoder of net.depth blocks, the second, fourth, … of them routed.
+
+    routing = {"tau": (R,), "spread": (R,)} float32, R = depth // 2, with a threshold; else empty.
+    """
+
+    net: NetCfg
+    vocab: int
+
+    @nn.compact
+    def __call__(self, batch, knobs: Knobs, routing):
+        net, ex_B, R = self.net, batch["ex_B"], self.net.depth // 2
+        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
+        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        B, L = x_BxLxD.shape[:2]
+        places = (jnp.arange(L)[None], block.orders(net, L, mask_BxL), ex_B, mask_BxL)
+        scanned = (routing.get("tau", jnp.zeros(R)), routing.get("spread", jnp.zeros(R)), jnp.arange(R))
+        x_BxLxD, y = block.repeat(Pair, net, R, {"net": net, "L": L}, x_BxLxD, scanned, (knobs, *places))
+        if net.depth % 2:
+            x_BxLxD, _ = _dense(net, L, "last")(x_BxLxD, *places)
+
+        fixed, dense = _split(net, L, self.vocab)
+        expected_B, hard_B = (fixed / dense + y.pop(k).sum(0) / float(dense) for k in ("expected_B", "hard_B"))
+        scores = {"score": y.pop("score")}
+        y["score"] = scores["score"].mean(2)
+        observed = {name: y.pop(name) for name in routing}
+        losses = {"z_loss": net.route.z_loss * y["z_loss"].mean(0)} if "z_loss" in y else {}
+        out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
+        return out, Aux(expected_B, hard_B, y, observed, scores, losses)
+
+
+def init_routing(net: NetCfg) -> dict[str, jax.Array]:
+    """Thresholds of the routed blocks before any data."""
+    return router.init_routing(dataclasses.replace(net, depth=net.depth // 2))
+
+
+def cost(net: NetCfg, L: int, vocab: int) -> Cost:
+    """Forward FLOPs per example, head included. `model` prices every token of a routed block as kept."""
+    model, executed = (dict(part) for part in transformer.cost(net, L, vocab))
+    slots, plan, keys = L, block.dense_plan(net, L), L
+    if net.route.dispatch:
+        lay = router.layout(net, L)
+        slots, plan = lay.K, lay.plan(net.route.kv)
+        keys = L if net.route.kv == "all" else slots
+    for i in range(1, net.depth, 2):
+        layer = f"layer_{i:02d}"
+        if net.route.mode in router.SCORED:
+            model[f"{layer}/router"] = executed[f"{layer}/router"] = router.router_flops(net, L)
+        executed[f"{layer}/attention"] = block.attention_flops(net.width, slots, keys, plan)
+        executed[f"{layer}/ffn"] = block.ffn_flops(net, slots)
+    return Cost(model, executed)
+
+
+def _per_token(net: NetCfg) -> int:
+    """FLOPs that one kept token adds to a routed block, scores apart."""
+    projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
+    return projections + prices.ffn_flops(net.width, net.ffn_width, net.ffn)
+
+
+def _routed_flops(net: NetCfg, p_BxL, L: int):
+    """Routed FLOPs of one block per example, (B,) float32, when token i is kept with probability (or decision) p_i.
+
+    Each pays for itself and 4D per key it sees: all of them (kv=all) or the kept ones (kv=routed: a second moment)."""
+    total = p_BxL.sum(-1)
+    if net.route.kv == "all":
+        pairs = (p_BxL * (jnp.arange(1.0, L + 1)[None] if net.causal else float(L))).sum(-1)
+    else:
+        pairs = expected_pairs(p_BxL) if net.causal else total * total + (p_BxL * (1 - p_BxL)).sum(-1)
+    return total * float(_per_token(net)) + pairs * float(4 * net.width)
+
+
+def _split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
+    """(FLOPs per example that no decision changes, FLOPs of the dense Transformer of the same shape)."""
+    routed = net.depth // 2 * (L * _per_token(net) + 4 * net.width * block.pairs(net, L))
+    return cost(net, L, vocab).model_flops - routed, transformer.cost(net, L, vocab).model_flops
+
+
+def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
+    """Model FLOPs per example when that share of tokens, wherever they stand, is kept in every routed block."""
+    pairs = share * block.pairs(net, L)
+    if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `share`
+        pairs = share * (share * (block.pairs(net, L) - L) + L)
+    fixed, _ = _split(net, L, vocab)
+    return fixed + net.depth // 2 * (share * L * _per_token(net) + 4 * net.width * pairs)
