@@ -59,7 +59,7 @@ def together(c: RunCfg) -> None:
     )
     need(
         net.name in ROUTED or c.objective.lam == c.objective.budget == 0.0,
-        f"objective.{'lam' if c.objective.lam else 'budget'} is set for a {_kind(net)} model",
+        f"objective.{'lam' if c.objective.lam else 'budget'} is set for {_kind(net)}",
         f"its cost cannot change: use objective.lam=0 and objective.budget=0, or one of {', '.join(ROUTED)}",
     )
     need(
@@ -82,7 +82,7 @@ def together(c: RunCfg) -> None:
 
 
 def _kind(net: NetCfg) -> str:
-    return "dense" if net.name == "transformer" else net.name
+    return "a dense model" if net.name == "transformer" else net.name
 
 
 def _routing(net: NetCfg) -> None:
