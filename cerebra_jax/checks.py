@@ -55,9 +55,6 @@ def together(c: RunCfg) -> None:
         "it is no language model: use net.causal=False and a task with one answer per example",
     )
     need(
-        net.name != "mlp" or net.outputs > 0, "net.outputs is 0 for mlp", "it has one answer per example, not per token"
-    )
-    need(
         net.name in ROUTED or c.objective.lam == c.objective.budget == 0.0,
         f"objective.{'lam' if c.objective.lam else 'budget'} is set for {_kind(net)}",
         f"its cost cannot change: use objective.lam=0 and objective.budget=0, or one of {', '.join(ROUTED)}",
@@ -95,11 +92,6 @@ def _routing(net: NetCfg) -> None:
     ):
         what = f"net.route.mode is {route.mode} for {name}"
         need(net.name != name or route.mode in modes, what, f"choose one of {', '.join(modes)}")
-    need(
-        net.name not in UNROUTED or route.mode == "threshold",
-        f"net.route.mode is {route.mode} for {net.name}",
-        f"it routes nothing: leave it at threshold, or use one of {', '.join(ROUTED)}",
-    )
     need(
         net.name != "window" or net.attention != "cudnn",
         "net.attention is cudnn for window",

@@ -146,6 +146,8 @@ def twin(cfg: RunCfg, vocab: int) -> RunCfg:
     kind, plain = cfg.twin, dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
     cfg = dataclasses.replace(cfg, twin="", objective=plain)
     if kind == "random":
+        named = f"twin is random, but {cfg.net.name} routes nothing"
+        checks.need(cfg.net.name in checks.ROUTED, named, "use twin=dense or twin=equal_flops")
         route = dataclasses.replace(cfg.net.route, mode="random")
         cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
         checks.together(cfg)

@@ -102,7 +102,6 @@ BAD = {
     f"{C} --config.train.duration=0.5_frac": 'write "500 steps"',
     f"{C}:dense --config.objective.lam=0.1": "dense model",
     f"{C}:dense --config.net.name=fnet": "it is no language model",
-    f"{C}:dense --config.net.name=lstm --config.net.route.mode=random": "it routes nothing",
     f"{C}:ssm --config.objective.budget=0.5": "set for ssm",
     f"{C}:mod --config.net.route.mode=soft": "soft for mod",
     f"{C} --noconfig.net.depth": "write --config.net.depth=VALUE",

@@ -47,6 +47,7 @@ def test_the_other_twins_change_one_thing(tiny_cfg):
     [
         ({"net.name": "transformer", "twin": "equal_flops"}, "its own"),
         ({"net.name": "chiar", "twin": "random"}, "random for chiar"),
+        ({"net.name": "lstm", "twin": "random"}, "lstm routes nothing"),
     ],
 )
 def test_twins_that_do_not_exist_are_refused(tiny_cfg, change, said):

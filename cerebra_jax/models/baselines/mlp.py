@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from cerebra_jax.checks import need
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block
 from cerebra_jax.models.baselines import stack
@@ -33,7 +34,8 @@ class Mlp(stack.Stack):
 
     @staticmethod
     def entry(net, L):
-        """L D · D for the first map."""
+        """L D · D for the first map. UserError where every token needs an answer of its own."""
+        need(net.outputs > 0, "net.name is mlp, which gives one answer per example, not per token", "use another model")
         return {"flat": prices.linear_flops(L * net.width, net.width)}
 
     @staticmethod
