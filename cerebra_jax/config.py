@@ -83,6 +83,10 @@ class RouteCfg:
     ceiling: float = _f(1.0, "largest share of tokens that a threshold may come to keep", lo=0.0, hi=1.0)
     capacity: float = _f(1.25, "slots of the compiled program per routed token expected", lo=0.01, hi=100.0)
     dispatch: bool = _f(True, "gather routed tokens; False runs both branches and masks: it saves nothing")
+    lowering: str = _f(
+        "gather", "how dispatch moves tokens; onehot: by matrix products, for exporters without gather and scatter",
+        of=("gather", "onehot"),
+    )  # fmt: skip
     kv: str = _f("all", "which tokens are keys and values", of=("all", "routed"))
     tau: str = _f(
         "running",

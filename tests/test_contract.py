@@ -34,6 +34,8 @@ VARIANTS = {
     "dense-local": {"net.name": "transformer", "net.local": 3},
     "cerebra-attention-part": {"net.name": "cerebra", "net.route.part": "attention", "net.compress.r": 0.6},
     "cerebra-hybrid-odd": {"net.name": "cerebra", "net.compress": {"kind": "hybrid", "r": 0.3, "s": 0.72}},
+    "chiar-onehot": {"net.route.lowering": "onehot", "net.route.kv": "routed"},
+    "cerebra-onehot": {"net.name": "cerebra", "net.route.lowering": "onehot", "net.route.kv": "routed"},
     "cerebra-learned": {"net.name": "cerebra", "net.route.tau": "learned", "net.compress.reconstruct": 0.1},
     "cerebra-soft": {"net.name": "cerebra", "net.route.mode": "soft"},
     "cerebra-random": {"net.name": "cerebra", "net.route.mode": "random"},
@@ -192,6 +194,40 @@ def test_every_parameter_gets_a_gradient(make, name):
     dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grad(m.variables["params"]))
             if not (np.isfinite(g).all() and np.abs(g).max() > 0)]  # fmt: skip
     assert not dead
+
+
+@pytest.mark.parametrize("name", ["chiar-onehot", "cerebra-onehot"])
+def test_onehot_products_are_the_gathers(make, name):
+    """The same outputs, decisions and gradients, without a batched gather or any scatter in the program."""
+    m, plain = make(name), make(name, **{"net.route.lowering": "gather"})
+    (got, aux), (want, plain_aux) = m.run(tokens(2)), plain.run(tokens(2))
+    np.testing.assert_array_equal(aux.scores["kept"], plain_aux.scores["kept"])
+    np.testing.assert_array_equal(aux.hard_B, plain_aux.hard_B)
+    np.testing.assert_allclose(got, want, atol=1e-6 * float(np.abs(want).max()))
+
+    def slope(m):
+        return jax.jit(jax.grad(lambda params: (m.forward(tokens(2), m.variables | {"params": params})[0] ** 2).mean()))
+
+    for g, h in zip(*(jax.tree.leaves(slope(m)(m.variables["params"])) for m in (m, plain)), strict=True):
+        np.testing.assert_allclose(g, h, atol=1e-5 * float(np.abs(h).max()))
+    moves = [
+        e for e in trees_of(jax.make_jaxpr(m.forward)(tokens())) if e.primitive.name.startswith(("gather", "scatter"))
+    ]
+    assert moves and all(e.primitive.name == "gather" and e.invars[0].aval.ndim == 2 for e in moves)  # tables only
+    assert any(e.primitive.name == "scatter" for e in trees_of(jax.make_jaxpr(plain.forward)(tokens())))
+    extra = m.model.cost.executed_flops - plain.model.cost.executed_flops
+    assert extra == sum(v for k, v in m.model.cost.executed.items() if k.endswith("/dispatch")) > 0
+    assert m.model.cost.model_flops == plain.model.cost.model_flops
+
+
+def trees_of(jaxpr):
+    """Every equation of a program, of what it calls too."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for body in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(getattr(body, "jaxpr", body), "eqns"):
+                    yield from trees_of(body)
 
 
 @pytest.mark.parametrize("kv", ["all", "routed"])

@@ -67,6 +67,7 @@ CASES = {
     "chiar-matmul-dct": {"net.route.dct": "matmul"},
     "chiar-no-meta": {"net.route.meta": "off"},
     "chiar-odd": {"task.seq_len": 97, "net.width": 36, "net.route.rate": 0.31},
+    "chiar-onehot": {"task.seq_len": 1100, "net.route": {"kv": "routed", "lowering": "onehot"}},
     "chiar-long": {"task.seq_len": 4096, "net.route.kv": "routed"},
     "chiar-scan-remat": {"net.depth": 5, "net.scan": True, "net.remat": True, "net.dtype": "bfloat16"},
     "chiar-two-layers": {"net.depth": 2},
@@ -111,8 +112,10 @@ def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cf
     for kind, kv, part, dispatch in choices:
         if not dispatch and (kind != "conv" or mode not in ("threshold", "topk")):
             continue
+        lowering = "onehot" if kind == "conv" and kv == "routed" else "gather"
         net = {"name": "cerebra", "depth": 1, "compress": {"kind": kind, "r": 0.3, "s": 0.6}}
-        cfg = tiny_cfg({"net": net, "net.route": {"kv": kv, "part": part, "dispatch": dispatch, "rate": 0.3}})
+        route = {"kv": kv, "part": part, "dispatch": dispatch, "rate": 0.3, "lowering": lowering}
+        cfg = tiny_cfg({"net": net, "net.route": route})
         cfg = cfg_of(cfg, mode) if causal else encoder(cfg, mode=mode)
         model, forward, args = program(cfg)
         assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops, (kind, kv, part, dispatch)

@@ -46,7 +46,7 @@ class RoutedBlock(nn.Module):
                 found = cached.routed(net, cache, r.wanted, pos_1xL, layout(net, self.L))
                 kept, qorder, new["used_BxS"], step = found
             elif _dispatched(net):
-                slots = dispatch.assign(r.wanted, router.layout(net, self.L))
+                slots = dispatch.assign(r.wanted, router.layout(net, self.L), net.route.lowering)
                 kept = slots.kept_BxL
             gate_BxL = r.gate * kept
             g = gate_BxL[..., None].astype(x_BxLxD.dtype)
@@ -99,9 +99,7 @@ class RoutedBlock(nn.Module):
         plan = router.layout(net, L).plan(net.route.kv)
         heavy = block.Attention(net, plan, block.masked_kernel(net, L), out_std=std, name="heavy")
         q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
-        # an empty slot stands at L: no real query sees it as a key
-        padded = jnp.pad(jnp.broadcast_to(order, (idx_BxK.shape[0], L)), ((0, 0), (0, 1)), constant_values=L)
-        order_BxK = jnp.take_along_axis(padded, idx_BxK, axis=1)
+        order_BxK = dispatch.read(order, slots, L)  # an empty slot stands at L: no real query sees it as a key
         memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
         return dispatch.scatter(heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder), slots)
 
@@ -260,6 +258,9 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
             add(f"{layer}/light", *compressor.light_flops(net, L))
         if mode != "always_compressed":
             add(f"{layer}/attention", block.attention_model_flops(net, L), heavy)
+        if _dispatched(net) and net.route.lowering == "onehot":
+            moves = 4 if rest else 2  # to the slots and back, for attention and for the FFN
+            add(f"{layer}/dispatch", 0, moves * dispatch.move_flops(lay, D))
         add(f"{layer}/ffn", shared + taken * each, shared + slots * each)
     add("head", block.head_flops(net, L, vocab))
     return Cost(model, executed)

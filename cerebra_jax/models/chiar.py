@@ -85,7 +85,7 @@ class RoutedLayer(nn.Module):
             heavy_BxLxD, kv = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, qorder, step)
         elif _dispatched(net):
             lay = layout(net, L)
-            slots = dispatch.assign(wanted, lay)
+            slots = dispatch.assign(wanted, lay, route.lowering)
             kept = slots.kept_BxL
             spos_BxK = slots.idx_BxK  # an empty slot stands at position L: no real query sees it as a key
             q_BxKxD = dispatch.gather(x_BxLxD, slots)
@@ -240,6 +240,8 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         add(f"layer_{i:02d}/filter", filter_flops)
         add(f"layer_{i:02d}/router", score)
         add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
+        if _dispatched(net) and net.route.lowering == "onehot":  # to the slots and back
+            add(f"layer_{i:02d}/dispatch", 0, 2 * dispatch.move_flops(layout(net, L), D))
         add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
     last = f"layer_{R + 1:02d}"
     add(f"{last}/attention", block.attention_model_flops(net, L), block.dense_attention_flops(net, L))

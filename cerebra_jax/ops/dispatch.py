@@ -3,6 +3,9 @@
 A sequence is cut into segments, each with its own slots; a slot of segment s needs keys up to the end of s only, so
 causality costs half the square here too. Tokens fill the slots of their segment in order; what does not fit is
 overflow and stays on the light path (earliest-first: a token's fate never depends on a later one).
+
+Two lowerings of one thing: gathers, which cost no FLOPs, or products with one-hot matrices, for exporters and devices
+without batched gather and scatter; `move_flops` prices those.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.cost import prices
 from cerebra_jax.ops.attend import Plan, segment_bounds, segments_for
 
 
@@ -46,17 +50,25 @@ def layout(L: int, share: float) -> Layout:
 
 
 class Slots(NamedTuple):
-    """idx_BxK: the token in each slot, L where empty. slot_BxL: the slot of each token, K where it has none."""
+    """idx_BxK: the token in each slot, L where empty. slot_BxL: the slot of each token, K where it has none.
+    onehot: with that lowering, whether a slot holds a token, (B, slots, tokens) bool for each segment."""
 
     idx_BxK: jax.Array
     slot_BxL: jax.Array
+    onehot: tuple[jax.Array, ...] = ()
 
     @property
     def kept_BxL(self) -> jax.Array:
         return self.slot_BxL < self.idx_BxK.shape[1]
 
 
-def assign(keep_BxL: jax.Array, lay: Layout) -> Slots:
+def move_flops(lay: Layout, D: int) -> int:
+    """FLOPs per example of one `gather` or `scatter` of width D as products: each segment's slots times its tokens."""
+    sizes = [(c1 - c0, b - a) for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)]
+    return sum(prices.matmul_flops(k, n, D) for k, n in sizes)
+
+
+def assign(keep_BxL: jax.Array, lay: Layout, lowering: str = "gather") -> Slots:
     """Slots for the tokens where keep is true, in order, segment by segment; the rest of them overflow."""
     B, L = keep_BxL.shape
     parts = []
@@ -65,6 +77,13 @@ def assign(keep_BxL: jax.Array, lay: Layout) -> Slots:
         rank = jnp.cumsum(keep.astype(jnp.int32), axis=1) - 1
         parts.append(jnp.where(keep & (rank < c1 - c0), c0 + rank, lay.K))
     slot_BxL = jnp.concatenate(parts, axis=1).astype(jnp.int32)
+    if lowering == "onehot":
+        onehot = tuple(
+            slot_BxL[:, None, a:b] == jnp.arange(c0, c1)[None, :, None]
+            for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)
+        )
+        slots = Slots(jnp.zeros((B, lay.K), jnp.int32), slot_BxL, onehot)
+        return slots._replace(idx_BxK=read(jnp.arange(L, dtype=jnp.int32)[None], slots, L))
     token_BxL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
     # an integer scatter, once; every move of features is then a gather, forward and backward
     empty_BxK = jnp.full((B, lay.K), L, jnp.int32)
@@ -93,17 +112,49 @@ def _take(x_BxNxD, at_BxM):
     return jnp.where((at_BxM < N)[..., None], rows, jnp.zeros((), rows.dtype))
 
 
-@jax.custom_vjp
 def gather(x_BxLxD, slots: Slots) -> jax.Array:
     """(B, L, D) -> (B, K, D): the rows of the kept tokens; empty slots are zeros. Its gradient is `scatter`."""
+    return _products("bkl,bld->bkd", x_BxLxD, slots, 2) if slots.onehot else _gather(x_BxLxD, slots)
+
+
+def scatter(y_BxKxD, slots: Slots) -> jax.Array:
+    """(B, K, D) -> (B, L, D): rows back at their tokens, zeros elsewhere. Its gradient is `gather`."""
+    return _products("bkl,bkd->bld", y_BxKxD, slots, 1) if slots.onehot else _scatter(y_BxKxD, slots)
+
+
+def read(n_BxL, slots: Slots, empty: int) -> jax.Array:
+    """Whole numbers of the tokens (B or 1, L) -> those of the slots (B, K), `empty` where there is no token."""
+    if not slots.onehot:
+        B, K = slots.idx_BxK.shape
+        padded = jnp.pad(jnp.broadcast_to(n_BxL, (B, n_BxL.shape[1])), ((0, 0), (0, 1)), constant_values=empty)
+        return jnp.take_along_axis(padded, slots.idx_BxK, axis=1)
+    parts, a = [], 0
+    for held_BxKxL in slots.onehot:
+        n_Bx1xL = n_BxL[:, None, a : a + held_BxKxL.shape[2]]
+        parts.append(jnp.where(held_BxKxL.any(2), jnp.where(held_BxKxL, n_Bx1xL, 0).sum(2), empty))
+        a += held_BxKxL.shape[2]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _products(how: str, x_BxNxD, slots: Slots, axis: int):
+    """Each segment's share of x times its one-hot matrix. In full precision: rows must come through as they are."""
+    parts, a = [], 0
+    for held_BxKxL in slots.onehot:
+        x = x_BxNxD[:, a : a + held_BxKxL.shape[axis]]
+        parts.append(jnp.einsum(how, held_BxKxL.astype(x.dtype), x, precision=jax.lax.Precision.HIGHEST))
+        a += held_BxKxL.shape[axis]
+    return jnp.concatenate(parts, axis=1)
+
+
+@jax.custom_vjp
+def _gather(x_BxLxD, slots: Slots):
     return _take(x_BxLxD, slots.idx_BxK)
 
 
 @jax.custom_vjp
-def scatter(y_BxKxD, slots: Slots) -> jax.Array:
-    """(B, K, D) -> (B, L, D): rows back at their tokens, zeros elsewhere. Its gradient is `gather`."""
+def _scatter(y_BxKxD, slots: Slots):
     return _take(y_BxKxD, slots.slot_BxL)
 
 
-gather.defvjp(lambda x, slots: (_take(x, slots.idx_BxK), slots), lambda slots, g: (_take(g, slots.slot_BxL), None))
-scatter.defvjp(lambda y, slots: (_take(y, slots.slot_BxL), slots), lambda slots, g: (_take(g, slots.idx_BxK), None))
+_gather.defvjp(lambda x, slots: (_take(x, slots.idx_BxK), slots), lambda slots, g: (_take(g, slots.slot_BxL), None))
+_scatter.defvjp(lambda y, slots: (_take(y, slots.slot_BxL), slots), lambda slots, g: (_take(g, slots.idx_BxK), None))

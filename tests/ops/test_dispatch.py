@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cerebra_jax.cost import jaxpr
 from cerebra_jax.ops import dispatch
 
 
@@ -57,10 +58,11 @@ def test_layout_tiles_the_sequence_and_has_room_for_the_share(L, share):
     assert lay.plan("all")[-1] == (lay.slots[-1][0], lay.K, 0, L) and lay.plan("routed")[-1][3] == lay.K
 
 
-def test_gather_and_scatter_are_transposes_and_undo_each_other():
+@pytest.mark.parametrize("lowering", ["gather", "onehot"])
+def test_gather_and_scatter_are_transposes_and_undo_each_other(lowering):
     rng = np.random.RandomState(0)
     keep = jnp.asarray(rng.random((3, 40)) < 0.4)
-    slots = dispatch.assign(keep, dispatch.layout(40, 0.5))
+    slots = dispatch.assign(keep, dispatch.layout(40, 0.5), lowering)
     K = slots.idx_BxK.shape[1]
     x, y = (rng.standard_normal((3, n, 5)).astype(np.float32) for n in (40, K))
     moved, back = dispatch.gather(x, slots), dispatch.scatter(y, slots)
@@ -68,6 +70,21 @@ def test_gather_and_scatter_are_transposes_and_undo_each_other():
     np.testing.assert_array_equal(dispatch.scatter(moved, slots), np.where(slots.kept_BxL[..., None], x, 0))
     np.testing.assert_array_equal(jax.grad(lambda x: (dispatch.gather(x, slots) * y).sum())(x), back)
     np.testing.assert_array_equal(jax.grad(lambda y: (dispatch.scatter(y, slots) * x).sum())(y), moved)
+
+
+@pytest.mark.parametrize("L", [40, 1100])
+def test_onehot_slots_are_the_same_slots_and_their_moves_are_priced(L):
+    rng = np.random.RandomState(0)
+    keep, lay = jnp.asarray(rng.random((3, L)) < 0.4), dispatch.layout(L, 0.3)
+    x, order = rng.standard_normal((3, L, 5)).astype(np.float32), rng.randint(0, 9, (1, L))
+    slots, plain = dispatch.assign(keep, lay, "onehot"), dispatch.assign(keep, lay)
+    np.testing.assert_array_equal(slots.idx_BxK, plain.idx_BxK)
+    np.testing.assert_array_equal(slots.slot_BxL, plain.slot_BxL)
+    np.testing.assert_array_equal(dispatch.gather(x, slots), dispatch.gather(x, plain))
+    np.testing.assert_array_equal(dispatch.scatter(x[:, : lay.K], slots), dispatch.scatter(x[:, : lay.K], plain))
+    np.testing.assert_array_equal(dispatch.read(order, slots, 77), dispatch.read(order, plain, 77))
+    moved = jaxpr.count(lambda x: dispatch.scatter(dispatch.gather(x, slots), slots), x)
+    assert moved.flops == 3 * 2 * dispatch.move_flops(lay, 5)
 
 
 def test_no_float_scatter_in_the_gradient():

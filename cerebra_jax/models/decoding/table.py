@@ -37,7 +37,7 @@ def _transformer_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
     for i in range(net.depth):
         always[f"layer_{i:02d}/attention"] = _dense(net, L)
         always[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, 1)
-    return TokenCost(always | {"head": block.head_flops(net, 1, vocab)}, {}, {})
+    return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, {}, {})
 
 
 def _chiar_cache(net: NetCfg, L: int, ex_B) -> Cache:
@@ -66,7 +66,7 @@ def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
         always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
         always[f"{layer}/ffn"] = block.ffn_flops(net, 1)
     always |= {f"{last}/attention": _dense(net, L), f"{last}/ffn": block.ffn_flops(net, 1)}
-    return TokenCost(always | {"head": block.head_flops(net, 1, vocab)}, kept, {})
+    return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, kept, {})
 
 
 def _cerebra_cache(net: NetCfg, L: int, ex_B) -> Cache:
@@ -107,7 +107,7 @@ def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
             always[f"{layer}/attention"], kept[f"{layer}/attention"] = (sum(heavy), 0) if both else heavy
             always[f"{layer}/ffn"] += rest if both else 0
             kept[f"{layer}/ffn"] = 0 if both else rest
-    return TokenCost(always | {"head": block.head_flops(net, 1, vocab)}, kept, window)
+    return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, kept, window)
 
 
 def _keys(net: NetCfg, B: int, slots: int, L: int) -> cache.KV:
