@@ -164,8 +164,9 @@ def test_padding_changes_no_output(tmp_path):
 
 
 def test_word_noise_hides_other_training_words_at_every_step_and_none_elsewhere(tmp_path):
-    path = csv_of(tmp_path / "t.csv", rows_of(60))
-    plain, noisy = task_of(path), task_of(path, word_noise=0.3)
+    rows = [(f"one two three four five six seven {label}", label) for label in LABELS * 20]  # all of one length
+    path = csv_of(tmp_path / "t.csv", rows)
+    plain, noisy = task_of(path, seq_len=12), task_of(path, word_noise=0.3, seq_len=12)
     share, steps = [], []
     for step in range(20):
         a, b = plain.train_batch(1, step, 16), noisy.train_batch(1, step, 16)

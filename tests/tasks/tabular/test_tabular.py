@@ -118,6 +118,17 @@ def test_quantile_scaling_makes_any_column_normal(tmp_path):
     np.testing.assert_allclose(values, task._splits["train"]["labels_BxL"][:, 0], atol=0.3)  # the order is kept
 
 
+def test_quantile_scaling_puts_equal_values_in_the_middle_of_their_quantiles(tmp_path):
+    rng = np.random.RandomState(0)
+    rows = [[rng.choice(["0", "0", "0", "7"]), f"{rng.rand():.4f}"] for _ in range(1000)]
+    task = task_of(write(tmp_path / "t.csv", rows, ["x", "price"]), scale="quantile")
+    values = task._splits["train"]["values_BxL"][:, 1]
+    normal = np.sort(rng.standard_normal(100_000))
+    low = (values < 0).mean()
+    want = normal[: int(low * 1e5)].mean(), normal[int(low * 1e5) :].mean()
+    np.testing.assert_allclose(np.unique(values), want, atol=0.03)
+
+
 def test_types_are_inferred_or_given(table):
     assert {n: c["kind"] for n, c in task_of(table).info()["columns"].items()} == {
         "age": "number", "city": "category", "plan": "category"
