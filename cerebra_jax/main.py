@@ -1,4 +1,4 @@
-"""python -m cerebra_jax.main [train|eval|cost|certify|report] ...; also the console script `cerebra`.
+"""python -m cerebra_jax.main [train|eval|cost|certify|generate|report] ...; also the console script `cerebra`.
 
 Turns every end of a run into its exit status (errors.py) and one line on stderr; JAX is imported only once the
 command line has been found good.
@@ -59,6 +59,10 @@ def _command(request: object) -> int:
         run(request.cfg, print)
     elif request.command == "certify":
         from cerebra_jax.cli.certify import run
+
+        run(request)
+    elif request.command == "generate":
+        from cerebra_jax.cli.generate import run
 
         run(request)
     else:

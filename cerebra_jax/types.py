@@ -80,14 +80,21 @@ class TokenCost(NamedTuple):
     """Forward FLOPs of decoding one token of one example with a cache, as exact Python integers; parts as in `Cost`.
 
     A cache has a static length, so the position of the token makes no difference. always: what every token costs.
-    kept: what it adds where a router keeps it. window: what it adds where it ends a window of the compressor.
+    kept: what it adds where a router keeps it. window: what it adds where it ends a window of the compressor, as a
+    share `ends` of the tokens do.
     """
 
     always: dict[str, int]
     kept: dict[str, int]
     window: dict[str, int]
+    ends: float = 0.0
 
     @property
     def executed_flops(self) -> int:
         """The dearest token: kept in every layer, and at the end of a window."""
-        return sum(sum(part.values()) for part in self)
+        return sum(sum(part.values()) for part in self[:3])
+
+    def mean(self, share: float) -> float:
+        """On average, where `share` of the tokens are kept in each layer."""
+        always, kept, window = (sum(part.values()) for part in self[:3])
+        return always + share * kept + self.ends * window

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cerebra_jax.main import main
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -65,6 +67,22 @@ def test_eval_measures_what_the_run_measured(run, clean_env):
     found = json.loads((workdir / "eval-test.json").read_text())
     test = json.loads((workdir / "result.json").read_text())["test"]
     assert {k: found[k] for k in test} == test
+
+
+def test_generate_continues_every_prompt_and_says_what_it_cost(run, clean_env, tmp_path, capsys):
+    workdir, _, _ = run
+    (tmp_path / "prompts.txt").write_text("abcde fgh\n\nhgf\n")
+    words = ("generate", f"--workdir={workdir}", f"--prompt=@{tmp_path / 'prompts.txt'}", "--max_tokens=7")
+    done = command(clean_env, *words, "--temperature=0")
+    assert done.returncode == 0, done.stderr
+    *text, rate, cost = done.stdout.splitlines()
+    shown = "\n".join(text)
+    assert shown.startswith("abcde fgh") and "\nhgf" in shown and len(shown) > len("abcde fgh\nhgf")
+    assert "tokens/s" in rate and "FLOP a token" in cost and "of the dense" in cost
+    for word, what in (("--max_tokens=9999", "exceed"), ("--top_p=x", "--top_p is 'x'"), ("--prompt=@none", "no none")):
+        assert main([*words, word]) == 2
+        said = capsys.readouterr().err
+        assert what in said and said.count("\n") == 1
 
 
 def test_certify_proves_the_savings_of_the_run(run, clean_env):

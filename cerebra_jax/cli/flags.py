@@ -1,6 +1,6 @@
 """The command line: words into a checked `Request`, every mistake a UserError, no JAX imported.
 
-    python -m cerebra_jax.main [train|eval|cost|certify|report] --config=FILE.py[:ARG] [--config.key=value]...
+    python -m cerebra_jax.main [train|eval|cost|certify|generate|report] --config=FILE.py[:ARG] [--config.key=value]...
 
 A .py configuration is code and is run; a .json one (a run's own config.json) is only read.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "measure the best checkpoint of --workdir",
     "cost": "parameters, FLOPs, memory and predicted step time, without training",
     "certify": "prove the savings of the run of --workdir, or of an untrained --config, against its dense twin",
+    "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
     "report": "RUN... [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg]: a table of finished runs",
 }
 _TAKES = {
@@ -34,23 +35,24 @@ _TAKES = {
     "cost": ("config", "verbose"),
     "report": (),  # takes folders; cli/report.py reads its words
     "certify": ("workdir", "config", "out", "verbose"),
+    "generate": ("workdir", "prompt", "max_tokens", "temperature", "top_p", "seed", "verbose"),
 }
 _OPTIONS = {
     "config": "FILE.py[:ARG] or FILE.json; --config.KEY=VALUE changes one key",
     "workdir": "folder of the run; default runs/<config>[-<arg>]-s<seed>",
     "fresh": "move an existing workdir aside and start again",
     "out": "file that certify writes; default WORKDIR/certificate.json",
+    "prompt": "what generate continues; @FILE: each of its lines, in one batch",
+    "max_tokens": "tokens that generate writes (default 64)",
+    "temperature": "of generate; 0: always the likeliest token (default 1)",
+    "top_p": "generate draws from the likeliest tokens that hold this probability (default 1)",
+    "seed": "of generate (default 0)",
     "split": "what eval measures: valid or test (default test)",
     "verbose": "-v: show what goes to log.txt otherwise",
 }
 _SWITCHES = ("fresh", "verbose")
-_EVAL_KEYS = (
-    "task.data_dir",
-    "task.path",
-    "task.cache_dir",
-    "train.devices",
-    "train.batch_size",
-)  # what may differ from the run
+# what may differ from the run
+_EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Request:
     split: str = "test"
     out: Path | None = None
     finished: bool = False  # it is about the run in workdir, not about a configuration
+    options: dict[str, str] = field(default_factory=dict)  # as they were written
 
 
 def parse(argv: list[str]) -> Request:
@@ -83,7 +86,7 @@ def parse(argv: list[str]) -> Request:
     name = ""
     if command == "certify" and {"workdir", "config"} <= options.keys():
         raise UserError("certify takes --workdir or --config, not both", "a run's configuration is in its workdir")
-    finished = command == "eval" or (command == "certify" and "config" not in options)
+    finished = command in ("eval", "generate") or (command == "certify" and "config" not in options)
     if finished:
         if "workdir" not in options:
             also = ", or --config=FILE.py" if command == "certify" else ""
@@ -101,7 +104,7 @@ def parse(argv: list[str]) -> Request:
     workdir = options.get("workdir") or str(_default_workdir(options["config"], name, cfg.seed))
     on = {switch: switch in options for switch in _SWITCHES}
     out = Path(options["out"]) if "out" in options else None
-    return Request(command, cfg, Path(workdir), name, split=split, out=out, finished=finished, **on)
+    return Request(command, cfg, Path(workdir), name, split=split, out=out, finished=finished, options=options, **on)
 
 
 def help_text() -> str:

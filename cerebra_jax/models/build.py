@@ -56,6 +56,7 @@ class Model:
     net: NetCfg
     L: int
     token: TokenCost | None = None  # of decoding with a cache, where the model can
+    dense_token: TokenCost | None = None  # of the dense Transformer of the same shape
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
         """{"params": nested dict of float32 arrays, "routing": dict of (R,) arrays}."""
@@ -203,4 +204,5 @@ def build(cfg: RunCfg, vocab_size: int) -> Model:
         net,
         L,
         table.DECODERS[net.name].token(net, L, vocab_size) if causal and net.name in table.DECODERS else None,
+        table.DECODERS["transformer"].token(net, L, vocab_size),
     )

@@ -107,7 +107,7 @@ def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
             always[f"{layer}/attention"], kept[f"{layer}/attention"] = (sum(heavy), 0) if both else heavy
             always[f"{layer}/ffn"] += rest if both else 0
             kept[f"{layer}/ffn"] = 0 if both else rest
-    return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, kept, window)
+    return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, kept, window, M / L if window else 0.0)
 
 
 def _keys(net: NetCfg, B: int, slots: int, L: int) -> cache.KV:
