@@ -117,6 +117,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--r", type=float, default=0.25, help="compressed tokens per token")
     parser.add_argument("--s", type=float, default=0.5, help="width of the light path per width")
+    parser.add_argument(
+        "--light-heads", type=int, default=0, help="heads of the light path; 0: as wide as the heavy ones"
+    )
     parser.add_argument("--quick", action="store_true", help="one dense variant instead of all: no verdict on the best")
     parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
     return parser.parse_args()

@@ -35,6 +35,7 @@ class Group(NamedTuple):
     heads: int
     r: float
     s: float
+    light_heads: int
 
 
 class Program(NamedTuple):
@@ -55,7 +56,8 @@ class Program(NamedTuple):
 def group(mask: str, part: str, L: int, args: argparse.Namespace) -> Group:
     kept = tuple(dict.fromkeys(L // int(k[2:]) if k.startswith("L/") else int(k) for k in args.kept))
     B = max(1, args.tokens // L)
-    return Group(mask, part, L, B, kept, tuple(args.kv), args.width, args.heads, args.r, args.s)
+    return Group(mask, part, L, B, kept, tuple(args.kv), args.width, args.heads, args.r, args.s,
+                 args.light_heads or max(1, round(args.heads * args.s)))  # fmt: skip
 
 
 class DenseAttention(nn.Module):
@@ -83,8 +85,9 @@ def net_of(g: Group, k: int, kv: str, dispatch: bool = True) -> NetCfg:
     """Cerebra with k of L tokens on the heavy path, without slack."""
     mode = "threshold" if g.mask == "causal" else "topk"
     route = RouteCfg(mode=mode, rate=k / g.L, k=k, capacity=1.0, kv=kv, part=g.part, noise=0.0, dispatch=dispatch)
+    compress = CompressCfg(r=g.r, s=g.s, heads=g.light_heads)
     return NetCfg(name="cerebra", causal=g.mask == "causal", depth=1, width=g.width, heads=g.heads,
-                  ffn_width=4 * g.width, route=route, compress=CompressCfg(r=g.r, s=g.s))  # fmt: skip
+                  ffn_width=4 * g.width, route=route, compress=compress)  # fmt: skip
 
 
 def dense_variants(g: Group, full: bool) -> Iterator[tuple[str, att.Plan, str, int, contextlib.AbstractContextManager]]:

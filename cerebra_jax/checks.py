@@ -105,6 +105,13 @@ def _routing(net: NetCfg) -> None:
         "net.route.mode is topk in a causal model",
         "which tokens are best depends on later ones: use threshold, or net.causal=False",
     )
+    if cerebra and net.compress.heads:
+        width = math.ceil(net.compress.s * net.width - 1e-9 * net.width)
+        need(
+            width % net.compress.heads == 0,
+            f"net.compress.heads {net.compress.heads} does not divide the light width {width}",
+            f"use {math.gcd(net.heads, width)}, or 0",
+        )
     wrong = {"chiar": "learned", "cerebra": "calibrated", "mod": "calibrated"}
     need(route.tau != wrong.get(net.name), f"net.route.tau is {route.tau} for {net.name}", "use net.route.tau=running")
     need(

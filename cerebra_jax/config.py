@@ -107,6 +107,7 @@ class CompressCfg:
     r: float = _f(0.25, "compressed tokens per token: M = ceil(r L)", lo=1e-6, hi=1.0)
     s: float = _f(0.5, "width of the light path per width: ceil(s D), and of its FFN: ceil(s F)", lo=1e-6, hi=1.0)
     reconstruct: float = _f(0.0, "weight of the reconstruction loss of the compressed tokens", lo=0.0, hi=1e4)
+    heads: int = _f(0, "heads of the light path; 0: as many of net.heads as divide its width", lo=0, hi=1024)
 
 
 @dataclass(frozen=True)

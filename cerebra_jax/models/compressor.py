@@ -201,7 +201,7 @@ class CompressedAttention(nn.Module):
         def keys(module, c):
             return nn.Dense(2 * E, False, dtype, kernel_init=block._init(), name="kv")(c)
 
-        q = heads(nn.Dense(E, False, dtype, kernel_init=block._init(), name="q")(x_BxLxD))
+        q = heads(block._dense(E, False, x_BxLxD, 0.02, "q"))
         made = cached.when(None if ends is None else ends.run, keys, self, c_BxMxE, 2 * E)
         null = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
         null_k, null_v = (jnp.broadcast_to(x.reshape(1, H, 1, E // H), (B, H, 1, E // H)) for x in null)
@@ -216,7 +216,7 @@ class CompressedAttention(nn.Module):
             plan = cached.plan(n, korder.shape[1])
         o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, self.kernel)
         o_BxLxE = o.swapaxes(1, 2).reshape(B, n, E)
-        y_BxLxD = nn.Dense(net.width, False, dtype, kernel_init=block._init(self.out_std), name="out")(o_BxLxE)
+        y_BxLxD = block._dense(net.width, False, o_BxLxE, self.out_std, "out")
         return y_BxLxD if ends is None else (y_BxLxD, kv)
 
 
@@ -228,8 +228,8 @@ def _rope(x_BxHxLxC, pos):
 
 
 def light_heads(net: NetCfg) -> int:
-    """Heads of the light path: as many of the H as divide E = ceil(s D)."""
-    return math.gcd(net.heads, light_width(net.compress, net.width))
+    """Heads of the light path: net.compress.heads, or as many of the H as divide E = ceil(s D)."""
+    return net.compress.heads or math.gcd(net.heads, light_width(net.compress, net.width))
 
 
 def light_plan(net: NetCfg, L: int) -> att.Plan:

@@ -100,14 +100,17 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     if kernel == "cudnn":
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
-    outs = []
+    outs, all_q = [], q_BxHxQxC.shape[2]
     scores = functools.partial(_scores, reach)
     for q0, q1, k0, k1 in plan:
         q, qpos = q_BxHxQxC[:, :, q0:q1], qpos_BxQ[:, q0:q1]
         k, v, kpos = k_BxHxKxC[:, :, k0:k1], v_BxHxKxC[:, :, k0:k1], kpos_BxK[:, k0:k1]
         count = q1 - q0
-        if kernel == "blockwise" and count > CHUNK and count % CHUNK == 0:
-            outs.append(_chunked(scores, q, k, v, qpos, kpos))
+        # few keys (a compressed memory, and its null key): more queries a chunk, for scores of the same size
+        more = next(m for m in (4, 2, 1) if m == 1 or m * (k1 - k0 - 1) <= all_q and count % (m * CHUNK) == 0)
+        chunk = more * CHUNK
+        if kernel == "blockwise" and count > chunk and count % chunk == 0:
+            outs.append(_chunked(chunk, scores, q, k, v, qpos, kpos))
         elif kernel == "blockwise":
             outs.append(jax.checkpoint(scores)(q, k, v, qpos, kpos))
         else:
@@ -157,12 +160,12 @@ def _scores_bwd(reach, res, do):
 _scores.defvjp(_scores_fwd, _scores_bwd)
 
 
-def _chunked(scores, q, k, v, qpos, kpos):
-    """Scan over query chunks, scores recomputed in the backward pass: CHUNK x K scores live, never Q x K."""
+def _chunked(chunk, scores, q, k, v, qpos, kpos):
+    """Scan over query chunks, scores recomputed in the backward pass: chunk x K scores live, never Q x K."""
     B, H, Q, C = q.shape
-    n = Q // CHUNK
-    q_n = jnp.moveaxis(q.reshape(B, H, n, CHUNK, C), 2, 0)
-    qpos_n = jnp.moveaxis(jnp.broadcast_to(qpos, (qpos.shape[0], Q)).reshape(-1, n, CHUNK), 1, 0)
+    n = Q // chunk
+    q_n = jnp.moveaxis(q.reshape(B, H, n, chunk, C), 2, 0)
+    qpos_n = jnp.moveaxis(jnp.broadcast_to(qpos, (qpos.shape[0], Q)).reshape(-1, n, chunk), 1, 0)
     body = jax.checkpoint(functools.partial(scores, kpos=kpos))
     _, out_n = jax.lax.scan(lambda _, x: (None, body(x[0], k, v, x[1])), None, (q_n, qpos_n))
     return jnp.moveaxis(out_n, 0, 2).reshape(B, H, Q, C)

@@ -184,3 +184,21 @@ def test_rope_turns_each_pair_by_its_angle(positions, width):
     want = np.concatenate([turned.real, turned.imag], axis=-1)
     got = att.rope(jnp.asarray(x), jnp.array(positions)[:, None])
     np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+@pytest.mark.parametrize("keys", [129, 257, 512, 1024])
+def test_chunks_of_more_queries_change_nothing(keys):
+    """Few keys make longer chunks; scores stay CHUNK x Q at most, and the result is that of whole scores."""
+    B, H, Q, C = 1, 2, 1024, 8
+    rng = np.random.RandomState(keys)
+    q, k, v = (jnp.asarray(rng.standard_normal((B, H, n, C)), jnp.float32) for n in (Q, keys, keys))
+    qpos, kpos = jnp.arange(Q)[None], jnp.arange(keys)[None] * (Q // keys)
+    plan = ((0, Q, 0, keys),)
+
+    def run(kernel):
+        f = lambda q, k, v: (att.attend(q, k, v, qpos, kpos, plan, kernel) ** 2).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2)))
+
+    for a, b in zip(jax.tree.leaves(run("blockwise")(q, k, v)), jax.tree.leaves(run("full")(q, k, v)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+    assert max(_sizes(jax.make_jaxpr(run("blockwise"))(q, k, v).jaxpr)) <= B * H * att.CHUNK * (Q + 4)
