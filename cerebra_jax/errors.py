@@ -25,6 +25,16 @@ class UserError(RunError):
     status = USER
 
 
+class Busy(UserError):
+    """Another process is at work in this folder."""
+
+
+class PointsFailed(RunError):
+    """Some runs of a sweep failed; the others went on to their end."""
+
+    status = REFUSED
+
+
 class NotCertified(RunError):
     """`certify` found that the compiled program does not save what it should."""
 

@@ -1,4 +1,4 @@
-"""python -m cerebra_jax.main [train|eval|cost|certify|generate|report] ...; also the console script `cerebra`.
+"""python -m cerebra_jax.main [train|eval|cost|certify|generate|sweep|report] ...; also the console script `cerebra`.
 
 Turns every end of a run into its exit status (errors.py) and one line on stderr; JAX is imported only once the
 command line has been found good.
@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> int:
             from cerebra_jax.cli import report
 
             report.run(argv[1:])
+            return errors.DONE
+        if argv[:1] == ["sweep"]:  # of many configurations
+            from cerebra_jax.cli.sweep import command
+
+            command.run(argv)
             return errors.DONE
         request = flags.parse(argv)
         workdir = request.workdir if request.command == "train" else None

@@ -13,6 +13,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.cli import flags, report
+from cerebra_jax.cli.sweep import command as sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "cerebra_jax").rglob("*.py"))
@@ -98,7 +99,7 @@ def test_no_path_of_one_machine():
 
 def _commands() -> list[list[str]]:
     blocks = [b for p in TEXTS for b in re.findall(r"```bash\n(.*?)```", p.read_text(encoding="utf-8"), re.S)]
-    headers = [p.read_text(encoding="utf-8") for p in ROOT.glob("configs/*.py")]
+    headers = [p.read_text(encoding="utf-8") for p in (ROOT / "configs").rglob("*.py")]
     lines = [line.strip() for text in blocks + headers for line in text.splitlines()]
     pattern = re.compile(
         r"^(?:python -m cerebra_jax\.main|cerebra|launch/run\.sh) (?!test\b)([^[]+)$"
@@ -115,6 +116,8 @@ def test_written_commands_are_true(words: list[str], monkeypatch: pytest.MonkeyP
         assert {w.split("=")[0] for w in words[1:]} <= {"--workdir", "--split"}
     elif words[:1] == ["report"]:
         report.parse(words[1:])
+    elif words[:1] == ["sweep"]:
+        sweep.parse(words)
     elif words and words != ["--help"]:
         flags.parse(words)
 

@@ -1,6 +1,6 @@
 """The command line: words into a checked `Request`, every mistake a UserError, no JAX imported.
 
-    python -m cerebra_jax.main [train|eval|cost|certify|generate|report] --config=FILE.py[:ARG] [--config.key=value]...
+    python -m cerebra_jax.main [COMMAND] --config=FILE.py[:ARG] [--config.key=value]...
 
 A .py configuration is code and is run; a .json one (a run's own config.json) is only read.
 """
@@ -14,11 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-from absl import flags as absl_flags
-from ml_collections import config_flags
-
 from cerebra_jax import config
+from cerebra_jax.cli.settings import load as settings
 from cerebra_jax.errors import UserError
 
 COMMANDS = {
@@ -27,12 +24,14 @@ COMMANDS = {
     "cost": "parameters, FLOPs, memory and predicted step time, without training",
     "certify": "prove the savings of the run of --workdir, or of an untrained --config, against its dense twin",
     "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
+    "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
     "report": "RUN... [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg]: a table of finished runs",
 }
 _TAKES = {
     "train": ("config", "workdir", "fresh", "verbose"),
     "eval": ("workdir", "split", "verbose"),
     "cost": ("config", "verbose"),
+    "sweep": ("config", "workdir", "jobs", "dry"),
     "report": (),  # takes folders; cli/report.py reads its words
     "certify": ("workdir", "config", "out", "verbose"),
     "generate": ("workdir", "prompt", "max_tokens", "temperature", "top_p", "seed", "verbose"),
@@ -48,9 +47,11 @@ _OPTIONS = {
     "top_p": "generate draws from the likeliest tokens that hold this probability (default 1)",
     "seed": "of generate (default 0)",
     "split": "what eval measures: valid or test (default test)",
+    "jobs": "runs of a sweep at once (default 1); each has its share of the cores",
+    "dry": "show what a sweep would run, and run nothing",
     "verbose": "-v: show what goes to log.txt otherwise",
 }
-_SWITCHES = ("fresh", "verbose")
+_SWITCHES = ("fresh", "verbose", "dry")
 # what may differ from the run
 _EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size")
 
@@ -73,10 +74,7 @@ class Request:
 
 def parse(argv: list[str]) -> Request:
     """Request of the words after the program name; UserError says what is wrong and how to mend it."""
-    command, options, overrides = _words(argv)
-    for name in options:
-        if name not in _TAKES[command]:
-            raise UserError(f"{command} takes no --{name}", f"it takes {_list('--' + o for o in _TAKES[command])}")
+    command, options, overrides = words(argv)
     split = options.get("split", "test")
     if split not in ("valid", "test"):
         raise UserError(f"--split is {split!r}", "choose valid or test")
@@ -95,14 +93,14 @@ def parse(argv: list[str]) -> Request:
             raise UserError(
                 f"{command} cannot change {wrong[0]}", f"the run's config.json rules; only {_list(_EVAL_KEYS)} may"
             )
-        cfg = _load(str(Path(options["workdir"]) / "config.json"), overrides)
+        cfg = settings.load(str(Path(options["workdir"]) / "config.json"), overrides)
     else:
         if "config" not in options:
             raise UserError("--config is missing", "try --config=configs/wikitext.py, or --help")
-        cfg = _load(options["config"], overrides)
-        name = _name(options["config"])
+        cfg = settings.load(options["config"], overrides)
+        name = settings.name_of(options["config"])
     workdir = options.get("workdir") or str(_default_workdir(options["config"], name, cfg.seed))
-    on = {switch: switch in options for switch in _SWITCHES}
+    on = {switch: switch in options for switch in ("fresh", "verbose")}
     out = Path(options["out"]) if "out" in options else None
     return Request(command, cfg, Path(workdir), name, split=split, out=out, finished=finished, options=options, **on)
 
@@ -123,7 +121,8 @@ def help_text() -> str:
         lines.append(f"  {key:<27} {type(f.default).__name__:<5} {default:<13} {f.metadata['doc']}{_allowed(f)}")
     lines += [
         "",
-        "exit status: 0 done, 1 not certified, 2 your mistake, 70 a bug, 74 disk, 75 stopped and saved, 77 diverged",
+        "exit status: 0 done, 1 not certified or points failed, 2 your mistake, 70 a bug, 74 disk, "
+        "75 stopped and saved, 77 diverged",
     ]
     return "\n".join(lines)
 
@@ -137,13 +136,13 @@ def _allowed(f: Any) -> str:
     return f" [{lo:g} or more]" if hi == math.inf else f" [{lo:g} to {hi:g}]"
 
 
-def _words(argv: list[str]) -> tuple[str, dict[str, str], dict[str, str]]:
+def words(argv: list[str]) -> tuple[str, dict[str, str], dict[str, str]]:
     """(command, {option: value}, {configuration key: value as text}) of the command line, in order, last one wins."""
     keys = config.fields()
     command, options, overrides = "", {}, {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
+    left = list(argv)
+    while left:
+        word = left.pop(0)
         if not word.startswith("-"):
             if command or options or overrides:
                 raise UserError(f"unexpected argument {word!r}", "options are written --name=value; --help lists them")
@@ -158,31 +157,36 @@ def _words(argv: list[str]) -> tuple[str, dict[str, str], dict[str, str]]:
         head, _, key = name.partition(".")
         if head in ("config", "noconfig") and key:
             if key not in keys:
-                raise _unknown_key(key, list(keys))
+                raise unknown_key(key, list(keys))
             is_bool = isinstance(keys[key].default, bool)
             if head == "noconfig" and (equals or not is_bool):
                 raise UserError(f"cannot read {word}", f"write --config.{key}=VALUE")
             if not equals:
-                value = str(head == "config") if is_bool else _next(words, word, f"--config.{key}=VALUE")
+                value = str(head == "config") if is_bool else _next(left, word, f"--config.{key}=VALUE")
             overrides[key] = value
         elif name in _SWITCHES:
             if equals:
                 raise UserError(f"--{name} takes no value", f"write --{name}")
             options[name] = "true"
         elif name in _OPTIONS:
-            options[name] = value if equals else _next(words, word, f"--{name}=VALUE")
+            options[name] = value if equals else _next(left, word, f"--{name}=VALUE")
         else:
             raise UserError(f"unknown option {word.split('=')[0]}", _nearest_option(name, list(keys)))
-    return command or "train", options, overrides
+    command = command or "train"
+    for name in options:
+        if name not in _TAKES[command]:
+            raise UserError(f"{command} takes no --{name}", f"it takes {_list('--' + o for o in _TAKES[command])}")
+    return command, options, overrides
 
 
-def _next(words: list[str], word: str, usage: str) -> str:
-    if not words or words[0].startswith("--"):
+def _next(left: list[str], word: str, usage: str) -> str:
+    if not left or left[0].startswith("--"):
         raise UserError(f"{word} needs a value", f"write {usage}")
-    return words.pop(0)
+    return left.pop(0)
 
 
-def _unknown_key(key: str, keys: list[str]) -> UserError:
+def unknown_key(key: str, keys: list[str]) -> UserError:
+    """The error for a key that no configuration has."""
     inside = [k for k in keys if k.startswith(key + ".")]
     if inside:
         return UserError(f"{key} is a section, not a key", f"set one of its keys: --config.{inside[0]}=VALUE")
@@ -198,89 +202,6 @@ def _nearest_option(name: str, keys: list[str]) -> str:
         return "--help lists all options"
     rest = name.partition(".")[2]
     return near.replace("mean ", "mean --").replace("?", f".{rest}?" if rest else "?")
-
-
-def _load(spec: str, overrides: dict[str, str]) -> config.RunCfg:
-    """RunCfg of a configuration file with typed overrides."""
-    path, _, _ = spec.partition(":")
-    file = Path(path)
-    if file.is_dir():
-        raise UserError(f"{path} is a folder", "give a configuration file: FILE.py or RUN/config.json")
-    if not file.is_file():
-        raise UserError(f"there is no {path}", _others(file))
-    if file.suffix not in (".py", ".json"):
-        raise UserError(f"{path} is neither .py nor .json", "give a configuration file")
-    values = absl_flags.FlagValues()
-    words = [f"--config.{key}={value}" for key, value in overrides.items()]
-    if file.suffix == ".json":
-        config_flags.DEFINE_config_dict("config", _read_json(file, spec), flag_values=values, sys_argv=["", *words])
-    else:
-        words.insert(0, f"--config={spec}")
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *words])
-    try:
-        values(["", *words])
-        getattr(values.config, "is_locked", None)  # an OSError inside get_config() is raised only here
-    except UserError:
-        raise
-    except absl_flags.IllegalFlagValueError as e:
-        raise _bad_value(str(e), spec, overrides) from None
-    except Exception as e:  # the configuration file is the user's program: whatever it raises is shown as theirs
-        raise UserError(f"{path} fails: {_where(e, file)}", "mend the file") from None
-    if not isinstance(values.config, ml_collections.ConfigDict):
-        raise UserError(f"get_config() of {path} returns {type(values.config).__name__}", "return the ConfigDict")
-    return config.parse(values.config)
-
-
-def _read_json(file: Path, spec: str) -> ml_collections.ConfigDict:
-    if ":" in spec:
-        raise UserError(f"{spec} has an argument, but .json is data", "leave out what follows the colon")
-    try:
-        cfg = config.parse(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{file} is not JSON ({e})", "take the config.json of an undamaged run") from None
-    except UserError as e:
-        raise UserError(f"{file}: {e.what}", e.mend) from None
-    return ml_collections.ConfigDict(config.to_dict(cfg)).lock()
-
-
-def _bad_value(message: str, spec: str, overrides: dict[str, str]) -> UserError:
-    """The one line of an absl message about a value, or about a file that failed while it was read as a flag."""
-    keys = config.fields()
-    found = re.search(r"flag --config\.(\S+?)=", message)
-    if found and found[1] in overrides:
-        key = found[1]
-        return UserError(f"{key} is {overrides[key]!r}", f"it must be of type {type(keys[key].default).__name__}")
-    path, _, arg = spec.partition(":")
-    if re.search(r"get_config\(\) (takes 0 positional|missing|takes from)", message):
-        how = f"leave out :{arg}" if arg else "give it: --config=FILE.py:ARG"
-        return UserError(f"get_config() of {path} and the argument {arg!r} do not match", how)
-    return UserError(f"{path} fails: {message.strip().splitlines()[-1]}", "mend the file")
-
-
-def _where(error: BaseException, file: Path) -> str:
-    """`NameError: name 'x' is not defined (line 12)`, with the last line inside the file."""
-    line = getattr(error, "lineno", None)
-    tb = error.__traceback__
-    while tb is not None:
-        if Path(tb.tb_frame.f_code.co_filename).resolve() == file.resolve():
-            line = tb.tb_lineno
-        tb = tb.tb_next
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" + (f" (line {line})" if line else "")
-
-
-def _others(file: Path) -> str:
-    """The mend for a missing file: the nearest one beside it."""
-    if file.name == "config.json":
-        return "give the folder of a run, which holds config.json"
-    beside = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-    near = config.suggest(str(file), beside) if beside else ""
-    return near if near.startswith("did") else "give an existing file, such as configs/wikitext.py"
-
-
-def _name(spec: str) -> str:
-    path, _, arg = spec.partition(":")
-    return f"{Path(path).stem}-{arg}" if arg else Path(path).stem
 
 
 def _default_workdir(spec: str, name: str, seed: int) -> Path:

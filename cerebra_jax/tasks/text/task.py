@@ -168,8 +168,8 @@ class TextTask(Sketch):
         }
 
 
-def _exp(x: float) -> float:
-    return math.inf if x >= 700 else math.exp(x)
+def _exp(x: float) -> float | None:
+    return None if x >= 700 else math.exp(x)  # JSON has no infinity
 
 
 def build(cfg: RunCfg, say: Callable[[str], None] = print) -> TextTask:

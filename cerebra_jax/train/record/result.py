@@ -28,6 +28,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def environment(devices: Sequence[Any]) -> dict[str, Any]:
     """What the bits of a run depend on besides its configuration and data."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = int(os.environ.get("NPROC", cores))  # XLA's threads, of a run that has a share of the machine
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     device = {"platform": devices[0].platform, "device": devices[0].device_kind, "devices": len(devices)}
     return versions | device | {"cores": cores, "code": code()}

@@ -1,6 +1,6 @@
 """The folder of a run: who may write in it, whether it is this run, and whether the run is done. Imports no JAX.
 
-config.json metrics.jsonl result.json checkpoints/ tensorboard/ log.txt run.lock crash.txt
+config.json metrics.jsonl result.json checkpoints/ tensorboard/ log.txt run.lock crash.txt; screen.txt: of a sweep's run
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebra_jax import config
-from cerebra_jax.errors import UserError
+from cerebra_jax.errors import Busy, UserError
 
 MAY_CHANGE = ("task.cache_dir", "train.devices")  # where prepared data lies, and who computes: not what
 
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Holds WORKDIR/run.lock; UserError names the process that holds it already.
+    """Holds WORKDIR/run.lock; Busy names the process that holds it already.
 
     The lock is flock(2)'s: the kernel drops it when its process dies, however it dies, so a stale one is simply taken.
     The text in the file (pid, host, start) is for people, and for file systems that keep locks per machine: a run that
@@ -57,7 +57,7 @@ def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Ite
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(
+            raise Busy(
                 f"{workdir} is in use by {holder or 'another process'}",
                 "wait for it, stop it, or choose another --workdir",
             ) from None
@@ -97,12 +97,17 @@ def prepare(workdir: Path, fresh: bool, say: Callable[[str], None]) -> None:
 
 
 def claim(workdir: Path, cfg: config.RunCfg) -> None:
-    """Writes config.json, or checks that it is this configuration; UserError names the keys that differ.
+    """Writes config.json, or checks that it is this configuration; UserError names the keys that differ."""
+    check(workdir, cfg)
+    write_json(workdir / "config.json", config.to_dict(cfg))
+
+
+def check(workdir: Path, cfg: config.RunCfg) -> None:
+    """UserError where WORKDIR holds another run than this configuration's; it names the keys that differ.
 
     A folder in which no step was ever taken (its data was missing, say) takes any configuration.
     """
-    path = workdir / "config.json"
-    old = read_json(path)
+    old = read_json(workdir / "config.json")
     if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         if old is None:
             raise UserError(f"{workdir} holds a run without config.json", "use --fresh, or choose another --workdir")
@@ -113,7 +118,6 @@ def claim(workdir: Path, cfg: config.RunCfg) -> None:
                 f"{workdir} holds another run: {', '.join(changed[:3])}{more}",
                 "use --fresh to move it aside, or choose another --workdir",
             )
-    write_json(path, config.to_dict(cfg))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

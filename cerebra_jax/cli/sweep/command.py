@@ -1,0 +1,127 @@
+"""The `sweep` command: every point of a list is an ordinary run in a folder of its own; done ones are passed over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cerebra_jax.cli import flags
+from cerebra_jax.cli.cost import si
+from cerebra_jax.cli.screen import Screen
+from cerebra_jax.cli.settings import load as settings
+from cerebra_jax.cli.sweep import points as listed
+from cerebra_jax.cli.sweep.points import Point
+from cerebra_jax.cli.sweep.pool import SCREEN, Ended, Pool
+from cerebra_jax.cli.sweep.price import prices
+from cerebra_jax.errors import PointsFailed, Preempted, UserError
+from cerebra_jax.train.record import workdir as folder
+
+
+class Request(NamedTuple):
+    """A sweep that was asked for, checked."""
+
+    spec: str
+    root: Path
+    jobs: int
+    dry: bool
+    points: list[Point]
+
+
+def parse(argv: list[str]) -> Request:
+    """Request of the words from `sweep` on; every point of the list is checked, nothing is started."""
+    _, options, overrides = flags.words(argv)
+    spec = options.get("config", "")
+    if not spec:
+        raise UserError("--config is missing", "try sweep --config=configs/sweeps/ablation.py")
+    jobs = options.get("jobs", "1")
+    cores = os.cpu_count() or 1
+    if not jobs.isdecimal() or not 1 <= int(jobs) <= 8 * cores:
+        raise UserError(f"--jobs is {jobs!r}", f"choose 1 to {8 * cores}")
+    if options.get("workdir") == "":
+        raise UserError("--workdir is empty", "give a folder")
+    root = Path(options.get("workdir", Path("runs") / settings.name_of(spec)))
+    _, rows = listed.call(spec, ("get_sweep",))
+    if isinstance(rows, Mapping):
+        raise UserError(f"get_sweep() of {spec} returns one dict", "return a list of dicts, or yield them")
+    points = listed.load(spec, rows, overrides, root)
+    for point in points:
+        folder.check(point.workdir, point.cfg)
+    return Request(spec, root, int(jobs), "dry" in options, points)
+
+
+def run(argv: list[str]) -> None:
+    """Raises RunError with the exit status of any end but a good one."""
+    request, say = parse(argv), Screen().say
+    states = [_state(point) for point in request.points]
+    announce(request, states, say)
+    if not request.dry:
+        _run(request, [p for p, state in zip(request.points, states, strict=True) if state != "done"], say)
+
+
+def announce(request: Request, states: list[str], say: Any) -> None:
+    """Every point with its state, steps, training FLOPs and executed share of dense; UserError where one cannot run."""
+    found = prices([point.cfg for point in request.points])
+    for point, price in zip(request.points, found, strict=True):
+        if "error" in price:
+            raise UserError(f"{point.name}: {price['error'][0]}", price["error"][1])
+    width = max(len(point.name) for point in request.points)
+    for point, state, price in zip(request.points, states, found, strict=True):
+        say(f"{state:<9} {point.name:<{width}}  {_size(price)} · {price['executed']:.3f} of dense as executed")
+    left = [price for price, state in zip(found, states, strict=True) if state != "done"]
+    known = [price for price in left if price["steps"] is not None]
+    unknown = "" if len(known) == len(left) else f", and {len(left) - len(known)} counted in epochs of their data"
+    total = {"steps": sum(p["steps"] for p in known), "flops": sum(p["flops"] for p in known)}
+    say(f"{len(left)} of {len(found)} points to run, {request.jobs} at once, in {request.root}: "
+        f"{_size(total)} at most{unknown}")  # fmt: skip
+
+
+def _size(price: Mapping[str, Any]) -> str:
+    if price["steps"] is None:
+        return "steps by the data"
+    return f"{price['steps']:,} steps · {si(price['flops'], 'FLOP')}"
+
+
+def _state(point: Point) -> str:
+    if (point.workdir / "result.json").exists():
+        return "done"
+    return "to resume" if (point.workdir / "metrics.jsonl").exists() else "new"
+
+
+def _run(request: Request, todo: list[Point], say: Any) -> None:
+    ended: list[Ended] = []
+    left = list(todo)
+
+    def tell(end: Ended) -> None:
+        ended.append(end)
+        how = {"busy": "at work in another process", "failed": f"failed: {end.line}"}.get(end.state, end.state)
+        seconds = f" ({end.seconds:.0f} s)" if end.seconds else ""
+        say(f"[{len(ended)}/{len(todo)}] {end.point.name}{seconds}: {how}")
+
+    with Pool(request.jobs, say) as pool:
+        while pool.running or (left and pool.free):
+            if left and pool.free:
+                if end := pool.start(left.pop(0)):
+                    tell(end)
+            else:
+                tell(pool.wait())
+        stopping = pool.stopping
+    close(ended, left, stopping, request.root, say)
+
+
+def close(ended: list[Ended], left: list[Point], stopping: bool, root: Path, say: Any) -> None:
+    """The end of a sweep for a person and for a script: failures are listed, and are an exit status."""
+    of = {state: [e for e in ended if e.state == state] for state in ("done", "busy", "stopped", "failed")}
+    for end in of["failed"]:
+        say(f"failed: {end.point.name}: {end.line} (all it said: {end.point.workdir / SCREEN})")
+    count = ", ".join(f"{len(ends)} {state}" for state, ends in of.items() if ends)
+    if stopping or (of["stopped"] and not of["failed"]):
+        raise Preempted(f"stopped: {count or 'nothing ended'}, {len(left)} not begun", "the same command goes on")
+    if of["failed"]:
+        names = ", ".join(end.point.name for end in of["failed"][:3]) + ", ..." * (len(of["failed"]) > 3)
+        what = f"{len(of['failed'])} of {len(ended)} points failed: {names}"
+        raise PointsFailed(what, "the same command tries them again")
+    if of["busy"]:
+        say(f"{len(of['busy'])} points are at work in other processes: the same command shows when they are done")
+    say(f"done: python -m cerebra_jax.main report {root}")

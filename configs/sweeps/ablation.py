@@ -1,0 +1,32 @@
+"""What each part of Cerebra adds: compression alone, then the router, beside dense attention and a random router.
+
+python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py:smoke --jobs=2
+python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py --dry
+
+    smoke, cpu (default), 17m, 400m    text at that size of configs/wikitext.py
+    tabular, tabular-smoke             a table (configs/tabular.py)
+
+15 runs: 5 rows of 3 seeds. Of the paper's rows, the sampler and pruning are not here: this package has neither yet.
+Not measured yet: at the cpu size about two hours of two cores.
+"""
+
+from cerebra_jax.errors import UserError
+
+ROWS = {
+    "dense": {"twin": "dense"},
+    "compression": {"net.route.mode": "always_compressed"},
+    "compression+router": {},
+    "compression+random-router": {"twin": "random"},
+    "all-heavy": {"net.route.mode": "always_full"},
+}
+ARGS = {size: f"configs/wikitext.py:cerebra-{size}" for size in ("smoke", "cpu", "17m", "400m")}
+ARGS |= {"tabular": "configs/tabular.py", "tabular-smoke": "configs/tabular.py:smoke"}
+
+
+def get_sweep(arg: str = "cpu"):
+    """Every row with seeds 0, 1 and 2."""
+    if arg not in ARGS:
+        raise UserError(f"configs/sweeps/ablation.py has no part {arg!r}", f"use {', '.join(ARGS)}")
+    for name, keys in ROWS.items():
+        for seed in range(3):
+            yield {"config": ARGS[arg], "name": name, **keys, "seed": seed}
