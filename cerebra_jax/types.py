@@ -76,6 +76,21 @@ class Cost(NamedTuple):
         return sum(self.executed.values())
 
 
+class DecisionCost(NamedTuple):
+    """What routing decisions cost in a unit, relative to the dense Transformer of the same shape.
+
+    An example costs fixed + Σ over routed layers (token · kept tokens + pair · visible pairs of kept queries and keys).
+    """
+
+    fixed: float  # what no decision changes
+    token: float
+    pair: float
+    layers: int  # routed ones
+
+
+FREE = DecisionCost(0.0, 0.0, 0.0, 0)  # of a layer on its own, which has no dense model to be compared with
+
+
 class TokenCost(NamedTuple):
     """Forward FLOPs of decoding one token of one example with a cache, as exact Python integers; parts as in `Cost`.
 

@@ -12,6 +12,7 @@ from cerebra_jax.cli.cost import si
 from cerebra_jax.cli.flags import Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
+from cerebra_jax.cost.units import LABELS
 from cerebra_jax.errors import NotCertified
 from cerebra_jax.tasks.build import build
 from cerebra_jax.train.record import workdir as folder
@@ -58,8 +59,10 @@ def show(found: dict[str, Any]) -> Iterator[str]:
     def flops(key: str) -> Any:
         return lambda row: "-" if row[key] is None else f"{si(row[key] / L)}  {row[key] / dense[key]:.4f}"
 
-    add("expected cost", lambda row: f"{row['expected']:.4f}")
-    add("hard cost", lambda row: f"{row['hard']:.4f}")
+    counts = found["config"]["objective"]["unit"]
+    unit = "" if counts == "flops" else f", {LABELS[counts]}"
+    add(f"expected cost{unit}", lambda row: f"{row['expected']:.4f}")
+    add(f"hard cost{unit}", lambda row: f"{row['hard']:.4f}")
     add("executed, analytic", flops("executed_flops"))
     add("executed, counted in the jaxpr", flops("counted_flops"))
     if rows["model"]["masked_flops"]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cerebra_jax.config import RunCfg, to_steps
+from cerebra_jax.cost.units import LABELS
 from cerebra_jax.tasks import build as tasks
 
 QUICK = 4.0  # seconds after which nothing more is compiled or timed
@@ -68,6 +69,7 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "model": model.cost.model_flops / dense,
             "executed": model.cost.executed_flops / model.dense.executed_flops,
         },
+        "executed_in_unit": {"unit": model.unit.name, "executed": model.executed},
         "blocks": [row._asdict() for row in preview.rows(model.cost, model.dense)],
         "memory_bytes": {
             "params": params_bytes,
@@ -98,6 +100,12 @@ def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[
     say(_table(f, L))
     say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {si(per['train_step'], 'FLOP')} and "
         f"{si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
+    if (unit := f["executed_in_unit"])["unit"] != "flops":
+        say(f"           executed {unit['executed']:.1%} of dense in {LABELS[unit['unit']]}")
+    if chip.measured:
+        rates = f"{chip.peak(net.dtype):.2e}/{chip.bandwidth:.2e}"
+        say(f"device     measured here: {si(chip.peak(net.dtype), 'FLOP/s')} in {net.dtype}, "
+            f"{si(chip.bandwidth, 'B/s')}; objective.unit=seconds takes it as objective.device={rates}")  # fmt: skip
     need = sum(memory[k] for k in ("params", "optimizer", "gradients", "activations"))
     parts = ", ".join(f"{k} {si(memory[k], 'B')}" for k in ("params", "optimizer", "gradients", "activations"))
     fits = "" if need <= memory["of"] else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"

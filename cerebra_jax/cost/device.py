@@ -63,6 +63,31 @@ def lookup(name: str) -> Device:
     return DEVICES[name]
 
 
+def given(text: str) -> Device:
+    """The device that a user names: a row of the table, its "peak FLOP/s / bytes/s" in numbers, or "" for the present
+    one, if it is in the table. Never measured here: a cost must be the same number in every session of a run."""
+    peak, slash, bandwidth = text.partition("/")
+    if slash:
+        try:
+            peak, bandwidth = float(peak), float(bandwidth)
+            good = peak > 0 and bandwidth > 0 and peak + bandwidth < float("inf")
+        except ValueError:
+            good = False
+        if not good:
+            raise UserError(f"cannot read the device {text!r}", 'write "1.9e11/2.5e10": peak FLOP/s and bytes/s')
+        return Device(text, peak, peak, bandwidth, 0, measured=True)
+    if text:
+        return lookup(text)
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    name = kind_to_name(kind) or ("cpu" if jax.default_backend() == "cpu" else None)
+    if name is None:
+        raise UserError(f"the table has no peak FLOP/s of {kind!r}",
+                        "`cost` measures it and prints what to give as objective.device")  # fmt: skip
+    return DEVICES[name]
+
+
 def roofline_seconds(flops: int, size: int, device: Device, dtype: str = "float32") -> float:
     """Least time for that many FLOPs and bytes of traffic: max(flops / peak, bytes / bandwidth)."""
     return max(flops / device.peak(dtype), size / device.bandwidth)

@@ -14,12 +14,15 @@ import jax.numpy as jnp
 
 from cerebra_jax import checks
 from cerebra_jax.config import NetCfg, RunCfg
+from cerebra_jax.cost import units
+from cerebra_jax.cost.units import Unit
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import cerebra, chiar, router, transformer
 from cerebra_jax.models.baselines import cnn, fnet, lstm, mlp, mod, ssm, window
 from cerebra_jax.models.decoding import table
 from cerebra_jax.models.decoding.cache import Cache
-from cerebra_jax.types import Batch, Cost, Knobs, TokenCost
+from cerebra_jax.models.traffic import table as traffic
+from cerebra_jax.types import Batch, Cost, DecisionCost, Knobs, TokenCost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Entry:
     module: type[nn.Module]
     cost: Callable[[NetCfg, int, int], Cost]  # (net, L, vocab) -> forward FLOPs per example
     routing: Callable[[NetCfg], dict[str, jax.Array]] = lambda net: {}
-    kept: Callable[[NetCfg, int, int, float], float] | None = None  # (net, L, vocab, share of tokens kept) -> FLOPs
+    decisions: Callable[[NetCfg, int, int], DecisionCost] | None = None  # (net, L, vocab), in FLOPs
 
 
 MODELS = {
     "transformer": Entry(transformer.Transformer, transformer.cost),
-    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.kept_flops),
-    "cerebra": Entry(cerebra.Cerebra, cerebra.cost, router.init_routing, cerebra.kept_flops),
-    "mod": Entry(mod.Mod, mod.cost, mod.init_routing, mod.kept_flops),
+    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.decisions),
+    "cerebra": Entry(cerebra.Cerebra, cerebra.cost, router.init_routing, cerebra.decisions),
+    "mod": Entry(mod.Mod, mod.cost, mod.init_routing, mod.decisions),
     "window": Entry(window.Window, window.cost),
     "lstm": Entry(lstm.Lstm, lstm.Lstm.cost),
     "ssm": Entry(ssm.Ssm, ssm.Ssm.cost),
@@ -55,6 +58,8 @@ class Model:
     causal: bool
     net: NetCfg
     L: int
+    executed: float  # executed cost relative to `dense`, in objective.unit
+    unit: Unit
     token: TokenCost | None = None  # of decoding with a cache, where the model can
     dense_token: TokenCost | None = None  # of the dense Transformer of the same shape
 
@@ -121,19 +126,55 @@ def pricing(cfg: RunCfg, vocab: int) -> tuple[Callable[[float], float], Callable
 
     A model that does not price kept shares is taken to pay for them as its program does for slots.
     """
-    entry, L = MODELS[cfg.net.name], cfg.task.seq_len
-    dense = transformer.cost(cfg.net, L, vocab)
+    entry, L, unit = MODELS[cfg.net.name], cfg.task.seq_len, unit_of(cfg)
 
     @functools.cache
     def executed(rate: float) -> float:
-        return entry.cost(at_rate(cfg, rate).net, L, vocab).executed_flops / dense.executed_flops
+        return relative(at_rate(cfg, rate).net, L, vocab, unit)
 
     def hard(share: float) -> float:
-        if entry.kept is None:
+        if entry.decisions is None:
             return executed(max(1 / L, share) / cfg.net.route.capacity)
-        return entry.kept(cfg.net, L, vocab, share) / dense.model_flops
+        return router.kept_cost(cfg.net, L, decisions(cfg.net, L, vocab, unit), share)
 
     return executed, hard
+
+
+def unit_of(cfg: RunCfg) -> Unit:
+    """What the costs of a run are counted in."""
+    return units.unit(cfg.objective, cfg.net.dtype, cfg.train.batch_size // cfg.train.accum)
+
+
+def dense_of(net: NetCfg) -> NetCfg:
+    """The dense Transformer of the same shape."""
+    return dataclasses.replace(net, name="transformer")
+
+
+def dense_costs(net: NetCfg, L: int, vocab: int, unit: Unit) -> tuple[float, float]:
+    """(model, executed) cost of one example of the dense Transformer, in the unit."""
+    if unit.name == "flops":
+        cost = transformer.cost(net, L, vocab)
+        return cost.model_flops, cost.executed_flops
+    model, executed = traffic.parts(dense_of(net), L, vocab)
+    return traffic.total(model, unit), traffic.total(executed, unit)
+
+
+def executed_cost(net: NetCfg, L: int, vocab: int, unit: Unit) -> float:
+    """What the compiled program of one example costs, in the unit; UserError where the model has no such price."""
+    if unit.name == "flops":
+        return MODELS[net.name].cost(net, L, vocab).executed_flops
+    return traffic.total(traffic.parts(net, L, vocab).executed, unit)
+
+
+def relative(net: NetCfg, L: int, vocab: int, unit: Unit) -> float:
+    """Executed cost relative to that of the dense Transformer."""
+    return executed_cost(net, L, vocab, unit) / executed_cost(dense_of(net), L, vocab, unit)
+
+
+def decisions(net: NetCfg, L: int, vocab: int, unit: Unit) -> DecisionCost:
+    """What the decisions of a routed model cost, in the unit, relative to the dense Transformer."""
+    flops = MODELS[net.name].decisions(net, L, vocab)
+    return flops if unit.name == "flops" else traffic.decisions(net, L, vocab, dense_of(net), unit, flops.layers)
 
 
 def twin(cfg: RunCfg, vocab: int) -> RunCfg:
@@ -195,14 +236,18 @@ def build(cfg: RunCfg, vocab_size: int) -> Model:
     net, L = cfg.net, cfg.task.seq_len
     entry = MODELS[net.name]
     causal = net.causal and not (net.name == "chiar" and net.route.meta == "batch")
+    unit = unit_of(cfg)
+    each = (decisions(net, L, vocab_size, unit),) if entry.decisions and unit.name != "flops" else ()
     return Model(
         net.name,
-        entry.module(net, vocab_size),
+        entry.module(net, vocab_size, *each),
         entry.cost(net, L, vocab_size),
         transformer.cost(net, L, vocab_size),
         causal,
         net,
         L,
+        relative(net, L, vocab_size, unit),
+        unit,
         table.DECODERS[net.name].token(net, L, vocab_size) if causal and net.name in table.DECODERS else None,
         table.DECODERS["transformer"].token(net, L, vocab_size),
     )

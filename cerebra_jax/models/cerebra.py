@@ -20,8 +20,7 @@ from cerebra_jax.models import block, compressor, router, transformer
 from cerebra_jax.models.compressor import ceil_share
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import dispatch
-from cerebra_jax.ops.gates import expected_pairs
-from cerebra_jax.types import Aux, Cost, Knobs
+from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
 
 
 class RoutedBlock(nn.Module):
@@ -29,6 +28,7 @@ class RoutedBlock(nn.Module):
 
     net: NetCfg
     L: int
+    each: DecisionCost = FREE
 
     @nn.compact
     def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, cache=None):
@@ -45,7 +45,7 @@ class RoutedBlock(nn.Module):
             if cache is not None:
                 found = cached.routed(net, cache, r.wanted, pos_1xL, layout(net, self.L))
                 kept, qorder, new["used_BxS"], step = found
-            elif _dispatched(net):
+            elif dispatched(net):
                 slots = dispatch.assign(r.wanted, router.layout(net, self.L), net.route.lowering)
                 kept = slots.kept_BxL
             gate_BxL = r.gate * kept
@@ -125,8 +125,8 @@ class RoutedBlock(nn.Module):
         # below the floor the penalty no longer pushes: thresholds would chase scores that fall for ever
         p_BxL = jnp.where(kept_BxL.mean(1, keepdims=True) > net.route.floor, r.p, jax.lax.stop_gradient(r.p))
         y = {
-            "expected_B": _routed_flops(net, p_BxL, self.L),
-            "hard_B": _routed_flops(net, kept_BxL, self.L),
+            "expected_B": router.decided(net, p_BxL, self.L, self.each),
+            "hard_B": router.decided(net, kept_BxL, self.L, self.each),
             "kept": kept_BxL.mean(1),
             "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "gate": gate_BxL.sum(1) / jnp.maximum(kept_BxL.sum(1), 1),
@@ -151,13 +151,13 @@ def routed(net: NetCfg) -> bool:
     return not net.route.mode.startswith("always")
 
 
-def _dispatched(net: NetCfg) -> bool:
+def dispatched(net: NetCfg) -> bool:
     return net.route.dispatch and net.route.mode not in _UNROUTED
 
 
 def layout(net: NetCfg, L: int) -> dispatch.Layout:
     """Slots of the dispatch; as many as tokens where there is none."""
-    return router.layout(net, L) if _dispatched(net) else dispatch.layout(L, 1.0)
+    return router.layout(net, L) if dispatched(net) else dispatch.layout(L, 1.0)
 
 
 def ffn_widths(net: NetCfg) -> tuple[int, int]:
@@ -172,20 +172,6 @@ def _per_token(net: NetCfg) -> int:
     return projections + prices.ffn_flops(net.width, ffn_widths(net)[1], net.ffn)
 
 
-def _routed_flops(net: NetCfg, p_BxL, L: int):
-    """Routed FLOPs of one block per example, (B,) float32, when token i is kept with probability (or decision) p_i.
-
-    Each kept token pays for itself and 4D per key it sees: all of them (kv=all), or the kept ones among them, whose
-    expected number is a second moment (kv=routed): E[K²] = (Σp)² + Σp(1 − p) in an encoder.
-    """
-    total = p_BxL.sum(-1)
-    if net.route.kv == "all":
-        pairs = (p_BxL * (jnp.arange(1.0, L + 1)[None] if net.causal else float(L))).sum(-1)
-    else:
-        pairs = expected_pairs(p_BxL) if net.causal else total * total + (p_BxL * (1 - p_BxL)).sum(-1)
-    return total * float(_per_token(net)) + pairs * float(4 * net.width)
-
-
 class Cerebra(nn.Module):
     """Routed language model or encoder; (B, L) tokens -> features and tied output matrix (`Out`), and `Aux`.
 
@@ -195,6 +181,7 @@ class Cerebra(nn.Module):
 
     net: NetCfg
     vocab: int
+    each: DecisionCost | None = None  # in another unit than FLOPs
 
     @nn.compact
     def __call__(self, batch, knobs: Knobs, routing, cache: cached.Cache | None = None):
@@ -206,24 +193,24 @@ class Cerebra(nn.Module):
         none_R = jnp.zeros(net.depth)
         scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(net.depth))
         shared = (knobs, pos, order, ex_B, mask_BxL)
-        kwargs = {"net": net, "L": L}
+        each = self.each or decisions(net, L, self.vocab)
+        kwargs = {"net": net, "L": L, "each": each}
         layers = None if cache is None else cache.layers
         x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
         out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"], y.get("kept"))
 
-        fixed, dense = expected_split(net, L, self.vocab)
-        expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
+        expected_B = hard_B = jnp.full(B, each.fixed, jnp.float32)
         observed, scores = {}, {}
         if routed(net):
-            expected_B += y.pop("expected_B").sum(0) / float(dense)
-            hard_B += y.pop("hard_B").sum(0) / float(dense)
+            expected_B += y.pop("expected_B").sum(0)
+            hard_B += y.pop("hard_B").sum(0)
             scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
             y["score"] = scores["score"].mean(2)
             observed = {name: y.pop(name) for name in routing}
         if net.route.mode == "soft":  # both paths run for every token, whatever the gates say
-            hard_B = jnp.full(B, cost(net, L, self.vocab).model_flops / dense, jnp.float32)
+            hard_B = jnp.full(B, router.kept_cost(net, L, each, 1.0), jnp.float32)
         weights = {"z_loss": net.route.z_loss, "reconstruct": net.compress.reconstruct}
         losses = {name: weight * y[name].mean(0) for name, weight in weights.items() if name in y}
         return out, Aux(expected_B, hard_B, y, observed, scores, losses)
@@ -234,8 +221,8 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     D, mode = net.width, net.route.mode
     narrow, rest = ffn_widths(net)
     lay = router.layout(net, L)
-    slots = lay.K if _dispatched(net) else L
-    if _dispatched(net):
+    slots = lay.K if dispatched(net) else L
+    if dispatched(net):
         heavy = block.attention_flops(D, slots, L if net.route.kv == "all" else slots, lay.plan(net.route.kv))
     elif net.route.kv == "all" or mode in _UNROUTED:
         heavy = block.dense_attention_flops(net, L)
@@ -258,7 +245,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
             add(f"{layer}/light", *compressor.light_flops(net, L))
         if mode != "always_compressed":
             add(f"{layer}/attention", block.attention_model_flops(net, L), heavy)
-        if _dispatched(net) and net.route.lowering == "onehot":
+        if dispatched(net) and net.route.lowering == "onehot":
             moves = 4 if rest else 2  # to the slots and back, for attention and for the FFN
             add(f"{layer}/dispatch", 0, moves * dispatch.move_flops(lay, D))
         add(f"{layer}/ffn", shared + taken * each, shared + slots * each)
@@ -266,21 +253,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     return Cost(model, executed)
 
 
-def _kept_flops(net: NetCfg, L: int, share: float) -> float:
-    """Routed FLOPs of one block per example when each token is kept with probability `share`, on average."""
-    pairs = share * block.pairs(net, L)
-    if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `share`
-        pairs = share * (share * (block.pairs(net, L) - L) + L)
-    return share * L * _per_token(net) + 4 * net.width * pairs
-
-
-def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
-    """Model FLOPs per example when that share of tokens, wherever they stand, is kept in every block."""
-    fixed, _ = expected_split(net, L, vocab)
-    return fixed + (net.depth * _kept_flops(net, L, share) if routed(net) else 0)
-
-
-def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
-    """(FLOPs per example that no decision changes, FLOPs of the dense Transformer of the same shape)."""
-    most = net.depth * (L * _per_token(net) + 4 * net.width * block.pairs(net, L)) if routed(net) else 0
-    return cost(net, L, vocab).model_flops - most, transformer.cost(net, L, vocab).model_flops
+def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
+    """What the decisions cost in FLOPs."""
+    layers, dense = net.depth if routed(net) else 0, transformer.cost(net, L, vocab)
+    return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, transformer
+from cerebra_jax.models import block, router, transformer
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.models.router import Decision, MetaRouter
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
-from cerebra_jax.ops.gates import expected_pairs, threshold_for
-from cerebra_jax.types import Aux, Cost, Knobs, Out
+from cerebra_jax.ops.gates import threshold_for
+from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs, Out
 
 
 class Filter(nn.Module):
@@ -71,6 +71,7 @@ class RoutedLayer(nn.Module):
     net: NetCfg
     L: int
     kernel: str
+    each: DecisionCost = FREE
 
     @nn.compact
     def __call__(self, x_BxLxD, tau, spread, temperature, rate, pos_1xL, ex_B, cache=None):
@@ -83,7 +84,7 @@ class RoutedLayer(nn.Module):
             kept, qorder, used_BxS, step = cached.routed(net, cache, wanted, pos_1xL, layout(net, L))
             heavy = AttentionLN(net, (), kernel, name="heavy")
             heavy_BxLxD, kv = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, qorder, step)
-        elif _dispatched(net):
+        elif dispatched(net):
             lay = layout(net, L)
             slots = dispatch.assign(wanted, lay, route.lowering)
             kept = slots.kept_BxL
@@ -108,8 +109,8 @@ class RoutedLayer(nn.Module):
         kept_BxL = kept.astype(jnp.float32)
         flat = jax.lax.stop_gradient(score)
         y = {
-            "expected_B": _routed_flops(net, p, L),
-            "hard_B": _routed_flops(net, kept_BxL, L),
+            "expected_B": router.decided(net, p, L, self.each),
+            "hard_B": router.decided(net, kept_BxL, L, self.each),
             "kept": kept_BxL.mean(1),
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
@@ -120,33 +121,19 @@ class RoutedLayer(nn.Module):
         return x_BxLxD, y
 
 
-def _dispatched(net: NetCfg) -> bool:
+def dispatched(net: NetCfg) -> bool:
     return net.route.dispatch and net.route.mode != "soft"
 
 
 def layout(net: NetCfg, L: int) -> dispatch.Layout:
     """Slots of the dispatch; as many as tokens where there is none."""
-    return dispatch.layout(L, min(1.0, net.route.rate * net.route.capacity) if _dispatched(net) else 1.0)
+    return dispatch.layout(L, min(1.0, net.route.rate * net.route.capacity) if dispatched(net) else 1.0)
 
 
 def _per_token(net: NetCfg) -> int:
     """FLOPs that one routed token adds, scores apart: its query and output projections, with kv=routed its k and v."""
     projections = 2 if net.route.kv == "all" else 4
     return projections * prices.linear_flops(net.width, net.width)
-
-
-def _routed_flops(net: NetCfg, p_BxL, L: int):
-    """Routed FLOPs of one layer per example, (B,) float32, when token i attends with probability (or decision) p_i.
-
-    Each routed token pays for its projections and 4D per key it sees: all earlier tokens and itself (kv=all), or the
-    routed ones among them, whose expected number is a second moment (kv=routed).
-    """
-    pairs = (
-        (p_BxL * jnp.arange(1, L + 1, dtype=jnp.float32)[None]).sum(-1)
-        if net.route.kv == "all"
-        else expected_pairs(p_BxL)
-    )
-    return p_BxL.sum(-1) * float(_per_token(net)) + pairs * float(4 * net.width)
 
 
 class Chiar(nn.Module):
@@ -158,6 +145,7 @@ class Chiar(nn.Module):
 
     net: NetCfg
     vocab: int
+    each: DecisionCost | None = None  # in another unit than FLOPs
 
     @nn.compact
     def __call__(self, batch, knobs: Knobs, routing, cache: cached.Cache | None = None):
@@ -183,9 +171,9 @@ class Chiar(nn.Module):
         x_BxLxD = FeedForwardLN(net, name="first_mlp")(light_BxLxD, ex_B)
 
         R = net.depth - 2
-        layer = {"net": net, "L": L, "kernel": kernel}
-        fixed, dense = expected_split(net, L, self.vocab)
-        expected_B = hard_B = jnp.full(B, fixed / dense, jnp.float32)
+        each = self.each or decisions(net, L, self.vocab)
+        layer = {"net": net, "L": L, "kernel": kernel, "each": each}
+        expected_B = hard_B = jnp.full(B, each.fixed, jnp.float32)
         observed, scores, y = {}, {}, {"cache": (), "kept": None}
         if R:
             shared = (knobs.temperature, knobs.rate, pos_1xL, ex_B)
@@ -193,13 +181,13 @@ class Chiar(nn.Module):
             layers = None if cache is None else cache.layers
             x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers)
         if R and cache is None:
-            expected_B += y.pop("expected_B").sum(0) / float(dense)
-            hard_B += y.pop("hard_B").sum(0) / float(dense)
+            expected_B += y.pop("expected_B").sum(0)
+            hard_B += y.pop("hard_B").sum(0)
             observed = {"tau": y.pop("tau"), "spread": y.pop("spread")}
             scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
             stats |= y | {"score": scores["score"].mean(2)}
         if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
-            hard_B = jnp.full(B, soft_flops(net, L, self.vocab) / dense, jnp.float32)
+            hard_B = jnp.full(B, router.kept_cost(net, L, each, 1.0), jnp.float32)
 
         heavy = AttentionLN(net, att.causal_plan(L), kernel, name="last_heavy")
         step = None if cache is None else cached.Step(cache.rest["heavy"], pos_1xL)
@@ -220,7 +208,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     score = score_flops(net, L)
     kv = L * prices.linear_flops(D, 2 * D) if net.route.kv == "all" else 0
     routed_ceiling = L * _per_token(net) + 4 * D * prices.causal_pairs(L)
-    if _dispatched(net):
+    if dispatched(net):
         lay = layout(net, L)
         heavy = block.attention_flops(D, lay.K, L if net.route.kv == "all" else lay.K, lay.plan(net.route.kv))
     elif net.route.kv == "all":
@@ -240,7 +228,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         add(f"layer_{i:02d}/filter", filter_flops)
         add(f"layer_{i:02d}/router", score)
         add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
-        if _dispatched(net) and net.route.lowering == "onehot":  # to the slots and back
+        if dispatched(net) and net.route.lowering == "onehot":  # to the slots and back
             add(f"layer_{i:02d}/dispatch", 0, 2 * dispatch.move_flops(layout(net, L), D))
         add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
     last = f"layer_{R + 1:02d}"
@@ -255,22 +243,10 @@ def score_flops(net: NetCfg, L: int) -> int:
     return 0 if net.route.mode == "threshold" else L * prices.linear_flops(net.width, 1)
 
 
-def soft_flops(net: NetCfg, L: int, vocab: int) -> int:
-    """Model FLOPs per example when every token runs both branches."""
-    return cost(net, L, vocab).model_flops
-
-
-def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
-    """Model FLOPs per example when that share of tokens, wherever they stand, attends in every routed layer."""
-    pairs = prices.causal_pairs(L) if net.route.kv == "all" else share * (prices.causal_pairs(L) - L) + L
-    routed = share * (L * _per_token(net) + 4 * net.width * pairs)
-    return expected_split(net, L, vocab)[0] + (net.depth - 2) * routed
-
-
-def expected_split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
-    """(FLOPs per example that no decision changes, FLOPs of the dense Transformer of the same shape)."""
-    routed = (net.depth - 2) * (L * _per_token(net) + 4 * net.width * prices.causal_pairs(L))
-    return cost(net, L, vocab).model_flops - routed, transformer.cost(net, L, vocab).model_flops
+def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
+    """What the decisions cost in FLOPs."""
+    dense = transformer.cost(net, L, vocab)
+    return router.decision_flops(net, L, net.depth - 2, _per_token(net), cost(net, L, vocab), dense)
 
 
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:

@@ -18,7 +18,8 @@ from cerebra_jax.cost import prices
 from cerebra_jax.models import block
 from cerebra_jax.models.compressor import ceil_share
 from cerebra_jax.ops import dispatch, spectral, topk
-from cerebra_jax.ops.gates import st_above
+from cerebra_jax.ops.gates import expected_pairs, st_above
+from cerebra_jax.types import Cost, DecisionCost
 
 SCORED = ("soft", "topk", "threshold")  # modes with a learned score
 
@@ -177,3 +178,32 @@ def init_routing(net: NetCfg) -> dict[str, jax.Array]:
 def router_flops(net: NetCfg, L: int) -> int:
     """Forward FLOPs per example: one score per token; comparisons count as 0."""
     return L * prices.linear_flops(net.width, 1) if net.route.mode in SCORED else 0
+
+
+def decided(net: NetCfg, p_BxL, L: int, each: DecisionCost):
+    """Routed cost of one layer per example, (B,) float32, when token i is kept with probability (or decision) p_i.
+
+    Each kept token pays for itself and for every key it sees: all of them (kv=all), or the kept ones among them, whose
+    expected number is a second moment (kv=routed): E[K²] = (Σp)² + Σp(1 − p) in an encoder.
+    """
+    total = p_BxL.sum(-1)
+    if net.route.kv == "all":
+        pairs = (p_BxL * (jnp.arange(1.0, L + 1)[None] if net.causal else float(L))).sum(-1)
+    else:
+        pairs = expected_pairs(p_BxL) if net.causal else total * total + (p_BxL * (1 - p_BxL)).sum(-1)
+    return total * each.token + pairs * each.pair
+
+
+def kept_cost(net: NetCfg, L: int, each: DecisionCost, share: float) -> float:
+    """Relative cost per example when that share of tokens, wherever they stand, is kept in every layer, on average."""
+    pairs = share * block.pairs(net, L)
+    if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `share`
+        pairs = share * (share * (block.pairs(net, L) - L) + L)
+    return each.fixed + each.layers * (share * L * each.token + pairs * each.pair)
+
+
+def decision_flops(net: NetCfg, L: int, layers: int, token: int, cost: Cost, dense: Cost) -> DecisionCost:
+    """What decisions cost in FLOPs, in a model of that cost, where a kept token adds `token`, scores apart."""
+    pair, whole, of = 4 * net.width, cost.model_flops, dense.model_flops
+    routed = layers * (L * token + pair * block.pairs(net, L))
+    return DecisionCost((whole - routed) / of, token / of, pair / of, layers)

@@ -44,6 +44,7 @@ def budgets(groups: dict[str, list[Run]], path: Path, window: int = 20) -> None:
     for i, (name, runs) in enumerate(held.items()):
         for j, run in enumerate(runs):
             lines = run.lines("train")
+            unit = run.config["objective"].get("unit", "flops")  # runs of before the key existed count FLOPs
             style = {"color": _COLOURS[i % 6], "lw": 1.0, "alpha": 0.8}
             step = [line["step"] for line in lines]
             late, label = step[window - 1 :], name if j == 0 else None
@@ -51,13 +52,13 @@ def budgets(groups: dict[str, list[Run]], path: Path, window: int = 20) -> None:
             def column(key: str, lines=lines) -> list[float]:
                 return [math.nan if line[key] is None else line[key] for line in lines]
 
-            top.plot(late, _smooth(column("hard_rel_flops"), window), "-", label=label, **style)
+            top.plot(late, _smooth(column(f"hard_rel_{unit}"), window), "-", label=label, **style)
             middle.plot(step, column("multiplier"), "-", **style)
             gap = [a * b for a, b in zip(column("multiplier"), column("budget_gap"), strict=True)]
             low.plot(late, _smooth(gap, window), "-", **style)
             if j == 0:
                 top.plot(step, column("budget_target"), ":", color="black", lw=1.0)
-                top.plot(step, column("executed_rel_flops"), "--", color=_COLOURS[i % 6], lw=0.8)
+                top.plot(step, column(f"executed_rel_{unit}"), "--", color=_COLOURS[i % 6], lw=0.8)
     top.set_ylabel("cost, share of dense")
     top.set_title("decisions (line), their target (dotted), executed program (dashed)", fontsize=9)
     top.legend(frameon=False, fontsize=7)

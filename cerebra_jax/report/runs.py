@@ -55,6 +55,8 @@ class Run:
             name += f", {route['mode']} {route['rate']:g}, {route['part']}, kv={route['kv']}, r={r:g} s={s:g}"
         if budget := c["objective"].get("budget"):
             name += f", budget {budget:g}"
+        if (unit := c["objective"].get("unit", "flops")) != "flops":
+            name += f", costs in {unit}"
         if twin := c.get("twin"):
             name += f" ({twin} twin of {c['net']['name']})"
         return name

@@ -13,7 +13,7 @@ _COSTS = (
     ("expected", lambda r: r["costs"]["relative"]["expected"], 3),
     ("hard", lambda r: r["costs"]["relative"]["hard"], 3),
     ("executed", lambda r: r["costs"]["relative"]["executed"], 3),
-    ("executed MFLOP/token", lambda r: r["costs"]["executed"] / 1e6, 3),
+    ("executed MFLOP/token", lambda r: r["costs"].get("executed_flops", r["costs"]["executed"]) / 1e6, 3),
     ("step ms", lambda r: r["step_ms"], 0),
     ("M parameters", lambda r: r["params"] / 1e6, 2),
 )

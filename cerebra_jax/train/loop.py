@@ -23,7 +23,7 @@ from cerebra_jax.errors import Diverged, Preempted, UserError
 from cerebra_jax.train import metrics, step
 from cerebra_jax.train.checkpoint import Checkpoints, digest
 from cerebra_jax.train.record import result
-from cerebra_jax.train.record.closing import quality
+from cerebra_jax.train.record.closing import of_dense, quality
 from cerebra_jax.train.record.session import Session
 
 CALIBRATION_BATCHES = 8
@@ -114,7 +114,8 @@ class Run:
             batch = s.parallel.shard(s.task.train_batch(s.cfg.seed, at, t.batch_size))
             if s.bucket(at) != bucket:
                 bucket = s.bucket(at)
-                self.screen.say(f"step {at:,} · compiling a smaller program: {s.executed_at(at):.3f} of dense FLOPs")
+                cost = f"{s.executed_at(at):.3f} of dense {s.model.unit.label}"
+                self.screen.say(f"step {at:,} · compiling a smaller program: {cost}")
                 self.pace.pause()
             self.state, sums = s.program(bucket).step(self.state, batch, s.key)
             at += 1
@@ -148,8 +149,7 @@ class Run:
         rate = f"{tokens / took:,.0f} tokens/s · " if took else ""
         loss = "loss not finite" if line["loss"] is None else f"loss {line['loss']:.3f}"
         skips = f" · skipped {self.skipped}" if self.skipped else ""
-        flops = f"{line['hard_rel_flops'] or 0:.3f} of dense FLOPs"
-        text = f"{loss} · {flops} · {rate}{self.pace.left(self.s.total - at)} left{skips}"
+        text = f"{loss} · {of_dense(line)} · {rate}{self.pace.left(self.s.total - at)} left{skips}"
         self.screen.step(at, text, at == 1 or _due(at, self.every_log))
         self.tracker.scalars(at, "train", line)
 

@@ -11,7 +11,7 @@ import pytest
 from cerebra_jax import trees
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import jaxpr
-from cerebra_jax.models import cerebra, transformer
+from cerebra_jax.models import cerebra, router, transformer
 from cerebra_jax.models.build import neutral_knobs
 from cerebra_jax.models.router import init_routing
 
@@ -129,23 +129,25 @@ def test_noise_is_off_at_evaluation_and_moves_topk_in_training():
 def test_expected_cost_is_the_mean_of_hard_costs_over_all_outcomes(kv, causal):
     net = net_of(causal, route={"mode": "threshold", "kv": kv})
     p = np.array([0.2, 0.9, 0.5, 0.7])
+    each = cerebra.decisions(net, 4, V)
     mean = sum(
-        np.prod(np.where(keep, p, 1 - p)) * float(cerebra._routed_flops(net, jnp.array([keep], jnp.float32), 4)[0])
+        np.prod(np.where(keep, p, 1 - p)) * float(router.decided(net, jnp.array([keep], jnp.float32), 4, each)[0])
         for keep in itertools.product([0, 1], repeat=4)
     )
-    got = cerebra._routed_flops(net, jnp.array(p[None], jnp.float32), 4)[0]
+    got = router.decided(net, jnp.array(p[None], jnp.float32), 4, each)[0]
     np.testing.assert_allclose(got, mean, rtol=1e-5)
-    even = cerebra._routed_flops(net, jnp.full((1, L), 0.3), L)[0]
-    np.testing.assert_allclose(cerebra._kept_flops(net, L, 0.3), even, rtol=1e-5)
+    even = each.fixed + net.depth * router.decided(net, jnp.full((1, L), 0.3), L, each)[0]
+    np.testing.assert_allclose(router.kept_cost(net, L, each, 0.3), even, rtol=1e-5)
 
 
 def test_hard_cost_at_the_ceiling_is_the_model_cost():
     for kv, causal in itertools.product(("all", "routed"), (True, False)):
         net = net_of(causal, route={"mode": "threshold", "kv": kv})
-        fixed, _ = cerebra.expected_split(net, L, V)
-        routed = float(cerebra._routed_flops(net, jnp.ones((1, L)), L)[0]) * net.depth
-        assert round(fixed + routed) == cerebra.cost(net, L, V).model_flops
-        assert round(cerebra.kept_flops(net, L, V, 1.0)) == cerebra.cost(net, L, V).model_flops
+        each = cerebra.decisions(net, L, V)
+        share = cerebra.cost(net, L, V).model_flops / transformer.cost(net, L, V).model_flops
+        routed = float(router.decided(net, jnp.ones((1, L)), L, each)[0]) * net.depth
+        np.testing.assert_allclose(each.fixed + routed, share, rtol=1e-6)
+        np.testing.assert_allclose(router.kept_cost(net, L, each, 1.0), share, rtol=1e-12)
 
 
 def test_the_controls_run_the_weights_of_the_routed_model():

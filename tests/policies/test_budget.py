@@ -155,13 +155,14 @@ def test_a_dense_model_is_refused_before_jax(tiny_cfg):
         tiny_cfg({"net.name": "transformer", "objective.budget": 0.8})
 
 
+@pytest.mark.parametrize("unit", ["flops", "bytes", "seconds"])
 @pytest.mark.parametrize("kv", ["all", "routed"])
 @pytest.mark.parametrize("mode", ["threshold", "hard"])
-def test_the_real_prices_land_within_two_percent(tiny_cfg, mode, kv):
+def test_the_real_prices_land_within_two_percent(tiny_cfg, mode, kv, unit):
     cfg = tiny_cfg({"net": {"depth": 6, "width": 64}, "net.route": {"mode": mode, "kv": kv}, "task.seq_len": 256})
     for wanted in (0.65, 0.75):
         at = tiny_cfg({"net": {"depth": 6, "width": 64}, "net.route": {"mode": mode, "kv": kv}, "task.seq_len": 256,
-                       "objective.budget": wanted})  # fmt: skip
+                       "objective.budget": wanted, "objective.unit": unit, "objective.device": "t4"})  # fmt: skip
         plan = plan_budget(at, 260, 100, 100)
         assert abs(plan.levels[-1] / wanted - 1) < 0.02
         assert plan.table[2][0] < plan.table[2][-1] and plan.light < plan.table[2][0]

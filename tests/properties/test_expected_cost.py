@@ -5,7 +5,7 @@ import pytest
 
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import cerebra, chiar
+from cerebra_jax.models import cerebra, chiar, router, transformer
 
 L, DRAWS = 16, 200_000
 SIZES = {"width": 16, "heads": 2, "ffn_width": 32}
@@ -28,15 +28,21 @@ def counted(net, keep_NxL):
 @pytest.mark.parametrize("spread", [0.5, 4.0], ids=["undecided", "decided"])
 def test_expected_cost_is_inside_the_interval_of_a_monte_carlo_mean(name, kv, causal, spread):
     net = NetCfg(name=name, causal=causal, route=RouteCfg(mode="threshold", kv=kv), **SIZES)
-    routed = {"cerebra": cerebra, "chiar": chiar}[name]._routed_flops
+    module = {"cerebra": cerebra, "chiar": chiar}[name]
+    each = module.decisions(net, L, 1)
+    dense = transformer.cost(net, L, 1).model_flops
+
+    def routed(p_NxL):
+        return dense * np.asarray(router.decided(net, np.float32(p_NxL), L, each), np.float64)
+
     rng = np.random.RandomState(0)
     p_L = 1 / (1 + np.exp(-spread * rng.standard_normal(L)))
     keep_NxL = (rng.random((DRAWS, L)) < p_L[None]).astype(np.float64)
     hard_N = counted(net, keep_NxL)
     half = 3 * hard_N.std() / DRAWS**0.5
-    expected = float(routed(net, np.float32(p_L[None]), L)[0])
+    expected = routed(p_L[None])[0]
     assert abs(expected - hard_N.mean()) < half
-    np.testing.assert_allclose(routed(net, np.float32(keep_NxL[:50]), L), hard_N[:50], rtol=1e-5)
+    np.testing.assert_allclose(routed(keep_NxL[:50]), hard_N[:50], rtol=1e-5)
     if kv == "routed":  # the interval is narrow enough to see E[K]² where E[K²] belongs
         gap = (p_L * (1 - p_L)).sum() * (0.5 if causal else 1.0)
         assert gap * prices.attention_pairs_flops(1, net.width) > 1.5 * half

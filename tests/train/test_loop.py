@@ -225,13 +225,18 @@ def test_a_damaged_latest_checkpoint_is_replayed_to_the_same_end(cfg_of, tmp_pat
 
 
 def test_a_budget_shrinks_the_program_and_resumes_exactly(cfg_of, tmp_path):
-    """Stopped before and after the switch of programs, multiplier and all."""
-    cfg = cfg_of(objective__lam=0.0, objective__budget=0.8, objective__buckets=2, objective__ramp="4 steps")
+    """Stopped before and after the switch of programs, multiplier and all; counted in bytes."""
+    cfg = cfg_of(objective__lam=0.0, objective__budget=0.8, objective__buckets=2, objective__ramp="4 steps",
+                 objective__unit="bytes")  # fmt: skip
     want, screen = go(cfg, tmp_path / "whole")
     s = loop.Session(cfg, build(cfg, print))
     assert sum("compiling a smaller program" in line for line in screen.lines) == 1 == len(s.plan.rates) - 1
     train = lines(tmp_path / "whole", "train")
-    assert [x["executed_rel_flops"] for x in train] == [s.plan.levels[s.plan.bucket(i)] for i in range(8)]
+    assert [x["executed_rel_bytes"] for x in train] == [s.plan.levels[s.plan.bucket(i)] for i in range(8)]
+    assert [x["executed_rel_flops"] for x in train] == [s.flops_at(i) / s.model.dense.executed_flops for i in range(8)]
+    assert all(0 < x["hard_rel_bytes"] < 1 and "hard_rel_flops" not in x for x in train)
+    assert want["costs"]["counts"] == "bytes" and any("of dense bytes moved" in line for line in screen.lines)
+    assert want["costs"]["hard"] == want["costs"]["dense"] * want["test"]["hard_rel_bytes"]
     assert abs(want["costs"]["relative"]["executed"] / 0.8 - 1) < 0.02
     assert len({x["multiplier"] for x in train}) > 4 and all(x["multiplier"] >= 0 for x in train)
     assert want["costs"]["train_total"] == 3 * 8 * sum(s.flops_at(i) for i in range(8))

@@ -17,8 +17,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block, router, transformer
 from cerebra_jax.ops import dispatch
-from cerebra_jax.ops.gates import expected_pairs
-from cerebra_jax.types import Aux, Cost, Knobs
+from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
 
 
 class RoutedLayer(nn.Module):
@@ -26,6 +25,7 @@ class RoutedLayer(nn.Module):
 
     net: NetCfg
     L: int
+    each: DecisionCost = FREE
 
     @nn.compact
     def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
@@ -60,8 +60,8 @@ class RoutedLayer(nn.Module):
         # below the floor the penalty no longer pushes: thresholds would chase scores that fall for ever
         p_BxL = jnp.where(kept_BxL.mean(1, keepdims=True) > net.route.floor, r.p, jax.lax.stop_gradient(r.p))
         y = {
-            "expected_B": _routed_flops(net, p_BxL, self.L),
-            "hard_B": _routed_flops(net, kept_BxL, self.L),
+            "expected_B": router.decided(net, p_BxL, self.L, self.each),
+            "hard_B": router.decided(net, kept_BxL, self.L, self.each),
             "kept": kept_BxL.mean(1),
             "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "gate": gate_BxL.sum(1) / jnp.maximum(kept_BxL.sum(1), 1),
@@ -80,11 +80,12 @@ class Pair(nn.Module):
 
     net: NetCfg
     L: int
+    each: DecisionCost = FREE
 
     @nn.compact
     def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
         x_BxLxD, _ = _dense(self.net, self.L, "dense")(x_BxLxD, pos_1xL, order, ex_B, mask_BxL)
-        routed = RoutedLayer(self.net, self.L, name="routed")
+        routed = RoutedLayer(self.net, self.L, self.each, name="routed")
         return routed(x_BxLxD, tau, spread, layer, knobs, pos_1xL, order, ex_B, mask_BxL)
 
 
@@ -100,6 +101,7 @@ class Mod(nn.Module):
 
     net: NetCfg
     vocab: int
+    each: DecisionCost | None = None  # in another unit than FLOPs
 
     @nn.compact
     def __call__(self, batch, knobs: Knobs, routing):
@@ -109,12 +111,13 @@ class Mod(nn.Module):
         B, L = x_BxLxD.shape[:2]
         places = (jnp.arange(L)[None], block.orders(net, L, mask_BxL), ex_B, mask_BxL)
         scanned = (routing.get("tau", jnp.zeros(R)), routing.get("spread", jnp.zeros(R)), jnp.arange(R))
-        x_BxLxD, y = block.repeat(Pair, net, R, {"net": net, "L": L}, x_BxLxD, scanned, (knobs, *places))
+        each = self.each or decisions(net, L, self.vocab)
+        kwargs = {"net": net, "L": L, "each": each}
+        x_BxLxD, y = block.repeat(Pair, net, R, kwargs, x_BxLxD, scanned, (knobs, *places))
         if net.depth % 2:
             x_BxLxD, _ = _dense(net, L, "last")(x_BxLxD, *places)
 
-        fixed, dense = _split(net, L, self.vocab)
-        expected_B, hard_B = (fixed / dense + y.pop(k).sum(0) / float(dense) for k in ("expected_B", "hard_B"))
+        expected_B, hard_B = (each.fixed + y.pop(k).sum(0) for k in ("expected_B", "hard_B"))
         scores = {"score": y.pop("score")}
         y["score"] = scores["score"].mean(2)
         observed = {name: y.pop(name) for name in routing}
@@ -151,28 +154,7 @@ def _per_token(net: NetCfg) -> int:
     return projections + prices.ffn_flops(net.width, net.ffn_width, net.ffn)
 
 
-def _routed_flops(net: NetCfg, p_BxL, L: int):
-    """Routed FLOPs of one block per example, (B,) float32, when token i is kept with probability (or decision) p_i.
-
-    Each pays for itself and 4D per key it sees: all of them (kv=all) or the kept ones (kv=routed: a second moment)."""
-    total = p_BxL.sum(-1)
-    if net.route.kv == "all":
-        pairs = (p_BxL * (jnp.arange(1.0, L + 1)[None] if net.causal else float(L))).sum(-1)
-    else:
-        pairs = expected_pairs(p_BxL) if net.causal else total * total + (p_BxL * (1 - p_BxL)).sum(-1)
-    return total * float(_per_token(net)) + pairs * float(4 * net.width)
-
-
-def _split(net: NetCfg, L: int, vocab: int) -> tuple[int, int]:
-    """(FLOPs per example that no decision changes, FLOPs of the dense Transformer of the same shape)."""
-    routed = net.depth // 2 * (L * _per_token(net) + 4 * net.width * block.pairs(net, L))
-    return cost(net, L, vocab).model_flops - routed, transformer.cost(net, L, vocab).model_flops
-
-
-def kept_flops(net: NetCfg, L: int, vocab: int, share: float) -> float:
-    """Model FLOPs per example when that share of tokens, wherever they stand, is kept in every routed block."""
-    pairs = share * block.pairs(net, L)
-    if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `share`
-        pairs = share * (share * (block.pairs(net, L) - L) + L)
-    fixed, _ = _split(net, L, vocab)
-    return fixed + net.depth // 2 * (share * L * _per_token(net) + 4 * net.width * pairs)
+def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
+    """What the decisions cost in FLOPs."""
+    dense = transformer.cost(net, L, vocab)
+    return router.decision_flops(net, L, net.depth // 2, _per_token(net), cost(net, L, vocab), dense)

@@ -20,6 +20,7 @@ import jax
 
 import cerebra_jax
 from cerebra_jax.errors import UserError
+from cerebra_jax.models import build as models
 from cerebra_jax.train import metrics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -65,10 +66,11 @@ def opening(s: Any) -> list[str]:
     L, t, net = s.cfg.task.seq_len, s.cfg.train, s.cfg.net  # noqa: N806
     device = s.parallel.devices[0]
     forward = f"{s.model.cost.executed_flops / L / 1e6:.3g} MFLOP/token forward"
+    unit = "" if s.model.unit.name == "flops" else f" in {s.model.unit.label}"
     return [
         *([s.task.notice] if s.task.notice else []),
         f"model {net.name} · {parameters(s.like.params):,} parameters · {net.depth} layers of width {net.width} · "
-        f"{forward}, {s.executed:.3f} of dense as executed",
+        f"{forward}, {s.executed:.3f} of dense as executed{unit}",
         f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {L} tokens "
         f"({s.total / s.per_epoch:.2g} epochs) on {len(s.parallel.devices)} x {device.device_kind}",
     ]
@@ -85,8 +87,9 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
     tokens = s.total * cfg.train.batch_size * L
     laps = [line["step_ms"] for line in metrics.read(log) if line["split"] == "train" and line["step_ms"]]
     step_ms = statistics.median(laps) if laps else None
-    dense, executed = s.model.dense.model_flops / L, s.model.cost.executed_flops / L
-    relative = {"expected": test["expected_rel_flops"], "hard": test["hard_rel_flops"], "executed": s.executed}
+    unit, model = s.model.unit, s.model
+    dense, dense_executed = (cost / L for cost in models.dense_costs(model.net, L, s.task.shape.vocab_size, unit))
+    relative = {name: test[f"{name}_rel_{unit.name}"] for name in ("expected", "hard", "executed")}
     per_token = {name: rel and rel * dense for name, rel in relative.items()}
     trained = sum(s.flops_at(at) for at in range(s.total))
     passes = 4 if cfg.net.remat else 3  # forward, backward at twice its price, and the forward pass that remat repeats
@@ -110,12 +113,15 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
         "val": valid,
         "test": test,
         "costs": {
-            "unit": "forward FLOPs per token, 1 MAC = 2 FLOPs; executed is relative to the dense program as executed",
+            "counts": unit.name,
+            "unit": f"{unit.label}, forward, per token{' (1 MAC = 2 FLOPs)' if unit.name == 'flops' else ''}; "
+            "executed is relative to the dense program as executed",
             **per_token,
-            "executed": executed,
+            "executed": relative["executed"] * dense_executed,
             "dense": dense,
-            "dense_executed": s.model.dense.executed_flops / L,
+            "dense_executed": dense_executed,
             "relative": relative,
+            "executed_flops": model.cost.executed_flops / L,
             "train_total": passes * trained * cfg.train.batch_size,
         },
         "step_ms": step_ms,

@@ -18,8 +18,6 @@ from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import metrics, optim, parallel, state, step
 from cerebra_jax.train.objective import OWN
 
-_LINE = {"expected": "expected_rel_flops", "hard": "hard_rel_flops"}
-
 
 def resolved(cfg: RunCfg, task: Task) -> RunCfg:
     """What really runs: cfg with what its task decides, or the twin that it names, at the rate that a budget chose."""
@@ -50,7 +48,7 @@ class Session:
         self.devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
         self.program = functools.cache(self._program)
         self.parallel = self.program(len(cfgs) - 1)
-        self.executed = self.model.cost.executed_flops / self.model.dense.executed_flops
+        self.executed = self.model.executed
 
     def _program(self, bucket: int) -> parallel.DataParallel:
         """The compiled steps of a bucket of the budget (0 without one)."""
@@ -71,8 +69,8 @@ class Session:
         return self._models[self.bucket(at)].cost.executed_flops
 
     def executed_at(self, at: int) -> float:
-        """Executed cost of the program that takes the step after `at` steps, relative to dense."""
-        return self.flops_at(at) / self.model.dense.executed_flops
+        """Executed cost of the program that takes the step after `at` steps, relative to dense, in objective.unit."""
+        return self._models[self.bucket(at)].executed
 
     def fresh(self) -> state.TrainState:
         """The state before the first step."""
@@ -87,18 +85,21 @@ class Session:
         return to_steps(spec, self.total, self.per_epoch)
 
     def line(self, at: int, split: str, sums: metrics.Sums) -> dict[str, Any]:
-        """A line of metrics.jsonl from sums: the task's figures, scalars by name, per-layer figures under gates."""
+        """A line of metrics.jsonl from sums: the task's figures, scalars by name, per-layer figures under gates. Costs
+        are named by what they count, `hard_rel_flops`; what the program executes is there in FLOPs too."""
         own = {k.removeprefix(OWN): pair for k, pair in sums.items() if k.startswith(OWN)}
         formed = metrics.form({k: pair for k, pair in sums.items() if not k.startswith(OWN)})
         loss = metrics.form({"loss": own["loss"]})["loss"]
         figures = {} if loss is None else self.task.report(split, own)
         gates = {k: v for k, v in formed.items() if isinstance(v, list)}
-        scalars = {_LINE.get(k, k): v for k, v in formed.items() if k not in gates}
+        cost = {name: f"{name}_rel_{self.model.unit.name}" for name in ("expected", "hard", "executed")}
+        scalars = {cost.get(k, k): v for k, v in formed.items() if k not in gates}
         phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
-        executed = self.executed_at(at - 1) if split == "train" else self.executed
+        ran = self._models[self.bucket(at - 1)] if split == "train" else self.model
+        executed = {"executed_rel_flops": ran.cost.executed_flops / ran.dense.executed_flops}
         head = {"step": at, "split": split, "phase": phase, "loss": loss}
         head |= {name: metrics.plain(value) for name, value in figures.items()}
-        return head | scalars | {"executed_rel_flops": executed, "gates": gates}
+        return head | scalars | executed | {cost["executed"]: ran.executed, "gates": gates}
 
     def evaluate(self, placed: Any, at: int, split: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """The line of a whole split, every example once; None where a signal stopped it on the way."""

@@ -1,0 +1,191 @@
+"""The operations of the models that route, and what one kept token and one visible pair add to them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import prices, units
+from cerebra_jax.cost.units import FLOAT, Op
+from cerebra_jax.models import block, cerebra, chiar, compressor, router
+from cerebra_jax.models.compressor import light_heads, light_width
+from cerebra_jax.models.traffic import common
+from cerebra_jax.models.traffic.common import Ops, Parts
+
+
+class Routed(NamedTuple):
+    """What the decisions of a layer are charged for: the operations of one kept token, and of one visible pair."""
+
+    token: Ops
+    pair: Ops
+
+
+def _attended(net: NetCfg, L: int, dispatched: bool) -> Routed:
+    """A kept token is gathered, makes its query and its output (kv=routed: also its key and value), and is read."""
+    D, size = net.width, common.itemsize(net)
+    made = [units.linear(D, D, size)] * 2 + ([units.linear(D, 2 * D, size)] if net.route.kv == "routed" else [])
+    streams = [units.streamed(D, size)] * (2 if net.route.kv == "routed" else 1)
+    gathered = [units.moved(D, size)] if dispatched else []
+    # a fused kernel knows only plain causal attention of all tokens
+    fused = not dispatched and net.route.kv == "all" and block.kernel_of(net, L) == "cudnn"
+    return Routed([*gathered, *made, *streams], [units.pair(D, net.heads, size, fused)])
+
+
+def _routed_attention(net: NetCfg, L: int, lay, kernel: str, each: Routed) -> tuple[Ops, Ops]:
+    """(model, executed) operations of routed attention; lay: the layout of its dispatch, None where it is masked."""
+    D, H, size, all_keys = net.width, net.heads, common.itemsize(net), net.route.kv == "all"
+    shared = [units.linear(D, 2 * D, size).times(L), units.streamed(D, size).times(L)] if all_keys else []
+    model = [*(op.times(L) for op in each.token), *(op.times(block.pairs(net, L)) for op in each.pair), *shared]
+    K = lay.K if lay else L
+    plan = lay.plan(net.route.kv) if lay else block.dense_plan(net, L)
+    return model, common.heavy(net, K, L if all_keys else K, common.visits(net, plan, D, H, kernel))
+
+
+def _dispatch(net: NetCfg, L: int, lay, gathers: int, scatters: int, reads: int) -> tuple[Ops, Ops]:
+    """(model, executed) operations that move tokens to their slots and back, so many times each; `reads`: whole numbers
+    read with them, which is work only with one-hot matrices (0: never with those). What is gathered is priced with each
+    kept token."""
+    D, size = net.width, common.itemsize(net)
+    back = [units.moved(D, size).times(scatters * L)]
+    if net.route.lowering == "gather" or not reads:
+        return back, [units.moved(D, size).times(gathers * lay.K), *back]
+    sizes = [(c1 - c0, b - a) for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)]
+    moves = gathers + scatters
+    product = [Op(prices.matmul_flops(k, n, D), (k * n + (k + n) * D) * size).times(moves) for k, n in sizes]
+    return back, [*product, *(Op(bytes=(FLOAT + 1) * k * n).times(reads) for k, n in sizes)]
+
+
+def cerebra_each(net: NetCfg, L: int) -> Routed:
+    """Attention, and with route.part=block the rest of the FFN."""
+    each, rest = _attended(net, L, cerebra.dispatched(net)), cerebra.ffn_widths(net)[1]
+    gathered = [units.moved(net.width, common.itemsize(net))] if rest and cerebra.dispatched(net) else []
+    return each._replace(token=[*each.token, *gathered, *common.ffn(net, 1, rest)])
+
+
+def _compressor(net: NetCfg, L: int) -> Ops:
+    D, H, E, size = net.width, net.heads, light_width(net.compress, net.width), common.itemsize(net)
+    win = compressor.windows(L, net.compress.r)
+    M, W = win.idx_MxW.shape
+    cut = [] if win.tiles else [units.moved(D, size).times(M * W)]
+    if net.compress.kind == "conv":
+        return [*cut, Op(prices.conv_flops(1, W, D, E), (W * D + E) * size, W * D * E * size).times(M)]
+    score = units.linear(D, H, FLOAT).times(M * W)
+    pool = Op(prices.matmul_flops(1, W, D), (W * (H + D) + D) * size).times(M)
+    return [*cut, score, Op(bytes=2 * M * W * H * FLOAT), pool, units.linear(D, E, size).times(M)]
+
+
+def _light(net: NetCfg, L: int) -> tuple[Ops, Ops]:
+    """(model, executed) operations of the compressed attention."""
+    D, E, heads, size = net.width, light_width(net.compress, net.width), light_heads(net), common.itemsize(net)
+    last_M = compressor.windows(L, net.compress.r).last_M
+    M = len(last_M)
+    linear = [op.times(L) for op in (units.linear(D, E, size), units.linear(E, D, size))]
+    linear.append(units.linear(E, 2 * E, size).times(M))
+    pairs = L + (int((L - last_M).sum()) if net.causal else L * M)
+    plan, kernel = compressor.light_plan(net, L), block.masked_kernel(net, L)
+    return (
+        [*linear, *common.looks(net, pairs, L, 1 + M, E, heads)],
+        [*linear, *common.visits(net, plan, E, heads, kernel)],
+    )
+
+
+def cerebra_parts(net: NetCfg, L: int, vocab: int) -> Parts:
+    parts, mode, size = Parts({}, {}), net.route.mode, common.itemsize(net)
+    narrow, rest = cerebra.ffn_widths(net)
+    lay = router.layout(net, L) if cerebra.dispatched(net) else None
+    each = _attended(net, L, lay is not None)
+    kernel = block.masked_kernel(net, L) if lay or net.route.kv == "routed" else block.kernel_of(net, L)
+    attention = _routed_attention(net, L, lay, kernel, each) if cerebra.routed(net) else common.dense(net, L)
+    if mode == "soft":
+        attention = (attention[0], common.dense(net, L)[1])
+    K = lay.K if lay else L
+    moves = 2 if rest else 1
+    gathered = [units.moved(net.width, size).times(L)] if lay and rest else []
+
+    def wide(rows: int) -> Ops:
+        return common.ffn(net, rows, rest) if mode != "always_compressed" else []
+
+    shared = [common.norm(net, L), *common.ffn(net, L, narrow)]
+    common.embed(net, L, parts)
+    for i in range(net.depth):
+        layer = f"layer_{i:02d}"
+        parts.add(f"{layer}/norm", [common.norm(net, L)])
+        if mode in router.SCORED:
+            parts.add(f"{layer}/router", [units.linear(net.width, 1, FLOAT).times(L)])
+        if mode != "always_full":
+            parts.add(f"{layer}/compressor", _compressor(net, L))
+            parts.add(f"{layer}/light", *_light(net, L))
+        if mode != "always_compressed":
+            parts.add(f"{layer}/attention", *attention)
+        if lay:
+            parts.add(f"{layer}/dispatch", *_dispatch(net, L, lay, moves, moves, 2))
+        parts.add(f"{layer}/ffn", [*shared, *gathered, *wide(L)], shared + wide(K))
+    common.head(net, L, vocab, parts)
+    return parts
+
+
+def _filter(net: NetCfg, L: int) -> Ops:
+    """DCT and its inverse in float32, then the norm."""
+    D, method = net.width, net.route.dct
+    spectrum = 2 * (D // 2 + 1) * FLOAT  # of one real FFT
+    once = Op(prices.dct_flops(D, method), D * FLOAT + spectrum) if method == "fft" else units.linear(D, D, FLOAT)
+    return [once.times(L), once.times(L), common.norm(net, L)]
+
+
+def chiar_each(net: NetCfg, L: int) -> Routed:
+    each = _attended(net, L, chiar.dispatched(net))
+    return each._replace(token=[*each.token, units.norm(net.width)])
+
+
+def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
+    parts, D = Parts({}, {}), net.width
+    lay = chiar.layout(net, L) if chiar.dispatched(net) else None
+    kernel = block.masked_kernel(net, L) if lay or net.route.kv == "routed" else block.kernel_of(net, L)
+    model, run = _routed_attention(net, L, lay, kernel, chiar_each(net, L))
+    run = [*run, common.norm(net, lay.K if lay else L)]
+    # a threshold's entropy reads the spectrum twice: its power, and p log p
+    score = Op(bytes=2 * D * FLOAT) if net.route.mode == "threshold" else units.linear(D, 1, FLOAT)
+    ffn = [*common.ffn(net, L, net.ffn_width), common.norm(net, L)]
+    common.embed(net, L, parts)
+    parts.add("layer_00/filter", _filter(net, L))
+    if net.route.meta != "off":
+        mean = Op(bytes=(2 if net.route.meta == "prefix" else 1) * D * FLOAT)
+        parts.add("layer_00/meta_router", [mean.times(L), units.linear(D, 1, FLOAT).times(L)])
+    parts.add("layer_00/ffn", ffn)
+    for i in range(1, net.depth - 1):
+        parts.add(f"layer_{i:02d}/filter", _filter(net, L))
+        parts.add(f"layer_{i:02d}/router", [score.times(L)])
+        parts.add(f"layer_{i:02d}/attention", model, run)
+        if lay:
+            parts.add(f"layer_{i:02d}/dispatch", *_dispatch(net, L, lay, 1, 1, 1))
+        parts.add(f"layer_{i:02d}/ffn", ffn)
+    last = f"layer_{net.depth - 1:02d}"
+    parts.add(f"{last}/attention", *([*ops, common.norm(net, L)] for ops in common.dense(net, L)))
+    parts.add(f"{last}/ffn", ffn)
+    common.head(net, L, vocab, parts)
+    return parts
+
+
+def mod_each(net: NetCfg, L: int) -> Routed:
+    """Attention, its token gathered twice (with and without the norm), the norm and the whole FFN."""
+    each = _attended(net, L, net.route.dispatch)
+    gathered = [units.moved(net.width, common.itemsize(net))] if net.route.dispatch else []
+    return each._replace(token=[*each.token, *gathered, units.norm(net.width), *common.ffn(net, 1, net.ffn_width)])
+
+
+def mod_parts(net: NetCfg, L: int, vocab: int) -> Parts:
+    parts = common.transformer(net, L, vocab)
+    lay = router.layout(net, L) if net.route.dispatch else None
+    each = _attended(net, L, net.route.dispatch)
+    attention = _routed_attention(net, L, lay, block.masked_kernel(net, L), each)
+    gathered = [units.moved(net.width, common.itemsize(net)).times(L)] if lay else []
+    for i in range(1, net.depth, 2):
+        layer = f"layer_{i:02d}"
+        if net.route.mode in router.SCORED:
+            parts.add(f"{layer}/router", [units.linear(net.width, 1, FLOAT).times(L)])
+        parts.add(f"{layer}/attention", *([common.norm(net, L), *ops] for ops in attention))
+        whole, run = ([common.norm(net, n), *common.ffn(net, n, net.ffn_width)] for n in (L, lay.K if lay else L))
+        parts.add(f"{layer}/ffn", [*gathered, *whole], run)
+        if lay:
+            parts.add(f"{layer}/dispatch", *_dispatch(net, L, lay, 2, 1, 0))
+    return parts
