@@ -136,7 +136,9 @@ def assert_token_priced(cfg):
     assert jaxpr.count_jaxpr(program, weights=(1, 0)).flops == B * sum(model.token.always.values())
 
 
-DECODED = [case for case in CASES if not {"scan", "remat", "lstm", "ssm"} & set(case.split("-"))]
+DECODED = [
+    case for case in CASES if case.split("-")[0] in ("dense", "window", "chiar", "cerebra") and "scan" not in case
+]
 
 
 @pytest.mark.parametrize("case", DECODED)
