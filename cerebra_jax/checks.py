@@ -87,8 +87,8 @@ def _routing(net: NetCfg) -> None:
     route, cerebra = net.route, net.name in ("cerebra", "mod")
     for name, modes in (
         ("chiar", ("threshold", "hard", "soft")),
-        ("cerebra", ("threshold", "soft", "topk", "random", "always_full", "always_compressed")),
-        ("mod", ("threshold", "topk", "random")),
+        ("cerebra", ("threshold", "soft", "topk", "random", "oracle", "always_full", "always_compressed")),
+        ("mod", ("threshold", "topk", "random", "oracle")),
     ):
         what = f"net.route.mode is {route.mode} for {name}"
         need(net.name != name or route.mode in modes, what, f"choose one of {', '.join(modes)}")
@@ -115,7 +115,7 @@ def _routing(net: NetCfg) -> None:
     wrong = {"chiar": "learned", "cerebra": "calibrated", "mod": "calibrated"}
     need(route.tau != wrong.get(net.name), f"net.route.tau is {route.tau} for {net.name}", "use net.route.tau=running")
     need(
-        not cerebra or route.mode not in ("threshold", "random") or 0.0 < route.rate < 1.0,
+        not cerebra or route.mode not in ("threshold", "random", "oracle") or 0.0 < route.rate < 1.0,
         f"net.route.rate is {route.rate:g}",
         "use 0 < rate < 1, or net.route.mode=always_full or always_compressed",
     )

@@ -68,9 +68,9 @@ class TaskCfg:
 class RouteCfg:
     mode: str = _f(
         "threshold",
-        "how tokens are chosen; chiar: threshold, hard, soft; cerebra: all but hard (topk needs net.causal=False); "
-        "mod: threshold, topk, random",
-        of=("threshold", "hard", "soft", "topk", "random", "always_full", "always_compressed"),
+        "how tokens are chosen; chiar: threshold, hard, soft; mod: threshold, topk, random, oracle; cerebra: all but "
+        "hard (topk needs net.causal=False, oracle a task that marks what it needs: longseq)",
+        of=("threshold", "hard", "soft", "topk", "random", "oracle", "always_full", "always_compressed"),
     )
     rate: float = _f(0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0)
     k: int = _f(0, "tokens that topk keeps; 0: rate of them", lo=0)

@@ -23,6 +23,7 @@ With a pooled head labels and weights are (B, 1), the labels of a regression flo
 `values_BxL` float32, optional: each token's embedding is multiplied by it, and gets a bias of its place (tables).
 `at_BxQ` int32 where net.answers says so: the positions that are asked for; labels and weights are then (B, Q).
 `mask_BxL` bool, optional, for encoders (False = padding, which no token sees); without it every token is real.
+`needed_BxL` bool, optional: the tokens that the answers depend on, which an oracle router keeps.
 `features_BxLxN` float32 instead of `inputs_BxL` where net.features says so."""
 
 

@@ -3,16 +3,23 @@
 python -m cerebra_jax.main --config=configs/longseq.py[:PART[-PART…]] [--config.task.seq_len=L --config.task.pairs=K]
 
     task    mqar (default) | selective | copy | masked | induction
-    model   cerebra (default) | dense | window | ssm | lstm          smoke: ends in seconds
+    model   cerebra (default) | oracle | random | dense | window | ssm | lstm          smoke: ends in seconds
 
-masked and `encoder` are read whole, by an encoder with top-k; the others are causal.
+masked and `encoder` are read whole, by an encoder with top-k; the others are causal. oracle and random are cerebra with
+its slots, filled by what the task says its answers need (the best a router could do) or by chance. The slots hold all
+of that where net.route.rate (0.25) is its share of L or more: 3 task.pairs of mqar, 2 of selective and masked;
+`overflow` in metrics.jsonl says what found none. copy needs every token: no oracle there.
 """
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
 TASKS = ("mqar", "selective", "copy", "masked", "induction")
-MODELS = {"cerebra": "cerebra", "dense": "transformer", "window": "window", "ssm": "ssm", "lstm": "lstm"}
+ROUTERS = ("oracle", "random")
+MODELS = {
+    "cerebra": "cerebra", "dense": "transformer", "window": "window", "ssm": "ssm", "lstm": "lstm",
+    **dict.fromkeys(ROUTERS, "cerebra"),
+}  # fmt: skip
 PARTS = (*TASKS, *MODELS, "encoder", "smoke")
 
 
@@ -36,7 +43,10 @@ def get_config(arg: str = ""):
         c.net.local = 4  # what follows a key belongs to it; every model gets its neighbours (Arora et al. 2024)
     # 0.46 of the dense FLOPs are executed at L = 128
     c.net.route.part, c.net.route.kv, c.net.compress.s = "block", "routed", 0.25
-    c.net.route.mode = "threshold" if c.net.causal else "topk"
+    if c.net.name == "cerebra":
+        c.net.route.mode = next((p for p in parts if p in ROUTERS), "threshold" if c.net.causal else "topk")
+    if c.net.route.mode == "oracle" and c.task.kind == "copy":
+        raise UserError("copy needs every token, so an oracle keeps all", "use oracle with another task")
     c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "3000 steps", 64, 2e-3, "0.05 frac"
     c.train.weight_decay = 0.01
     c.train.eval_every, c.train.checkpoint_every, c.train.log_every = "0.25 frac", "0.25 frac", "0.05 frac"

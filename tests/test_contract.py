@@ -40,6 +40,7 @@ VARIANTS = {
     "cerebra-learned": {"net.name": "cerebra", "net.route.tau": "learned", "net.compress.reconstruct": 0.1},
     "cerebra-soft": {"net.name": "cerebra", "net.route.mode": "soft"},
     "cerebra-random": {"net.name": "cerebra", "net.route.mode": "random"},
+    "cerebra-oracle": {"net.name": "cerebra", "net.route.mode": "oracle", "net.route.kv": "routed"},
     "cerebra-always_full": {"net.name": "cerebra", "net.route.mode": "always_full"},
     "cerebra-always_compressed": {"net.name": "cerebra", "net.route.mode": "always_compressed"},
     "cerebra-scan-remat": {"net.name": "cerebra", "net.scan": True, "net.remat": True, "net.ffn": "gated"},
@@ -67,6 +68,7 @@ def batch_of(ids: np.ndarray) -> dict:
         "labels_BxL": jnp.roll(ids, -1, axis=1),
         "w_BxL": np.ones(ids.shape, np.float32),
         "ex_B": np.arange(ids.shape[0], dtype=np.int32),
+        "needed_BxL": np.arange(ids.size).reshape(ids.shape) % 5 == 0,  # of an oracle router
     }
 
 
@@ -126,7 +128,8 @@ def test_contract_and_causality(make, name):
     assert_causal(lambda ids: m.run(ids)[0], tokens())
 
 
-@pytest.mark.parametrize("name", [n for n, net in VARIANTS.items() if net.get("net.name", "chiar") in DECODERS])
+@pytest.mark.parametrize("name", [n for n, net in VARIANTS.items() if "oracle" not in n
+                                  and net.get("net.name", "chiar") in DECODERS])  # fmt: skip
 def test_cached_decoding_is_the_full_pass(make, name):
     """Random prompts, read at random paces: the decisions of the full pass exactly, its logits within 1e-5."""
     m = make(name)
@@ -233,7 +236,8 @@ def trees_of(jaxpr):
 
 @pytest.mark.parametrize("kv", ["all", "routed"])
 @pytest.mark.parametrize(("name", "mode"), [("chiar", "threshold"), ("chiar", "hard"), ("cerebra", "threshold"),
-                                            ("cerebra", "random"), ("mod", "threshold")])  # fmt: skip
+                                            ("cerebra", "random"), ("cerebra", "oracle"), ("mod", "threshold"),
+                                            ("mod", "oracle")])  # fmt: skip
 def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv):
     """Two ways to compute one model: gathered tokens only, or everything and a mask."""
     extra = {"net.route.mode": mode, "net.route.kv": kv, "net.route.capacity": 4.0, "net.route.rate": 0.25}
@@ -244,7 +248,8 @@ def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv)
     np.testing.assert_allclose(got, masked.run(tokens(3))[0], rtol=2e-4, atol=2e-4)
 
 
-SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random", "lstm", "ssm", "cnn"]
+SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random", "cerebra-oracle", "lstm",
+           "ssm", "cnn"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCANNED)

@@ -31,7 +31,8 @@ def shapes(L, causal=True):
 
 def language(L):
     ints, floats = jax.ShapeDtypeStruct((B, L), jnp.int32), jax.ShapeDtypeStruct((B, L), jnp.float32)
-    return {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats, "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    needed = {"needed_BxL": jax.ShapeDtypeStruct((B, L), jnp.bool_), "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    return {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats} | needed
 
 
 def program(cfg):
@@ -72,6 +73,11 @@ CASES = {
     "chiar-scan-remat": {"net.depth": 5, "net.scan": True, "net.remat": True, "net.dtype": "bfloat16"},
     "chiar-two-layers": {"net.depth": 2},
     "cerebra-long": {"net": {"name": "cerebra", "depth": 2, "route": {"kv": "routed"}}, "task.seq_len": 4096},
+    "mod-oracle": {"net": {"name": "mod", "route": {"mode": "oracle", "kv": "routed"}}},
+    "cerebra-oracle-long": {
+        "net": {"name": "cerebra", "depth": 1, "route": {"mode": "oracle", "kv": "routed"}},
+        "task.seq_len": 2048,
+    },
     "cerebra-odd": {"net": {"name": "cerebra", "width": 36, "compress": {"r": 0.37, "s": 0.7}}, "task.seq_len": 97},
     "cerebra-scan-remat": {"net": {"name": "cerebra", "scan": True, "remat": True, "dtype": "bfloat16"}},
     "cerebra-local": {"net": {"name": "cerebra", "local": 4}},
@@ -98,7 +104,7 @@ def test_analytic_equals_counted(case, tiny_cfg):
     assert counted.flops == B * model.cost.executed_flops
 
 
-@pytest.mark.parametrize("mode", ["threshold", "topk", "random", "soft", "always_full", "always_compressed"])
+@pytest.mark.parametrize("mode", ["threshold", "topk", "random", "oracle", "soft", "always_full", "always_compressed"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
 def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cfg):
     """Every router x compressor x keys x routed part x dispatch, causal and not."""
@@ -136,9 +142,8 @@ def assert_token_priced(cfg):
     assert jaxpr.count_jaxpr(program, weights=(1, 0)).flops == B * sum(model.token.always.values())
 
 
-DECODED = [
-    case for case in CASES if case.split("-")[0] in ("dense", "window", "chiar", "cerebra") and "scan" not in case
-]
+DECODED = [case for case in CASES if case.split("-")[0] in ("dense", "window", "chiar", "cerebra")
+           and not {"scan", "oracle"} & set(case.split("-"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DECODED)

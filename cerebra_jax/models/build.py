@@ -86,6 +86,9 @@ class Model:
         batch_mean = net.name == "chiar" and net.route.meta == "batch"
         checks.need(not batch_mean, "net.route.meta is batch: it averages over tokens not yet written", "use prefix")
         checks.need(net.causal, "an encoder cannot decode token by token", "use net.causal=True")
+        oracle = net.route.mode == "oracle"
+        checks.need(not oracle, "net.route.mode is oracle: nobody marks what is needed while it is written",
+                    "use another router")  # fmt: skip
         plain = net.features == net.outputs == 0
         checks.need(plain, "decoding reads tokens and gives logits", "use net.features=0 and net.outputs=0")
         checks.need(self.name in can, f"net.name={self.name} has no cache to decode with", f"use {', '.join(can)}")
@@ -238,6 +241,7 @@ def build(cfg: RunCfg, vocab_size: int) -> Model:
     causal = net.causal and not (net.name == "chiar" and net.route.meta == "batch")
     unit = unit_of(cfg)
     each = (decisions(net, L, vocab_size, unit),) if entry.decisions and unit.name != "flops" else ()
+    decodes = causal and net.name in table.DECODERS and net.route.mode != "oracle"
     return Model(
         net.name,
         entry.module(net, vocab_size, *each),
@@ -248,6 +252,6 @@ def build(cfg: RunCfg, vocab_size: int) -> Model:
         L,
         relative(net, L, vocab_size, unit),
         unit,
-        table.DECODERS[net.name].token(net, L, vocab_size) if causal and net.name in table.DECODERS else None,
+        table.DECODERS[net.name].token(net, L, vocab_size) if decodes else None,
         table.DECODERS["transformer"].token(net, L, vocab_size),
     )

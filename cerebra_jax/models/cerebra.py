@@ -31,7 +31,9 @@ class RoutedBlock(nn.Module):
     each: DecisionCost = FREE
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, cache=None):
+    def __call__(
+        self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL, cache=None
+    ):
         net, mode = self.net, self.net.route.mode
         std, drop, y = 0.02 * (2 * net.depth) ** -0.5, block.Drop(net.dropout), {}
         h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
@@ -40,7 +42,7 @@ class RoutedBlock(nn.Module):
         new = {}  # the cache after these tokens
         if routed(net):
             decide, drawn = router.Router(net, name="router"), () if cache is None else (pos_1xL, self.L)
-            r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, *drawn)
+            r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, needed_BxL, *drawn)
             kept = r.wanted
             if cache is not None:
                 found = cached.routed(net, cache, r.wanted, pos_1xL, layout(net, self.L))
@@ -192,7 +194,7 @@ class Cerebra(nn.Module):
         order = block.orders(net, L, mask_BxL) if cache is None else pos
         none_R = jnp.zeros(net.depth)
         scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(net.depth))
-        shared = (knobs, pos, order, ex_B, mask_BxL)
+        shared = (knobs, pos, order, ex_B, mask_BxL, router.needed(net, batch))
         each = self.each or decisions(net, L, self.vocab)
         kwargs = {"net": net, "L": L, "each": each}
         layers = None if cache is None else cache.layers

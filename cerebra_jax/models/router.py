@@ -36,7 +36,8 @@ class Route(NamedTuple):
 class Router(nn.Module):
     """threshold: wanted where s > τ, gate σ((s − τ)/spread). topk: exactly k wanted, by score (and Gumbel noise in
     training), gate 0/1 with the surrogate gradient of `topk.st_topk`. soft: all wanted, gate σ(s). random: `rate` of
-    the tokens whatever they hold, the same ones at every evaluation; exactly that many in an encoder.
+    the tokens whatever they hold, the same ones at every evaluation; exactly that many in an encoder. oracle: those
+    that the task says its answers need, what a router could do at best.
 
     p = σ((s − τ)/(T · spread)) is the smooth decision that a penalty can move. With topk the count is fixed and so is
     the cost: p is the decision itself. Padding (mask false) is never wanted, unless top-k has too few real tokens.
@@ -46,12 +47,16 @@ class Router(nn.Module):
     net: NetCfg
 
     @nn.compact
-    def __call__(self, h_BxLxD, tau, spread, temperature, layer, ex_B, mask_BxL, pos_Bxn=None, context=0) -> Route:
+    def __call__(self, h_BxLxD, tau, spread, temperature, layer, ex_B, mask_BxL, needed_BxL=None, pos_Bxn=None,
+                 context=0) -> Route:  # fmt: skip
         route, (B, L) = self.net.route, h_BxLxD.shape[:2]
         key = self.make_rng("route") if self.has_rng("route") else None
         # −inf would make softmax NaN in an example of padding only
         real = jnp.ones((B, L), bool) if mask_BxL is None else mask_BxL
         last = lambda s: jnp.where(real, s, -1e9)  # noqa: E731
+        if route.mode == "oracle":
+            wanted = needed_BxL & real
+            return Route(wanted, jnp.ones((B, L)), *[wanted.astype(jnp.float32)] * 2)
         if route.mode == "random":
             key = jax.random.fold_in(jax.random.key(0) if key is None else key, layer)
             s = jax.vmap(lambda e: jax.random.uniform(jax.random.fold_in(key, e), (context or L,)))(ex_B)
@@ -124,6 +129,11 @@ class MetaRouter(nn.Module):
         return g if sum_BxD is None else (g, sum_BxD)
 
 
+def needed(net: NetCfg, batch):
+    """(B, L) bool, what an oracle keeps; None for the other routers."""
+    return batch["needed_BxL"] if net.route.mode == "oracle" else None
+
+
 def learned(route: RouteCfg) -> bool:
     """The threshold stands still and the scores move, inside the floor and the ceiling."""
     return route.mode == "threshold" and route.tau == "learned"
@@ -135,12 +145,14 @@ def kept_tokens(route: RouteCfg, L: int) -> int:
 
 
 def layout(net: NetCfg, L: int) -> dispatch.Layout:
-    """Slots of the heavy path. A fixed count needs no slack; an encoder sees everything, so it has one segment."""
+    """Slots of the heavy path. A fixed count needs no slack; an encoder sees everything, so it has one segment. So has
+    an oracle: the tokens that a task needs stand close together, and the slots of a segment would not hold them."""
     route = net.route
-    if net.causal:
+    oracle = route.mode == "oracle"
+    if net.causal and not oracle:
         return dispatch.layout(L, min(1.0, route.rate * route.capacity))
-    exact = kept_tokens(route, L)
-    K = exact if route.mode in ("topk", "random") else min(L, ceil_share(route.rate * route.capacity, L))
+    fixed = route.mode in ("topk", "random") or (oracle and not net.causal)
+    K = kept_tokens(route, L) if fixed else min(L, ceil_share(route.rate * route.capacity, L))
     return dispatch.Layout(((0, L),), ((0, K),))
 
 

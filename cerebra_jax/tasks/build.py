@@ -39,6 +39,11 @@ def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
         checks.need(
             given == wanted, f"net.{key} is {given}, the task has {wanted}", f"use net.{key}=0: the task sets it"
         )
+    checks.need(
+        shape.needed or net.route.mode != "oracle",
+        f"net.route.mode is oracle, but task.name={cfg.task.name} does not mark the tokens that its answers need",
+        "use task.name=longseq, or another router",
+    )
     cfg = dataclasses.replace(cfg, net=net, task=dataclasses.replace(cfg.task, seq_len=shape.seq_len))
     checks.together(cfg)
     return cfg

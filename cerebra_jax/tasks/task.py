@@ -25,6 +25,7 @@ class Shape(NamedTuple):
     features: int = 0  # numbers per token of the input; 0: token ids
     answers: int = 0  # positions of an example that are asked for (batch key `at_BxQ`); 0: all
     causal: bool = False  # True: only a causal model may solve it
+    needed: bool = False  # its batches mark the tokens that the answers depend on (batch key `needed_BxL`)
 
 
 class Metric(NamedTuple):

@@ -28,11 +28,11 @@ class RoutedLayer(nn.Module):
     each: DecisionCost = FREE
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
+    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL):
         net, L = self.net, self.L
         h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
         decide = router.Router(net, name="router")
-        r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL)
+        r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, needed_BxL)
         if net.route.dispatch:
             slots = dispatch.assign(r.wanted, router.layout(net, L))
             kept_BxL, idx_BxK = slots.kept_BxL, slots.idx_BxK
@@ -83,10 +83,10 @@ class Pair(nn.Module):
     each: DecisionCost = FREE
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL):
+    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL):
         x_BxLxD, _ = _dense(self.net, self.L, "dense")(x_BxLxD, pos_1xL, order, ex_B, mask_BxL)
         routed = RoutedLayer(self.net, self.L, self.each, name="routed")
-        return routed(x_BxLxD, tau, spread, layer, knobs, pos_1xL, order, ex_B, mask_BxL)
+        return routed(x_BxLxD, tau, spread, layer, knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL)
 
 
 def _dense(net: NetCfg, L: int, name: str):
@@ -113,7 +113,8 @@ class Mod(nn.Module):
         scanned = (routing.get("tau", jnp.zeros(R)), routing.get("spread", jnp.zeros(R)), jnp.arange(R))
         each = self.each or decisions(net, L, self.vocab)
         kwargs = {"net": net, "L": L, "each": each}
-        x_BxLxD, y = block.repeat(Pair, net, R, kwargs, x_BxLxD, scanned, (knobs, *places))
+        shared = (knobs, *places, router.needed(net, batch))
+        x_BxLxD, y = block.repeat(Pair, net, R, kwargs, x_BxLxD, scanned, shared)
         if net.depth % 2:
             x_BxLxD, _ = _dense(net, L, "last")(x_BxLxD, *places)
 

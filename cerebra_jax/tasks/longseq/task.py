@@ -36,7 +36,8 @@ class LongSeq:
         self.dataset = f"{kind}: L={rules.L}, {rules.pairs} to remember, vocabulary {rules.V}"
         if kind == "mqar":
             self.dataset += f", a={rules.skew:g}, filler {rules.filler}"
-        self.shape = Shape(rules.L, rules.V, causal=causal, answers=generate.answers(kind, rules))
+        self.shape = Shape(rules.L, rules.V, causal=causal, answers=generate.answers(kind, rules),
+                           needed=True)  # fmt: skip
         far = tuple(Metric(f"accuracy_q{i + 1}", f"quarter {i + 1}", 4, lower=False, table=False)
                     for i in range(QUARTERS))  # fmt: skip
         self.metrics = (self.choice, Metric("solved", "all right", 4, lower=False, table=False), *far)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cerebra_jax.cli.flags import parse
 from cerebra_jax.cost import jaxpr
 from cerebra_jax.models import build as models
 from cerebra_jax.tasks import build as tasks
@@ -85,3 +88,11 @@ def test_only_what_is_asked_gets_logits_and_is_paid_for(net, cfg):
     whole = plain.apply(variables, batch, models.neutral_knobs())[0].h
     asked = np.take_along_axis(np.asarray(whole), batch["at_BxQ"][..., None], axis=1)
     np.testing.assert_array_equal(forward(state.params, batch)[2], asked)
+
+
+def test_every_part_of_the_configuration_goes_with_every_task():
+    parts = ("cerebra", "oracle", "random", "dense", "window", "ssm", "lstm")
+    for kind, part in itertools.product(("mqar", "selective", "masked", "induction", "mqar-encoder"), parts):
+        net = parse([f"--config=configs/longseq.py:{kind}-{part}-smoke"]).cfg.net
+        assert net.causal == (kind not in ("masked", "mqar-encoder"))
+        assert net.route.mode == part or part not in ("oracle", "random")
