@@ -47,6 +47,11 @@ def together(c: RunCfg) -> None:
         f"task.vocab_size is {c.task.vocab_size}",
         "a BPE vocabulary holds 256 bytes first: use 260 or more",
     )
+    need(
+        not c.task.tfds or (c.task.name == "intent" and not c.task.path),
+        f"task.tfds is set beside task.{'path' if c.task.path else 'name'}={c.task.path or c.task.name}",
+        "it is for task.name=intent, in the place of task.path",
+    )
     need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
     need(net.name != "mod" or net.depth >= 2, "net.depth is 1", "mod routes every second block: depth >= 2")
     need(

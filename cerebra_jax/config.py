@@ -40,6 +40,7 @@ class TaskCfg:
     path: str = _f(
         "", "table (CSV, plain or .gz) of tabular and intent; a folder, or CLINC150's JSON for intent; empty: made up"
     )
+    tfds: str = _f("", "a data set of tensorflow-datasets for intent, NAME or NAME/CONFIG, in the place of task.path")
     target: str = _f(
         "", "column to predict: a regression of numbers, a classification of anything else; of intent: the labels"
     )

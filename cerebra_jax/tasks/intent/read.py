@@ -1,4 +1,4 @@
-"""Labelled texts in three splits: from a CSV file, a folder of them, a file in CLINC150's form, or made up.
+"""Labelled texts in three splits: a CSV file, a folder of them, CLINC150's form, tensorflow-datasets, or made up.
 
 What a file does not split is split here, by `examples.cut`: numpy's RandomState(42), so that others find the same rows.
 """
@@ -6,6 +6,7 @@ What a file does not split is split here, by `examples.cut`: numpy's RandomState
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,10 @@ class Labelled(NamedTuple):
     notice: str = ""
 
 
-def find(cfg: TaskCfg) -> Labelled:
+def find(cfg: TaskCfg, say: Callable[[str], None] = print) -> Labelled:
     """The texts that a configuration asks for, out-of-scope rows and k-shot not yet applied; UserError."""
+    if cfg.tfds:
+        return _catalogue(cfg, say)
     if not cfg.path:
         rows = made.utterances()
         parts = cut(len(rows), cfg.valid_share, cfg.test_share)
@@ -67,13 +70,32 @@ def _folder(path: Path, cfg: TaskCfg) -> Labelled:
         missing = "train" if "train" not in found else "test"
         raise UserError(f"{path} has no {missing}.csv", "give a folder with train.csv and test.csv, or one file")
     rows = {s: _rows(read(str(file)), cfg) for s, file in found.items()}
-    n = len(rows["train"])
+    return Labelled(path.resolve().name, _completed(rows, cfg))
+
+
+def _catalogue(cfg: TaskCfg, say: Callable[[str], None]) -> Labelled:
+    """A data set of tensorflow-datasets with its own splits; one that has train alone is cut as one file is."""
+    from cerebra_jax.tasks.intent import catalogue
+
+    found = catalogue.load(cfg, [name for names in _NAMES.values() for name in names], TEXTS, say)
+    rows = {s: found[name] for s, names in _NAMES.items() for name in names if name in found}
+    if "train" not in rows:
+        what = f"{cfg.tfds} has no labelled split train, but {', '.join(found) or 'none'}"
+        raise UserError(what, "choose another task.tfds")
+    notice = ""
+    if "test" not in rows and "valid" in rows:
+        rows["test"] = rows.pop("valid")
+        notice = f"{cfg.tfds} gives no labels of a test away: its validation split is the test"
+    return Labelled(cfg.tfds, _completed(rows, cfg), notice)
+
+
+def _completed(rows: dict[str, list[Row]], cfg: TaskCfg) -> dict[str, list[Row]]:
+    """Three splits: those that are missing are cut from train."""
     if "valid" in rows:
-        order = np.random.RandomState(42).permutation(n)
-        return Labelled(path.resolve().name, rows | {"train": [rows["train"][i] for i in order]})
-    parts = cut(n, cfg.valid_share, 0.0)
-    own = {s: [rows["train"][i] for i in parts[s]] for s in ("train", "valid")}
-    return Labelled(path.resolve().name, own | {"test": rows["test"]})
+        order = np.random.RandomState(42).permutation(len(rows["train"]))
+        return rows | {"train": [rows["train"][i] for i in order]}
+    parts = cut(len(rows["train"]), cfg.valid_share, 0.0 if "test" in rows else cfg.test_share)
+    return {s: [rows["train"][i] for i in ids] for s, ids in parts.items()} | {s: rows[s] for s in rows if s != "train"}
 
 
 def _clinc(path: Path) -> Labelled:

@@ -85,7 +85,7 @@ class IntentTask(Examples):
 def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     """The texts of a configuration as tokens; UserError says what is wrong with the files or the settings."""
     task = cfg.task
-    found = read.find(task)
+    found = read.find(task, say)
     rows = {s: [r for r in rs if task.oos or r[1] != read.OUT] for s, rs in found.rows.items()}
     name = found.name
     if task.oos:
@@ -104,7 +104,7 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     if never := set(classes) - {label for _, label in rows["train"]}:
         say(f"{len(never)} of {len(classes)} labels, {min(never)!r} among them, are in no training row")
     tok = _tokenizer(task, [text for text, _ in rows["train"]])
-    ids = {s: [x.tolist() for x in tok.encode_each([f" {text}" for text, _ in rs])] for s, rs in rows.items()}
+    ids = {s: tok.encode_each([f" {text}" for text, _ in rs]) for s, rs in rows.items()}
     longest = sorted(len(x) for x in ids["train"])
     L = task.seq_len or 1 + longest[min(len(longest) - 1, int(FITS * len(longest)))]
     if L < 2:
@@ -113,12 +113,21 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     for split, rs in rows.items():
         inputs = np.full((len(rs), L), tok.vocab_size, np.int32)  # padding
         for i, x in enumerate(ids[split]):
-            x = [tok.bos, *x][:L]
-            inputs[i, : len(x)] = x
+            inputs[i, 0], inputs[i, 1 : 1 + len(x)] = tok.bos, x[: L - 1]
         labels = np.asarray([number[label] for _, label in rs], np.int32)[:, None]
         splits[split] = {"inputs_BxL": inputs, "mask_BxL": inputs != tok.vocab_size, "labels_BxL": labels}
     about = {"cut": {s: {"cut": sum(len(x) >= L for x in xs)} for s, xs in ids.items()}}
-    return IntentTask(f"intent:{name}", found.notice, splits, classes, tok, task.word_noise, about)
+    notice = "; ".join(filter(None, (found.notice, _shortened(ids["test"], L) if task.seq_len else "")))
+    return IntentTask(f"intent:{name}", notice, splits, classes, tok, task.word_noise, about)
+
+
+def _shortened(ids: list[np.ndarray], L: int) -> str:
+    """What a reader must know of texts that do not fit; "" where all do."""
+    lost, every = sum(max(0, len(x) - L + 1) for x in ids), sum(len(x) for x in ids)
+    cut = sum(len(x) >= L for x in ids)
+    return (
+        f"{cut / len(ids):.0%} of the test texts are cut at {L} tokens, {lost / every:.0%} of all tokens" if cut else ""
+    )
 
 
 def _tokenizer(task: TaskCfg, train: list[str]) -> Any:

@@ -30,7 +30,7 @@ def fetch(urls: Sequence[str], target: Path, sha256: str, limit: int, say: Calla
     if target.exists() and digest(target) == sha256:
         return target
     part = target.with_name(target.name + ".part")
-    live, reasons = _answering(urls)
+    live, reasons = answering(urls)
     for url in live:
         say(f"downloading {url}")
         for _ in range(TRIES):
@@ -64,7 +64,7 @@ def _request(url: str, start: int, stop: str = "") -> urllib.request.Request:
     return urllib.request.Request(url, headers=AGENT | {"Range": f"bytes={start}-{stop}"})
 
 
-def _answering(urls: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def answering(urls: Sequence[str], seconds: float = ANSWER_S) -> tuple[list[str], dict[str, str]]:
     """The mirrors that answer, in order, and why the others do not; all asked at once.
 
     In threads, because looking up a host name has no time limit of its own; daemons, so that none outlives the run.
@@ -73,7 +73,7 @@ def _answering(urls: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
     def ask(url: str) -> None:
         try:
-            with urllib.request.urlopen(_request(url, 0, "0"), timeout=ANSWER_S) as answer:
+            with urllib.request.urlopen(_request(url, 0, "0"), timeout=seconds) as answer:
                 answer.read(1)
             found[url] = ""
         except (OSError, http.client.HTTPException) as err:
@@ -82,7 +82,7 @@ def _answering(urls: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]
     for t in threads:
         t.start()
-    end = time.monotonic() + ANSWER_S
+    end = time.monotonic() + seconds
     for t in threads:
         t.join(max(0.0, end - time.monotonic()))
     state = {url: found.get(url, "no answer") for url in urls}

@@ -50,9 +50,14 @@ def digest(ready: Prepared) -> str:
     return hashlib.sha256("\n".join(ready.counts[split].sha256 for split in SPLITS).encode()).hexdigest()
 
 
+def cache_folder(cfg: TaskCfg) -> Path:
+    """Where prepared data is kept."""
+    return Path(cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax").expanduser()
+
+
 def prepare(cfg: TaskCfg, say: Callable[[str], None]) -> Prepared:
     """The tokens of the text that `cfg` asks for. Raises UserError (text, settings) or DiskError (cache)."""
-    cache = Path(cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax").expanduser()
+    cache = cache_folder(cfg)
     try:
         (cache / "text").mkdir(parents=True, exist_ok=True)
         (cache / "tokens").mkdir(exist_ok=True)

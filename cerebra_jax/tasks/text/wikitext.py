@@ -63,18 +63,25 @@ def part_names(split: str, parts: int) -> list[str]:
 def write(source: Source, n_blocks: dict[str, int], folder: Path) -> Path:
     """Writes the records of a text below `folder`; the folder of the tfds data set (for `read`)."""
     parts = {split: -(-n // PART) for split, n in n_blocks.items()}
+    with silenced():
+        builder = Wikitext(source, parts, data_dir=folder)
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        builder.download_and_prepare(download_config=config, download_dir=folder / "unused")
+    return Path(builder.data_dir)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Without the progress bars, log lines and prints of tfds: it tells where it writes, several times."""
     tfds.disable_progress_bar()
     absl = logging.getLogger("absl")
     level = absl.level
-    absl.setLevel(logging.ERROR)  # tfds tells where it writes, several times
+    absl.setLevel(logging.ERROR)
     try:
-        builder = Wikitext(source, parts, data_dir=folder)
-        config = tfds.download.DownloadConfig(try_download_gcs=False)
-        with contextlib.redirect_stdout(io.StringIO()):  # and prints it
-            builder.download_and_prepare(download_config=config, download_dir=folder / "unused")
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         absl.setLevel(level)
-    return Path(builder.data_dir)
 
 
 def read(folder: Path, split: str) -> Iterator[bytes]:
