@@ -37,9 +37,7 @@ class TaskCfg:
     gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
     seq_len: int = _f(256, "tokens per window or example (L); 0: what the data need (not for a text)", lo=0, hi=1 << 20)
     eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
-    path: str = _f(
-        "", "table (CSV, plain or .gz) of tabular and intent; a folder, or CLINC150's JSON for intent; empty: made up"
-    )
+    path: str = _f("", "table (CSV, or .gz) of tabular, intent; a folder or CLINC150's JSON of intent; empty: made up")
     tfds: str = _f("", "a data set of tensorflow-datasets for intent, NAME or NAME/CONFIG, in the place of task.path")
     target: str = _f(
         "", "column to predict: a regression of numbers, a classification of anything else; of intent: the labels"
