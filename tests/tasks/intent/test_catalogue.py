@@ -84,7 +84,10 @@ class TinyArchive(TinyReviews):
     def _split_generators(self, dl_manager):
         path = epath.Path(self.data_dir).parent.parent.parent / "reviews.tar.gz"
         unpacked = dl_manager.extract(path)
-        files = {"train": dl_manager.iter_archive(path), "test": ((f.name, f.open("rb")) for f in unpacked.iterdir())}
+        files = {
+            "train": dl_manager.iter_archive(path),
+            "test": ((f.name, io.BytesIO(f.read_bytes())) for f in unpacked.iterdir()),
+        }
         return {split: self._generate_examples(split, found) for split, found in files.items()}
 
     def _generate_examples(self, split, found):
