@@ -1,4 +1,4 @@
-"""report RUN…: a table of finished runs, and a figure."""
+"""report RUN…: a table of finished runs, what may be said of it, and figures."""
 
 from __future__ import annotations
 
@@ -7,41 +7,54 @@ from pathlib import Path
 from typing import NoReturn
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.report import plots, runs, tables
+from cerebra_jax.report import compare, page, plots, runs, tables
 
 BEGIN, END = "<!-- RESULTS: begin", "<!-- RESULTS: end -->"
+USAGE = (
+    "report RUN… [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md] [--csv=FILE] [--runs-csv=FILE] "
+    "[--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg]"
+)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(
-            f"report: {message}",
-            "report RUN… [--also=NAME:PPL] [--into=FILE.md] [--plot=FILE.svg] [--budgets=FILE.svg]",
-        )
+        raise UserError(f"report: {message}", USAGE)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The words after `report`, checked; UserError on a mistake."""
-    parser = _Parser(prog="report", add_help=False)
+    parser = _Parser(prog="report", add_help=False, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--also", action="append", default=[], metavar="NAME:PPL")
-    parser.add_argument("--into", type=Path)
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--budgets", type=Path)
+    parser.add_argument("--also", action="append", default=[], metavar="NAME:FIGURE")
+    parser.add_argument("--baseline", default="", metavar="GROUP")
+    for name in ("into", "csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets"):
+        parser.add_argument(f"--{name}", type=Path)
     return parser.parse_args(argv)
 
 
 def run(argv: list[str]) -> None:
-    """Prints the Markdown table of the run folders; --into writes it between the RESULTS marks of a file, --plot draws
-    loss against compute, --budgets how runs came to their budgets."""
+    """Prints the Markdown table of the run folders (a sweep's folder stands for those in it) and its notes; --into
+    writes them between the RESULTS marks of a file, the other options write files of their kind."""
     args = parse(argv)
-    groups = runs.load(args.runs)
-    text = tables.markdown(groups, dict(map(_reference, args.also)))
+    also = dict(map(_reference, args.also))
+    folders, unfinished = runs.found(args.runs)
+    groups = runs.load(folders)
+    base = compare.baseline(groups, args.baseline) if args.baseline else ""
+    rows, notes = tables.grid(groups, also), tables.notes(groups, base, len(unfinished))
+    text = tables.markdown(rows, notes)
     print(text)
-    if args.plot:
-        plots.curves(groups, args.plot)
-    if args.budgets:
-        plots.budgets(groups, args.budgets)
+    for path, make in (
+        (args.csv, lambda: tables.csv_groups(groups)),
+        (args.runs_csv, lambda: tables.csv_runs(groups)),
+        (args.latex, lambda: tables.latex(rows, notes)),
+        (args.html, lambda: page.html(groups, rows, notes)),
+    ):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(make(), encoding="utf-8")
+    for path, draw in ((args.plot, plots.curves), (args.pareto, plots.front), (args.budgets, plots.budgets)):
+        if path:
+            draw(groups, path)
     if args.into:
         _insert(args.into, text)
 
@@ -51,7 +64,7 @@ def _reference(word: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UserError(f"cannot read --also={word}", "write --also=NAME:PERPLEXITY") from None
+        raise UserError(f"cannot read --also={word}", "write --also=NAME:FIGURE") from None
 
 
 def _insert(path: Path, text: str) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cerebra_jax.errors import UserError
-
-# two-sided 95 % quantiles of Student's t, by degrees of freedom 1 … 10
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+from cerebra_jax.report import groups as grouping
 
 _TEXT = [
     {"key": "ppl_word", "name": "perplexity per word", "digits": 1, "lower": True, "table": True},
@@ -37,29 +34,19 @@ class Run:
         return self.result.get("metrics", _TEXT)
 
     @property
-    def group(self) -> str:
-        """Model and whatever of its shape tells it from others: runs with equal names differ in the seed only."""
-        c = self.config
-        net = self.result.get("net", c["net"])  # a twin's is not that of the configuration
-        route = net["route"]
-        L = self.result.get("seq_len", c["task"]["seq_len"])
-        name = f"{net['name']} {net['depth']}x{net['width']}, L={L}"
-        if net["name"] == "transformer":
-            name += f", {net.get('norm', 'pre')}-LN"  # runs of before the key existed are pre-LN
-        if net["name"] in ("chiar", "mod"):
-            name += f", {route['mode']} {route['rate']:g}, kv={route['kv']}"
-        if net["name"] == "window":
-            name += f", window {net['window']}"
-        if net["name"] == "cerebra":
-            r, s = net["compress"]["r"], net["compress"]["s"]
-            name += f", {route['mode']} {route['rate']:g}, {route['part']}, kv={route['kv']}, r={r:g} s={s:g}"
-        if budget := c["objective"].get("budget"):
-            name += f", budget {budget:g}"
-        if (unit := c["objective"].get("unit", "flops")) != "flops":
-            name += f", costs in {unit}"
-        if twin := c.get("twin"):
-            name += f" ({twin} twin of {c['net']['name']})"
-        return name
+    def net(self) -> dict[str, Any]:
+        """What ran: a twin's is not that of the configuration."""
+        return self.result.get("net", self.config["net"])
+
+    @property
+    def executed_flops(self) -> float:
+        """Of a token, forward; `costs` are in objective.unit, FLOPs where they are older than that key."""
+        return self.result["costs"].get("executed_flops", self.result["costs"]["executed"])
+
+    @property
+    def identity(self) -> grouping.Identity:
+        """What it has in common with its repeats."""
+        return grouping.identity(self.config, self.result)
 
     def lines(self, split: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl of one split."""
@@ -67,39 +54,50 @@ class Run:
             return [line for line in map(json.loads, f) if line["split"] == split]
 
 
-def load(paths: list[Path]) -> dict[str, list[Run]]:
-    """{group: runs by seed}; UserError for a folder without a finished run, or two runs of one group and seed."""
-    groups: dict[str, list[Run]] = {}
+Groups = dict[str, list[Run]]  # name -> its runs by seed; dense models first
+
+
+def found(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """(folders of runs, those of unfinished ones): a folder that is none itself, a sweep's, stands for those in it."""
+    done, unfinished = [], []
     for path in paths:
-        try:
-            result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as e:
-            raise UserError(f"{path} holds no finished run ({e.filename} is missing)", "finish it first") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
-            raise UserError(f"{path} is damaged ({e})", "leave it out, or run it again with --fresh") from None
-        run = Run(path, result, config)
-        same = groups.setdefault(run.group, [])
-        if run.seed in [r.seed for r in same]:
-            raise UserError(f"{path} repeats seed {run.seed} of {run.group}", "give each run once")
-        same.append(run)
-    if len({r.result["dataset"] for g in groups.values() for r in g}) > 1:
+        points = sorted(p.parent for p in path.glob("*/config.json"))
+        if (path / "config.json").exists() or (path / "result.json").exists() or not points:
+            done.append(path)
+            continue
+        for point in points:
+            (done if (point / "result.json").exists() else unfinished).append(point)
+    if not done:
+        raise UserError(f"{paths[0]} holds no finished run", "finish one first")
+    return done, unfinished
+
+
+def load(paths: list[Path]) -> Groups:
+    """The runs by group; UserError for a folder without a finished run, or two runs of one group and seed."""
+    same: dict[tuple, list[Run]] = {}
+    for path in paths:
+        run = read(path)
+        same.setdefault(tuple(sorted(run.identity.items())), []).append(run)
+    repeats = sorted(same.values(), key=lambda runs: grouping.order(runs[0].identity))
+    names = grouping.names([runs[0].identity for runs in repeats])
+    for name, runs in zip(names, repeats, strict=True):
+        seeds = [run.seed for run in runs]
+        for run in runs:
+            if seeds.count(run.seed) > 1:
+                twice = " and ".join(str(r.path) for r in runs if r.seed == run.seed)
+                raise UserError(f"{twice} are both seed {run.seed} of {name}", "give each run once")
+    if len({run.result["dataset"] for runs in repeats for run in runs}) > 1:
         raise UserError("the runs are on different data sets", "report them apart")
-    return {name: sorted(runs, key=lambda r: r.seed) for name, runs in sorted(groups.items(), reverse=True)}
+    return {name: sorted(runs, key=lambda r: r.seed) for name, runs in zip(names, repeats, strict=True)}
 
 
-def mean_sd(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (NaN for a single value)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-
-
-def paired(a: dict[int, float], b: dict[int, float]) -> tuple[float, float, int] | None:
-    """(mean of a − b over common seeds, half width of its 95 % interval by Student's t, n); None under 2 seeds."""
-    seeds = sorted(a.keys() & b.keys())
-    if len(seeds) < 2:
-        return None
-    mean, sd = mean_sd([a[s] - b[s] for s in seeds])
-    return mean, _T95[min(len(seeds) - 2, len(_T95) - 1)] * sd / math.sqrt(len(seeds)), len(seeds)
+def read(path: Path) -> Run:
+    """The run of a folder; UserError where there is none that is finished."""
+    try:
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UserError(f"{path} holds no finished run ({e.filename} is missing)", "finish it first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is damaged ({e})", "leave it out, or run it again with --fresh") from None
+    return Run(path, result, config)

@@ -1,76 +1,134 @@
-"""report: means, paired intervals, marks in a file, and one line for what cannot be reported."""
+"""report: the table and its notes, files of every kind, and one line for what cannot be reported."""
 
+from __future__ import annotations
+
+import csv
+import io
 import json
 import math
+import re
 
-import numpy as np
 import pytest
-import scipy.stats
 
-from cerebra_jax import config
 from cerebra_jax.cli import report
 from cerebra_jax.errors import UserError
-from cerebra_jax.report import runs, tables
+from cerebra_jax.report import compare, runs, stats, tables
 
 
-def write_run(path, name: str, seed: int, ppl: float, dataset: str = "wikitext2"):
-    path.mkdir()
-    result = {
-        "model": name, "seed": seed, "dataset": dataset, "params": 1_500_000, "steps": 60, "tokens": 6000,
-        "val": {"ppl_word": ppl + 10}, "test": {"ppl_word": ppl, "bits_per_byte": 1.5}, "step_ms": 100.0 + seed,
-        "costs": {"relative": {"expected": 0.9, "hard": 0.8, "executed": 0.7}, "executed": 1.4e6, "dense": 2e6,
-                  "train_total": 6e9},
-        "device": {"device": "cpu", "cores": 2, "jax": "0.10.2"}, "wall_s": 60.0, "commit": "abc",
-    }  # fmt: skip
-    (path / "result.json").write_text(json.dumps(result))
-    (path / "config.json").write_text(json.dumps(config.to_dict(config.parse({"net": {"name": name}, "seed": seed}))))
-    lines = [{"step": i, "split": "train", "loss": 8 - i / 20, "executed_rel_flops": 1.0} for i in range(1, 61)]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-@pytest.fixture
-def folders(tmp_path):
-    dense = [write_run(tmp_path / f"d{s}", "transformer", s, 200.0 + 3 * s) for s in range(3)]
-    chiar = [write_run(tmp_path / f"c{s}", "chiar", s, 210.0 + 4 * s) for s in range(3)]
-    return dense + chiar
-
-
-def test_table_has_mean_sd_and_costs_of_each_group(folders):
-    text = tables.markdown(runs.load(folders), {"5-gram": 217.8})
+def test_table_has_mean_sd_interval_and_costs_of_each_group(folders):
+    groups = runs.load(folders)
+    text = tables.markdown(tables.grid(groups, {"5-gram": 217.8}), tables.notes(groups, "", 0))
     dense, chiar, also = (next(line for line in text.splitlines() if line.startswith(f"| {n}")) for n in
                           ("transformer", "chiar", "5-gram"))  # fmt: skip
-    assert "203.0 ± 3.0" in dense and "214.0 ± 4.0" in chiar and "| 0.900 | 0.800 | 0.700 |" in chiar
+    assert "| 203.0 ± 3.0 | [195.5, 210.5] |" in dense and "214.0 ± 4.0" in chiar
+    assert "| 0.900 | 0.800 | 0.700 | 1.400 | 2.000 |" in chiar
     assert dense.endswith("| 0, 1, 2 |") and "217.8" in also
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
-def test_a_twin_is_named_after_what_ran_and_what_it_is_a_twin_of(tmp_path):
-    path = write_run(tmp_path / "t", "chiar", 0, 200.0)
-    result = json.loads((path / "result.json").read_text())
-    result["net"] = config.to_dict(config.parse({"net": {"name": "transformer", "width": 112}}))["net"]
-    (path / "result.json").write_text(json.dumps(result))
-    (path / "config.json").write_text(json.dumps(config.to_dict(config.parse({"twin": "equal_flops"}))))
-    assert list(runs.load([path])) == ["transformer 6x112, L=256, pre-LN (equal_flops twin of chiar)"]
+def test_a_figure_that_is_not_known_is_empty(make_run):
+    one = make_run("a", "chiar", 0, 200.0, test={"ppl_word": None, "bits_per_byte": 1.5})
+    _, row = tables.grid(runs.load([one]), {})
+    assert row[2] == "" and row[3] == "1.500"
 
 
-def test_paired_interval_is_the_t_interval_of_the_differences():
-    rng = np.random.RandomState(0)
-    for n in (2, 3, 7, 11):
-        a, b = rng.standard_normal(n), rng.standard_normal(n)
-        mean, half, count = runs.paired(dict(enumerate(a)), dict(enumerate(b)) | {99: 1.0})
-        low, high = scipy.stats.t.interval(0.95, n - 1, (a - b).mean(), scipy.stats.sem(a - b))
-        assert count == n
-        np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-3)
-    assert runs.paired({0: 1.0}, {0: 2.0}) is None
-    assert math.isnan(runs.mean_sd([1.0])[1])
+def test_costs_in_another_unit_are_told_apart_and_priced_in_flops_too(make_run):
+    relative = {"expected": 0.9, "hard": 0.8, "executed": 0.7}
+    costs = {"counts": "bytes", "relative": relative, "executed": 5e6, "executed_flops": 1e6, "dense": 9e6}
+    mine = make_run("a", "chiar", 0, 200.0, {"objective.unit": "bytes"}, costs=costs | {"train_total": 1e9})
+    groups = runs.load([mine, make_run("b", "transformer", 0, 200.0)])
+    (head, dense, chiar), place = tables.grid(groups, {}), 8
+    assert head[place - 1 : place + 1] == ["executed MFLOP/token", "dense MFLOP/token"]
+    assert chiar[0] == "chiar, unit=bytes" and chiar[place - 1 : place + 1] == ["1.000", ""]
+    assert dense[0] == "transformer, unit=flops" and dense[place] == "2.000"
+    assert "Costs count bytes, flops" in tables.provenance(groups)
 
 
-def test_verdict_follows_the_interval(tmp_path, folders):
-    (clear,) = tables.differences(runs.load(folders))
-    assert "+11.0" in clear and "higher than dense" in clear
-    noisy = [write_run(tmp_path / f"n{s}", "chiar", s, ppl) for s, ppl in enumerate((150.0, 203.0, 260.0))]
-    (overlap,) = tables.differences(runs.load(folders[:3] + noisy))
-    assert "no difference shown" in overlap and "higher" not in overlap
+def test_verdict_follows_the_interval(make_run, folders):
+    (clear,) = compare.lines(runs.load(folders))
+    assert clear.startswith("chiar − transformer, ") and "+11.0" in clear and "higher, which is worse" in clear
+    noisy = [make_run(f"n{s}", "chiar", s, ppl) for s, ppl in enumerate((150.0, 203.0, 260.0))]
+    (overlap,) = compare.lines(runs.load(folders[:3] + noisy))
+    assert "no difference shown" in overlap and not re.search("better|worse|higher|lower", overlap)
+
+
+def test_nothing_is_better_where_the_interval_or_the_number_of_comparisons_allows_no_difference():
+    for lower in (True, False):
+        for mean in (-1.0, 0.0, 1.0):
+            for half in (0.0, 0.5, 1.0, 2.0):
+                for p in (0.01, 0.05, 0.2):
+                    said = compare.verdict(stats.Paired(mean, half, 3, p), p, lower, 4)
+                    shown = abs(mean) > half and p < 0.05
+                    assert ("better" in said or "worse" in said) == shown
+                    assert ("better" in said) == (shown and (mean < 0) == lower)
+
+
+def test_many_comparisons_are_corrected_for(make_run, folders):
+    """Two of 3 seeds and p = 0.03 each: shown when it is the only one, not when it is one of ten."""
+    more = [make_run(f"m{r}{s}", "chiar", s, 200.0 + 3 * s + d, {"net.route.rate": r})
+            for r in (0.1, 0.2) for s, d in enumerate((10.0, 14.0, 18.0))]  # fmt: skip
+    one = compare.comparisons(runs.load(folders[:3] + more[:3]))
+    two = compare.comparisons(runs.load(folders[:3] + more))
+    assert one[0].p == one[0].found.p == pytest.approx(0.0267, abs=1e-3) and "worse" in one[0].verdict
+    assert [c.p for c in two] == [pytest.approx(2 * one[0].p)] * 2
+    assert all("by Holm" in c.verdict and "no difference" in c.verdict for c in two)
+
+
+def test_who_is_compared_with_whom(make_run, folders):
+    keys = {"net.route.mode": "threshold"}
+    twins = [make_run(f"{kind}{s}", "chiar", s, 205.0 + s, keys | {"twin": kind}) for kind in ("random", "equal_flops")
+             for s in range(2)]  # fmt: skip
+    groups = runs.load([*folders, *twins])
+    pairs = {(c.name, c.base) for c in compare.comparisons(groups)}
+    assert pairs == {("chiar", "transformer"), ("chiar", "random twin of chiar"),
+                     ("chiar", "equal-FLOP twin of chiar"), ("random twin of chiar", "transformer"),
+                     ("equal-FLOP twin of chiar", "transformer")}  # fmt: skip
+    base = compare.baseline(groups, "random")
+    assert {c.base for c in compare.comparisons(groups, base)} == {"random twin of chiar"}
+    assert len(compare.comparisons(groups, base)) == 3
+    for word in ("twin", "lstm"):
+        with pytest.raises(UserError, match="choose one of"):
+            compare.baseline(groups, word)
+
+
+def test_csv_is_read_back_exactly(folders):
+    groups = runs.load(folders)
+    rows = list(csv.DictReader(io.StringIO(tables.csv_groups(groups))))
+    assert [row["group"] for row in rows] == list(groups)
+    for row in rows:
+        for column in tables.columns(groups):
+            found = tables.cell(groups[row["group"]], column)
+            assert float(row[f"{column.key}_mean"]) == found.mean and float(row[f"{column.key}_sd"]) == found.sd
+            assert float(row[f"{column.key}_high"]) == found.mean + found.half
+    rows = list(csv.DictReader(io.StringIO(tables.csv_runs(groups))))
+    assert [row["run"] for row in rows] == [str(r.path) for g in groups.values() for r in g]
+    for row in rows:
+        run = next(r for r in groups[row["group"]] if r.seed == int(row["seed"]))
+        assert all(float(row[c.key]) == c.get(run.result) for c in tables.columns(groups))
+        assert row["net.name"] == run.config["net"]["name"]
+
+
+def test_csv_of_one_seed_leaves_its_spread_empty_and_quotes_what_it_must(make_run):
+    groups = runs.load([make_run(f"r{s}", "chiar", 0, 1.0, {"train.duration": d}) for s, d in enumerate('a",b')])
+    rows = list(csv.DictReader(io.StringIO(tables.csv_groups(groups))))
+    assert {row["group"] for row in rows} == set(groups) == {f"chiar, duration={d}" for d in 'a",b'}
+    assert all(row["test_ppl_word_sd"] == row["test_ppl_word_low"] == "" for row in rows)
+
+
+def test_latex_escapes_every_special_character():
+    text = "a&b%c$d#e_f{g}h~i^j\\k ± − λ"
+    out = tables.escape_latex(text)
+    assert out == (r"a\&b\%c\$d\#e\_f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k "
+                   r"$\pm$ $-$ $\lambda$")  # fmt: skip
+    table = tables.latex([["model", "50 %"], ["a_b", "1 & 2"]], ["a note\nof two lines"])
+    rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert rows == [r"model & 50 \% \\", r"a\_b & 1 \& 2 \\"] and "% a note of two lines\n" in table
+    assert r"\begin{tabular}{lr}" in table
+
+
+def test_a_pipe_does_not_break_a_markdown_table():
+    head, _, row = tables.markdown([["model"], ["a|b\nc"]], []).splitlines()
+    assert row == r"| a\|b c |"
 
 
 def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
@@ -80,19 +138,36 @@ def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
     text = page.read_text()
     assert text.startswith("before\n<!-- RESULTS: begin. x -->\n| model") and text.endswith("end -->\nafter\n")
     assert "OLD TEXT" not in text and "| model" in capsys.readouterr().out
-    assert "transformer 6x128" in (tmp_path / "x" / "curves.svg").read_text()
+    assert "transformer" in (tmp_path / "x" / "curves.svg").read_text()
     report.run([*map(str, folders), f"--into={page}"])
     assert page.read_text() == text
 
 
-def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, folders):
+def test_every_kind_of_file_is_written(tmp_path, folders):
+    names = ("new/t.csv", "r.csv", "t.tex", "p.html", "c.svg", "f.png", "f.pdf")
+    files = dict(zip(("csv", "runs-csv", "latex", "html", "plot", "pareto"), names, strict=False))
+    report.run([*map(str, folders), *(f"--{option}={tmp_path / name}" for option, name in files.items())])
+    start = {"new/t.csv": b"group,n", "r.csv": b"group,run", "t.tex": b"% needs", "p.html": b"<!DOCTYPE html>",
+             "c.svg": b"<?xml", "f.png": b"\x89PNG"}  # fmt: skip
+    for name, first in start.items():
+        assert (tmp_path / name).read_bytes().startswith(first), name
+
+
+def test_the_folder_of_a_sweep_stands_for_its_finished_runs(tmp_path, make_run, capsys):
+    for s in range(2):
+        make_run(f"sweep/a-s{s}", "chiar", s, 200.0)
+    (make_run("sweep/a-s2", "chiar", 2, 200.0) / "result.json").unlink()
+    (tmp_path / "sweep" / "notes").mkdir()
+    report.run([str(tmp_path / "sweep")])
+    out = capsys.readouterr().out
+    assert "| 0, 1 |" in out and "1 unfinished runs are left out." in out
+
+
+def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, make_run, folders):
     for s, off in enumerate((0.01, -0.02)):
-        path = write_run(tmp_path / f"b{s}", "chiar", s, 200.0)
-        result, c = (json.loads((path / name).read_text()) for name in ("result.json", "config.json"))
-        result["costs"]["relative"]["executed"] = 0.7 * (1 + off)
-        c["objective"]["budget"] = 0.7
-        (path / "result.json").write_text(json.dumps(result))
-        (path / "config.json").write_text(json.dumps(c))
+        relative = {"expected": 0.9, "hard": 0.8, "executed": 0.7 * (1 + off)}
+        costs = {"relative": relative, "executed": 1.4e6, "dense": 2e6, "train_total": 6e9}
+        path = make_run(f"b{s}", "chiar", s, 200.0, {"objective.budget": 0.7}, costs=costs)
         line = {"split": "train", "loss": 1.0, "executed_rel_flops": 0.7, "hard_rel_flops": 0.7, "multiplier": 2.0,
                 "budget_target": 0.7, "budget_gap": 0.25}  # fmt: skip
         (path / "metrics.jsonl").write_text("".join(json.dumps(line | {"step": i}) + "\n" for i in range(1, 61)))
@@ -111,16 +186,26 @@ def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, folders):
     [
         ([], "required"),
         (["{tmp}/none"], "no finished run"),
-        (["{d0}", "{d0}"], "repeats seed"),
+        (["{tmp}/d0/result.json"], "no finished run"),
+        (["{d0}", "{d0}"], "are both seed 0 of transformer"),
         (["{d0}", "{other}"], "different data sets"),
         (["{d0}", "--also=x"], "cannot read"),
         (["{d0}", "--into={tmp}/none.md"], "there is no"),
         (["{d0}", "--into={d0}/result.json"], "lacks the marks"),
         (["{d0}", "--intoo=x"], "unrecognized"),
+        (["{d0}", "--html"], "expected one argument"),
+        (["{d0}", "--baseline=lstm"], "names no group"),
+        (["{d0}", "--plot={tmp}/x.gif"], "is no figure"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, folders, words, what):
-    other = write_run(tmp_path / "other", "chiar", 0, 1.0, dataset="text:mine")
+def test_mistakes_are_one_line(tmp_path, make_run, folders, words, what):
+    other = make_run("other", "chiar", 0, 1.0, dataset="text:mine")
     filled = [w.format(tmp=tmp_path, d0=folders[0], other=other) for w in words]
     with pytest.raises(UserError, match=what):
         report.run(filled)
+
+
+def test_one_seed_has_no_spread():
+    assert (
+        math.isnan(stats.mean_sd([1.0])[1]) and tables.mean_text(tables.Cell(1.0, math.nan, math.nan, 1), 2) == "1.00"
+    )
