@@ -263,7 +263,7 @@ def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
 
 
 @pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-soft", "cerebra-threshold", "cerebra-soft",
-                                  "window", "lstm", "ssm"])  # fmt: skip
+                                  "window", "lstm", "ssm", "cnn"])  # fmt: skip
 def test_bfloat16_stays_near_float32(make, name):
     m, low = make(name), make(name, **{"net.dtype": "bfloat16"})
     variables = m.variables

@@ -179,6 +179,29 @@ def test_tokens_that_a_mixture_of_depths_does_not_keep_skip_the_block():
     np.testing.assert_allclose(other[moved], y[moved], rtol=1e-5, atol=1e-6)
 
 
+def test_a_mixture_of_depths_pays_for_what_it_keeps(tiny_cfg):
+    """Everything kept is the whole model; nothing kept saves the routed blocks but for their routers."""
+    net = {"net.depth": 5, "net.route": {"dispatch": False, "kv": "routed"}}
+    model, variables = made(tiny_cfg, "mod", **net)
+    run = jax.jit(lambda tau: model.apply(variables | {"routing": {"tau": jnp.full(2, tau), "spread": jnp.ones(2)}},
+                                          batch_of(IDS), build.neutral_knobs())[1])  # fmt: skip
+    cost, dense = model.cost.model, model.dense.model_flops
+    routed = sum(cost[f"layer_{i:02d}/{part}"] for i in (1, 3) for part in ("attention", "ffn"))
+    for tau, want in ((-1e6, sum(cost.values())), (1e6, sum(cost.values()) - routed)):
+        aux = run(tau)
+        np.testing.assert_allclose(aux.hard_B, np.full(B, want / dense, np.float32), rtol=1e-5)
+        np.testing.assert_allclose(aux.expected_B, aux.hard_B, rtol=1e-5)
+    assert (run(0.0).hard_B < run(-1e6).hard_B).all() and (run(0.0).hard_B > run(1e6).hard_B).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_features_have_the_dtype_of_the_net_and_weights_are_float32(tiny_cfg, name):
+    model, variables = made(tiny_cfg, name, name in LANGUAGE, **{"net.dtype": "bfloat16"})
+    out = jax.eval_shape(lambda: model.apply(variables, batch_of(IDS), build.neutral_knobs())[0])
+    assert out.h.dtype == jnp.bfloat16
+    assert {p.dtype for p in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
+
+
 def test_a_window_bounds_how_far_a_token_sees(tiny_cfg):
     """One layer: the token sees window − 1 others; as an encoder, half of them on each side."""
     for causal, reach in ((True, (6, 0)), (False, (3, 3))):
