@@ -85,6 +85,7 @@ CASES = {
     "window-blockwise": {"net": {"name": "window", "attention": "blockwise", "window": 250}, "task.seq_len": 2048},
     "mod": {"net": {"name": "mod", "depth": 5}},
     "mod-routed": {"net": {"name": "mod", "depth": 4, "route": {"kv": "routed", "rate": 0.125}}, "task.seq_len": 1200},
+    "mod-onehot": {"net": {"name": "mod", "route": {"lowering": "onehot"}}},
     "mod-masked": {"net": {"name": "mod", "route": {"kv": "routed", "dispatch": False}}},
     "mod-random-scan": {"net": {"name": "mod", "depth": 5, "scan": True, "route": {"mode": "random"}}},
     "cnn": {"net": {"name": "cnn", "kernel": 5}},

@@ -30,15 +30,14 @@ class RoutedLayer(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL):
         net, L = self.net, self.L
-        h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
+        norm = block.Norm(name="attention_norm")
+        h_BxLxD = norm(x_BxLxD)
         decide = router.Router(net, name="router")
         r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, needed_BxL)
         if net.route.dispatch:
-            slots = dispatch.assign(r.wanted, router.layout(net, L))
-            kept_BxL, idx_BxK = slots.kept_BxL, slots.idx_BxK
-            x_BxKxD, q_BxKxD = dispatch.gather(x_BxLxD, slots), dispatch.gather(h_BxLxD, slots)
-            padded = jnp.pad(jnp.broadcast_to(order, (idx_BxK.shape[0], L)), ((0, 0), (0, 1)), constant_values=L)
-            taken = (q_BxKxD, idx_BxK, jnp.take_along_axis(padded, idx_BxK, axis=1))  # an empty slot stands at L
+            slots = dispatch.assign(r.wanted, router.layout(net, L), net.route.lowering)
+            kept_BxL, x_BxKxD = slots.kept_BxL, dispatch.gather(x_BxLxD, slots)
+            taken = (norm(x_BxKxD), slots.idx_BxK, dispatch.read(order, slots, L))  # an empty slot stands at L
             plan = router.layout(net, L).plan(net.route.kv)
         else:
             kept_BxL, x_BxKxD = r.wanted, x_BxLxD
@@ -144,6 +143,8 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         layer = f"layer_{i:02d}"
         if net.route.mode in router.SCORED:
             model[f"{layer}/router"] = executed[f"{layer}/router"] = router.router_flops(net, L)
+        if net.route.dispatch and net.route.lowering == "onehot":
+            model[f"{layer}/dispatch"], executed[f"{layer}/dispatch"] = 0, 2 * dispatch.move_flops(lay, net.width)
         executed[f"{layer}/attention"] = block.attention_flops(net.width, slots, keys, plan)
         executed[f"{layer}/ffn"] = block.ffn_flops(net, slots)
     return Cost(model, executed)
