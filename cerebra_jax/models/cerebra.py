@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
@@ -52,7 +51,9 @@ class RoutedBlock(nn.Module):
                 kept = slots.kept_BxL
             gate_BxL = r.gate * kept
             g = gate_BxL[..., None].astype(x_BxLxD.dtype)
-            y = {"kept": kept} if cache is not None else self._report(r, kept, gate_BxL, mask_BxL, knobs.rate)
+            y = {"kept": kept}
+            if cache is None:
+                y = router.report(net, self.L, self.each, r, kept, gate_BxL, mask_BxL, knobs.rate)
         elif cache is not None and "heavy" in cache:
             step, qorder = cached.Step(cache["heavy"], pos_1xL), order
 
@@ -121,29 +122,6 @@ class RoutedBlock(nn.Module):
             return out + g * dispatch.scatter(extra(dispatch.gather(h_BxLxD, slots)), slots)
         wide = cached.when(run, lambda module, x: part(rest, "ffn_rest")(x), self, h_BxLxD, net.width)
         return out + (wide if g is None else g * wide)
-
-    def _report(self, r: router.Route, kept, gate_BxL, mask_BxL, rate) -> dict[str, jax.Array]:
-        net, kept_BxL = self.net, kept.astype(jnp.float32)
-        # below the floor the penalty no longer pushes: thresholds would chase scores that fall for ever
-        p_BxL = jnp.where(kept_BxL.mean(1, keepdims=True) > net.route.floor, r.p, jax.lax.stop_gradient(r.p))
-        y = {
-            "expected_B": router.decided(net, p_BxL, self.L, self.each),
-            "hard_B": router.decided(net, kept_BxL, self.L, self.each),
-            "kept": kept_BxL.mean(1),
-            "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),
-            "gate": gate_BxL.sum(1) / jnp.maximum(kept_BxL.sum(1), 1),
-            "score": jax.lax.stop_gradient(r.score),
-            "chosen": kept,
-        }
-        if net.route.mode in router.SCORED:
-            square = jnp.square(r.score)
-            if mask_BxL is None:
-                y["z_loss"] = square.mean(1)
-            else:
-                y["z_loss"] = jnp.where(mask_BxL, square, 0.0).sum(1) / jnp.maximum(mask_BxL.sum(1), 1)
-        if net.route.mode == "threshold":
-            y |= router.observe(net, r.score, mask_BxL, rate)
-        return y
 
 
 _UNROUTED = ("always_full", "always_compressed", "soft")

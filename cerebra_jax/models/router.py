@@ -192,6 +192,26 @@ def router_flops(net: NetCfg, L: int) -> int:
     return L * prices.linear_flops(net.width, 1) if net.route.mode in SCORED else 0
 
 
+def report(net: NetCfg, L: int, each: DecisionCost, r: Route, kept_BxL, gate_BxL, mask_BxL, rate):
+    """{name: array}, what a routed layer says about its decisions: costs, statistics, the z-loss, what is observed."""
+    kept, route = kept_BxL.astype(jnp.float32), net.route
+    # below the floor the penalty no longer pushes: thresholds would chase scores that fall for ever
+    p_BxL = jnp.where(kept.mean(1, keepdims=True) > route.floor, r.p, jax.lax.stop_gradient(r.p))
+    y = {
+        "expected_B": decided(net, p_BxL, L, each),
+        "hard_B": decided(net, kept, L, each),
+        "kept": kept.mean(1),
+        "overflow": (r.wanted.astype(jnp.float32) - kept).mean(1),
+        "gate": gate_BxL.sum(1) / jnp.maximum(kept.sum(1), 1),
+        "score": jax.lax.stop_gradient(r.score),
+        "chosen": kept_BxL,
+    }
+    if route.mode in SCORED:
+        real = jnp.ones_like(kept) if mask_BxL is None else mask_BxL.astype(jnp.float32)
+        y["z_loss"] = (real * jnp.square(r.score)).sum(1) / jnp.maximum(real.sum(1), 1)
+    return y | (observe(net, r.score, mask_BxL, rate) if route.mode == "threshold" else {})
+
+
 def decided(net: NetCfg, p_BxL, L: int, each: DecisionCost):
     """Routed cost of one layer per example, (B,) float32, when token i is kept with probability (or decision) p_i.
 

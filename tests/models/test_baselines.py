@@ -167,7 +167,7 @@ def test_tokens_that_a_mixture_of_depths_does_not_keep_skip_the_block():
     route = RouteCfg(mode="topk", k=5, kv="routed")
     layer = mod.RoutedLayer(NetCfg(name="mod", causal=False, width=16, heads=2, ffn_width=32, route=route), L)
     x, order = jax.random.normal(jax.random.key(0), (B, L, 16)), jnp.zeros((1, L), jnp.int32)
-    args = (0.0, 1.0, 0, build.neutral_knobs(), jnp.arange(L)[None], order, jnp.arange(B), None)
+    args = (0.0, 1.0, 0, build.neutral_knobs(), jnp.arange(L)[None], order, jnp.arange(B), None, None)
     params = jax.jit(lambda: layer.init(jax.random.key(1), x, *args))()
     run = jax.jit(lambda x: layer.apply(params, x, *args))
     y, found = run(x)

@@ -52,26 +52,7 @@ class RoutedLayer(nn.Module):
         f_BxLxD = dispatch.scatter(f_BxKxD, slots) if net.route.dispatch else f_BxKxD
         gate_BxL = r.gate * kept_BxL
         x_BxLxD += block.Drop(net.dropout)(ex_B, gate_BxL[..., None].astype(f_BxLxD.dtype) * f_BxLxD)
-        return x_BxLxD, self._report(r, kept_BxL.astype(jnp.float32), gate_BxL, mask_BxL, knobs.rate)
-
-    def _report(self, r: router.Route, kept_BxL, gate_BxL, mask_BxL, rate) -> dict[str, jax.Array]:
-        net = self.net
-        # below the floor the penalty no longer pushes: thresholds would chase scores that fall for ever
-        p_BxL = jnp.where(kept_BxL.mean(1, keepdims=True) > net.route.floor, r.p, jax.lax.stop_gradient(r.p))
-        y = {
-            "expected_B": router.decided(net, p_BxL, self.L, self.each),
-            "hard_B": router.decided(net, kept_BxL, self.L, self.each),
-            "kept": kept_BxL.mean(1),
-            "overflow": (r.wanted.astype(jnp.float32) - kept_BxL).mean(1),
-            "gate": gate_BxL.sum(1) / jnp.maximum(kept_BxL.sum(1), 1),
-            "score": jax.lax.stop_gradient(r.score),
-        }
-        if net.route.mode in router.SCORED:
-            real = jnp.ones_like(kept_BxL) if mask_BxL is None else mask_BxL.astype(jnp.float32)
-            y["z_loss"] = (real * jnp.square(r.score)).sum(1) / jnp.maximum(real.sum(1), 1)
-        if net.route.mode == "threshold":
-            y |= router.observe(net, r.score, mask_BxL, rate)
-        return y
+        return x_BxLxD, router.report(net, L, self.each, r, kept_BxL, gate_BxL, mask_BxL, knobs.rate)
 
 
 class Pair(nn.Module):
@@ -118,7 +99,7 @@ class Mod(nn.Module):
             x_BxLxD, _ = _dense(net, L, "last")(x_BxLxD, *places)
 
         expected_B, hard_B = (each.fixed + y.pop(k).sum(0) for k in ("expected_B", "hard_B"))
-        scores = {"score": y.pop("score")}
+        scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
         y["score"] = scores["score"].mean(2)
         observed = {name: y.pop(name) for name in routing}
         losses = {"z_loss": net.route.z_loss * y["z_loss"].mean(0)} if "z_loss" in y else {}
