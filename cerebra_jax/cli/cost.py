@@ -52,7 +52,7 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     step = preview.step(loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK)
     params_bytes = preview.tree_bytes(variables["params"])
     tokens = train.batch_size * L
-    steps = None if "epoch" in train.duration else to_steps(train.duration, 0, 1)
+    steps = to_steps(train.duration, 0, task.steps_per_epoch(train.batch_size)) or None
     dense = model.dense.model_flops
     found = {
         "model": model.name,

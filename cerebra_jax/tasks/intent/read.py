@@ -141,7 +141,10 @@ def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
     else:
         what = f"{table.name} has {len(others)} columns beside {text}"
         raise UserError(what, "name the one with the labels: --config.task.target=NAME")
-    return list(zip(table.columns[text], (x.strip() for x in table.columns[label]), strict=True))
+    labels = [x.strip() for x in table.columns[label]]
+    if "" in labels:
+        raise UserError(f"{table.name}, row {labels.index('') + 1}, has no {label}", "mend it, or leave the row out")
+    return list(zip(table.columns[text], labels, strict=True))
 
 
 def shots(rows: list[Row], k: int) -> list[Row]:

@@ -81,7 +81,9 @@ def build(cfg: RunCfg, say: Say = print) -> TabularTask:
         target = task.target or made.TARGET
         notice = f"made-up table: {table.rows:,} rows from a seed, noise of sd {made.NOISE:g} (no --config.task.path)"
     features, kinds = _features(task, table, target)
-    keep = [i for i, text in enumerate(table.columns[target]) if not col.missing(text)]
+    # "none" may be a class; as a number it is missing
+    absent = col.missing if kinds[target] == "number" else lambda text: not text.strip()
+    keep = [i for i, text in enumerate(table.columns[target]) if not absent(text)]
     if len(keep) < table.rows:
         say(f"{table.rows - len(keep):,} of {table.rows:,} rows have no {target}: left out")
     if task.dedup:

@@ -41,6 +41,10 @@ class Sketch:
         w_BxL, ex_B = np.ones(zero_BxL.shape, np.float32), np.arange(batch_size, dtype=np.int32)
         return {"inputs_BxL": zero_BxL, "labels_BxL": zero_BxL, "w_BxL": w_BxL, "ex_B": ex_B}
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """0: only the text's tokens can say."""
+        return 0
+
     def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[jax.Array, Pairs]:
         """Total nats of a batch, and {"loss": (nats, tokens)}; `chunk` tokens have their logits at once."""
         from cerebra_jax.ops.xent import chunked_xent  # here: data is refused before JAX is loaded

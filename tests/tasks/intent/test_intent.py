@@ -200,6 +200,7 @@ def test_the_made_up_utterances_are_the_same_everywhere():
         ("text,label\n", {}, "has no rows"),
         ("words,label\na,b\n", {}, "has no column text"),
         ("text,label,more\na,b,c\n", {}, "2 columns beside text"),
+        ("text,label\na,b\nc,\n", {}, "row 2, has no label"),
         ("text,label\na,b\n", {"target": "labl"}, "did you mean label?"),
         ("text,label\na,b\n", {"columns": "x"}, "task.columns names 'x'"),
         ("text,label\n" + "a,b\n" * 20, {}, "one label only, 'b'"),

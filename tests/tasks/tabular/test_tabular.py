@@ -162,6 +162,9 @@ def test_rows_without_a_target_and_copies_are_left_out_and_said(tmp_path):
     said = []
     task = task_of(write(tmp_path / "t.csv", rows + rows[:10]), said=said, dedup=True)
     assert sum(task.size.values()) == N - 1
+    named = [["x", "none"], ["y", "some"], ["x", ""]] * 10  # a class may be called none; an empty one is missing
+    task = task_of(write(tmp_path / "n.csv", named, ["a", "ill"]), target="ill", said=[])
+    assert task.info()["target"]["classes"] == ["none", "some"] and sum(task.size.values()) == 20
     assert "2 of 70 rows have no price" in said[0] and "9 of 68 rows equal an earlier one" in said[1]
 
 
