@@ -1,7 +1,7 @@
 """The embedded utterances: what people might ask a household assistant, made from templates and a seed.
 
 Each intent has a few sentence patterns whose slots are filled at random; some words are common to several intents, so
-single words do not give the answer away. `oos` asks for what no intent covers.
+single words do not give the answer away; some are left out or mistyped. `oos` asks for what no intent covers.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ INTENTS = {
     "oos": "who wrote {song}|how tall is {person}|translate {food} for me|what does {thing} mean|tell me a joke {day}",
 }
 BEFORE = ("", "", "", "please", "hey", "could you", "i said", "well")
+LEFT_OUT, MISTYPED = 0.2, 0.15  # shares of the words
 AFTER = ("", "", "", "please", "now", "thanks", "if you can")
 
 
@@ -55,10 +56,20 @@ def utterances(each: int = 150, seed: int = 0) -> list[tuple[str, str]]:
     """
     rng = np.random.RandomState(seed)
     pick = lambda options: options[rng.randint(len(options))]  # noqa: E731
-    rows: dict[tuple[str, str], None] = {}
+
+    def said(word: str) -> str:
+        """As people type: some words are left out, some lack a letter."""
+        chance = rng.rand()
+        if chance < LEFT_OUT:
+            return ""
+        i = rng.randint(len(word))
+        return word[:i] + word[i + 1 :] if chance < LEFT_OUT + MISTYPED else word
+
+    rows: dict[str, str] = {}
     for intent, patterns in INTENTS.items():
         for _ in range(each):
             text = re.sub(r"{(\w+)}", lambda m: pick(SLOTS[m[1]].split("|")), pick(patterns.split("|")))
-            rows[" ".join(f"{pick(BEFORE)} {text} {pick(AFTER)}".split()), intent] = None
-    found = list(rows)
+            words = map(said, f"{pick(BEFORE)} {text} {pick(AFTER)}".split())
+            rows.setdefault(" ".join(" ".join(words).split()), intent)
+    found = [(text, intent) for text, intent in rows.items() if text]
     return [found[i] for i in rng.permutation(len(found))]

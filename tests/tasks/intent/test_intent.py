@@ -186,9 +186,7 @@ def test_the_made_up_utterances_are_the_same_everywhere():
     assert len(rows) == len(set(rows)) > 2000 and {label for _, label in rows} == set(made.INTENTS)
     assert len({text for text, _ in rows}) == len(rows)  # no text has two intents
     assert all("{" not in text and text == " ".join(text.split()) for text, _ in rows)
-    assert rows[0] == ("please what is on my account", "balance"), (
-        f"{rows[0]}: other texts. Intended? Say why in the commit."
-    )
+    assert rows[0] == ("shut in the bathroom", "lock"), f"{rows[0]}: other texts. Intended? Say why in the commit."
     task = task_of()
     assert task.shape.outputs == len(made.INTENTS) - 1 and "made-up" in task.notice
     assert task_of(oos=True).shape.outputs == len(made.INTENTS)
