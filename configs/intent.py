@@ -9,6 +9,10 @@ python -m cerebra_jax.main --config=configs/intent.py --config.task.path=FILE.cs
             and test.csv, or valid.csv)
 
 Low data: --config.task.shots=10. Out-of-scope class of CLINC150: --config.task.oos=True.
+
+Measured on one core of a shared 2-core AMD EPYC (Zen 5), made-up utterances, 30 epochs, a minute of CPU time each;
+test accuracy, seed 0: 0.868, dense 0.887. A linear SVM on words and characters has 0.928 on CLINC150 (full), 0.913 on
+BANKING77 and 0.986 on SNIPS.
 """
 
 from cerebra_jax import config
