@@ -141,8 +141,8 @@ def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
 
     def routed(k, kv, dispatch, tau):
         module, state = layer(net_of(g, k, kv, dispatch), g.L), (tau, 1.0, 0, build.neutral_knobs())
-        run = lambda params, x: module.apply(params, x, *state, *args)  # noqa: E731
-        return run, lambda key: module.init(key, x, *state, *args)
+        run = lambda params, x: module.apply(params, x, *state, *args, None)  # noqa: E731
+        return run, lambda key: module.init(key, x, *state, *args, None)
 
     run, init = routed(g.kept[0], "all", True, 0.0)
     params = jax.jit(init)(jax.random.key(0))

@@ -52,7 +52,7 @@ fi
 
 if [ "$what" = test ]; then
   cd "$root"
-  exec "$venv/bin/python" -m pytest -q "$@"
+  exec "$venv/bin/python" -m pytest -q -n 2 --dist worksteal "$@"  # most of a test is one core compiling
 fi
 
 args=() given=
