@@ -100,14 +100,14 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     if kernel == "cudnn":
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
-    outs, all_q = [], q_BxHxQxC.shape[2]
+    # few keys (a compressed memory, and its null key): more queries a chunk, for scores of the same size
+    outs, all_q, most = [], q_BxHxQxC.shape[2], max(k1 - k0 for _, _, k0, k1 in plan) - 1
     scores = functools.partial(_scores, reach)
     for q0, q1, k0, k1 in plan:
         q, qpos = q_BxHxQxC[:, :, q0:q1], qpos_BxQ[:, q0:q1]
         k, v, kpos = k_BxHxKxC[:, :, k0:k1], v_BxHxKxC[:, :, k0:k1], kpos_BxK[:, k0:k1]
         count = q1 - q0
-        # few keys (a compressed memory, and its null key): more queries a chunk, for scores of the same size
-        more = next(m for m in (4, 2, 1) if m == 1 or m * (k1 - k0 - 1) <= all_q and count % (m * CHUNK) == 0)
+        more = next(m for m in (4, 2, 1) if m == 1 or m * most <= all_q and count % (m * CHUNK) == 0)
         chunk = more * CHUNK
         if kernel == "blockwise" and count > chunk and count % chunk == 0:
             outs.append(_chunked(chunk, scores, q, k, v, qpos, kpos))

@@ -95,8 +95,8 @@ def test_a_run_resumes_exactly_and_reports_what_its_task_declares(name, cfg_of, 
     score = [(1 if task.choice.lower else -1) * x[task.choice.key] for x in lines]
     assert want["best_step"] in [x["step"] for x, s in zip(lines, score, strict=True) if s == min(score)]
     assert task.metrics[0].name in "\n".join(closing(want, tmp_path))
-    table = tables.markdown(runs.load([tmp_path / "run"]), {})
-    assert f"{task.metrics[0].name}, test" in table and "cerebra 2x16" in table
+    table = tables.markdown(tables.grid(runs.load([tmp_path / "run"]), {}), [])
+    assert f"{task.metrics[0].name}, test" in table and "| cerebra |" in table
 
 
 @pytest.mark.parametrize("name", TASKS)
