@@ -128,10 +128,12 @@ def test_contract_and_causality(make, name):
     assert_causal(lambda ids: m.run(ids)[0], tokens())
 
 
-@pytest.mark.parametrize("name", [n for n, net in VARIANTS.items() if "oracle" not in n
+@pytest.mark.parametrize("name", [n for n, net in VARIANTS.items()
+                                  if not {"oracle", "blockwise", "onehot", "matmul"} & set(n.split("-"))
                                   and net.get("net.name", "chiar") in DECODERS])  # fmt: skip
 def test_cached_decoding_is_the_full_pass(make, name):
-    """Random prompts, read at random paces: the decisions of the full pass exactly, its logits within 1e-5."""
+    """Random prompts at random paces: the decisions of the full pass exactly, its logits within 1e-5. (An oracle cannot
+    decode; kernels and lowerings are not part of the step.)"""
     m = make(name)
 
     def full(ids):
