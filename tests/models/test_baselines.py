@@ -71,6 +71,16 @@ def test_an_encoder_sees_both_sides_and_no_padding(tiny_cfg, name):
     assert (moved[:, L // 2 - 1] > 0).all() and (moved[:, L // 2 + 1] > 0).all()
 
 
+@pytest.mark.parametrize("name", ["window", "lstm", "ssm", "cnn"])
+def test_padding_is_as_if_it_were_not_there(tiny_cfg, name):
+    """Not for FNet and the top k of Mixture-of-Depths, which depend on the length of the window."""
+    model, variables = made(tiny_cfg, name, causal=False)
+    rng = np.random.RandomState(2)  # biases start at 0 and would hide what padding does to a state
+    shaken = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), variables["params"])
+    run = jax.jit(lambda ids, mask=None: hidden(model, variables | {"params": shaken}, batch_of(ids, mask)))
+    np.testing.assert_allclose(run(IDS[1:2], MASK[1:2])[:, :11], run(IDS[1:2, :11]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_pooled_head_sees_no_padding(tiny_cfg, name):
     model, variables = made(tiny_cfg, name, causal=False)
@@ -127,7 +137,9 @@ def test_the_selective_scan_is_its_recurrence():
     np.testing.assert_allclose(ssm.selective_scan(dt, u, b, c, a), np.stack(want, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_the_states_of_an_ssm_start_where_mamba_puts_them(tiny_cfg):
+def test_the_weights_of_recurrences_start_where_their_papers_put_them(tiny_cfg):
+    bias = made(tiny_cfg, "lstm")[1]["params"]["layer_00"]["input"]["bias"].reshape(4, -1)
+    np.testing.assert_array_equal(bias.T, np.tile([0, 1, 0, 0], (bias.shape[1], 1)))  # gates i, f, g, o
     layer = made(tiny_cfg, "ssm")[1]["params"]["layer_00"]
     np.testing.assert_allclose(np.exp(layer["log_a"]), np.arange(1, 5)[:, None] * np.ones((1, 64)), rtol=1e-6)
     dt = np.log1p(np.exp(np.asarray(layer["dt"]["bias"])))
