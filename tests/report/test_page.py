@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from html.parser import HTMLParser
 
@@ -68,9 +69,9 @@ def test_names_and_notices_are_shown_and_never_run(tmp_path, make_run):
 
 def test_it_stays_small_with_many_long_runs(tmp_path, make_run):
     made = [make_run(f"r{i}", "chiar", i % 3, 100.0 + i, {"net.route.rate": i // 3 / 100}) for i in range(81)]
-    line = {"split": "train", "executed_rel_flops": 0.7}
+    line, rng = {"split": "train", "executed_rel_flops": 0.7}, random.Random(0)
     for path in made:
-        lines = (json.dumps(line | {"step": i, "loss": 8.123456789 - i % 97 / 31}) for i in range(1, 2001))
+        lines = (json.dumps(line | {"step": i, "loss": 8 * rng.random()}) for i in range(1, 2001))
         (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         result = json.loads((path / "result.json").read_text()) | {"steps": 2000}
         (path / "result.json").write_text(json.dumps(result))

@@ -31,6 +31,7 @@ class Ended(NamedTuple):
     state: str
     line: str = ""  # the last that it said, where it failed
     seconds: float = 0.0
+    status: int = 0  # of the process; negative: the signal that killed it
 
 
 class _Child(NamedTuple):
@@ -156,7 +157,7 @@ def _ended(child: _Child, status: int) -> Ended:
         return Ended(point, "busy")
     line = line.removeprefix("error: ") or f"exit status {status}"
     died = f"killed by {signal.Signals(-status).name}" if status < 0 else line
-    return Ended(point, "failed", died, seconds)
+    return Ended(point, "failed", died, seconds, status)
 
 
 def _last_line(path: Path) -> str:
