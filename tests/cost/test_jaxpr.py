@@ -271,3 +271,16 @@ def test_xla_counts_a_scan_once_which_is_why_we_count_ourselves():
 
 def test_xla_program_without_arithmetic_has_zero_flops():
     assert jaxpr.xla_flops(jnp.transpose, S(3, 4)) == 0.0
+
+
+def test_the_elementwise_work_of_a_named_recurrence_is_flops():
+    def recur(a_LxS):
+        return lax.scan(lambda h, a: (a * h + 1, h.sum()), jnp.zeros(5), a_LxS)[1]
+
+    def named(a_LxS):
+        with jax.named_scope(jaxpr.RECURRENCE):
+            return recur(a_LxS)
+
+    plain, counted = (jaxpr.count(lambda a, f=f: jnp.tanh(f(jnp.exp(a))), S(7, 5)) for f in (recur, named))
+    assert plain.flops == 0 and plain.elementwise == 7 * 15 + 35 + 7
+    assert counted.by == {"scan": 7 * 15} and counted.elementwise == 35 + 7
