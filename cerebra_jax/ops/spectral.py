@@ -39,7 +39,9 @@ def _basis(D: int) -> np.ndarray:
 
 def _dct_fft(x):
     D = x.shape[-1]
-    v = jnp.concatenate([x[..., ::2], x[..., 1::2][..., ::-1]], axis=-1)
+    # indexing with a step is a gather in jax < 0.8
+    even, odd = (jax.lax.slice_in_dim(x, start, D, stride=2, axis=-1) for start in (0, 1))
+    v = jnp.concatenate([even, odd[..., ::-1]], axis=-1)
     z = jnp.fft.rfft(v) * _last(_twiddle(D), x.ndim)
     return jnp.concatenate([z.real, -z.imag[..., 1 : (D + 1) // 2][..., ::-1]], axis=-1)
 

@@ -65,8 +65,8 @@ def test_a_configuration_of_the_users_own_comes_first(call, tmp_path):
 
 
 def test_words_are_passed_on_and_the_environment_is_made_once(call, tmp_path):
-    assert _asked(call("test", "-k", "a b")) == "-m pytest -q -k a b"
-    assert _asked(call("test")) == "-m pytest -q"
+    assert _asked(call("test", "-k", "a b")) == "-m pytest -q -n 2 --dist worksteal -k a b"
+    assert _asked(call("test")) == "-m pytest -q -n 2 --dist worksteal"
     assert _asked(call()).startswith("-m cerebra_jax.main")
     log = (tmp_path / "venv" / "bin" / "python.log").read_text().splitlines()
     assert [line for line in log if "pip install" in line] == [
