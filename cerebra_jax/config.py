@@ -148,12 +148,10 @@ class ObjectiveCfg:
     lam: float = _f(0.0, "final weight of the relative cost in the objective; its start under a budget", lo=0.0, hi=1e4)
     budget: float = _f(0.0, "executed cost to end at, as a share of the dense model's; 0: off", lo=0.0, hi=10.0)
     unit: str = _f("flops", "what lam, budget and reported costs count", of=("flops", "bytes", "seconds"))
-    device: str = _f(
-        "", "whose roofline seconds are: cpu, t4, a100, h100, h200, v5e, v6e, or FLOP/s / bytes/s; empty: this one's"
-    )
+    device: str = _f("", "whose seconds: cpu t4 a100 h100 h200 v5e v6e, or FLOP/s / bytes/s; empty: this one's")
     dual_rate: float = _f(0.05, "how fast a budget's multiplier follows the missed cost, per step", lo=0.0, hi=10.0)
     lam_max: float = _f(1e3, "a budget's multiplier stays below this", lo=0.0, hi=1e6)
-    buckets: int = _f(3, "programs, ever smaller, on the way down to a budget; each is compiled once", lo=1, hi=16)
+    buckets: int = _f(3, "programs, ever smaller, for a budget on its way or a demand that lam lowers", lo=1, hi=16)
     warm: str = _f("0.1 frac", "how long the penalty stays 0, or a budget's target at the dense cost")
     ramp: str = _f("0.4 frac", "how long the penalty then rises, or the target falls, linearly")
     temperature: float = _f(1.0, "routing softness at the start, in spreads of the score", lo=0.01, hi=100.0)

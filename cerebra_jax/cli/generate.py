@@ -34,8 +34,10 @@ def run(request: Request) -> None:
         from cerebra_jax.models.decoding import sample
         from cerebra_jax.train.record import certificate, session
 
-        model = session.Session(cfg, task).model
+        s = session.Session(cfg, task)
         state = certificate.trained(cfg, task, request.workdir, print)
+        s.adopt_of(state)
+        model = s.model
         args = ({"params": state.params, "routing": state.routing}, jax.random.key(seed), prompt_BxP, length_B)
         write = jax.jit(lambda *args: sample.generate(model, *args, count, heat, top_p)).lower(*args).compile()
         start = time.perf_counter()

@@ -112,6 +112,7 @@ class RoutedLayer(nn.Module):
             "expected_B": router.decided(net, p, L, self.each),
             "hard_B": router.decided(net, kept_BxL, L, self.each),
             "kept": kept_BxL.mean(1),
+            "wanted": router.fullest(wanted, True),
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
             "chosen": kept,

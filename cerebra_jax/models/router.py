@@ -201,6 +201,7 @@ def report(net: NetCfg, L: int, each: DecisionCost, r: Route, kept_BxL, gate_BxL
         "expected_B": decided(net, p_BxL, L, each),
         "hard_B": decided(net, kept, L, each),
         "kept": kept.mean(1),
+        "wanted": fullest(r.wanted, net.causal),
         "overflow": (r.wanted.astype(jnp.float32) - kept).mean(1),
         "gate": gate_BxL.sum(1) / jnp.maximum(kept.sum(1), 1),
         "score": jax.lax.stop_gradient(r.score),
@@ -210,6 +211,13 @@ def report(net: NetCfg, L: int, each: DecisionCost, r: Route, kept_BxL, gate_BxL
         real = jnp.ones_like(kept) if mask_BxL is None else mask_BxL.astype(jnp.float32)
         y["z_loss"] = (real * jnp.square(r.score)).sum(1) / jnp.maximum(real.sum(1), 1)
     return y | (observe(net, r.score, mask_BxL, rate) if route.mode == "threshold" else {})
+
+
+def fullest(wanted_BxL, causal: bool) -> jax.Array:
+    """Share of tokens that want a slot, (B,), in the segment of each example where it is largest."""
+    L = wanted_BxL.shape[1]
+    tokens = dispatch.layout(L, 1.0).tokens if causal else ((0, L),)
+    return jnp.stack([wanted_BxL[:, a:b].astype(jnp.float32).mean(1) for a, b in tokens]).max(0)
 
 
 def decided(net: NetCfg, p_BxL, L: int, each: DecisionCost):

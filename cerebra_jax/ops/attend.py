@@ -90,6 +90,14 @@ def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> ja
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxHxLxC.dtype)
 
 
+def chunk_of(plan: Plan, count: int, kernel: str) -> int:
+    """Queries whose scores exist at once, of a segment of `count`: all of them, or in the blockwise kernel a chunk."""
+    # few keys (a compressed memory, and its null key): more queries a chunk, for scores of the same size
+    all_q, most = plan[-1][1], max(k1 - k0 for _, _, k0, k1 in plan) - 1
+    more = next(m for m in (4, 2, 1) if m == 1 or m * most <= all_q and count % (m * CHUNK) == 0)
+    return more * CHUNK if kernel == "blockwise" and count % (more * CHUNK) == 0 else count
+
+
 def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kernel: str,
            reach: Reach = PAST) -> jax.Array:  # fmt: skip
     """softmax(q·kᵀ/√C + mask)·v with mask kpos <= qpos, or `reach`; softmax in float32; -> (B, H, Q, C).
@@ -100,16 +108,13 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     if kernel == "cudnn":
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
-    # few keys (a compressed memory, and its null key): more queries a chunk, for scores of the same size
-    outs, all_q, most = [], q_BxHxQxC.shape[2], max(k1 - k0 for _, _, k0, k1 in plan) - 1
+    outs = []
     scores = functools.partial(_scores, reach)
     for q0, q1, k0, k1 in plan:
         q, qpos = q_BxHxQxC[:, :, q0:q1], qpos_BxQ[:, q0:q1]
         k, v, kpos = k_BxHxKxC[:, :, k0:k1], v_BxHxKxC[:, :, k0:k1], kpos_BxK[:, k0:k1]
-        count = q1 - q0
-        more = next(m for m in (4, 2, 1) if m == 1 or m * most <= all_q and count % (m * CHUNK) == 0)
-        chunk = more * CHUNK
-        if kernel == "blockwise" and count > chunk and count % chunk == 0:
+        chunk = chunk_of(plan, q1 - q0, kernel)
+        if chunk < q1 - q0:
             outs.append(_chunked(chunk, scores, q, k, v, qpos, kpos))
         elif kernel == "blockwise":
             outs.append(jax.checkpoint(scores)(q, k, v, qpos, kpos))

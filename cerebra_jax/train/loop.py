@@ -80,7 +80,11 @@ class Run:
             self.screen.say(f"resuming at step {self.start:,} of {s.total:,}")
             if line := result.drift(meta["environment"], self.environment):
                 self.screen.say(line)
+        s.adopt_of(host)
         self.state = s.parallel.place(host)
+        if host.demand:
+            s.choose(self.start, int(host.demand["program"]))
+            s.choose(self.start + 1, int(host.demand["next"]))
         if found is None:
             step.check_cost_gradient(s.model, self.state, s.task.example(1), s.penalty)
         self.log = metrics.Log(self.workdir / "metrics.jsonl", self.start, scored)
@@ -113,9 +117,9 @@ class Run:
                 self.state = s.parallel.place(step.calibrate(s.model, self.state, held_out))
             batch = s.parallel.shard(s.task.train_batch(s.cfg.seed, at, t.batch_size))
             if s.bucket(at) != bucket:
-                bucket = s.bucket(at)
+                size, bucket = "smaller" if s.bucket(at) > bucket else "larger", s.bucket(at)
                 cost = f"{s.executed_at(at):.3f} of dense {s.model.unit.label}"
-                self.screen.say(f"step {at:,} · compiling a smaller program: {cost}")
+                self.screen.say(f"step {at:,} · compiling a {size} program: {cost}")
                 self.pace.pause()
             self.state, sums = s.program(bucket).step(self.state, batch, s.key)
             at += 1
@@ -134,6 +138,8 @@ class Run:
             return
         (at, sums), self.pending = self.pending, None
         sums = jax.device_get(sums)
+        if "program_next" in sums:  # the step after this one is under way already
+            self.s.choose(at + 1, int(sums["program_next"][0]))
         took = self.pace.lap()
         line = self.s.line(at, "train", metrics.add(None, sums))
         tokens = self.s.cfg.train.batch_size * self.s.cfg.task.seq_len
@@ -155,6 +161,8 @@ class Run:
 
     def _validate(self, at: int) -> float:
         self._flush()
+        if self.s.shares:
+            self.s.adopt(self.s.bucket(at))
         line = self.s.evaluate(self.state, at, "valid", self.stop)
         self.pace.pause()
         if line is None:
@@ -192,6 +200,7 @@ class Run:
         if best is None:
             raise UserError("no validated checkpoint is intact", "run the same command again, or use --fresh")
         at, host, _ = best
+        s.adopt_of(host)
         placed = s.parallel.place(host)
         valid = self.log.validation(at) or s.evaluate(placed, at, "valid", self.stop)
         test = s.evaluate(placed, at, "test", self.stop) if valid else None
@@ -221,6 +230,7 @@ def measure(cfg: RunCfg, task: Any, workdir: Path, split: str, screen: Screen) -
         if best is None:
             raise UserError(f"{workdir} has no intact validated checkpoint", "train it first")
     at, host, meta = best
+    s.adopt_of(host)
     result.same_data(meta["data"], task)
     return s.evaluate(s.parallel.place(host), at, split, lambda: False)
 

@@ -11,7 +11,7 @@ import optax
 
 from cerebra_jax.config import ObjectiveCfg
 from cerebra_jax.models.build import Model
-from cerebra_jax.policies import budget
+from cerebra_jax.policies import budget, demand
 from cerebra_jax.types import Batch
 
 
@@ -25,11 +25,13 @@ class TrainState:
     routing: dict[str, jax.Array]
     skipped: jax.Array  # int32 scalar
     dual: budget.Dual = flax.struct.field(default_factory=dict)  # the multiplier of a budget
+    demand: demand.Demand = flax.struct.field(default_factory=dict)  # which program is large enough
 
 
 def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, key: jax.Array,
-         cfg: ObjectiveCfg | None = None) -> TrainState:  # fmt: skip
-    """A fresh state; a pure function of the key, compiled as one program. `cfg` says whether there is a budget."""
+         cfg: ObjectiveCfg | None = None, shares: tuple[float, ...] = ()) -> TrainState:  # fmt: skip
+    """A fresh state; a pure function of the key, compiled as one program. `cfg` says whether there is a budget,
+    `shares` are the slots per token of the programs that demand chooses from."""
 
     @jax.jit
     def make(key):
@@ -37,6 +39,7 @@ def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, ke
         opt_state = optimizer.init(variables["params"])
         zero = jnp.zeros((), jnp.int32)
         dual = budget.init(cfg, model.net) if cfg else {}
-        return TrainState(zero, variables["params"], opt_state, variables["routing"], zero, dual)
+        params, routing = variables["params"], variables["routing"]
+        return TrainState(zero, params, opt_state, routing, zero, dual, demand.init(shares))
 
     return make(key)

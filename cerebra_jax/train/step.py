@@ -14,7 +14,7 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import build as models
 from cerebra_jax.models.build import Model, neutral_knobs
-from cerebra_jax.policies import budget, phases, thresholds
+from cerebra_jax.policies import budget, demand, phases, thresholds
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import optim
 from cerebra_jax.train.objective import OWN, Metrics, objective
@@ -23,14 +23,15 @@ from cerebra_jax.types import Batch
 
 
 def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransformation, cfg: RunCfg, total: int,
-                    per_epoch: int, control: budget.Control | None = None,
+                    per_epoch: int, control: budget.Control | None = None, shares: tuple[float, ...] = (),
                     ) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
     """train_step(state, batch, key, *, axis=None) -> (state, metrics).
 
     One optimizer step: loss, analytic cost, penalty and gradients in one program. `batch` is this device's share
     (train.accum micro-batches of it), `key` the same on every device: noise is keyed by global example index. Sums
     over `axis` where given. A step whose gradients are not finite changes nothing but the count in state.skipped.
-    `control` holds the cost at a budget (`plan_budget`); `cfg` is then that of the program of its bucket.
+    `control` holds the cost at a budget (`plan_budget`); `cfg` is then that of the program of its bucket. `shares` are
+    the slots per token of the programs among which `policies.demand` chooses.
     """
     knobs_at = phases.schedule(cfg.objective, total, per_epoch)
     lr_at = optim.learning_rate(cfg.train, total, per_epoch)
@@ -49,7 +50,7 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
 
         def share(params, micro):
             variables = {"params": params, "routing": state.routing}
-            return objective(model, task, variables, micro, knobs, key, tokens, examples)
+            return objective(model, task, variables, micro, knobs, key, tokens, examples, shares)
 
         grad = jax.grad(share, has_aux=True)
         if accum == 1:
@@ -73,6 +74,10 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
         if control:
             target, hard = control.target(state.step), metrics["hard"][0] / metrics["hard"][1]
             dual = control.ascend(dual, state.step, hard)
+        wish = state.demand
+        if wish:
+            wish = demand.follow(wish, metrics["lost"][0] / metrics["lost"][1])
+            metrics["lost"] = (wish["lost_2xN"][0], jnp.float32(1))
         fine = jnp.isfinite(norm) & jnp.isfinite(metrics[f"{OWN}loss"][0])
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)  # noqa: E731
         new = TrainState(
@@ -82,11 +87,14 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
             keep(routing, state.routing),
             jnp.where(fine, 0, state.skipped + 1),
             keep(dual, state.dual),
+            keep(wish, state.demand | {"program": wish["program"]}) if wish else {},
         )
         one = jnp.float32(1)
         metrics |= {"grad_norm": (norm, one), "lam": (knobs.lam, one), "lr": (lr_at(state.step), one)}
         metrics |= {name: (value, one) for name, value in state.routing.items()}
         metrics |= {"temperature": (knobs.temperature, one), "skipped": (new.skipped.astype(jnp.float32), one)}
+        if wish:
+            metrics |= {"program_next": (new.demand["next"].astype(jnp.float32), one)}
         if control:
             metrics |= {"budget_target": (target, one), "budget_gap": (hard - target, one)}
             metrics |= {"multiplier": (state.dual["multiplier"], one), "rate": (control.rate(state.step), one)}

@@ -38,6 +38,7 @@ CASES = {
     "cerebra-onehot": {"net.name": "cerebra", "net.route.lowering": "onehot"},
     "chiar-onehot": {"net.route.lowering": "onehot"},
     "mod": {"net.name": "mod"},
+    "mod-onehot": {"net.name": "mod", "net.route.lowering": "onehot"},
     "mod-routed-masked": {"net.name": "mod", "net.route": {"kv": "routed", "dispatch": False}},
     "cerebra-long": {"net.name": "cerebra", "task.seq_len": 2048, "net.depth": 1},
 }
@@ -49,7 +50,8 @@ def variants(tiny_cfg):
     for mode, kv, dispatch in itertools.product(("threshold", "hard", "soft"), *both):
         yield tiny_cfg(SHAPE | {"net.route": {"mode": mode, "kv": kv, "dispatch": dispatch}}).net
     for mode, kv, dispatch in itertools.product(("threshold", "random"), *both):
-        yield tiny_cfg(SHAPE | {"net.name": "mod", "net.route": {"mode": mode, "kv": kv, "dispatch": dispatch}}).net
+        route = {"mode": mode, "kv": kv, "dispatch": dispatch, "lowering": "onehot" if mode == "random" else "gather"}
+        yield tiny_cfg(SHAPE | {"net.name": "mod", "net.route": route}).net
     base = tiny_cfg(SHAPE | {"net.name": "cerebra"}).net
     choices = itertools.product(
         ("threshold", "soft", "topk", "random", "always_full", "always_compressed"), ("all", "routed"),

@@ -233,13 +233,15 @@ def test_a_budget_shrinks_the_program_and_resumes_exactly(cfg_of, tmp_path):
     assert sum("compiling a smaller program" in line for line in screen.lines) == 1 == len(s.plan.rates) - 1
     train = lines(tmp_path / "whole", "train")
     assert [x["executed_rel_bytes"] for x in train] == [s.plan.levels[s.plan.bucket(i)] for i in range(8)]
-    assert [x["executed_rel_flops"] for x in train] == [s.flops_at(i) / s.model.dense.executed_flops for i in range(8)]
+    assert [x["executed_rel_flops"] for x in train] == [
+        s.flops_of(s.bucket(i)) / s.model.dense.executed_flops for i in range(8)
+    ]
     assert all(0 < x["hard_rel_bytes"] < 1 and "hard_rel_flops" not in x for x in train)
     assert want["costs"]["counts"] == "bytes" and any("of dense bytes moved" in line for line in screen.lines)
     assert want["costs"]["hard"] == want["costs"]["dense"] * want["test"]["hard_rel_bytes"]
     assert abs(want["costs"]["relative"]["executed"] / 0.8 - 1) < 0.02
     assert len({x["multiplier"] for x in train}) > 4 and all(x["multiplier"] >= 0 for x in train)
-    assert want["costs"]["train_total"] == 3 * 8 * sum(s.flops_at(i) for i in range(8))
+    assert want["costs"]["train_total"] == 3 * 8 * sum(s.flops_of(s.bucket(i)) for i in range(8))
     while True:
         try:
             got, _ = go(cfg, tmp_path / "run", stop=After(4))
@@ -248,3 +250,37 @@ def test_a_budget_shrinks_the_program_and_resumes_exactly(cfg_of, tmp_path):
             pass
     assert got["params_sha256"] == want["params_sha256"] and got["test"] == want["test"]
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+
+
+def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(cfg_of, tmp_path, monkeypatch):
+    """One compilation and one line for it; stopped anywhere and resumed, the same programs at the same steps."""
+    monkeypatch.setattr(loop.step.demand, "MEMORY", 0.3)  # 20 steps are enough to see it
+    traces, make = [], loop.step.make_train_step
+
+    def counted(*args):
+        train_step = make(*args)
+        return lambda *a, **k: traces.append(1) or train_step(*a, **k)
+
+    monkeypatch.setattr(loop.step, "make_train_step", counted)
+    cfg = cfg_of(net__route__mode="hard", objective__lam=100.0, objective__buckets=2, objective__warm="0 steps",
+                 objective__ramp="1 steps", train__lr=0.05, train__duration="20 steps", train__eval_every="10 steps",
+                 net__route__capacity=2.0)  # fmt: skip
+    want, screen = go(cfg, tmp_path / "whole")
+    s, train = loop.Session(cfg, build(cfg, print)), lines(tmp_path / "whole", "train")
+    ran = [x["program"] for x in train]
+    assert ran[0] == 0 and ran[-1] == 1 and ran == sorted(ran)
+    assert len(traces) == 2 == 1 + sum("compiling a smaller program" in line for line in screen.lines)
+    assert [x["executed_rel_flops"] for x in train] == [s._models[i].executed for i in ran]
+    assert all(x["gates"]["overflow"][0] < 0.05 for x in train if x["program"] == 1)
+    assert want["costs"]["train_total"] == 3 * 8 * sum(s.flops_of(i) for i in ran)
+    best = next(x for x in lines(tmp_path / "whole", "valid") if x["step"] == want["best_step"])
+    assert want["test"]["program"] == best["program"]
+    assert want["costs"]["relative"]["executed"] == s._models[best["program"]].executed
+    task = build(cfg, print)
+    for more in (5, 0, 0, 0):  # before, while and after the other program was decided on
+        with pytest.raises(Preempted):
+            go(cfg, tmp_path / "run", task=task, stop=After(1 + more))
+    got, _ = go(cfg, tmp_path / "run", task=task)
+    assert got["params_sha256"] == want["params_sha256"] and got["test"] == want["test"]
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert loop.measure(cfg, task, tmp_path / "run", "test", Screen()) == got["test"]

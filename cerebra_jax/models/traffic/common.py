@@ -46,9 +46,8 @@ def visits(net: NetCfg, plan: att.Plan, width: int, heads: int, kernel: str) -> 
         return looks(net, prices.causal_pairs(queries), queries, queries, width, heads, kernel)
     pairs = reads = 0
     for q0, q1, k0, k1 in plan:
-        chunked = kernel == "blockwise" and (q1 - q0) % att.CHUNK == 0
         pairs += (q1 - q0) * (k1 - k0)
-        reads += (k1 - k0) * ((q1 - q0) // att.CHUNK if chunked else 1)
+        reads += (k1 - k0) * ((q1 - q0) // att.chunk_of(plan, q1 - q0, kernel))
     return looks(net, pairs, queries, reads, width, heads)
 
 

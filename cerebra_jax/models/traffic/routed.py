@@ -43,11 +43,10 @@ def _routed_attention(net: NetCfg, L: int, lay, kernel: str, each: Routed) -> tu
 
 def _dispatch(net: NetCfg, L: int, lay, gathers: int, scatters: int, reads: int) -> tuple[Ops, Ops]:
     """(model, executed) operations that move tokens to their slots and back, so many times each; `reads`: whole numbers
-    read with them, which is work only with one-hot matrices (0: never with those). What is gathered is priced with each
-    kept token."""
+    read with them, which is work only with one-hot matrices. What is gathered is priced with each kept token."""
     D, size = net.width, common.itemsize(net)
     back = [units.moved(D, size).times(scatters * L)]
-    if net.route.lowering == "gather" or not reads:
+    if net.route.lowering == "gather":
         return back, [units.moved(D, size).times(gathers * lay.K), *back]
     sizes = [(c1 - c0, b - a) for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)]
     moves = gathers + scatters
@@ -167,25 +166,24 @@ def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
 
 
 def mod_each(net: NetCfg, L: int) -> Routed:
-    """Attention, its token gathered twice (with and without the norm), the norm and the whole FFN."""
-    each = _attended(net, L, net.route.dispatch)
-    gathered = [units.moved(net.width, common.itemsize(net))] if net.route.dispatch else []
-    return each._replace(token=[*each.token, *gathered, units.norm(net.width), *common.ffn(net, 1, net.ffn_width)])
+    """Attention, the norms (a gathered token has two, others one before the router), and the whole FFN."""
+    each, norms = _attended(net, L, net.route.dispatch), [units.norm(net.width)] * (1 + net.route.dispatch)
+    return each._replace(token=[*each.token, *norms, *common.ffn(net, 1, net.ffn_width)])
 
 
 def mod_parts(net: NetCfg, L: int, vocab: int) -> Parts:
-    parts = common.transformer(net, L, vocab)
-    lay = router.layout(net, L) if net.route.dispatch else None
-    each = _attended(net, L, net.route.dispatch)
-    attention = _routed_attention(net, L, lay, block.masked_kernel(net, L), each)
-    gathered = [units.moved(net.width, common.itemsize(net)).times(L)] if lay else []
+    parts, dispatched = common.transformer(net, L, vocab), net.route.dispatch
+    lay = router.layout(net, L) if dispatched else None
+    attention = _routed_attention(net, L, lay, block.masked_kernel(net, L), _attended(net, L, dispatched))
+    model, run = (
+        [common.norm(net, n * (1 + dispatched)), *common.ffn(net, n, net.ffn_width)] for n in (L, lay.K if lay else L)
+    )
     for i in range(1, net.depth, 2):
         layer = f"layer_{i:02d}"
         if net.route.mode in router.SCORED:
             parts.add(f"{layer}/router", [units.linear(net.width, 1, FLOAT).times(L)])
         parts.add(f"{layer}/attention", *([common.norm(net, L), *ops] for ops in attention))
-        whole, run = ([common.norm(net, n), *common.ffn(net, n, net.ffn_width)] for n in (L, lay.K if lay else L))
-        parts.add(f"{layer}/ffn", [*gathered, *whole], run)
+        parts.add(f"{layer}/ffn", model, run)
         if lay:
-            parts.add(f"{layer}/dispatch", *_dispatch(net, L, lay, 2, 1, 0))
+            parts.add(f"{layer}/dispatch", *_dispatch(net, L, lay, 1, 1, 2))
     return parts

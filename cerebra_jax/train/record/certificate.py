@@ -39,6 +39,8 @@ class Variant:
     def __init__(self, cfg: RunCfg, task: Any, state: TrainState | None):
         """`state`: a trained one; None for a fresh one, whose thresholds are set by a few validation batches."""
         s = self.s = Session(_one_device(cfg), task)
+        if state is not None:
+            s.adopt_of(state)
         train, forward = s.parallel.programs[0], _forward(s)
         self._batches = [s.parallel.shard(task.train_batch(cfg.seed, i, s.micro)) for i in range(3)]
         held_out = [s.parallel.shard(b) for b in itertools.islice(task.eval_batches("valid", s.micro), BATCHES)]
@@ -231,6 +233,7 @@ def _xla(s: Session, compiled: Any) -> tuple[float | None, str]:
     """(XLA's FLOPs of the forward pass, unrolled; what it cannot see), None where it gives no figure."""
     net = dataclasses.replace(s.cfg.net, scan=False, remat=False, loss_chunk=s.micro * s.cfg.task.seq_len)
     plain = Session(dataclasses.replace(s.cfg, net=net), s.task)
+    plain.adopt(s.adopted)
     forward, batch = _forward(plain), s.task.example(s.micro)
     remaining = jaxpr.loops(forward, plain.like, batch)
     note = f"{remaining} loops, counted once each" if remaining else ""

@@ -85,13 +85,15 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
     """What result.json holds. FLOPs are forward, per token, 1 MAC = 2 FLOPs; relative ones are shares of dense."""
     cfg, L = s.cfg, s.cfg.task.seq_len  # noqa: N806
     tokens = s.total * cfg.train.batch_size * L
-    laps = [line["step_ms"] for line in metrics.read(log) if line["split"] == "train" and line["step_ms"]]
+    steps = [line for line in metrics.read(log) if line["split"] == "train"]
+    laps = [line["step_ms"] for line in steps if line["step_ms"]]
     step_ms = statistics.median(laps) if laps else None
     unit, model = s.model.unit, s.model
     dense, dense_executed = (cost / L for cost in models.dense_costs(model.net, L, s.task.shape.vocab_size, unit))
     relative = {name: test[f"{name}_rel_{unit.name}"] for name in ("expected", "hard", "executed")}
     per_token = {name: rel and rel * dense for name, rel in relative.items()}
-    trained = sum(s.flops_at(at) for at in range(s.total))
+    ran = (line["program"] for line in steps) if s.shares else map(s.bucket, range(s.total))
+    trained = sum(map(s.flops_of, ran))
     passes = 4 if cfg.net.remat else 3  # forward, backward at twice its price, and the forward pass that remat repeats
     devices = s.parallel.devices
     info = s.task.info()

@@ -12,7 +12,7 @@ import jax
 from cerebra_jax.config import RunCfg, to_steps
 from cerebra_jax.errors import Diverged
 from cerebra_jax.models import build as models
-from cerebra_jax.policies import budget, phases
+from cerebra_jax.policies import budget, demand, phases
 from cerebra_jax.tasks.build import fitted
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import metrics, optim, parallel, state, step
@@ -29,7 +29,8 @@ def resolved(cfg: RunCfg, task: Task) -> RunCfg:
 
 
 class Session:
-    """`model` is the one that evaluates and is reported; under a budget larger programs lead down to it."""
+    """`model` is the one that evaluates and is reported; under a budget larger programs lead down to it, under a λ
+    demand chooses among several (`adopt`)."""
 
     def __init__(self, cfg: RunCfg, task: Task):
         cfg = resolved(cfg, task)
@@ -38,35 +39,54 @@ class Session:
         self.per_epoch = task.steps_per_epoch(t.batch_size)
         self.total = to_steps(t.duration, 0, self.per_epoch)
         self.plan = step.plan_budget(cfg, vocab, self.total, self.per_epoch)
-        cfgs = [models.at_rate(cfg, rate) for rate in self.plan.rates] if self.plan else [cfg]
-        self._models = [models.build(c, vocab) for c in cfgs]
-        self.model = self._models[-1]
+        rates = self.plan.rates if self.plan else ()
+        self._cfgs = [models.at_rate(cfg, rate) for rate in rates] or demand.programs(cfg)
+        self.shares = () if self.plan or len(self._cfgs) < 2 else demand.shares(self._cfgs)
+        self._models = [models.build(c, vocab) for c in self._cfgs]
+        self.final = len(self._cfgs) - 1 if self.plan else 0  # the program that a run without demand ends in
+        self.model = self._models[self.final]
+        self._demanded: dict[int, int] = {}
         self.optimizer = optim.make(t, self.total, self.per_epoch)
         self.key = jax.random.key(cfg.seed)
         self.like = jax.eval_shape(self.fresh)
         self.micro = t.batch_size // t.accum
         self.devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
         self.program = functools.cache(self._program)
-        self.parallel = self.program(len(cfgs) - 1)
-        self.executed = self.model.executed
+        self.adopt(self.final)
 
     def _program(self, bucket: int) -> parallel.DataParallel:
-        """The compiled steps of a bucket of the budget (0 without one)."""
-        cfg, control = self.cfg, None
+        """The compiled steps of one of the programs."""
+        cfg, o, control = self._cfgs[bucket], self.cfg.objective, None
         if self.plan:
-            cfg, o = models.at_rate(cfg, self.plan.rates[bucket]), cfg.objective
             control = budget.Control(self.plan, bucket, cfg.net.route.capacity, o.dual_rate, o.lam_max)
         model = self._models[bucket]
-        train = step.make_train_step(model, self.task, self.optimizer, cfg, self.total, self.per_epoch, control)
+        durations = (self.total, self.per_epoch)
+        train = step.make_train_step(model, self.task, self.optimizer, cfg, *durations, control, self.shares)
         return parallel.DataParallel(train, step.make_eval_step(model, self.task), self.devices)
 
     def bucket(self, at: int) -> int:
         """Which program takes the step after `at` steps."""
-        return self.plan.bucket(at) if self.plan else 0
+        return self.plan.bucket(at) if self.plan else self._demanded.get(at, 0)
 
-    def flops_at(self, at: int) -> int:
-        """Forward FLOPs per example of the program that takes the step after `at` steps."""
-        return self._models[self.bucket(at)].cost.executed_flops
+    def adopt(self, bucket: int) -> None:
+        """From here on that program evaluates and is reported."""
+        self.adopted = bucket
+        self.model, self.parallel = self._models[bucket], self.program(bucket)
+        self.executed = self.model.executed
+
+    def adopt_of(self, found: state.TrainState) -> None:
+        """`adopt` for the program that takes the next step of a state."""
+        if found.demand:
+            self.adopt(int(found.demand["program"]))
+
+    def choose(self, at: int, bucket: int) -> None:
+        """Demand has it that program `bucket` takes the step after `at` steps."""
+        self._demanded[at] = bucket
+        self._demanded.pop(at - 4, None)  # its line is written
+
+    def flops_of(self, bucket: int) -> int:
+        """Forward FLOPs per example of a program."""
+        return self._models[bucket].cost.executed_flops
 
     def executed_at(self, at: int) -> float:
         """Executed cost of the program that takes the step after `at` steps, relative to dense, in objective.unit."""
@@ -74,7 +94,8 @@ class Session:
 
     def fresh(self) -> state.TrainState:
         """The state before the first step."""
-        return state.init(self.model, self.optimizer, self.task.example(1), self.key, self.cfg.objective)
+        return state.init(self.model, self.optimizer, self.task.example(1), self.key, self.cfg.objective,
+                          self.shares)  # fmt: skip
 
     @property
     def penalty(self) -> float:
@@ -95,9 +116,12 @@ class Session:
         cost = {name: f"{name}_rel_{self.model.unit.name}" for name in ("expected", "hard", "executed")}
         scalars = {cost.get(k, k): v for k, v in formed.items() if k not in gates}
         phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
-        ran = self._models[self.bucket(at - 1)] if split == "train" else self.model
+        scalars.pop("program_next", None)
+        bucket = self.bucket(at - 1) if split == "train" else self.adopted
+        ran = self._models[bucket]
         executed = {"executed_rel_flops": ran.cost.executed_flops / ran.dense.executed_flops}
         head = {"step": at, "split": split, "phase": phase, "loss": loss}
+        head |= {"program": bucket} if self.shares else {}
         head |= {name: metrics.plain(value) for name, value in figures.items()}
         return head | scalars | executed | {cost["executed"]: ran.executed, "gates": gates}
 
