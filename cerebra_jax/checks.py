@@ -20,6 +20,19 @@ def need(ok: bool, what: str, mend: str) -> None:
         raise UserError(what, mend)
 
 
+def to_steps(spec: str, total: int, per_epoch: int) -> int:
+    """Steps of a duration: "0.1 frac" (of `total`), "3 epochs" (of `per_epoch` steps) or "500 steps"."""
+    try:
+        number, unit = spec.split()
+        scale = {"step": 1, "steps": 1, "epoch": per_epoch, "epochs": per_epoch, "frac": total}[unit]
+        steps = round(float(number) * scale)
+    except (ValueError, KeyError, OverflowError):
+        raise UserError(f"cannot read the duration {spec!r}", 'write "500 steps", "3 epochs" or "0.1 frac"') from None
+    if steps < 0:
+        raise UserError(f"the duration {spec!r} is negative", "use a positive one")
+    return steps
+
+
 def together(c: RunCfg) -> None:
     """UserError where values that are each allowed do not go together."""
     net, route = c.net, c.net.route
@@ -63,6 +76,11 @@ def together(c: RunCfg) -> None:
         net.name in ROUTED or c.objective.lam == c.objective.budget == 0.0,
         f"objective.{'lam' if c.objective.lam else 'budget'} is set for {_kind(net)}",
         f"its cost cannot change: use objective.lam=0 and objective.budget=0, or one of {', '.join(ROUTED)}",
+    )
+    need(
+        net.name in ROUTED or c.sampler.gamma == 0.0,
+        f"sampler.gamma is set for {_kind(net)}",
+        f"every example costs it the same: use sampler.gamma=0, or one of {', '.join(ROUTED)}",
     )
     need(
         net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from cerebra_jax import checks
-from cerebra_jax.checks import ROUTED, UNROUTED
+from cerebra_jax.checks import ROUTED, UNROUTED, to_steps
 from cerebra_jax.errors import UserError
 
 
@@ -178,6 +179,23 @@ class TrainCfg:
 
 
 @dataclass(frozen=True)
+class SamplerCfg:
+    beta: float = _f(0.0, "draw examples of high loss more often, e^beta per standard deviation", lo=-100.0, hi=100.0)
+    gamma: float = _f(0.0, "draw costly examples less often, e^-gamma per dense forward pass", lo=-1e4, hi=1e4)
+    mode: str = _f(
+        "importance", "weigh examples so that the gradient stays unbiased, or not", of=("importance", "curriculum")
+    )
+    floor: float = _f(0.1, "share of the draws that is uniform", lo=1e-3, hi=1.0)
+    start: str = _f("0.1 frac", "when the sampler begins; before that, epochs in random order")
+    decay: float = _f(0.5, "memory of an example's running loss and cost, per visit", lo=0.0, hi=0.9999)
+    clip: float = _f(10.0, "largest importance weight", lo=1.0, hi=1e6)
+
+    @property
+    def on(self) -> bool:
+        return self.beta != 0.0 or self.gamma != 0.0
+
+
+@dataclass(frozen=True)
 class RunCfg:
     seed: int = _f(0, "seeds everything", lo=0, hi=(1 << 31) - 1)
     twin: str = _f(
@@ -189,19 +207,7 @@ class RunCfg:
     net: NetCfg = field(default_factory=NetCfg)
     objective: ObjectiveCfg = field(default_factory=ObjectiveCfg)
     train: TrainCfg = field(default_factory=TrainCfg)
-
-
-def to_steps(spec: str, total: int, per_epoch: int) -> int:
-    """Steps of a duration: "0.1 frac" (of `total`), "3 epochs" (of `per_epoch` steps) or "500 steps"."""
-    try:
-        number, unit = spec.split()
-        scale = {"step": 1, "steps": 1, "epoch": per_epoch, "epochs": per_epoch, "frac": total}[unit]
-        steps = round(float(number) * scale)
-    except (ValueError, KeyError, OverflowError):
-        raise UserError(f"cannot read the duration {spec!r}", 'write "500 steps", "3 epochs" or "0.1 frac"') from None
-    if steps < 0:
-        raise UserError(f"the duration {spec!r} is negative", "use a positive one")
-    return steps
+    sampler: SamplerCfg = field(default_factory=SamplerCfg)
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -280,18 +286,8 @@ def _value(key: str, value: Any, f: dataclasses.Field) -> Any:
 
 def _check_durations(c: RunCfg) -> None:
     """Every duration can be read, and training ends."""
-    for name in (
-        "train.warmup",
-        "train.log_every",
-        "train.eval_every",
-        "train.checkpoint_every",
-        "objective.warm",
-        "objective.ramp",
-        "net.route.calibrate_at",
-    ):
-        node: Any = c
-        for part in name.split("."):
-            node = getattr(node, part)
-        to_steps(node, 1000, 1000)
+    for name, f in fields().items():
+        if str(f.default).endswith((" frac", " steps", " epochs")):
+            to_steps(functools.reduce(getattr, name.split("."), c), 1000, 1000)
     if c.train.duration.strip().endswith("frac") or to_steps(c.train.duration, 0, 1000) == 0:
         raise UserError(f"train.duration is {c.train.duration!r}", 'write "500 steps" or "3 epochs"')

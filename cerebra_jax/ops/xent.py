@@ -30,16 +30,17 @@ def _split(n, *arrays):
     return tuple(a.reshape(n, a.shape[0] // n, *a.shape[1:]) for a in arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _xent(h_TxD, head_VxD, y_T, w_T, n):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _xent(h_TxD, head_VxD, y_T, w_T, n, each):
     def body(total, x):
         h, y, w = x
-        return total + (w * _nll(h, head_VxD, y)[0]).sum(), None
+        nats_T = w * _nll(h, head_VxD, y)[0]
+        return total + nats_T.sum(), nats_T if each else None
 
-    return jax.lax.scan(body, jnp.float32(0), _split(n, h_TxD, y_T, w_T))[0]
+    return jax.lax.scan(body, jnp.float32(0), _split(n, h_TxD, y_T, w_T))
 
 
-def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n):
+def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
     """The loss is linear in its weights, so its gradient is computed here, with the logits at hand (no recompute)."""
 
     ids_1xV = jnp.arange(head_VxD.shape[0])[None]
@@ -54,14 +55,16 @@ def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n):
         dh = jnp.einsum("tv,vd->td", d_TxV, head_VxD.astype(h.dtype))
         # as (D, V): XLA's CPU matmul is twice as fast with the wide matrix on the right, and one transpose is cheap
         dhead_DxV += jnp.einsum("tv,td->dv", d_TxV, h, preferred_element_type=jnp.float32)
-        return (total + (w * nll_T).sum(), dhead_DxV), dh
+        nats_T = w * nll_T
+        return (total + nats_T.sum(), dhead_DxV), (dh, nats_T if each else None)
 
     start = (jnp.float32(0), jnp.zeros(head_VxD.shape[::-1], jnp.float32))
-    (total, dhead_DxV), dh_nxTxD = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
-    return total, (dh_nxTxD.reshape(h_TxD.shape), dhead_DxV.T.astype(head_VxD.dtype))
+    (total, dhead_DxV), (dh_nxTxD, nats_nxT) = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
+    return (total, nats_nxT), (dh_nxTxD.reshape(h_TxD.shape), dhead_DxV.T.astype(head_VxD.dtype))
 
 
-def _xent_bwd(n, res, g):
+def _xent_bwd(n, each, res, ct):
+    g, _ = ct  # the nats of single tokens are for looking at
     dh_TxD, dhead_VxD = res
     return (g * dh_TxD).astype(dh_TxD.dtype), (g * dhead_VxD).astype(dhead_VxD.dtype), None, None
 
@@ -69,11 +72,14 @@ def _xent_bwd(n, res, g):
 _xent.defvjp(_xent_fwd, _xent_bwd)
 
 
-def chunked_xent(h_BxLxD, head_VxD, labels_BxL, w_BxL, chunk: int) -> jax.Array:
+def chunked_xent(h_BxLxD, head_VxD, labels_BxL, w_BxL, chunk: int, each: bool = False):
     """Σ w · (logsumexp(h·headᵀ) − (h·headᵀ)[label]) in nats, float32 scalar; at most `chunk` tokens' logits live.
 
     Differentiable in h and head_VxD; no gradient reaches the weights. Logits and their softmax are float32.
+    `each`: -> (that sum, its terms (B, L)); no gradient passes through the terms.
     """
     n = chunks_of(labels_BxL.size, chunk)
     D = h_BxLxD.shape[-1]
-    return _xent(h_BxLxD.reshape(-1, D), head_VxD, labels_BxL.reshape(-1), w_BxL.reshape(-1), n)
+    flat = (h_BxLxD.reshape(-1, D), head_VxD, labels_BxL.reshape(-1), w_BxL.reshape(-1))
+    total, nats_nxT = _xent(*flat, n, each)
+    return (total, nats_nxT.reshape(labels_BxL.shape)) if each else total

@@ -26,6 +26,7 @@ class Examples:
         self._splits = splits
         self._orders: dict[tuple[int, int], np.ndarray] = {}  # (seed, epoch) -> its last two
         self.size = {split: len(next(iter(arrays.values()))) for split, arrays in splits.items()}
+        self.examples = self.size["train"]
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Steps after which every row was seen; the last may reach into the next epoch."""
@@ -37,13 +38,18 @@ class Examples:
 
     def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
         """The rows of the global batch `step` that belong to host (i, n)."""
-        N, ex_B = self.size["train"], host_rows(batch_size, host)
-        index_B = step * batch_size + ex_B.astype(np.int64)
+        N = self.size["train"]
+        index_B = step * batch_size + np.arange(batch_size)
         row_B = np.empty_like(index_B)
         for epoch in np.unique(index_B // N):
             mine = index_B // N == epoch
             row_B[mine] = self._order(seed, int(epoch))[index_B[mine] % N]
-        return self._batch("train", row_B, np.ones(len(ex_B), np.float32), ex_B)
+        return self.pick(seed, step, row_B, host)
+
+    def pick(self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
+        """The rows of host (i, n) of the global batch `step` that is made of the training rows row_B."""
+        ex_B = host_rows(len(row_B), host)
+        return self._batch("train", row_B[ex_B], np.ones(len(ex_B), np.float32), ex_B)
 
     def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Batches of one shape in which every row of the split weighs 1 exactly once; what fills the last weighs 0."""

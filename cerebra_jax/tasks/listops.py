@@ -120,9 +120,9 @@ class ListOps(Examples):
         self.dataset = f"listops: {low} to {high} tokens"
         self.shape = Shape(splits["train"]["inputs_BxL"].shape[1], len(NAMES) + 1, outputs=10)
 
-    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[Any, Pairs]:
+    def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """`scores.classify`."""
-        return scores.classify(out, batch)
+        return scores.classify(out, batch, each)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
         """Accuracy and macro-F1. Knowing the outermost operator alone gives 36 % at the Arena's lengths."""

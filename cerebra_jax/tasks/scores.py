@@ -19,8 +19,8 @@ MAE = Metric("mae", "MAE", 1, lower=True)
 R2 = Metric("r2", "R2", 4, lower=False)
 
 
-def classify(out: Out, batch: Batch) -> tuple[Any, Pairs]:
-    """Total nats, and per class (C,): examples, predictions, right ones. labels_BxL int32 (B, 1)."""
+def classify(out: Out, batch: Batch, each: bool = False) -> tuple[Any, Pairs]:
+    """Total nats, and per class (C,): examples, predictions, right ones. labels_BxL int32 (B, 1); `each`: Task.loss."""
     import jax
     import jax.numpy as jnp
 
@@ -29,11 +29,13 @@ def classify(out: Out, batch: Batch) -> tuple[Any, Pairs]:
     ids_1xC = jnp.arange(logits_BxC.shape[1])[None]
     is_BxC = jnp.where(label_Bx1 == ids_1xC, w_Bx1, 0.0)
     said_BxC = jnp.where(logits_BxC.argmax(1)[:, None] == ids_1xC, w_Bx1, 0.0)
-    nats = -(is_BxC * jax.nn.log_softmax(logits_BxC)).sum()
+    terms_BxC = is_BxC * jax.nn.log_softmax(logits_BxC)
+    nats = -terms_BxC.sum()
     n = w_Bx1.sum()
     right_BxC = jnp.where(label_Bx1 == ids_1xC, said_BxC, 0.0)
     counts = {"is": is_BxC, "said": said_BxC, "right": right_BxC}
-    return nats, {"loss": (nats, n)} | {name: (x_BxC.sum(0), n) for name, x_BxC in counts.items()}
+    sums = {"loss": (nats, n)} | {name: (x_BxC.sum(0), n) for name, x_BxC in counts.items()}
+    return nats, sums | ({"each": (-terms_BxC.sum(1), w_Bx1[:, 0])} if each else {})
 
 
 def classes(sums: Pairs, among: slice = slice(None)) -> dict[str, float]:
@@ -47,14 +49,16 @@ def classes(sums: Pairs, among: slice = slice(None)) -> dict[str, float]:
     return {"accuracy": float(right_C.sum() / is_C.sum()), "macro_f1": float(f1_C.mean())}
 
 
-def regress(out: Out, batch: Batch) -> tuple[Any, Pairs]:
-    """Total squared error, and absolute error, in the units of labels_BxL, float32 (B, 1)."""
+def regress(out: Out, batch: Batch, each: bool = False) -> tuple[Any, Pairs]:
+    """Total squared error, and absolute error, in the units of labels_BxL, float32 (B, 1); `each`: Task.loss."""
     import jax.numpy as jnp
 
     w_Bx1 = batch["w_BxL"]
     miss_Bx1 = _outputs(out) - batch["labels_BxL"]
-    squares, n = (w_Bx1 * jnp.square(miss_Bx1)).sum(), w_Bx1.sum()
-    return squares, {"loss": (squares, n), "absolute": ((w_Bx1 * jnp.abs(miss_Bx1)).sum(), n)}
+    square_Bx1, n = w_Bx1 * jnp.square(miss_Bx1), w_Bx1.sum()
+    squares = square_Bx1.sum()
+    sums = {"loss": (squares, n), "absolute": ((w_Bx1 * jnp.abs(miss_Bx1)).sum(), n)}
+    return squares, sums | ({"each": (square_Bx1[:, 0], w_Bx1[:, 0])} if each else {})
 
 
 def errors(sums: Pairs, unit: float, variance: float | None) -> dict[str, float]:

@@ -48,6 +48,7 @@ class Task(Protocol):
     notice: str  # what a reader of the figures must know; "" if nothing
     shape: Shape
     metrics: tuple[Metric, ...]  # the first is the headline
+    examples: int  # training examples, which `pick` finds by number; 0: there is no end of them, and no sampler
     choice: Metric  # the figure of the validation line by which the checkpoint to be tested is chosen
 
     def steps_per_epoch(self, batch_size: int) -> int: ...
@@ -58,13 +59,17 @@ class Task(Protocol):
     def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
         """The rows of the global batch `step` that belong to host (i, n)."""
 
+    def pick(self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
+        """The rows of host (i, n) of a global batch `step` made of the training examples of these numbers."""
+
     def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Batches of one shape in which every example of the split weighs 1 exactly once; padding weighs 0."""
 
-    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[Any, Pairs]:
+    def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """(total loss of a batch, its sums), in JAX; `chunk` tokens have their logits at once.
 
         The total is what training minimises, over the sum of w_BxL: nats, or squared errors in standard deviations.
+        `each` (where there are examples to pick): the sums have "each" too, total and weight of every example, (B,).
         """
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:

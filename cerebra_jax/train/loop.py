@@ -20,6 +20,7 @@ import jax
 
 from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import Diverged, Preempted, UserError
+from cerebra_jax.policies import sampler
 from cerebra_jax.train import metrics, step
 from cerebra_jax.train.checkpoint import Checkpoints, digest
 from cerebra_jax.train.record import result
@@ -81,7 +82,7 @@ class Run:
             if line := result.drift(meta["environment"], self.environment):
                 self.screen.say(line)
         s.adopt_of(host)
-        self.state = s.parallel.place(host)
+        self.state, self.drawn = s.parallel.place(host), s.drawn(host, self.start)
         if host.demand:
             s.choose(self.start, int(host.demand["program"]))
             s.choose(self.start + 1, int(host.demand["next"]))
@@ -115,13 +116,16 @@ class Run:
                 self._flush()
                 held_out = itertools.islice(s.task.eval_batches("valid", s.micro), CALIBRATION_BATCHES)
                 self.state = s.parallel.place(step.calibrate(s.model, self.state, held_out))
-            batch = s.parallel.shard(s.task.train_batch(s.cfg.seed, at, t.batch_size))
+            batch = s.parallel.shard(s.batch(at, self.drawn))
             if s.bucket(at) != bucket:
                 size, bucket = "smaller" if s.bucket(at) > bucket else "larger", s.bucket(at)
                 cost = f"{s.executed_at(at):.3f} of dense {s.model.unit.label}"
                 self.screen.say(f"step {at:,} · compiling a {size} program: {cost}")
                 self.pace.pause()
-            self.state, sums = s.program(bucket).step(self.state, batch, s.key)
+            if at == s.first_draw:
+                self.screen.say(f"step {at:,} · the sampler begins: compiling its program")
+                self.pace.pause()
+            self.state, sums = s.program(bucket, s.draws(at)).step(self.state, batch, s.key)
             at += 1
             self._flush()
             self.pending = (at, sums)
@@ -140,6 +144,8 @@ class Run:
         sums = jax.device_get(sums)
         if "program_next" in sums:  # the step after this one is under way already
             self.s.choose(at + 1, int(sums["program_next"][0]))
+        if "drawn" in sums:
+            self.drawn[at - 1 + sampler.AHEAD] = sums.pop("drawn")
         took = self.pace.lap()
         line = self.s.line(at, "train", metrics.add(None, sums))
         tokens = self.s.cfg.train.batch_size * self.s.cfg.task.seq_len

@@ -26,6 +26,7 @@ class TrainState:
     skipped: jax.Array  # int32 scalar
     dual: budget.Dual = flax.struct.field(default_factory=dict)  # the multiplier of a budget
     demand: demand.Demand = flax.struct.field(default_factory=dict)  # which program is large enough
+    sampler: Any = flax.struct.field(default_factory=dict)  # a sampler.Sampler; empty without one
 
 
 def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, key: jax.Array,

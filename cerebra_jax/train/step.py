@@ -14,7 +14,7 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import build as models
 from cerebra_jax.models.build import Model, neutral_knobs
-from cerebra_jax.policies import budget, demand, phases, thresholds
+from cerebra_jax.policies import budget, demand, phases, sampler, thresholds
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import optim
 from cerebra_jax.train.objective import OWN, Metrics, objective
@@ -24,6 +24,7 @@ from cerebra_jax.types import Batch
 
 def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransformation, cfg: RunCfg, total: int,
                     per_epoch: int, control: budget.Control | None = None, shares: tuple[float, ...] = (),
+                    draws: bool = False,
                     ) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
     """train_step(state, batch, key, *, axis=None) -> (state, metrics).
 
@@ -31,7 +32,8 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
     (train.accum micro-batches of it), `key` the same on every device: noise is keyed by global example index. Sums
     over `axis` where given. A step whose gradients are not finite changes nothing but the count in state.skipped.
     `control` holds the cost at a budget (`plan_budget`); `cfg` is then that of the program of its bucket. `shares` are
-    the slots per token of the programs among which `policies.demand` chooses.
+    the slots per token of the programs among which `policies.demand` chooses. `draws`: the batch is one of the
+    sampler's, with its index_B and weight_B, and metrics["drawn"] is the draw of step + 2.
     """
     knobs_at = phases.schedule(cfg.objective, total, per_epoch)
     lr_at = optim.learning_rate(cfg.train, total, per_epoch)
@@ -44,23 +46,28 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
         knobs = knobs_at(state.step)
         if control:
             knobs = control.knobs(state.dual, state.step, knobs)
-        key = jax.random.fold_in(key, state.step)
-        rows = batch["w_BxL"].any(axis=1).sum().astype(jnp.float32)
-        tokens, examples = psum((batch["w_BxL"].sum(), rows))
+        noise = jax.random.fold_in(key, state.step)
+        real = batch["w_BxL"].any(axis=1).sum().astype(jnp.float32)
+        tokens, examples = psum((batch["w_BxL"].sum(), real))
 
         def share(params, micro):
             variables = {"params": params, "routing": state.routing}
-            return objective(model, task, variables, micro, knobs, key, tokens, examples, shares)
+            return objective(model, task, variables, micro, knobs, noise, tokens, examples, shares, draws)
 
         grad = jax.grad(share, has_aux=True)
         if accum == 1:
-            grads, sums = grad(state.params, batch)
+            grads, (*sums, each) = grad(state.params, batch)
         else:
             micros = jax.tree.map(lambda x: x.reshape(accum, x.shape[0] // accum, *x.shape[1:]), batch)
             first = jax.tree.map(lambda x: x[0], micros)
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(grad, state.params, first))
-            add = lambda total, micro: (jax.tree.map(jnp.add, total, grad(state.params, micro)), None)  # noqa: E731
-            (grads, sums), _ = lax.scan(add, zeros, micros)
+            like, (*parts, _) = jax.eval_shape(grad, state.params, first)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (like, parts))
+
+            def add(total, micro):
+                grads, (*sums, each) = grad(state.params, micro)
+                return jax.tree.map(jnp.add, total, (grads, sums)), each
+
+            (grads, sums), each = lax.scan(add, zeros, micros)
         grads, (metrics, observed) = psum((grads, sums))
 
         norm = optax.tree.norm(grads)
@@ -68,7 +75,8 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
         params = optax.apply_updates(state.params, updates)
         routing = state.routing
         if running and observed:
-            means = {name: value / examples for name, value in observed.items()}
+            rows = metrics["hard"][1] if draws else examples
+            means = {name: value / rows for name, value in observed.items()}
             routing = thresholds.follow(routing, means, state.step, cfg.net.route.decay)
         dual = state.dual
         if control:
@@ -80,6 +88,12 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
             metrics["lost"] = (wish["lost_2xN"][0], jnp.float32(1))
         fine = jnp.isfinite(norm) & jnp.isfinite(metrics[f"{OWN}loss"][0])
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)  # noqa: E731
+        table = state.sampler
+        if draws:
+            own = (batch["index_B"], *jax.tree.map(jnp.ravel, each))
+            own = lax.all_gather(own, axis, tiled=True) if axis else own
+            table, drawn = sampler.advance(cfg.sampler, keep(sampler.observe(cfg.sampler, table, *own), table), key,
+                                           state.step)  # fmt: skip
         new = TrainState(
             state.step + 1,
             keep(params, state.params),
@@ -88,6 +102,7 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
             jnp.where(fine, 0, state.skipped + 1),
             keep(dual, state.dual),
             keep(wish, state.demand | {"program": wish["program"]}) if wish else {},
+            table,
         )
         one = jnp.float32(1)
         metrics |= {"grad_norm": (norm, one), "lam": (knobs.lam, one), "lr": (lr_at(state.step), one)}
@@ -98,6 +113,10 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
         if control:
             metrics |= {"budget_target": (target, one), "budget_gap": (hard - target, one)}
             metrics |= {"multiplier": (state.dual["multiplier"], one), "rate": (control.rate(state.step), one)}
+        if draws:
+            w_B = drawn.weight_B
+            metrics |= {"sampler_effective": (w_B.sum() ** 2 / (w_B.size * (w_B**2).sum()), one), "drawn": drawn}
+            metrics |= {"sampler_seen": (table.seen_N.astype(jnp.float32).mean(), one)}
         return new, metrics
 
     return train_step
@@ -117,7 +136,7 @@ def make_eval_step(model: Model, task: Task) -> Callable[..., Metrics]:
     def eval_step(state: TrainState, batch: Batch, *, axis: str | None = None):
         variables = {"params": state.params, "routing": state.routing}
         one = jnp.float32(1)
-        _, (metrics, _) = objective(model, task, variables, batch, neutral_knobs(), None, one, one)
+        _, (metrics, _, _) = objective(model, task, variables, batch, neutral_knobs(), None, one, one)
         return lax.psum(metrics, axis) if axis else metrics
 
     return eval_step

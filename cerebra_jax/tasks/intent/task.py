@@ -47,19 +47,19 @@ class IntentTask(Examples):
             recall = Metric("oos_recall", "out-of-scope recall", 4, lower=False)
             self.metrics = (inside, recall, *self.metrics)
 
-    def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
+    def pick(self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
         """As `Examples`; of the words, a share of task.word_noise becomes the summary token, others at every step."""
-        batch = super().train_batch(seed, step, batch_size, host)
+        batch = super().pick(seed, step, row_B, host)
         if self._noise:
             ids = batch["inputs_BxL"]
-            lost = np.random.RandomState([seed, step]).rand(batch_size, ids.shape[1]) < self._noise
-            lost = lost[host_rows(batch_size, host)] & batch["mask_BxL"]
+            lost = np.random.RandomState([seed, step]).rand(len(row_B), ids.shape[1]) < self._noise
+            lost = lost[host_rows(len(row_B), host)] & batch["mask_BxL"]
             batch["inputs_BxL"] = np.where(lost, np.int32(self._tok.bos), ids)
         return batch
 
-    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[Any, Pairs]:
+    def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """`scores.classify`."""
-        return scores.classify(out, batch)
+        return scores.classify(out, batch, each)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
         """Accuracy and macro-F1 over all classes; with an out-of-scope class, both sides of it too."""

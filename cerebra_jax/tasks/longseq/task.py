@@ -29,6 +29,7 @@ class LongSeq:
     """Answers are logits of Q positions an example (`at_BxQ`); labels, weights and quarters of L back are (B, Q)."""
 
     notice = ""
+    examples = 0
     choice = Metric("accuracy", "accuracy", 4, lower=False)
 
     def __init__(self, kind: str, rules: generate.Rules, causal: bool):

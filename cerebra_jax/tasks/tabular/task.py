@@ -46,9 +46,9 @@ class TabularTask(Examples):
         if self._classes:
             self.metrics, self.choice = (scores.ACCURACY, scores.MACRO_F1), scores.ACCURACY
 
-    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[Any, Pairs]:
+    def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """`scores.classify` or `scores.regress`, by the target."""
-        return scores.classify(out, batch) if self._classes else scores.regress(out, batch)
+        return (scores.classify if self._classes else scores.regress)(out, batch, each)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
         """Accuracy and macro-F1; or RMSE and MAE in the target's unit and R2 about the split's own mean."""

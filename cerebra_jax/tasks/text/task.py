@@ -45,12 +45,14 @@ class Sketch:
         """0: only the text's tokens can say."""
         return 0
 
-    def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[jax.Array, Pairs]:
+    def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[jax.Array, Pairs]:
         """Total nats of a batch, and {"loss": (nats, tokens)}; `chunk` tokens have their logits at once."""
         from cerebra_jax.ops.xent import chunked_xent  # here: data is refused before JAX is loaded
 
-        nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], chunk)
-        return nats, {"loss": (nats, batch["w_BxL"].sum())}
+        w_BxL = batch["w_BxL"]
+        found = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], w_BxL, chunk, each)
+        nats, nats_BxL = found if each else (found, None)
+        return nats, {"loss": (nats, w_BxL.sum())} | ({"each": (nats_BxL.sum(1), w_BxL.sum(1))} if each else {})
 
 
 class TextTask(Sketch):
@@ -63,6 +65,7 @@ class TextTask(Sketch):
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}  # (seed, epoch) -> its last two
         self._tok, self.bos = ready.tokenizer, ready.tokenizer.bos
         self.dataset, self.notice = ready.dataset, ready.source.notice
+        self.examples = self.windows("train")
 
     def windows(self, split: str) -> int:
         """Windows of an epoch (train) or of a pass (valid, test)."""
@@ -95,6 +98,13 @@ class TextTask(Sketch):
             start_B[rows], place_B[rows] = offset, order_N[index_B[rows] % N]
         along_BxL = place_B[:, None] * L + np.arange(L)  # from the place of the cut
         return self._batch("train", (start_B[:, None] + along_BxL) % T, along_BxL < T, ex_B)
+
+    def pick(self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
+        """The rows of host (i, n) of a global batch of these windows, cut at the start of the text in every epoch."""
+        ex_B = host_rows(len(index_B), host)
+        along_BxL = index_B[ex_B].astype(np.int64)[:, None] * self._seq_len + np.arange(self._seq_len)
+        T = len(self._tokens["train"])
+        return self._batch("train", along_BxL % T, along_BxL < T, ex_B)
 
     def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Batches of one shape in which every token of the split weighs 1 exactly once; padding and context weigh 0."""

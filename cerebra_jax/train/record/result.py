@@ -95,6 +95,8 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
     ran = (line["program"] for line in steps) if s.shares else map(s.bucket, range(s.total))
     trained = sum(map(s.flops_of, ran))
     passes = 4 if cfg.net.remat else 3  # forward, backward at twice its price, and the forward pass that remat repeats
+    own = s.sampler_flops() * max(0, s.total - s.first_draw)
+    train_total = passes * trained * cfg.train.batch_size + own
     devices = s.parallel.devices
     info = s.task.info()
     return {
@@ -124,7 +126,8 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
             "dense_executed": dense_executed,
             "relative": relative,
             "executed_flops": model.cost.executed_flops / L,
-            "train_total": passes * trained * cfg.train.batch_size,
+            "train_total": train_total,
+            "sampler": {"train_flops": own, "share_of_train": own / train_total, "bytes": size(s.like.sampler)},
         },
         "step_ms": step_ms,
         "tokens_per_s": step_ms and cfg.train.batch_size * L / step_ms * 1e3,
@@ -135,6 +138,11 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
         "commit": commit(),
         "params_sha256": digest,
     }
+
+
+def size(tree: Any) -> int:
+    """Bytes of a tree of arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def memory(devices: Sequence[Any]) -> dict[str, Any]:

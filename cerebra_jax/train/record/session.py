@@ -8,15 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
+from cerebra_jax import checks
 from cerebra_jax.config import RunCfg, to_steps
+from cerebra_jax.cost import jaxpr
 from cerebra_jax.errors import Diverged
 from cerebra_jax.models import build as models
-from cerebra_jax.policies import budget, demand, phases
+from cerebra_jax.policies import budget, demand, phases, sampler
 from cerebra_jax.tasks.build import fitted
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import metrics, optim, parallel, state, step
 from cerebra_jax.train.objective import OWN
+from cerebra_jax.types import Batch
 
 
 def resolved(cfg: RunCfg, task: Task) -> RunCfg:
@@ -48,21 +52,63 @@ class Session:
         self._demanded: dict[int, int] = {}
         self.optimizer = optim.make(t, self.total, self.per_epoch)
         self.key = jax.random.key(cfg.seed)
+        if cfg.sampler.on:
+            self._check_sampler()
+        self.first_draw = self.steps(cfg.sampler.start) if cfg.sampler.on else self.total
         self.like = jax.eval_shape(self.fresh)
         self.micro = t.batch_size // t.accum
         self.devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
         self.program = functools.cache(self._program)
         self.adopt(self.final)
 
-    def _program(self, bucket: int) -> parallel.DataParallel:
-        """The compiled steps of one of the programs."""
+    def _check_sampler(self) -> None:
+        """UserError where there is nothing to choose from."""
+        N, B = self.task.examples, self.cfg.train.batch_size  # noqa: N806
+        what = "sampler.beta or sampler.gamma is set"
+        off = "use sampler.beta=0 and sampler.gamma=0"
+        checks.need(N > 0, f"{what}, but {self.cfg.task.name} makes new examples at every step", off)
+        checks.need(N > B, f"{what}, but there are {N} examples for batches of {B}", f"{off}, or smaller batches")
+
+    def _program(self, bucket: int, draws: bool) -> parallel.DataParallel:
+        """The compiled steps of one of the programs, of plain batches or of the sampler's."""
         cfg, o, control = self._cfgs[bucket], self.cfg.objective, None
         if self.plan:
             control = budget.Control(self.plan, bucket, cfg.net.route.capacity, o.dual_rate, o.lam_max)
         model = self._models[bucket]
-        durations = (self.total, self.per_epoch)
-        train = step.make_train_step(model, self.task, self.optimizer, cfg, *durations, control, self.shares)
+        common = (model, self.task, self.optimizer, cfg, self.total, self.per_epoch)
+        train = step.make_train_step(*common, control, self.shares, draws)
         return parallel.DataParallel(train, step.make_eval_step(model, self.task), self.devices)
+
+    def draws(self, at: int) -> bool:
+        """Whether the sampler chooses the batch of the step after `at` steps."""
+        return at >= self.first_draw
+
+    def drawn(self, host: state.TrainState, at: int) -> dict[int, sampler.Drawn]:
+        """The draws that a state after `at` steps holds, by the step they are for."""
+        if not self.cfg.sampler.on:
+            return {}
+        queue, first = host.sampler.drawn, max(at, self.first_draw)
+        return {first + i: sampler.Drawn(*(np.asarray(x[i]) for x in queue)) for i in range(sampler.AHEAD)}
+
+    def batch(self, at: int, drawn: dict[int, sampler.Drawn]) -> Batch:
+        """The batch of the step after `at` steps; what the sampler drew for it is taken out of `drawn`."""
+        seed, B = self.cfg.seed, self.cfg.train.batch_size  # noqa: N806
+        if not self.draws(at):
+            return self.task.train_batch(seed, at, B)
+        index_B, weight_B = drawn.pop(at)
+        batch = self.task.pick(seed, at, index_B)
+        return batch | {"index_B": index_B[batch["ex_B"]], "weight_B": weight_B[batch["ex_B"]]}
+
+    def sampler_flops(self) -> int:
+        """What the sampler adds to a step: its elementwise operations and comparisons, each one FLOP; 0 without one."""
+        if not self.cfg.sampler.on:
+            return 0
+        c, row = self.cfg.sampler, jax.ShapeDtypeStruct((self.cfg.train.batch_size,), "float32")
+
+        def work(s, index_B, loss_B, cost_B):
+            return sampler.advance(c, sampler.observe(c, s, index_B, loss_B, cost_B, loss_B > 0), self.key, 0)
+
+        return jaxpr.count(work, self.like.sampler, jax.ShapeDtypeStruct(row.shape, "int32"), row, row).elementwise
 
     def bucket(self, at: int) -> int:
         """Which program takes the step after `at` steps."""
@@ -71,7 +117,7 @@ class Session:
     def adopt(self, bucket: int) -> None:
         """From here on that program evaluates and is reported."""
         self.adopted = bucket
-        self.model, self.parallel = self._models[bucket], self.program(bucket)
+        self.model, self.parallel = self._models[bucket], self.program(bucket, False)
         self.executed = self.model.executed
 
     def adopt_of(self, found: state.TrainState) -> None:
@@ -94,8 +140,12 @@ class Session:
 
     def fresh(self) -> state.TrainState:
         """The state before the first step."""
-        return state.init(self.model, self.optimizer, self.task.example(1), self.key, self.cfg.objective,
-                          self.shares)  # fmt: skip
+        new = state.init(self.model, self.optimizer, self.task.example(1), self.key, self.cfg.objective,
+                         self.shares)  # fmt: skip
+        if not self.cfg.sampler.on:
+            return new
+        make = functools.partial(sampler.init, self.cfg.sampler, self.task.examples, self.cfg.train.batch_size)
+        return new.replace(sampler=jax.jit(make)(self.key, self.first_draw))
 
     @property
     def penalty(self) -> float:
