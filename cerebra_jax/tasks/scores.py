@@ -55,8 +55,8 @@ def regress(out: Out, batch: Batch, each: bool = False) -> tuple[Any, Pairs]:
 
     w_Bx1 = batch["w_BxL"]
     miss_Bx1 = _outputs(out) - batch["labels_BxL"]
-    square_Bx1, n = w_Bx1 * jnp.square(miss_Bx1), w_Bx1.sum()
-    squares = square_Bx1.sum()
+    square_Bx1 = w_Bx1 * jnp.square(miss_Bx1)
+    squares, n = square_Bx1.sum(), w_Bx1.sum()
     sums = {"loss": (squares, n), "absolute": ((w_Bx1 * jnp.abs(miss_Bx1)).sum(), n)}
     return squares, sums | ({"each": (square_Bx1[:, 0], w_Bx1[:, 0])} if each else {})
 

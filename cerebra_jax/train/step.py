@@ -114,8 +114,8 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
             metrics |= {"budget_target": (target, one), "budget_gap": (hard - target, one)}
             metrics |= {"multiplier": (state.dual["multiplier"], one), "rate": (control.rate(state.step), one)}
         if draws:
-            w_B = drawn.weight_B
-            metrics |= {"sampler_effective": (w_B.sum() ** 2 / (w_B.size * (w_B**2).sum()), one), "drawn": drawn}
+            w, w2 = psum((batch["weight_B"].sum(), jnp.square(batch["weight_B"]).sum()))
+            metrics |= {"sampler_effective": (jnp.square(w) / w2, examples), "drawn": drawn}
             metrics |= {"sampler_seen": (table.seen_N.astype(jnp.float32).mean(), one)}
         return new, metrics
 
