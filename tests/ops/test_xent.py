@@ -50,6 +50,18 @@ def test_without_gradients_it_is_the_same_loss():
     assert float(chunked_xent(h, head, y, w, 8)) == pytest.approx(float(with_gradients), rel=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_its_terms_add_up_and_stand_at_their_tokens(chunk):
+    h, head, y, w = _case(3)
+    one_BxLxBxL = jnp.eye(w.size).reshape(*w.shape, *w.shape)
+    apart_BxL = jax.vmap(jax.vmap(lambda one: _plain(h, head, y, w * one)))(one_BxLxBxL)
+    grad = jax.value_and_grad(lambda h: chunked_xent(h, head, y, w, chunk, True), has_aux=True)
+    (total, terms_BxL), got = grad(h)
+    _assert_same((terms_BxL, chunked_xent(h, head, y, w, chunk, True)[1]), (apart_BxL, apart_BxL), 1e-5)
+    assert float(terms_BxL.sum()) == pytest.approx(float(total), rel=1e-6)
+    np.testing.assert_array_equal(got, jax.grad(lambda h: chunked_xent(h, head, y, w, chunk))(h))
+
+
 def test_bfloat16_features_keep_a_float32_loss():
     h, head, y, w = _case(2, dtype=jnp.bfloat16)
     got = jax.value_and_grad(lambda h, e: chunked_xent(h, e, y, w, 8), argnums=(0, 1))(h, head)

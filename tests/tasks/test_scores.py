@@ -71,3 +71,17 @@ def test_what_is_not_finite_shows_in_the_loss():
     broken = out._replace(h=out.h.at[2].set(jnp.inf))
     fine = {"labels_BxL": jnp.zeros((6, 1), jnp.int32), "w_BxL": jnp.ones((6, 1))}
     assert not np.isfinite(scores.classify(broken, fine)[0])
+
+
+@pytest.mark.parametrize("name", ["classify", "regress"])
+def test_the_losses_of_single_examples_are_those_of_batches_of_one(name):
+    """Also under the weights of a sampler; padding has weight 0."""
+    loss, outputs = getattr(scores, name), C if name == "classify" else 1
+    out, _ = made(6, outputs)
+    labels = np.arange(6, dtype=np.int32 if outputs > 1 else np.float32)[:, None] % C
+    batch = {"labels_BxL": jnp.asarray(labels), "w_BxL": jnp.asarray([[1.0], [0.5], [3.0], [0.0], [1.0], [2.0]])}
+    total, sums = loss(out, batch, each=True)
+    ones = [loss(Out(out.h[i : i + 1], out.head_VxD), {k: x[i : i + 1] for k, x in batch.items()})[0] for i in range(6)]
+    np.testing.assert_allclose(sums["each"][0], ones, rtol=1e-6)
+    np.testing.assert_array_equal(sums["each"][1], batch["w_BxL"][:, 0])
+    assert "each" not in loss(out, batch)[1] and float(total) == float(loss(out, batch)[0])
