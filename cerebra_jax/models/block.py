@@ -71,7 +71,8 @@ class Attention(nn.Module):
         if step is not None:
             memory = cached.write(step.kv, step.at_Bxn, k, v, korder)
             k, v, korder = memory
-            plan, kernel = cached.plan(Q, korder.shape[1]), masked_kernel(net, Q)
+            plan = cached.plan(Q, korder.shape[1])
+            kernel = masked_kernel(net, Q, plan)
 
         def look(module, q):
             q = att.rope(heads(_dense(D, self.bias, q, 0.02, "q")), qpos)
@@ -110,15 +111,17 @@ def dense_attention_flops(net: NetCfg, L: int) -> int:
 
 
 def kernel_of(net: NetCfg, L: int) -> str:
-    """The attention kernel that this configuration runs on the present device."""
-    if not net.causal:
-        return masked_kernel(net, L)
-    return att.resolve(net.attention, L, net.dtype, net.width // net.heads)
+    """The kernel of plain self-attention of L tokens on the present device."""
+    if net.causal and att.fused(net.attention, net.dtype, net.width // net.heads):
+        return "cudnn"
+    return masked_kernel(net, L, dense_plan(net, L))
 
 
-def masked_kernel(net: NetCfg, L: int) -> str:
-    """The kernel where masks are more than plain causality, which is all that cuDNN's knows here."""
-    return "blockwise" if net.attention == "blockwise" or L >= att.BLOCKWISE_FROM else "full"
+def masked_kernel(net: NetCfg, L: int, plan: att.Plan, heads: int = 0) -> str:
+    """The kernel where masks are more than plain causality, which is all that cuDNN's knows here. `heads`: of them, 0:
+    as many as the net's."""
+    auto = net.attention in ("auto", "cudnn")
+    return att.score_kernel(plan, L, (heads or net.heads) / net.heads) if auto else net.attention
 
 
 def pairs(net: NetCfg, L: int) -> int:

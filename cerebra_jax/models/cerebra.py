@@ -76,9 +76,9 @@ class RoutedBlock(nn.Module):
 
     def _light(self, h_BxLxD, pos_1xL, order, mask_BxL, std, cache):
         """The compressed attention, and what it adds: the reconstruction loss, or the cache after these tokens."""
-        net, n = self.net, h_BxLxD.shape[1]
+        net = self.net
         compress = compressor.Compressor(net, self.L, name="compressor")
-        attend = compressor.CompressedAttention(net, self.L, block.masked_kernel(net, n), std, name="light")
+        attend = compressor.CompressedAttention(net, self.L, std, name="light")
         if cache is None:
             c_BxMxE, seen, lost_B = compress(h_BxLxD, mask_BxL)
             more = {} if lost_B is None else {"reconstruct": lost_B}
@@ -96,11 +96,12 @@ class RoutedBlock(nn.Module):
         if slots is None:
             if not all_keys:  # a token that is not kept is no key, and as a query it is thrown away
                 order = jnp.where(kept, order, L)
-            kernel = block.kernel_of(net, L) if all_keys else block.masked_kernel(net, L)
-            heavy = block.Attention(net, block.dense_plan(net, L), kernel, out_std=std, name="heavy")
+            plan = block.dense_plan(net, L)
+            kernel = block.kernel_of(net, L) if all_keys else block.masked_kernel(net, L, plan)
+            heavy = block.Attention(net, plan, kernel, out_std=std, name="heavy")
             return heavy(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
         plan = router.layout(net, L).plan(net.route.kv)
-        heavy = block.Attention(net, plan, block.masked_kernel(net, L), out_std=std, name="heavy")
+        heavy = block.Attention(net, plan, block.masked_kernel(net, L, plan), out_std=std, name="heavy")
         q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
         order_BxK = dispatch.read(order, slots, L)  # an empty slot stands at L: no real query sees it as a key
         memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)

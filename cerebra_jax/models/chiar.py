@@ -78,11 +78,9 @@ class RoutedLayer(nn.Module):
         net, route, L = self.net, self.net.route, self.L
         light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
         wanted, gate, p, score = Decision(net, name="router")(x_BxLxD, X_BxLxD, temperature, tau, spread)
-        # cuDNN knows only plain causal masks: positions of gathered tokens need a kernel that reads them
-        kernel = "blockwise" if self.kernel == "blockwise" or L >= att.BLOCKWISE_FROM else "full"
         if cache is not None:
             kept, qorder, used_BxS, step = cached.routed(net, cache, wanted, pos_1xL, layout(net, L))
-            heavy = AttentionLN(net, (), kernel, name="heavy")
+            heavy = AttentionLN(net, (), self.kernel, name="heavy")
             heavy_BxLxD, kv = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, qorder, step)
         elif dispatched(net):
             lay = layout(net, L)
@@ -91,14 +89,16 @@ class RoutedLayer(nn.Module):
             spos_BxK = slots.idx_BxK  # an empty slot stands at position L: no real query sees it as a key
             q_BxKxD = dispatch.gather(x_BxLxD, slots)
             memory, kpos = (x_BxLxD, pos_1xL) if route.kv == "all" else (q_BxKxD, spos_BxK)
-            heavy = AttentionLN(net, lay.plan(route.kv), kernel, name="heavy")
+            plan = lay.plan(route.kv)
+            heavy = AttentionLN(net, plan, block.masked_kernel(net, L, plan), name="heavy")
             heavy_BxLxD = dispatch.scatter(heavy(q_BxKxD, memory, spos_BxK, kpos, ex_B), slots)
         else:
             kept, pos = wanted, pos_1xL
             if route.kv == "routed":  # a token that is not routed is no key, and as a query it is thrown away
                 pos = jnp.where(kept, pos_1xL, L)
-            kernel = self.kernel if route.kv == "all" else kernel
-            heavy = AttentionLN(net, att.causal_plan(L), kernel, name="heavy")
+            plan = att.causal_plan(L)
+            kernel = self.kernel if route.kv == "all" else block.masked_kernel(net, L, plan)
+            heavy = AttentionLN(net, plan, kernel, name="heavy")
             heavy_BxLxD = heavy(x_BxLxD, x_BxLxD, pos, pos, ex_B)
         g = (gate * kept)[..., None].astype(x_BxLxD.dtype)
         x_BxLxD = light_BxLxD + g * (heavy_BxLxD - light_BxLxD)

@@ -184,7 +184,6 @@ class CompressedAttention(nn.Module):
 
     net: NetCfg
     L: int
-    kernel: str
     out_std: float = 0.02
 
     @nn.compact
@@ -214,7 +213,7 @@ class CompressedAttention(nn.Module):
             kv = cached.write(kv, jnp.pad(1 + ends.j_Bxm, ((0, 0), (1, 0))), k, v, korder)
             k, v, korder = kv
             plan = cached.plan(n, korder.shape[1])
-        o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, self.kernel)
+        o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, block.masked_kernel(net, n, plan, H))
         o_BxLxE = o.swapaxes(1, 2).reshape(B, n, E)
         y_BxLxD = block._dense(net.width, False, o_BxLxE, self.out_std, "out")
         return y_BxLxD if ends is None else (y_BxLxD, kv)

@@ -22,7 +22,7 @@ Reach = tuple[int | None, int]
 PAST: Reach = (None, 0)
 
 CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 128 to 256 measured best on CPU
-BLOCKWISE_FROM = 1024  # sequence length from which scores are no longer formed whole
+KEPT = 1024  # scores per token and head that are kept for the backward pass; more are formed again, chunk by chunk
 
 
 def segment_bounds(L: int, count: int) -> tuple[tuple[int, int], ...]:
@@ -59,14 +59,17 @@ def scores_flops(plan: Plan, width: int, kernel: str = "full") -> int:
     return sum(prices.attention_scores_flops(q1 - q0, k1 - k0, width) for q0, q1, k0, k1 in plan)
 
 
-def resolve(kernel: str, L: int, dtype: str, head_width: int) -> str:
-    """The kernel that runs: `auto` is cuDNN on a GPU that can (bf16, head width a multiple of 8, at most 128), else
-    whole score blocks for short sequences and query chunks for long ones."""
-    if kernel != "auto":
-        return kernel
-    if jax.default_backend() == "gpu" and dtype == "bfloat16" and head_width % 8 == 0 and head_width <= 128:
-        return "cudnn"
-    return "full" if L < BLOCKWISE_FROM else "blockwise"
+def fused(kernel: str, dtype: str, head_width: int) -> bool:
+    """Whether cuDNN's kernel runs: asked for, or `auto` on a GPU that can (bf16, head width a multiple of 8 to 128)."""
+    able = jax.default_backend() == "gpu" and dtype == "bfloat16" and head_width % 8 == 0 and head_width <= 128
+    return kernel == "cudnn" or (kernel == "auto" and able)
+
+
+def score_kernel(plan: Plan, tokens: int, heads: float = 1.0) -> str:
+    """Whole score blocks where all of them are few for a sequence of so many tokens, else query chunks whose scores
+    are formed again in the backward pass, a third more FLOPs. `heads`: as a share of what KEPT is per."""
+    scores = heads * sum((q1 - q0) * (k1 - k0) for q0, q1, k0, k1 in plan)
+    return "full" if scores // tokens <= KEPT else "blockwise"
 
 
 @functools.cache

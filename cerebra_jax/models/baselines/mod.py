@@ -45,7 +45,9 @@ class RoutedLayer(nn.Module):
             plan = block.dense_plan(net, L)
         (q, qpos, qorder), (m, kpos, korder) = taken, (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken
         std = 0.02 * (2 * net.depth) ** -0.5
-        attention = block.Attention(net, plan, block.masked_kernel(net, L), out_std=std, name="attention")
+        plain = net.route.kv == "all" and not net.route.dispatch
+        kernel = block.kernel_of(net, L) if plain else block.masked_kernel(net, L, plan)
+        attention = block.Attention(net, plan, kernel, out_std=std, name="attention")
         a_BxKxD = attention(q, m, qpos, kpos, qorder, korder)
         ffn = block.FeedForward(net, out_std=std, name="ffn")
         f_BxKxD = a_BxKxD + ffn(block.Norm(name="ffn_norm")(x_BxKxD + a_BxKxD))

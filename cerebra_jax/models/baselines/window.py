@@ -30,7 +30,8 @@ class Window(transformer.Transformer):
 
     def attention(self, L):
         span = reach(self.net)
-        return {"plan": att.window_plan(L, span), "kernel": block.masked_kernel(self.net, L), "reach": span}
+        plan = att.window_plan(L, span)
+        return {"plan": plan, "kernel": block.masked_kernel(self.net, L, plan), "reach": span}
 
     def order(self, L, mask_BxL):
         pos_1xL = jnp.arange(L)[None]

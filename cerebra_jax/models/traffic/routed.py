@@ -31,13 +31,14 @@ def _attended(net: NetCfg, L: int, dispatched: bool) -> Routed:
     return Routed([*gathered, *made, *streams], [units.pair(D, net.heads, size, fused)])
 
 
-def _routed_attention(net: NetCfg, L: int, lay, kernel: str, each: Routed) -> tuple[Ops, Ops]:
+def _routed_attention(net: NetCfg, L: int, lay, each: Routed) -> tuple[Ops, Ops]:
     """(model, executed) operations of routed attention; lay: the layout of its dispatch, None where it is masked."""
     D, H, size, all_keys = net.width, net.heads, common.itemsize(net), net.route.kv == "all"
     shared = [units.linear(D, 2 * D, size).times(L), units.streamed(D, size).times(L)] if all_keys else []
     model = [*(op.times(L) for op in each.token), *(op.times(block.pairs(net, L)) for op in each.pair), *shared]
     K = lay.K if lay else L
     plan = lay.plan(net.route.kv) if lay else block.dense_plan(net, L)
+    kernel = block.kernel_of(net, L) if all_keys and not lay else block.masked_kernel(net, L, plan)
     return model, common.heavy(net, K, L if all_keys else K, common.visits(net, plan, D, H, kernel))
 
 
@@ -81,7 +82,8 @@ def _light(net: NetCfg, L: int) -> tuple[Ops, Ops]:
     linear = [op.times(L) for op in (units.linear(D, E, size), units.linear(E, D, size))]
     linear.append(units.linear(E, 2 * E, size).times(M))
     pairs = L + (int((L - last_M).sum()) if net.causal else L * M)
-    plan, kernel = compressor.light_plan(net, L), block.masked_kernel(net, L)
+    plan = compressor.light_plan(net, L)
+    kernel = block.masked_kernel(net, L, plan, heads)
     return (
         [*linear, *common.looks(net, pairs, L, 1 + M, E, heads)],
         [*linear, *common.visits(net, plan, E, heads, kernel)],
@@ -93,8 +95,7 @@ def cerebra_parts(net: NetCfg, L: int, vocab: int) -> Parts:
     narrow, rest = cerebra.ffn_widths(net)
     lay = router.layout(net, L) if cerebra.dispatched(net) else None
     each = _attended(net, L, lay is not None)
-    kernel = block.masked_kernel(net, L) if lay or net.route.kv == "routed" else block.kernel_of(net, L)
-    attention = _routed_attention(net, L, lay, kernel, each) if cerebra.routed(net) else common.dense(net, L)
+    attention = _routed_attention(net, L, lay, each) if cerebra.routed(net) else common.dense(net, L)
     if mode == "soft":
         attention = (attention[0], common.dense(net, L)[1])
     K = lay.K if lay else L
@@ -139,8 +140,7 @@ def chiar_each(net: NetCfg, L: int) -> Routed:
 def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
     parts, D = Parts({}, {}), net.width
     lay = chiar.layout(net, L) if chiar.dispatched(net) else None
-    kernel = block.masked_kernel(net, L) if lay or net.route.kv == "routed" else block.kernel_of(net, L)
-    model, run = _routed_attention(net, L, lay, kernel, chiar_each(net, L))
+    model, run = _routed_attention(net, L, lay, chiar_each(net, L))
     run = [*run, common.norm(net, lay.K if lay else L)]
     # a threshold's entropy reads the spectrum twice: its power, and p log p
     score = Op(bytes=2 * D * FLOAT) if net.route.mode == "threshold" else units.linear(D, 1, FLOAT)
@@ -174,7 +174,7 @@ def mod_each(net: NetCfg, L: int) -> Routed:
 def mod_parts(net: NetCfg, L: int, vocab: int) -> Parts:
     parts, dispatched = common.transformer(net, L, vocab), net.route.dispatch
     lay = router.layout(net, L) if dispatched else None
-    attention = _routed_attention(net, L, lay, block.masked_kernel(net, L), _attended(net, L, dispatched))
+    attention = _routed_attention(net, L, lay, _attended(net, L, dispatched))
     model, run = (
         [common.norm(net, n * (1 + dispatched)), *common.ffn(net, n, net.ffn_width)] for n in (L, lay.K if lay else L)
     )
