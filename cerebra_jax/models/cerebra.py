@@ -66,7 +66,7 @@ class RoutedBlock(nn.Module):
         if mode != "always_full":
             light, more = self._light(h_BxLxD, pos_1xL, order, mask_BxL, std, cache)
             (y if cache is None else new).update(more)
-        mixed = light if heavy is None else heavy if light is None else g * heavy + (1 - g) * light
+        mixed = light if heavy is None else heavy if light is None else block.mix(g, heavy, light)
         if net.local:
             mixed += block.local(net, h_BxLxD, mask_BxL, cache, new)
         x_BxLxD += drop(ex_B, mixed)
@@ -120,9 +120,9 @@ class RoutedBlock(nn.Module):
             return out
         if slots is not None:
             extra = part(rest, "ffn_rest")
-            return out + g * dispatch.scatter(extra(dispatch.gather(h_BxLxD, slots)), slots)
+            return out + block.mix(g, dispatch.scatter(extra(dispatch.gather(h_BxLxD, slots)), slots))
         wide = cached.when(run, lambda module, x: part(rest, "ffn_rest")(x), self, h_BxLxD, net.width)
-        return out + (wide if g is None else g * wide)
+        return out + (wide if g is None else block.mix(g, wide))
 
 
 _UNROUTED = ("always_full", "always_compressed", "soft")

@@ -100,8 +100,7 @@ class RoutedLayer(nn.Module):
             kernel = self.kernel if route.kv == "all" else block.masked_kernel(net, L, plan)
             heavy = AttentionLN(net, plan, kernel, name="heavy")
             heavy_BxLxD = heavy(x_BxLxD, x_BxLxD, pos, pos, ex_B)
-        g = (gate * kept)[..., None].astype(x_BxLxD.dtype)
-        x_BxLxD = light_BxLxD + g * (heavy_BxLxD - light_BxLxD)
+        x_BxLxD = block.mix((gate * kept).astype(x_BxLxD.dtype), heavy_BxLxD, light_BxLxD)
         x_BxLxD = FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B)
         if cache is not None:
             return x_BxLxD, {"kept": kept, "cache": {"heavy": kv, "used_BxS": used_BxS}}
@@ -168,7 +167,7 @@ class Chiar(nn.Module):
                 g_BxLx1, rest["sum_BxD"] = meta(x_BxLxD, cache.rest["sum_BxD"], pos_1xL, real)
             stats["meta_gate"] = g_BxLx1.mean((1, 2))
             g = g_BxLx1.astype(x_BxLxD.dtype)
-            light_BxLxD = g * light_BxLxD + (1 - g) * x_BxLxD
+            light_BxLxD = block.mix(g, light_BxLxD, x_BxLxD)
         x_BxLxD = FeedForwardLN(net, name="first_mlp")(light_BxLxD, ex_B)
 
         R = net.depth - 2

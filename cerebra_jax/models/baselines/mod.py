@@ -53,7 +53,7 @@ class RoutedLayer(nn.Module):
         f_BxKxD = a_BxKxD + ffn(block.Norm(name="ffn_norm")(x_BxKxD + a_BxKxD))
         f_BxLxD = dispatch.scatter(f_BxKxD, slots) if net.route.dispatch else f_BxKxD
         gate_BxL = r.gate * kept_BxL
-        x_BxLxD += block.Drop(net.dropout)(ex_B, gate_BxL[..., None].astype(f_BxLxD.dtype) * f_BxLxD)
+        x_BxLxD += block.Drop(net.dropout)(ex_B, block.mix(gate_BxL.astype(f_BxLxD.dtype), f_BxLxD))
         return x_BxLxD, router.report(net, L, self.each, r, kept_BxL, gate_BxL, mask_BxL, knobs.rate)
 
 
