@@ -61,6 +61,11 @@ def together(c: RunCfg) -> None:
         "a BPE vocabulary holds 256 bytes first: use 260 or more",
     )
     need(
+        c.task.subwords == 0 or (c.task.name == "intent" and c.task.tokenizer == "words"),
+        f"task.subwords is set for {c.task.tokenizer if c.task.name == 'intent' else c.task.name}",
+        "they are parts of words: use task.name=intent with task.tokenizer=words, or task.subwords=0",
+    )
+    need(
         not c.task.tfds or (c.task.name == "intent" and not c.task.path),
         f"task.tfds is set beside task.{'path' if c.task.path else 'name'}={c.task.path or c.task.name}",
         "it is for task.name=intent, in the place of task.path",

@@ -4,6 +4,7 @@ Arrays carry their shape in their name, `x_BxLxD`. Letters:
 
     B batch   L tokens   M compressed tokens   K kept tokens   D width   H heads   C head width
     F FFN width   V vocabulary   N rows of a data set   S segments (static key prefixes)   R routed layers
+    G character n-grams of a token
 
 This module imports no JAX, so that a mistyped configuration is refused before JAX is loaded.
 """
@@ -21,6 +22,7 @@ Batch = dict[str, Any]
 batch: dropout and routing noise are keyed by it, so they do not depend on the number of devices).
 With a pooled head labels and weights are (B, 1), the labels of a regression float32.
 `values_BxL` float32, optional: each token's embedding is multiplied by it, and gets a bias of its place (tables).
+`subwords_BxLxG` int32 where net.subwords = G says so: rows of the token table, whose mean joins its own, or −1.
 `at_BxQ` int32 where net.answers says so: the positions that are asked for; labels and weights are then (B, Q).
 `mask_BxL` bool, optional, for encoders (False = padding, which no token sees); without it every token is real.
 `needed_BxL` bool, optional: the tokens that the answers depend on, which an oracle router keeps.

@@ -1,9 +1,9 @@
-"""Classification of short texts by intent: Cerebra encoder or dense Transformer.
+"""Classification of short texts by intent: Cerebra encoder, dense Transformer, convolutions, or a bag of words.
 
 python -m cerebra_jax.main --config=configs/intent.py[:PART[-PART…]]
 python -m cerebra_jax.main --config=configs/intent.py --config.task.path=FILE.csv
 
-    model   cerebra (default) | dense            smoke: ends in seconds
+    model   cerebra (default) | dense | cnn | mlp (a bag: the mean of the words, then an MLP)    smoke: ends in seconds
     data    made-up utterances (default: no file, no network), or --config.task.path=FILE with columns text,label
             clinc150 (path: data_full.json.gz or data_small.json.gz) | banking77 | snips (path: a folder with train.csv
             and test.csv, or valid.csv)
@@ -18,7 +18,7 @@ BANKING77 and 0.986 on SNIPS.
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
-MODELS = ("cerebra", "dense")
+MODELS = {"cerebra": "cerebra", "dense": "transformer", "cnn": "cnn", "mlp": "mlp"}
 PATHS = {"clinc150": "data_full.json.gz", "banking77": "banking77", "snips": "snips"}
 PARTS = (*MODELS, *PATHS, "smoke")
 
@@ -36,12 +36,15 @@ def get_config(arg: str = ""):
     c.task.path = next((path for part, path in PATHS.items() if part in parts), "")
     if "snips" in parts:  # its split: 13,094 and 690 of train.csv; valid.csv is the test
         c.task.valid_share = 0.05
-    c.net.name = "transformer" if "dense" in parts else "cerebra"
+    c.task.subwords = 1 << 14  # words and their character n-grams, as the linear model has them
+    c.net.name = next((name for part, name in MODELS.items() if part in parts), "cerebra")
     c.net.causal, c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = False, 2, 128, 4, 512
     c.net.dropout = 0.3
     if c.net.name == "cerebra":  # a quarter of the tokens heavy: 0.42 to 0.46 of the dense FLOPs are executed
         c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
         c.net.compress.kind, c.net.compress.s = "attention", 0.25
+    if c.net.name == "mlp":
+        c.net.pool = "mean"
     c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "30 epochs", 64, 1e-3, "0.05 frac"
     c.train.eval_every, c.train.checkpoint_every = "0.1 frac", "0.1 frac"
     if "smoke" in parts:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
+from cerebra_jax.models import inputs
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dropout import dropout
@@ -211,27 +212,6 @@ class Drop(nn.Module):
         return dropout(key, ex_B, x_BxLxD, self.rate)
 
 
-class Embed(nn.Module):
-    """Token table, (B, L) int32 -> (B, L, D); the same table is the output matrix (tied head)."""
-
-    vocab: int
-    net: NetCfg
-
-    @nn.compact
-    def __call__(self, ids_BxL):
-        table_VxD = self.param("table", _init(), (self.vocab, self.net.width), jnp.float32)
-        return table_VxD[ids_BxL].astype(self.net.dtype), table_VxD
-
-
-class Columns(nn.Module):
-    """Tokens that carry numbers: value · embedding + a bias of the place (Gorishniy et al. 2021, arXiv:2106.11959)."""
-
-    @nn.compact
-    def __call__(self, x_BxLxD, values_BxL):
-        bias_LxD = self.param("bias", _init(), x_BxLxD.shape[1:], jnp.float32)
-        return values_BxL[..., None].astype(x_BxLxD.dtype) * x_BxLxD + bias_LxD.astype(x_BxLxD.dtype)[None]
-
-
 def embed(net: NetCfg, vocab: int, batch):
     """Tokens or features of a batch -> ((B, L, D), the token table or None), dropout applied."""
     if net.features:
@@ -239,10 +219,22 @@ def embed(net: NetCfg, vocab: int, batch):
         dense = nn.Dense(net.width, True, net.dtype, kernel_init=init, name="features")
         x_BxLxD, table_VxD = dense(batch["features_BxLxN"].astype(net.dtype)), None
     else:
-        x_BxLxD, table_VxD = Embed(vocab, net, name="embed")(batch["inputs_BxL"])
+        subwords_BxLxG = batch["subwords_BxLxG"] if net.subwords else None
+        x_BxLxD, table_VxD = inputs.Embed(vocab, net, name="embed")(batch["inputs_BxL"], subwords_BxLxG)
         if "values_BxL" in batch:
-            x_BxLxD = Columns(name="columns")(x_BxLxD, batch["values_BxL"])
+            x_BxLxD = inputs.Columns(name="columns")(x_BxLxD, batch["values_BxL"])
     return Drop(net.dropout)(batch["ex_B"], x_BxLxD), table_VxD
+
+
+def pool(kind: str, h_BxLxD, mask_BxL):
+    """(B, 1, D) in float32: the mean over the real tokens, or (max) each feature's largest value among them."""
+    h = h_BxLxD.astype(jnp.float32)
+    real_BxLx1 = None if mask_BxL is None else mask_BxL[..., None]
+    if kind == "max":  # padding stands at the least of all values: finite, where nothing else is there
+        return (h if mask_BxL is None else jnp.where(real_BxLx1, h, h.min(1, keepdims=True))).max(1, keepdims=True)
+    if mask_BxL is None:
+        return h.mean(1, keepdims=True)
+    return jnp.where(real_BxLx1, h, 0.0).sum(1, keepdims=True) / jnp.maximum(real_BxLx1.sum(1, keepdims=True), 1)
 
 
 class Head(nn.Module):
@@ -256,16 +248,18 @@ class Head(nn.Module):
     def __call__(self, h_BxLxD, table_VxD, mask_BxL):
         net = self.net
         if net.outputs:
-            h = h_BxLxD.astype(jnp.float32)
-            if mask_BxL is None:
-                h = h.mean(1, keepdims=True)
-            else:
-                n_Bx1 = jnp.maximum(mask_BxL.sum(1, keepdims=True), 1)
-                h = jnp.where(mask_BxL[..., None], h, 0.0).sum(1, keepdims=True) / n_Bx1[..., None]
-            h_BxLxD = h.astype(h_BxLxD.dtype)
+            h_BxLxD = pool("mean", h_BxLxD, mask_BxL).astype(h_BxLxD.dtype)
         if net.outputs or table_VxD is None:
             table_VxD = self.param("table", _init(), (net.outputs or self.vocab, net.width), jnp.float32)
         return Out(h_BxLxD, table_VxD)
+
+
+def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL) -> Out:
+    """Last norm and head. With net.pool a pooled head's tokens are pooled before the norm: a token then counts by its
+    size, which the model may choose; after it all are of one size, a name as large as an article."""
+    if net.outputs and net.pool:
+        x_BxLxD, mask_BxL = pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
+    return Head(net, vocab, name="head")(Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
 
 
 def head_flops(net: NetCfg, L: int, vocab: int) -> int:

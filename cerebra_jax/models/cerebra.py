@@ -178,7 +178,7 @@ class Cerebra(nn.Module):
         kwargs = {"net": net, "L": L, "each": each}
         layers = None if cache is None else cache.layers
         x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
-        out = block.Head(net, self.vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
+        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL)
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"], y.get("kept"))
 

@@ -32,7 +32,7 @@ def sketch(cfg: RunCfg) -> Any:
 
 def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
     """The configuration with what its task decides: L, and the input and head of the net where they are 0."""
-    decided = ("outputs", "features", "answers")
+    decided = ("outputs", "features", "subwords", "answers")
     net = dataclasses.replace(cfg.net, **{key: getattr(cfg.net, key) or getattr(shape, key) for key in decided})
     for key in decided:
         given, wanted = getattr(net, key), getattr(shape, key)

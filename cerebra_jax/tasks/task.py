@@ -23,6 +23,7 @@ class Shape(NamedTuple):
     vocab_size: int
     outputs: int = 0  # of a pooled head: classes, or 1 for a regression; 0: logits per token
     features: int = 0  # numbers per token of the input; 0: token ids
+    subwords: int = 0  # n-grams per token at most (batch key `subwords_BxLxG`)
     answers: int = 0  # positions of an example that are asked for (batch key `at_BxQ`); 0: all
     causal: bool = False  # True: only a causal model may solve it
     needed: bool = False  # its batches mark the tokens that the answers depend on (batch key `needed_BxL`)

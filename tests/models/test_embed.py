@@ -1,11 +1,13 @@
-"""Numbers in a batch: they scale their token's embedding, and each place has a bias."""
+"""What models read beside token ids: numbers, which scale an embedding, and n-grams; and what a pooled head sees."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cerebra_jax.models import block
+from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import jaxpr
+from cerebra_jax.models import block, inputs
 from cerebra_jax.models.build import build, neutral_knobs
 
 
@@ -13,7 +15,7 @@ def test_a_token_with_a_number_is_value_times_embedding_plus_the_bias_of_its_pla
     rng = np.random.RandomState(0)
     x, values = rng.standard_normal((2, 3, 4)).astype(np.float32), rng.standard_normal((2, 3)).astype(np.float32)
     bias = rng.standard_normal((3, 4)).astype(np.float32)
-    got = block.Columns().apply({"params": {"bias": bias}}, jnp.asarray(x), jnp.asarray(values))
+    got = inputs.Columns().apply({"params": {"bias": bias}}, jnp.asarray(x), jnp.asarray(values))
     np.testing.assert_allclose(got, values[..., None] * x + bias[None], rtol=1e-6)
 
 
@@ -28,3 +30,82 @@ def test_a_model_sees_the_numbers_of_its_batch(tiny_cfg, name):
     assert variables["params"]["columns"]["bias"].shape == (4, 32)
     out = jax.jit(lambda batch: model.apply(variables, batch, neutral_knobs())[0].h)(batch)
     assert out.shape == (3, 1, 32) and np.abs(np.asarray(out[0] - out[1])).max() > 1e-3  # the same ids, other numbers
+
+
+def test_a_token_is_its_row_and_the_mean_of_its_n_grams():
+    rng = np.random.RandomState(0)
+    table = rng.standard_normal((30, 8)).astype(np.float32)
+    ids, grams = rng.randint(0, 10, (2, 5)), rng.randint(10, 30, (2, 5, 4))
+    grams[:, :, 2:] = np.where(rng.rand(2, 5, 2) < 0.5, -1, grams[:, :, 2:])
+    grams[0, 0] = -1
+    embed = inputs.Embed(30, NetCfg(width=8))
+    got, _ = embed.apply({"params": {"table": table}}, jnp.asarray(ids), jnp.asarray(grams))
+    for b, t in np.ndindex(2, 5):
+        mine = table[grams[b, t][grams[b, t] >= 0]]
+        want = table[ids[b, t]] + (mine.mean(0) if len(mine) else 0.0)
+        np.testing.assert_allclose(got[b, t], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["transformer", "cerebra", "cnn", "mlp"])
+def test_models_learn_the_rows_of_n_grams_and_nothing_of_no_n_gram(tiny_cfg, name):
+    """The gradient reaches the table where n-grams are, and the program still costs what its price says."""
+    L, G, V = 6, 3, 20  # noqa: N806
+    net = {"name": name, "causal": False, "outputs": 2, "subwords": G, "depth": 1, "route": {"mode": "topk"}}
+    model = build(tiny_cfg({"task": {"name": "intent", "seq_len": L}, "net": net}), V)
+    grams = np.where(np.arange(2 * L * G).reshape(2, L, G) % 5 == 0, -1, 10 + np.arange(2 * L * G).reshape(2, L, G) % 7)
+    batch = {"inputs_BxL": np.full((2, L), 3, np.int32), "ex_B": np.arange(2, dtype=np.int32),
+             "subwords_BxLxG": grams.astype(np.int32)}  # fmt: skip
+    variables = jax.jit(lambda: model.init(jax.random.key(0), batch))()
+
+    def answer(params):
+        out, _ = model.apply(variables | {"params": params}, batch, neutral_knobs())
+        return jnp.einsum("bld,vd->bv", out.h, out.head_VxD)
+
+    slope_VxD = jax.jit(jax.grad(lambda p: answer(p)[:, 0].sum()))(variables["params"])["embed"]["table"]
+    moved = set(np.flatnonzero(np.abs(slope_VxD).max(1)).tolist())
+    assert moved == {3, *grams[grams >= 0].tolist()}
+    assert jaxpr.count(answer, variables["params"]).flops == 2 * model.cost.executed_flops
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_a_pool_sees_real_tokens_alone(pool):
+    rng = np.random.RandomState(0)
+    h, mask = rng.standard_normal((3, 5, 4)).astype(np.float32), np.arange(5)[None] < np.array([[5], [2], [1]])
+    take = np.max if pool == "max" else np.mean
+    want = np.stack([take(row[real], axis=0, keepdims=True) for row, real in zip(h, mask, strict=True)])
+    padded = np.where(mask[..., None], h, 100.0).astype(np.float32)
+    for x in (h, padded, -padded):
+        here = jnp.asarray(np.where(mask[..., None], h, x))
+        np.testing.assert_allclose(block.pool(pool, here, jnp.asarray(mask)), want, rtol=1e-5)
+    np.testing.assert_allclose(block.pool(pool, jnp.asarray(h), None), take(h, axis=1, keepdims=True), rtol=1e-5)
+    assert np.isfinite(block.pool(pool, jnp.asarray(h), jnp.zeros((3, 5), bool))).all()
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_a_bag_has_no_order_and_no_first_map(tiny_cfg, pool):
+    net = {"name": "mlp", "causal": False, "outputs": 2, "depth": 1, "pool": pool}
+    model = build(tiny_cfg({"task": {"name": "intent", "seq_len": 4}, "net": net}), 9)
+    assert set(model.cost.executed) == {"layer_00/ffn", "head"}
+    batch = {"inputs_BxL": np.array([[1, 2, 3, 8], [3, 1, 2, 5], [4, 1, 2, 5]], np.int32),
+             "mask_BxL": np.array([[True] * 3 + [False]] * 3), "ex_B": np.arange(3, dtype=np.int32)}  # fmt: skip
+    variables = model.init(jax.random.key(0), batch)
+    h = np.asarray(jax.jit(lambda: model.apply(variables, batch, neutral_knobs())[0].h)())
+    np.testing.assert_allclose(h[0], h[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(h[0] - h[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["transformer", "cerebra", "cnn"])
+def test_before_the_last_norm_a_token_counts_by_its_size(tiny_cfg, name):
+    """One token whose embedding is ten thousand times larger decides alone where it is pooled before the norm."""
+    batch = {"inputs_BxL": np.array([[1, 2, 3, 4], [5, 2, 6, 7]], np.int32), "ex_B": np.arange(2, dtype=np.int32)}
+    apart = {}
+    for pool in ("", "mean"):
+        net = {"name": name, "causal": False, "outputs": 2, "depth": 1, "pool": pool, "route": {"mode": "topk"}}
+        model = build(tiny_cfg({"task": {"name": "intent", "seq_len": 4}, "net": net}), 9)
+        variables = jax.jit(lambda m=model: m.init(jax.random.key(0), batch))()
+        table = variables["params"]["embed"]["table"]
+        variables["params"]["embed"]["table"] = table.at[2].multiply(1e4)
+        out = jax.jit(lambda m=model, v=variables: m.apply(v, batch, neutral_knobs())[0])()
+        assert out.h.shape == (2, 1, 32)
+        apart[pool] = float(np.abs(out.h[0] - out.h[1]).max())
+    assert apart["mean"] < 0.05 < 0.2 < apart[""]

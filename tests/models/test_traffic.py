@@ -23,6 +23,7 @@ SHAPE = {"net": {"depth": 4, "width": 64, "heads": 4, "ffn_width": 256, "loss_ch
 CASES = {
     "dense": {"net.name": "transformer"},
     "dense-gated-bf16": {"net.name": "transformer", "net.ffn": "gated", "net.dtype": "bfloat16"},
+    "dense-subwords": {"net.name": "transformer", "net.subwords": 7, "net.depth": 1},
     "dense-long": {"net.name": "transformer", "task.seq_len": 2048, "net.depth": 1},
     "chiar": {},
     "chiar-hard-routed-odd": {"net.route": {"mode": "hard", "kv": "routed"}, "task.seq_len": 97},
@@ -61,8 +62,9 @@ def variants(tiny_cfg):
         route = dataclasses.replace(base.route, mode=mode, kv=kv, part=part, dispatch=dispatch, lowering=lowering)
         compress = dataclasses.replace(base.compress, kind=kind, r=0.3, s=0.6)
         yield dataclasses.replace(base, causal=causal and mode != "topk", route=route, compress=compress)
-    for causal, features, outputs in itertools.product((True, False), (0, 3), (0, 2)):
-        yield dataclasses.replace(base, name="transformer", causal=causal, features=features, outputs=outputs)
+    for causal, features, outputs, pool in itertools.product((True, False), (0, 3), (0, 2), ("", "mean")):
+        more = {"causal": causal, "features": features, "outputs": outputs, "pool": pool}
+        yield dataclasses.replace(base, name="transformer", **more)
 
 
 def test_the_operations_of_a_part_have_the_flops_of_its_price(tiny_cfg):
@@ -91,6 +93,8 @@ def test_bytes_are_those_of_the_program(case, tiny_cfg):
     model, L = build.build(cfg, V), cfg.task.seq_len
     ints, floats = jax.ShapeDtypeStruct((B, L), jnp.int32), jax.ShapeDtypeStruct((B, L), jnp.float32)
     batch = {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats, "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    if cfg.net.subwords:
+        batch["subwords_BxLxG"] = jax.ShapeDtypeStruct((B, L, cfg.net.subwords), jnp.int32)
     variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)
 
     def forward(params, routing, batch):

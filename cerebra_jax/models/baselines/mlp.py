@@ -1,4 +1,8 @@
-"""Multi-layer perceptron on all tokens at once, laid end to end: for inputs of one fixed length and pooled heads."""
+"""Multi-layer perceptron on all tokens at once, for pooled heads: laid end to end, or as a bag.
+
+End to end, for inputs of one fixed length. With net.pool the tokens are pooled before the layers, and their places mean
+nothing: a deep averaging network (Iyyer et al. 2015), for texts.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +27,22 @@ class Layer(nn.Module):
 
 
 class Mlp(stack.Stack):
-    """One linear map of the L · D features to D, then net.depth residual feed-forward layers."""
+    """One linear map of the L · D features to D, or their pool; then net.depth residual feed-forward layers."""
 
     layer = Layer
 
     def start(self, x_BxLxD, mask_BxL):
         B, L, D = x_BxLxD.shape
+        if self.net.pool:
+            return block.pool(self.net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
         flat_Bx1xLD = stack.silenced(x_BxLxD, mask_BxL).reshape(B, 1, L * D)
         return block._dense(D, True, flat_Bx1xLD, (L * D) ** -0.5, "flat"), None
 
     @staticmethod
     def entry(net, L):
-        """L D · D for the first map. UserError where every token needs an answer of its own."""
+        """L D · D for the first map, nothing for a pool. UserError where every token needs an answer of its own."""
         need(net.outputs > 0, "net.name is mlp, which gives one answer per example, not per token", "use another model")
-        return {"flat": prices.linear_flops(L * net.width, net.width)}
+        return {} if net.pool else {"flat": prices.linear_flops(L * net.width, net.width)}
 
     @staticmethod
     def parts(net, L):

@@ -35,10 +35,9 @@ class Stack(nn.Module):
         x_BxLxD, mask_BxL = self.start(x_BxLxD, mask_BxL)
         scanned, shared = (jnp.arange(net.depth),), (batch["ex_B"], mask_BxL)
         x_BxLxD, _ = block.repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
-        h_BxLxD = block.Norm(name="norm")(x_BxLxD)
         share = self.cost(net, L, self.vocab).model_flops / transformer.cost(net, L, self.vocab).model_flops
         share_B = jnp.full(B, share, jnp.float32)
-        out = block.Head(net, self.vocab, name="head")(h_BxLxD, table_VxD, mask_BxL)
+        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL)
         return out, Aux(share_B, share_B, {}, {}, {}, {})
 
     def start(self, x_BxLxD, mask_BxL):

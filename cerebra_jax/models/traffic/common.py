@@ -78,7 +78,9 @@ def embed(net: NetCfg, L: int, parts: Parts) -> None:
     if net.features:
         parts.add("embed", [units.linear(net.features, net.width, itemsize(net)).times(L)])
     else:
-        parts.add("embed", [units.moved(net.width, FLOAT).times(L)])  # rows of the token table
+        # rows of the token table; those of n-grams are then read by their sum
+        summed = [Op(bytes=(net.subwords + 1) * net.width * FLOAT).times(L)] if net.subwords else []
+        parts.add("embed", [units.moved(net.width, FLOAT).times(L * (1 + net.subwords)), *summed])
 
 
 def head(net: NetCfg, L: int, vocab: int, parts: Parts) -> None:
@@ -87,7 +89,8 @@ def head(net: NetCfg, L: int, vocab: int, parts: Parts) -> None:
     logits = units.linear(net.width, V, itemsize(net), FLOAT)
     pooled = [Op(bytes=L * net.width * FLOAT)] if net.outputs else []
     more = [units.moved(net.width, itemsize(net)).times(rows)] if net.answers else []
-    parts.add("head", [norm(net, L), *pooled, *more, logits.times(rows), Op(bytes=2 * V * FLOAT * rows)])
+    normed = 1 if net.outputs and net.pool else L
+    parts.add("head", [norm(net, normed), *pooled, *more, logits.times(rows), Op(bytes=2 * V * FLOAT * rows)])
 
 
 def transformer(net: NetCfg, L: int, vocab: int) -> Parts:

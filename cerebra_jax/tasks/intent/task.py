@@ -17,7 +17,9 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import scores
 from cerebra_jax.tasks.examples import SPLITS, Arrays, Examples, digest
 from cerebra_jax.tasks.intent import read
+from cerebra_jax.tasks.intent.subwords import MOST, NONE, Subwords
 from cerebra_jax.tasks.intent.words import Words
+from cerebra_jax.tasks.intent.words import split as words_of
 from cerebra_jax.tasks.task import Metric, Pairs, Shape, host_rows
 from cerebra_jax.tasks.text import tokenizer
 from cerebra_jax.types import Batch
@@ -34,13 +36,15 @@ class IntentTask(Examples):
     choice = scores.ACCURACY
 
     def __init__(self, dataset: str, notice: str, splits: dict[str, Arrays], classes: list[str], tok: Any,
-                 noise: float, about: dict[str, Any]):  # fmt: skip
+                 subwords: Subwords | None, noise: float, about: dict[str, Any]):  # fmt: skip
         super().__init__(splits)
         self.dataset, self.notice, self._classes, self._about = dataset, notice, classes, about
         self._tok, self._noise = tok, noise
         self._out = classes.index(read.OUT) if read.OUT in classes else None
-        # one id more than the tokenizer has: padding
-        self.shape = Shape(splits["train"]["inputs_BxL"].shape[1], tok.vocab_size + 1, outputs=len(classes))
+        self._subwords_WxG = subwords.table() if subwords else None
+        # the ids of the tokenizer, padding, and the n-grams
+        vocab, most = tok.vocab_size + 1 + (subwords.buckets if subwords else 0), MOST if subwords else 0
+        self.shape = Shape(splits["train"]["inputs_BxL"].shape[1], vocab, outputs=len(classes), subwords=most)
         self.metrics: tuple[Metric, ...] = (scores.ACCURACY, scores.MACRO_F1)
         if self._out is not None:
             inside = Metric("accuracy_in_scope", "in-scope accuracy", 4, lower=False)
@@ -55,7 +59,15 @@ class IntentTask(Examples):
             lost = np.random.RandomState([seed, step]).rand(len(row_B), ids.shape[1]) < self._noise
             lost = lost[host_rows(len(row_B), host)] & batch["mask_BxL"]
             batch["inputs_BxL"] = np.where(lost, np.int32(self._tok.bos), ids)
+            if self._subwords_WxG is not None:
+                batch["subwords_BxLxG"][lost] = NONE
         return batch
+
+    def _batch(self, split: str, row_B: np.ndarray, w_B: np.ndarray, ex_B: np.ndarray) -> Batch:
+        rows = super()._batch(split, row_B, w_B, ex_B)
+        if self._subwords_WxG is not None:
+            rows["subwords_BxLxG"] = self._subwords_WxG[rows.pop("words_BxL")]
+        return rows
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """`scores.classify`."""
@@ -78,7 +90,8 @@ class IntentTask(Examples):
         """What the texts are, for result.json."""
         tok = {"name": self._tok.name, "sha256": self._tok.sha256}
         sizes = {split: {"rows": n} | self._about["cut"][split] for split, n in self.size.items()}
-        what = {"dataset": self.dataset, "notice": self.notice, "sha256": digest(self._splits), "splits": sizes}
+        more = {} if self._subwords_WxG is None else {"subwords": {"subwords_WxG": self._subwords_WxG}}
+        what = {"dataset": self.dataset, "notice": self.notice, "sha256": digest(self._splits | more), "splits": sizes}
         return what | {"tokenizer": tok, "vocab_size": self.shape.vocab_size, "classes": self._classes}
 
 
@@ -110,15 +123,23 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     if L < 2:
         raise UserError(f"task.seq_len is {L}, or no training text has a word", "use task.seq_len=0, or 32")
     splits, number = {}, {label: i for i, label in enumerate(classes)}
-    for split, rs in rows.items():
+    subwords = Subwords(task.subwords, tok.vocab_size + 1) if task.subwords else None
+    for split in SPLITS:
+        rs = rows[split]
         inputs = np.full((len(rs), L), tok.vocab_size, np.int32)  # padding
         for i, x in enumerate(ids[split]):
             inputs[i, 0], inputs[i, 1 : 1 + len(x)] = tok.bos, x[: L - 1]
         labels = np.asarray([number[label] for _, label in rs], np.int32)[:, None]
         splits[split] = {"inputs_BxL": inputs, "mask_BxL": inputs != tok.vocab_size, "labels_BxL": labels}
+        if subwords:
+            words = np.zeros((len(rs), L), np.int32)
+            for i, (text, _) in enumerate(rs):
+                numbers = subwords.rows(words_of(text)[: L - 1])
+                words[i, 1 : 1 + len(numbers)] = numbers
+            splits[split]["words_BxL"] = words
     about = {"cut": {s: {"cut": sum(len(x) >= L for x in xs)} for s, xs in ids.items()}}
     notice = "; ".join(filter(None, (found.notice, _shortened(ids["test"], L) if task.seq_len else "")))
-    return IntentTask(f"intent:{name}", notice, splits, classes, tok, task.word_noise, about)
+    return IntentTask(f"intent:{name}", notice, splits, classes, tok, subwords, task.word_noise, about)
 
 
 def _shortened(ids: list[np.ndarray], L: int) -> str:

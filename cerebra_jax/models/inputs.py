@@ -1,0 +1,40 @@
+"""What a token is to a model: its row of the table, the rows of its character n-grams, the number that it carries."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cerebra_jax.config import NetCfg
+
+_init = nn.initializers.normal(0.02)
+
+
+class Embed(nn.Module):
+    """Token table, (B, L) int32 -> (B, L, D); the same table is the output matrix (tied head).
+
+    With n-grams, (B, L, G) rows of the same table or −1 for none, a token is its row + the mean of theirs: a word that
+    training never showed is known by its parts. Bojanowski et al. 2017, arXiv:1607.04606.
+    """
+
+    vocab: int
+    net: NetCfg
+
+    @nn.compact
+    def __call__(self, ids_BxL, subwords_BxLxG=None):
+        table_VxD = self.param("table", _init, (self.vocab, self.net.width), jnp.float32)
+        x_BxLxD = table_VxD[ids_BxL]
+        if subwords_BxLxG is not None:
+            there_BxLxG = subwords_BxLxG >= 0
+            rows_BxLxGxD = jnp.where(there_BxLxG[..., None], table_VxD[jnp.maximum(subwords_BxLxG, 0)], 0.0)
+            x_BxLxD += rows_BxLxGxD.sum(2) / jnp.maximum(there_BxLxG.sum(2), 1)[..., None]
+        return x_BxLxD.astype(self.net.dtype), table_VxD
+
+
+class Columns(nn.Module):
+    """Tokens that carry numbers: value · embedding + a bias of the place (Gorishniy et al. 2021, arXiv:2106.11959)."""
+
+    @nn.compact
+    def __call__(self, x_BxLxD, values_BxL):
+        bias_LxD = self.param("bias", _init, x_BxLxD.shape[1:], jnp.float32)
+        return values_BxL[..., None].astype(x_BxLxD.dtype) * x_BxLxD + bias_LxD.astype(x_BxLxD.dtype)[None]
