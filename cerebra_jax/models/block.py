@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import inputs
+from cerebra_jax.models import ends
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dropout import dropout
@@ -37,7 +37,7 @@ def _dense(width: int, bias: bool, x, std: float, name: str):
 
 
 def mix(g_BxLx1, heavy_BxLxD, light_BxLxD=None):
-    """g · heavy + (1 − g) · light, or g · heavy, each token with its own g. As matrices, as in `Norm`: for (1, 8192, 256)
+    """g · heavy + (1 − g) · light, or g · heavy, each token its own g. As matrices, as in `Norm`: of (1, 8192, 256)
     the gradient of g is a sum over D that XLA's CPU takes 16 times longer for with three axes."""
     g, heavy = g_BxLx1.reshape(-1, 1), heavy_BxLxD.reshape(-1, heavy_BxLxD.shape[-1])
     y = g * heavy if light_BxLxD is None else g * heavy + (1 - g) * light_BxLxD.reshape(heavy.shape)
@@ -220,21 +220,10 @@ def embed(net: NetCfg, vocab: int, batch):
         x_BxLxD, table_VxD = dense(batch["features_BxLxN"].astype(net.dtype)), None
     else:
         subwords_BxLxG = batch["subwords_BxLxG"] if net.subwords else None
-        x_BxLxD, table_VxD = inputs.Embed(vocab, net, name="embed")(batch["inputs_BxL"], subwords_BxLxG)
+        x_BxLxD, table_VxD = ends.Embed(vocab, net, name="embed")(batch["inputs_BxL"], subwords_BxLxG)
         if "values_BxL" in batch:
-            x_BxLxD = inputs.Columns(name="columns")(x_BxLxD, batch["values_BxL"])
+            x_BxLxD = ends.Columns(name="columns")(x_BxLxD, batch["values_BxL"])
     return Drop(net.dropout)(batch["ex_B"], x_BxLxD), table_VxD
-
-
-def pool(kind: str, h_BxLxD, mask_BxL):
-    """(B, 1, D) in float32: the mean over the real tokens, or (max) each feature's largest value among them."""
-    h = h_BxLxD.astype(jnp.float32)
-    real_BxLx1 = None if mask_BxL is None else mask_BxL[..., None]
-    if kind == "max":  # padding stands at the least of all values: finite, where nothing else is there
-        return (h if mask_BxL is None else jnp.where(real_BxLx1, h, h.min(1, keepdims=True))).max(1, keepdims=True)
-    if mask_BxL is None:
-        return h.mean(1, keepdims=True)
-    return jnp.where(real_BxLx1, h, 0.0).sum(1, keepdims=True) / jnp.maximum(real_BxLx1.sum(1, keepdims=True), 1)
 
 
 class Head(nn.Module):
@@ -248,7 +237,7 @@ class Head(nn.Module):
     def __call__(self, h_BxLxD, table_VxD, mask_BxL):
         net = self.net
         if net.outputs:
-            h_BxLxD = pool("mean", h_BxLxD, mask_BxL).astype(h_BxLxD.dtype)
+            h_BxLxD = ends.pool("mean", h_BxLxD, mask_BxL).astype(h_BxLxD.dtype)
         if net.outputs or table_VxD is None:
             table_VxD = self.param("table", _init(), (net.outputs or self.vocab, net.width), jnp.float32)
         return Out(h_BxLxD, table_VxD)
@@ -258,7 +247,7 @@ def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL) -> Out:
     """Last norm and head. With net.pool a pooled head's tokens are pooled before the norm: a token then counts by its
     size, which the model may choose; after it all are of one size, a name as large as an article."""
     if net.outputs and net.pool:
-        x_BxLxD, mask_BxL = pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
+        x_BxLxD, mask_BxL = ends.pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
     return Head(net, vocab, name="head")(Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, inputs, router, transformer
+from cerebra_jax.models import block, ends, router, transformer
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.models.router import Decision, MetaRouter
 from cerebra_jax.ops import attend as att
@@ -154,7 +154,7 @@ class Chiar(nn.Module):
         B, n = ids_BxL.shape
         L, pos_1xL, real = cached.places(batch, n, cache)
         kernel = block.kernel_of(net, L)
-        x_BxLxD, table_VxD = inputs.Embed(self.vocab, net, name="embed")(ids_BxL)
+        x_BxLxD, table_VxD = ends.Embed(self.vocab, net, name="embed")(ids_BxL)
         x_BxLxD = block.Drop(net.dropout)(ex_B, x_BxLxD)
 
         stats, rest = {}, {}

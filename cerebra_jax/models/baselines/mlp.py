@@ -10,7 +10,7 @@ import flax.linen as nn
 
 from cerebra_jax.checks import need
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block
+from cerebra_jax.models import block, ends
 from cerebra_jax.models.baselines import stack
 
 
@@ -34,7 +34,7 @@ class Mlp(stack.Stack):
     def start(self, x_BxLxD, mask_BxL):
         B, L, D = x_BxLxD.shape
         if self.net.pool:
-            return block.pool(self.net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
+            return ends.pool(self.net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
         flat_Bx1xLD = stack.silenced(x_BxLxD, mask_BxL).reshape(B, 1, L * D)
         return block._dense(D, True, flat_Bx1xLD, (L * D) ** -0.5, "flat"), None
 

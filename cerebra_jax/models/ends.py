@@ -1,4 +1,5 @@
-"""What a token is to a model: its row of the table, the rows of its character n-grams, the number that it carries."""
+"""The ends of a model: what a token is to it (its row of the table, those of its character n-grams, the number that it
+carries), and how tokens become one."""
 
 from __future__ import annotations
 
@@ -38,3 +39,14 @@ class Columns(nn.Module):
     def __call__(self, x_BxLxD, values_BxL):
         bias_LxD = self.param("bias", _init, x_BxLxD.shape[1:], jnp.float32)
         return values_BxL[..., None].astype(x_BxLxD.dtype) * x_BxLxD + bias_LxD.astype(x_BxLxD.dtype)[None]
+
+
+def pool(kind: str, h_BxLxD, mask_BxL):
+    """(B, 1, D) in float32: the mean over the real tokens, or (max) each feature's largest value among them."""
+    h = h_BxLxD.astype(jnp.float32)
+    real_BxLx1 = None if mask_BxL is None else mask_BxL[..., None]
+    if kind == "max":  # padding stands at the least of all values: finite, where nothing else is there
+        return (h if mask_BxL is None else jnp.where(real_BxLx1, h, h.min(1, keepdims=True))).max(1, keepdims=True)
+    if mask_BxL is None:
+        return h.mean(1, keepdims=True)
+    return jnp.where(real_BxLx1, h, 0.0).sum(1, keepdims=True) / jnp.maximum(real_BxLx1.sum(1, keepdims=True), 1)

@@ -7,7 +7,7 @@ import pytest
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import jaxpr
-from cerebra_jax.models import block, inputs
+from cerebra_jax.models import ends
 from cerebra_jax.models.build import build, neutral_knobs
 
 
@@ -15,7 +15,7 @@ def test_a_token_with_a_number_is_value_times_embedding_plus_the_bias_of_its_pla
     rng = np.random.RandomState(0)
     x, values = rng.standard_normal((2, 3, 4)).astype(np.float32), rng.standard_normal((2, 3)).astype(np.float32)
     bias = rng.standard_normal((3, 4)).astype(np.float32)
-    got = inputs.Columns().apply({"params": {"bias": bias}}, jnp.asarray(x), jnp.asarray(values))
+    got = ends.Columns().apply({"params": {"bias": bias}}, jnp.asarray(x), jnp.asarray(values))
     np.testing.assert_allclose(got, values[..., None] * x + bias[None], rtol=1e-6)
 
 
@@ -38,7 +38,7 @@ def test_a_token_is_its_row_and_the_mean_of_its_n_grams():
     ids, grams = rng.randint(0, 10, (2, 5)), rng.randint(10, 30, (2, 5, 4))
     grams[:, :, 2:] = np.where(rng.rand(2, 5, 2) < 0.5, -1, grams[:, :, 2:])
     grams[0, 0] = -1
-    embed = inputs.Embed(30, NetCfg(width=8))
+    embed = ends.Embed(30, NetCfg(width=8))
     got, _ = embed.apply({"params": {"table": table}}, jnp.asarray(ids), jnp.asarray(grams))
     for b, t in np.ndindex(2, 5):
         mine = table[grams[b, t][grams[b, t] >= 0]]
@@ -76,9 +76,9 @@ def test_a_pool_sees_real_tokens_alone(pool):
     padded = np.where(mask[..., None], h, 100.0).astype(np.float32)
     for x in (h, padded, -padded):
         here = jnp.asarray(np.where(mask[..., None], h, x))
-        np.testing.assert_allclose(block.pool(pool, here, jnp.asarray(mask)), want, rtol=1e-5)
-    np.testing.assert_allclose(block.pool(pool, jnp.asarray(h), None), take(h, axis=1, keepdims=True), rtol=1e-5)
-    assert np.isfinite(block.pool(pool, jnp.asarray(h), jnp.zeros((3, 5), bool))).all()
+        np.testing.assert_allclose(ends.pool(pool, here, jnp.asarray(mask)), want, rtol=1e-5)
+    np.testing.assert_allclose(ends.pool(pool, jnp.asarray(h), None), take(h, axis=1, keepdims=True), rtol=1e-5)
+    assert np.isfinite(ends.pool(pool, jnp.asarray(h), jnp.zeros((3, 5), bool))).all()
 
 
 @pytest.mark.parametrize("pool", ["mean", "max"])
