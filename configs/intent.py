@@ -38,15 +38,15 @@ def get_config(arg: str = ""):
         c.task.valid_share = 0.05
     c.task.subwords = 1 << 14  # words and their character n-grams, as the linear model has them
     c.net.name = next((name for part, name in MODELS.items() if part in parts), "cerebra")
-    c.net.causal, c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = False, 2, 128, 4, 512
-    c.net.dropout = 0.3
+    c.net.causal, c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = False, 1, 128, 4, 256
+    c.net.dropout, c.net.pool, c.net.branch = 0.3, "mean", 0.0  # a bag of words to begin with
     if c.net.name == "cerebra":  # a quarter of the tokens heavy: 0.42 to 0.46 of the dense FLOPs are executed
         c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
         c.net.compress.kind, c.net.compress.s = "attention", 0.25
-    if c.net.name == "mlp":
-        c.net.pool = "mean"
-    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "30 epochs", 64, 1e-3, "0.05 frac"
-    c.train.eval_every, c.train.checkpoint_every = "0.1 frac", "0.1 frac"
+    if c.net.name == "mlp":  # runs once a text, not once a word
+        c.net.width = 256
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "1400 steps", 64, 1e-3, "0.05 frac"
+    c.train.eval_every, c.train.checkpoint_every = "0.2 frac", "0.2 frac"
     if "smoke" in parts:
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 2, 32, 2, 64
         c.train.duration, c.train.batch_size = "40 steps", 64

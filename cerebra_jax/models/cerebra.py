@@ -34,7 +34,7 @@ class RoutedBlock(nn.Module):
         self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL, cache=None
     ):
         net, mode = self.net, self.net.route.mode
-        std, drop, y = 0.02 * (2 * net.depth) ** -0.5, block.Drop(net.dropout), {}
+        std, drop, y = block.out_std(net), block.Drop(net.dropout), {}
         h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
 
         kept = slots = g = step = qorder = None

@@ -25,7 +25,7 @@ class DenseLayer(nn.Module):
     def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL, cache=None):
         net = self.net
         pre = net.norm == "pre"
-        std = 0.02 * (2 * net.depth) ** -0.5 if pre else 0.02
+        std = block.out_std(net) if pre else 0.02
         drop = block.Drop(net.dropout)
         how = {"plan": self.plan, "kernel": self.kernel, "reach": self.reach}
         attention = block.Attention(net, **how, out_std=std, name="attention")

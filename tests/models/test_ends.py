@@ -109,3 +109,20 @@ def test_before_the_last_norm_a_token_counts_by_its_size(tiny_cfg, name):
         assert out.h.shape == (2, 1, 32)
         apart[pool] = float(np.abs(out.h[0] - out.h[1]).max())
     assert apart["mean"] < 0.05 < 0.2 < apart[""]
+
+
+@pytest.mark.parametrize("name", ["transformer", "cerebra", "mlp"])
+def test_without_branches_a_model_begins_as_a_bag_of_its_tokens(tiny_cfg, name):
+    """net.branch=0: the last norm sees the mean of the embeddings, however many layers there are."""
+    net = {"name": name, "causal": False, "outputs": 2, "branch": 0.0, "pool": "mean", "route": {"mode": "topk"}}
+    batch = {"inputs_BxL": np.array([[1, 2, 3, 4], [5, 2, 6, 7]], np.int32), "ex_B": np.arange(2, dtype=np.int32)}
+    apart = {}
+    for branch in (0.0, 1.0):
+        cfg = tiny_cfg({"task": {"name": "intent", "seq_len": 4}, "net": net | {"branch": branch}})
+        model = build(cfg, 9)
+        variables = jax.jit(lambda m=model: m.init(jax.random.key(0), batch))()
+        h = jax.jit(lambda m=model, v=variables: m.apply(v, batch, neutral_knobs())[0].h)()
+        bag = variables["params"]["embed"]["table"][batch["inputs_BxL"]].mean(1, keepdims=True)
+        bag = (bag - bag.mean(-1, keepdims=True)) / np.sqrt(bag.var(-1, keepdims=True) + 1e-5)
+        apart[branch] = float(np.abs(h - bag).max())
+    assert apart[0.0] < 1e-4 < 1e-2 < apart[1.0]

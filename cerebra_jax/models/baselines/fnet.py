@@ -31,7 +31,7 @@ class Layer(nn.Module):
     def __call__(self, x_BxLxD, number, ex_B, mask_BxL):
         net, drop = self.net, block.Drop(self.net.dropout)
         x_BxLxD += drop(ex_B, mix(stack.silenced(block.Norm(name="mix_norm")(x_BxLxD), mask_BxL)))
-        ffn = block.FeedForward(net, out_std=0.02 * (2 * net.depth) ** -0.5, name="ffn")
+        ffn = block.FeedForward(net, out_std=block.out_std(net), name="ffn")
         return x_BxLxD + drop(ex_B, ffn(block.Norm(name="ffn_norm")(x_BxLxD))), None
 
 

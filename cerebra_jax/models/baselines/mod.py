@@ -44,7 +44,7 @@ class RoutedLayer(nn.Module):
             taken = (h_BxLxD, pos_1xL, order if net.route.kv == "all" else jnp.where(kept_BxL, order, L))
             plan = block.dense_plan(net, L)
         (q, qpos, qorder), (m, kpos, korder) = taken, (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken
-        std = 0.02 * (2 * net.depth) ** -0.5
+        std = block.out_std(net)
         plain = net.route.kv == "all" and not net.route.dispatch
         kernel = block.kernel_of(net, L) if plain else block.masked_kernel(net, L, plan)
         attention = block.Attention(net, plan, kernel, out_std=std, name="attention")
