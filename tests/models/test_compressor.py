@@ -97,7 +97,7 @@ def test_a_query_sees_exactly_the_windows_that_have_ended(causal, r, s):
     M, E = len(compressor.windows(L, r).last_M), compressor.light_width(net.compress, D)
     c = np.random.RandomState(1).standard_normal((2, M, E)).astype(np.float32)
     seen = jnp.ones((1, M), bool)
-    run, _ = made(compressor.CompressedAttention(net, L, "full"), x, c, seen, pos, order)
+    run, _ = made(compressor.CompressedAttention(net, L), x, c, seen, pos, order)
     jacobian = jax.jacobian(lambda c: run(x, c, seen, pos, order)[0].sum(-1))(jnp.asarray(c))[:, 0]  # (L, M, E)
     reached = np.abs(np.asarray(jacobian)).max(-1) > 1e-7
     ended = compressor.windows(L, r).last_M[None] <= np.arange(L)[:, None]

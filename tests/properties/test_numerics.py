@@ -109,7 +109,7 @@ def test_bfloat16_has_the_loss_and_the_gradients_of_float32(tiny_cfg, what):
         def both(params, model=model):
             def J(params):
                 variables = {"params": params, "routing": routing}
-                total, (sums, _) = objective(model, Task(), variables, batch, knobs, None, 60.0, 7.0)
+                total, (sums, *_) = objective(model, Task(), variables, batch, knobs, None, 60.0, 7.0)
                 return total, sums
 
             (total, sums), grads = jax.value_and_grad(J, has_aux=True)(params)
