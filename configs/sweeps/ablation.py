@@ -1,4 +1,4 @@
-"""What each part of Cerebra adds: compression alone, the router, the sampler, beside dense attention and a random router.
+"""What each part of Cerebra adds: compression alone, the router, the sampler; beside dense and a random router.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py --dry
