@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RunCfg
 
 ROUTED = ("chiar", "cerebra", "mod")
+PADDED = ("intent", "listops")  # tasks whose examples are of many lengths
 UNROUTED = ("window", "lstm", "ssm", "cnn", "fnet", "mlp")  # beside the dense Transformer
 
 
@@ -83,10 +84,22 @@ def together(c: RunCfg) -> None:
         f"its cost cannot change: use objective.lam=0 and objective.budget=0, or one of {', '.join(ROUTED)}",
     )
     need(
-        net.name in ROUTED or c.sampler.gamma == 0.0,
+        net.name in ROUTED or c.sampler.gamma == 0.0 or c.task.buckets > 1,
         f"sampler.gamma is set for {_kind(net)}",
         f"every example costs it the same: use sampler.gamma=0, or one of {', '.join(ROUTED)}",
     )
+    if c.task.buckets > 1:
+        what = f"task.buckets is {c.task.buckets}"
+        all_alike = f"{what}, but the examples of task.name={c.task.name} are of one length"
+        need(c.task.name in PADDED, all_alike, f"use task.buckets=0, or a task among {', '.join(PADDED)}")
+        both = f"{what} and objective.budget is set"
+        need(c.objective.budget == 0.0, both, "a budget is one program's: use one of them")
+        whole = f"{what}, but what {net.name} computes depends on the length that it is padded to"
+        need(
+            net.name != "fnet" and (net.name != "mlp" or bool(net.pool)),
+            whole,
+            "use task.buckets=0, or another net.name",
+        )
     need(
         net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0,
         "net.route.rate is 1",

@@ -37,6 +37,7 @@ class TaskCfg:
     vocab_size: int = _f(4096, "tokens of a BPE or of words at most, or symbols of a synthetic task", lo=3, hi=200_000)
     gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
     seq_len: int = _f(256, "tokens per window or example (L); 0: what the data need (not for a text)", lo=0, hi=1 << 20)
+    buckets: int = _f(0, "programs for texts or expressions of similar length; 0: one, of task.seq_len", lo=0, hi=16)
     eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
     path: str = _f("", "table (CSV, or .gz) of tabular, intent; a folder or CLINC150's JSON of intent; empty: made up")
     tfds: str = _f("", "a data set of tensorflow-datasets for intent, NAME or NAME/CONFIG, in the place of task.path")

@@ -8,6 +8,7 @@ python -m cerebra_jax.main --config=configs/intent.py --config.task.path=FILE.cs
             clinc150 (path: data_full.json.gz or data_small.json.gz) | banking77 | snips (path: a folder with train.csv
             and test.csv, or valid.csv)
 
+Texts of similar length in programs as short as they are: --config.task.buckets=4.
 Low data: --config.task.shots=10. Out-of-scope class of CLINC150: --config.task.oos=True.
 
 Measured on one core of a shared 2-core AMD EPYC (Zen 5), made-up utterances, 30 epochs, a minute of CPU time each;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,11 +24,12 @@ def run(request: Request) -> None:
     screen, workdir = Screen(), request.workdir
     folder.prepare(workdir, False, screen.say)
     with folder.quiet(workdir / "log.txt", request.verbose):
-        task = build(request.cfg, screen.say)
-        compile_cache(request.cfg.task.cache_dir)
+        cfg = request.cfg  # one program is certified, that of the longest examples
+        task = build(dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, buckets=0)), screen.say)
+        compile_cache(cfg.task.cache_dir)
         from cerebra_jax.train.record import certificate  # JAX from here on
 
-        cfg, state = request.cfg, None
+        state = None
         if request.finished:
             state = certificate.trained(cfg, task, workdir, screen.say)
         found = certificate.certify(cfg, task, state, screen.say) | {"dataset": task.dataset, "notice": task.notice}

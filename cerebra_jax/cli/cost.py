@@ -70,6 +70,7 @@ def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "executed": model.cost.executed_flops / model.dense.executed_flops,
         },
         "executed_in_unit": {"unit": model.unit.name, "executed": model.executed},
+        "lengths": task.shape.lengths,
         "blocks": [row._asdict() for row in preview.rows(model.cost, model.dense)],
         "memory_bytes": {
             "params": params_bytes,
@@ -100,6 +101,8 @@ def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[
     say(_table(f, L))
     say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {si(per['train_step'], 'FLOP')} and "
         f"{si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
+    if f["lengths"]:
+        say(f"           programs for {', '.join(map(str, f['lengths']))} tokens: all figures are the last one's")
     if (unit := f["executed_in_unit"])["unit"] != "flops":
         say(f"           executed {unit['executed']:.1%} of dense in {LABELS[unit['unit']]}")
     if chip.measured:

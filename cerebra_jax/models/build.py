@@ -54,12 +54,13 @@ class Model:
     name: str
     module: nn.Module
     cost: Cost
-    dense: Cost  # the dense Transformer of the same shape
+    dense: Cost  # the dense Transformer of the same shape, of `build`'s `whole` tokens
     causal: bool
     net: NetCfg
     L: int
     executed: float  # executed cost relative to `dense`, in objective.unit
     unit: Unit
+    share: float = 1.0  # model cost of the dense Transformer of L tokens, relative to that of `whole` tokens
     token: TokenCost | None = None  # of decoding with a cache, where the model can
     dense_token: TokenCost | None = None  # of the dense Transformer of the same shape
 
@@ -73,6 +74,8 @@ class Model:
         """-> (Out, Aux). `key` switches dropout and routing noise on: give it in training only."""
         rngs = None if key is None else {"dropout": key, "route": jax.random.fold_in(key, 1)}
         out, aux = self.module.apply({"params": variables["params"]}, batch, knobs, variables["routing"], rngs=rngs)
+        if self.share != 1.0:
+            aux = aux._replace(expected_B=self.share * aux.expected_B, hard_B=self.share * aux.hard_B)
         if self.net.answers:  # nothing is asked at the other positions, so they get no logits
             out = out._replace(h=jnp.take_along_axis(out.h, batch["at_BxQ"][..., None], axis=1))
         return out, aux
@@ -169,9 +172,9 @@ def executed_cost(net: NetCfg, L: int, vocab: int, unit: Unit) -> float:
     return traffic.total(traffic.parts(net, L, vocab).executed, unit)
 
 
-def relative(net: NetCfg, L: int, vocab: int, unit: Unit) -> float:
-    """Executed cost relative to that of the dense Transformer."""
-    return executed_cost(net, L, vocab, unit) / executed_cost(dense_of(net), L, vocab, unit)
+def relative(net: NetCfg, L: int, vocab: int, unit: Unit, whole: int = 0) -> float:
+    """Executed cost relative to that of the dense Transformer, of `whole` tokens (0: L)."""
+    return executed_cost(net, L, vocab, unit) / executed_cost(dense_of(net), whole or L, vocab, unit)
 
 
 def decisions(net: NetCfg, L: int, vocab: int, unit: Unit) -> DecisionCost:
@@ -234,24 +237,30 @@ def _largest(holds: Callable[[int], bool], low: int) -> int:
     return low + bisect.bisect_left(range(low + 1, high), True, key=lambda n: not holds(n))
 
 
-def build(cfg: RunCfg, vocab_size: int) -> Model:
-    """The model of a configuration for a vocabulary of `vocab_size` tokens."""
+def build(cfg: RunCfg, vocab_size: int, whole: int = 0) -> Model:
+    """The model of a configuration for a vocabulary of `vocab_size` tokens. Relative costs are shares of the dense
+    Transformer of `whole` tokens (0: of as many as the model sees, task.seq_len)."""
     net, L = cfg.net, cfg.task.seq_len
+    whole = whole or L
     entry = MODELS[net.name]
     causal = net.causal and not (net.name == "chiar" and net.route.meta == "batch")
     unit = unit_of(cfg)
     each = (decisions(net, L, vocab_size, unit),) if entry.decisions and unit.name != "flops" else ()
     decodes = causal and net.name in table.DECODERS and net.route.mode != "oracle"
+    share = 1.0
+    if whole != L:
+        share = dense_costs(net, L, vocab_size, unit)[0] / dense_costs(net, whole, vocab_size, unit)[0]
     return Model(
         net.name,
         entry.module(net, vocab_size, *each),
         entry.cost(net, L, vocab_size),
-        transformer.cost(net, L, vocab_size),
+        transformer.cost(net, whole, vocab_size),
         causal,
         net,
         L,
-        relative(net, L, vocab_size, unit),
+        relative(net, L, vocab_size, unit, whole),
         unit,
+        share,
         table.DECODERS[net.name].token(net, L, vocab_size) if decodes else None,
         table.DECODERS["transformer"].token(net, L, vocab_size),
     )

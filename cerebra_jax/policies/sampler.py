@@ -14,6 +14,9 @@ the mean of f over all N examples, at any B < N (priority sampling: Duffield, Lu
 doi:10.1145/1314690.1314696); for B ≪ N the weight is nearly 1/(N·p). The weights average 1 in expectation and are not
 divided by their own sum, which would bias the gradient by O(1/B). The clip is the one bias, and the floor, which keeps
 1/(N·p) below 1/floor, leaves it little to cut.
+
+With groups (the buckets of task.buckets) a batch is of one group, drawn first, with the sum of its p: examples of low C
+are then short programs too. q is the inclusion probability among the group, times that of the group: unbiased again.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cerebra_jax.config import SamplerCfg
 
 AHEAD = 2  # steps between a draw and its use
-_STREAM = 0x5A  # keeps the draws apart from dropout and routing noise, which are keyed by the step too
+_STREAM, _GROUP = 0x5A, 0x5B  # keep the draws apart from dropout and routing noise, keyed by the step too
 
 
 class Drawn(NamedTuple):
@@ -45,12 +49,13 @@ class Sampler(NamedTuple):
     drawn: Drawn
 
 
-def init(cfg: SamplerCfg, examples: int, batch_size: int, key: jax.Array, first: int) -> Sampler:
+def init(cfg: SamplerCfg, examples: int, batch_size: int, key: jax.Array, first: int,
+         group_N: np.ndarray | None = None) -> Sampler:  # fmt: skip
     """Nothing is known: the draws of steps `first` and `first` + 1 are uniform."""
     zero_N = jnp.zeros(examples, jnp.float32)
     empty = Drawn(jnp.zeros((AHEAD, batch_size), jnp.int32), jnp.zeros((AHEAD, batch_size), jnp.float32))
     s = Sampler(zero_N, zero_N + 1.0, zero_N > 0, empty)
-    each = [draw(cfg, s, key, first + i) for i in range(AHEAD)]
+    each = [draw(cfg, s, key, first + i, group_N) for i in range(AHEAD)]
     return s._replace(drawn=Drawn(*(jnp.stack(x) for x in zip(*each, strict=True))))
 
 
@@ -78,21 +83,28 @@ def observe(cfg: SamplerCfg, s: Sampler, index_B: jax.Array, loss_B: jax.Array, 
     return s._replace(loss_N=follow(s.loss_N, loss_B), cost_N=follow(s.cost_N, cost_B), seen_N=seen_N)
 
 
-def draw(cfg: SamplerCfg, s: Sampler, key: jax.Array, step) -> Drawn:
-    """The batch of a step: B different examples, each with its importance weight (curriculum: 1)."""
+def draw(cfg: SamplerCfg, s: Sampler, key: jax.Array, step, group_N: np.ndarray | None = None) -> Drawn:
+    """The batch of a step: B different examples, each with its importance weight (curriculum: 1). With group_N, the
+    number of the group of each example, all of one group; a group has none or more than B."""
     B, N = s.drawn.index_B.shape[1], s.loss_N.size  # noqa: N806
-    logp_N = jnp.log(probs(cfg, s))
+    p_N, chance = probs(cfg, s), 1.0
+    logp_N = jnp.log(p_N)
+    if group_N is not None:
+        mass_G = jnp.zeros(int(group_N.max()) + 1).at[group_N].add(p_N)
+        chosen = jax.random.categorical(jax.random.fold_in(jax.random.fold_in(key, _GROUP), step), jnp.log(mass_G))
+        logp_N, chance = jnp.where(group_N == chosen, logp_N, -jnp.inf), mass_G[chosen]
     noise_N = jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, _STREAM), step), (N,))
     best, index = jax.lax.top_k(logp_N + noise_N, B + 1)
     index_B = index[:B]
     if cfg.mode == "curriculum":
         return Drawn(index_B, jnp.ones(B, jnp.float32))
     included_B = -jnp.expm1(-jnp.exp(logp_N[index_B] - best[B]))
-    return Drawn(index_B, jnp.minimum(cfg.clip, B / (N * included_B)))
+    return Drawn(index_B, jnp.minimum(cfg.clip, B / (N * chance * included_B)))
 
 
-def advance(cfg: SamplerCfg, s: Sampler, key: jax.Array, step) -> tuple[Sampler, Drawn]:
+def advance(cfg: SamplerCfg, s: Sampler, key: jax.Array, step,
+            group_N: np.ndarray | None = None) -> tuple[Sampler, Drawn]:  # fmt: skip
     """The state after a step, and the draw that joins it: the batch of step + AHEAD."""
-    new = draw(cfg, s, key, step + AHEAD)
+    new = draw(cfg, s, key, step + AHEAD, group_N)
     queue = Drawn(*(jnp.concatenate([q[1:], x[None]]) for q, x in zip(s.drawn, new, strict=True)))
     return s._replace(drawn=queue), new

@@ -22,7 +22,10 @@ TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {
 
 def build(cfg: RunCfg, say: Callable[[str], None] = print) -> Task:
     """The task of a configuration, its data ready. Imports no JAX: broken data is refused before JAX is loaded."""
-    return TASKS[cfg.task.name](cfg, say)
+    task = TASKS[cfg.task.name](cfg, say)
+    if cfg.task.buckets > 1:
+        task.bucket(cfg.task.buckets, cfg.train.batch_size)
+    return task
 
 
 def sketch(cfg: RunCfg) -> Any:

@@ -27,6 +27,7 @@ class Shape(NamedTuple):
     answers: int = 0  # positions of an example that are asked for (batch key `at_BxQ`); 0: all
     causal: bool = False  # True: only a causal model may solve it
     needed: bool = False  # its batches mark the tokens that the answers depend on (batch key `needed_BxL`)
+    lengths: tuple[int, ...] = ()  # of its batches, which are cut to the shortest that holds their rows; (): seq_len
 
 
 class Metric(NamedTuple):
@@ -51,11 +52,12 @@ class Task(Protocol):
     metrics: tuple[Metric, ...]  # the first is the headline
     examples: int  # training examples, which `pick` finds by number; 0: there is no end of them, and no sampler
     choice: Metric  # the figure of the validation line by which the checkpoint to be tested is chosen
+    group_N: np.ndarray | None  # which of shape.lengths, if any, holds each training example
 
     def steps_per_epoch(self, batch_size: int) -> int: ...
 
     def example(self, batch_size: int) -> Batch:
-        """A batch of the right shapes and dtypes, for init."""
+        """A batch of the right shapes and dtypes, for init; not cut."""
 
     def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
         """The rows of the global batch `step` that belong to host (i, n)."""
@@ -64,7 +66,8 @@ class Task(Protocol):
         """The rows of host (i, n) of a global batch `step` made of the training examples of these numbers."""
 
     def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-        """Batches of one shape in which every example of the split weighs 1 exactly once; padding weighs 0."""
+        """Batches of one shape (one for each of shape.lengths) in which every example of the split weighs 1 exactly
+        once; padding weighs 0."""
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """(total loss of a batch, its sums), in JAX; `chunk` tokens have their logits at once.

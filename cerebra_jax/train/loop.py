@@ -23,6 +23,7 @@ from cerebra_jax.errors import Diverged, Preempted, UserError
 from cerebra_jax.policies import sampler
 from cerebra_jax.train import metrics, step
 from cerebra_jax.train.checkpoint import Checkpoints, digest
+from cerebra_jax.train.parallel import DataParallel
 from cerebra_jax.train.record import result
 from cerebra_jax.train.record.closing import of_dense, quality
 from cerebra_jax.train.record.session import Session
@@ -50,7 +51,8 @@ class Run:
         self.began, self.pace = time.perf_counter(), metrics.Pace()
         self.environment = result.environment(s.parallel.devices)
         self.checkpoints = Checkpoints(workdir / "checkpoints", screen.say)
-        self.pending: tuple[int, Any] | None = None
+        self.pending: tuple[int, int, Any] | None = None  # step, length of its batch, its metrics
+        self.ran: set[tuple[int, int, bool]] = set()  # programs of this session
         self.every_log = max(1, s.steps(s.cfg.train.log_every))
         self.signal_at = _chaos()
 
@@ -97,7 +99,7 @@ class Run:
         every_eval, every_save = s.steps(t.eval_every), s.steps(t.checkpoint_every)
         calibrate_at = {0, s.steps(s.cfg.net.route.calibrate_at)} if self._calibrates() else set()
         at = self.start
-        bucket = s.bucket(at)
+        self.bucket = s.bucket(at)
         while True:
             score, saved = None, at == self.start
             if at and (_due(at, every_eval) or at == s.total) and self.log.validation(at) is None:
@@ -116,21 +118,37 @@ class Run:
                 self._flush()
                 held_out = itertools.islice(s.task.eval_batches("valid", s.micro), CALIBRATION_BATCHES)
                 self.state = s.parallel.place(step.calibrate(s.model, self.state, held_out))
-            batch = s.parallel.shard(s.batch(at, self.drawn))
-            if s.bucket(at) != bucket:
-                size, bucket = "smaller" if s.bucket(at) > bucket else "larger", s.bucket(at)
-                cost = f"{s.executed_at(at):.3f} of dense {s.model.unit.label}"
-                self.screen.say(f"step {at:,} · compiling a {size} program: {cost}")
-                self.pace.pause()
-            if at == s.first_draw:
-                self.screen.say(f"step {at:,} · the sampler begins: compiling its program")
-                self.pace.pause()
-            self.state, sums = s.program(bucket, s.draws(at)).step(self.state, batch, s.key)
+            batch = s.batch(at, self.drawn)
+            length = s.length(batch)
+            program = self._program(at, length)
+            self.state, sums = program.step(self.state, s.parallel.shard(batch), s.key)
             at += 1
             self._flush()
-            self.pending = (at, sums)
+            self.pending = (at, length, sums)
             if self.signal_at and self.signal_at[1] == at:
                 os.kill(os.getpid(), self.signal_at[0])
+
+    def _program(self, at: int, length: int) -> DataParallel:
+        """The program of the step after `at` steps; says so where it is another than before, or must be compiled."""
+        s = self.s
+        program = bucket, length, draws = s.bucket(at), length, s.draws(at)
+        new, what = program not in self.ran, ""
+        if bucket != self.bucket:
+            size = "smaller" if bucket > self.bucket else "larger"
+            what = f"compiling a {size} program" if new else f"back to the {size} program"
+        elif at == s.first_draw:
+            what = "the sampler begins: compiling its program"
+        elif new and self.ran:
+            what = "compiling a program"
+        if what:
+            tokens = f" for {length} tokens" if s.task.shape.lengths else ""
+            cost = f"{s.built(bucket, length).executed:.3f} of dense {s.model.unit.label}"
+            self.screen.say(f"step {at:,} · {what}{tokens}: {cost}")
+        if new:
+            self.pace.pause()
+        self.bucket = bucket
+        self.ran.add(program)
+        return s.program(*program)
 
     def _calibrates(self) -> bool:
         net = self.s.cfg.net
@@ -140,15 +158,15 @@ class Run:
         """Reads the metrics of the step before this one, and writes its line."""
         if self.pending is None:
             return
-        (at, sums), self.pending = self.pending, None
+        (at, length, sums), self.pending = self.pending, None
         sums = jax.device_get(sums)
         if "program_next" in sums:  # the step after this one is under way already
             self.s.choose(at + 1, int(sums["program_next"][0]))
         if "drawn" in sums:
             self.drawn[at - 1 + sampler.AHEAD] = sums.pop("drawn")
         took = self.pace.lap()
-        line = self.s.line(at, "train", metrics.add(None, sums))
-        tokens = self.s.cfg.train.batch_size * self.s.cfg.task.seq_len
+        line = self.s.line(at, "train", metrics.add(None, sums), {length: 1})
+        tokens = self.s.cfg.train.batch_size * length
         line["tokens_per_s"] = took and round(tokens / took, 1)
         line["step_ms"] = took and round(took * 1e3, 3)
         self.log.write(line)

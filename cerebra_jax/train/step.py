@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -24,7 +25,7 @@ from cerebra_jax.types import Batch
 
 def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransformation, cfg: RunCfg, total: int,
                     per_epoch: int, control: budget.Control | None = None, shares: tuple[float, ...] = (),
-                    draws: bool = False,
+                    draws: bool = False, groups: np.ndarray | None = None,
                     ) -> Callable[..., tuple[TrainState, Metrics]]:  # fmt: skip
     """train_step(state, batch, key, *, axis=None) -> (state, metrics).
 
@@ -33,7 +34,7 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
     over `axis` where given. A step whose gradients are not finite changes nothing but the count in state.skipped.
     `control` holds the cost at a budget (`plan_budget`); `cfg` is then that of the program of its bucket. `shares` are
     the slots per token of the programs among which `policies.demand` chooses. `draws`: the batch is one of the
-    sampler's, with its index_B and weight_B, and metrics["drawn"] is the draw of step + 2.
+    sampler's, with its index_B and weight_B, and metrics["drawn"] is the draw of step + 2, of one of `groups` (N,).
     """
     knobs_at = phases.schedule(cfg.objective, total, per_epoch)
     lr_at = optim.learning_rate(cfg.train, total, per_epoch)
@@ -93,7 +94,7 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
             own = (batch["index_B"], *jax.tree.map(jnp.ravel, each))
             own = lax.all_gather(own, axis, tiled=True) if axis else own
             table, drawn = sampler.advance(cfg.sampler, keep(sampler.observe(cfg.sampler, table, *own), table), key,
-                                           state.step)  # fmt: skip
+                                           state.step, groups)  # fmt: skip
         new = TrainState(
             state.step + 1,
             keep(params, state.params),

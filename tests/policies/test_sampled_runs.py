@@ -99,7 +99,7 @@ def test_without_beta_and_gamma_it_is_the_plain_run(cfg_of, plain, tmp_path):
 def _three_steps(cfg):
     s = Session(cfg, build(cfg, lambda line: None))
     host = s.fresh()
-    program, drawn = s.program(0, True), s.drawn(host, 0)
+    program, drawn = s.program(0, s.model.L, True), s.drawn(host, 0)
     at = s.parallel.place(host)
     for i in range(3):
         at, sums = program.step(at, s.parallel.shard(s.batch(i, drawn)), s.key)

@@ -71,6 +71,31 @@ def test_the_weighted_gradient_is_the_plain_one_in_expectation(mode):
         assert (np.abs(naive.mean(0) - grad_NxD.mean(0)) / (naive.std(0) / np.sqrt(len(each)))).max() > 8.0
 
 
+GROUPS = np.array([0, 2, 2, 0, 2, 0, 2, 0, 2, 0, 2, 2], np.int32)  # five examples, none and seven
+
+
+def grouped(cfg: SamplerCfg, s: sampler.Sampler, n: int) -> sampler.Drawn:
+    """As `draws`, each of one group."""
+    many = jax.jit(jax.vmap(lambda step: sampler.draw(cfg, s, KEY, step, GROUPS)))(jnp.arange(n))
+    return sampler.Drawn(*map(np.asarray, many))
+
+
+def test_a_batch_of_one_group_is_drawn_by_its_mass_and_leaves_no_bias():
+    """Groups of B + 1 and of B + 3 examples: the mean over draws of (Σ weight · gradient) / B, in standard errors."""
+    s, n = table(), 20_000
+    d, p = grouped(CFG, s, n), np.asarray(sampler.probs(CFG, s))
+    assert (np.ptp(GROUPS[d.index_B], axis=1) == 0).all() and all(len(set(row)) == B for row in d.index_B[:200])
+    share, mass = (GROUPS[d.index_B[:, 0]] == 0).mean(), p[GROUPS == 0].sum()
+    assert 0.1 < mass < 0.9 and abs(share - mass) < 4 * np.sqrt(mass * (1 - mass) / n)
+    grad_NxD = np.random.RandomState(1).randn(N, 3) + 1.0
+    each = (d.weight_B[..., None] * grad_NxD[d.index_B]).mean(1)
+    error = np.abs(each.mean(0) - grad_NxD.mean(0)) / (each.std(0) / np.sqrt(n))
+    assert error.max() < 4.0
+    assert abs(d.weight_B.mean() - 1) < 4 * d.weight_B.mean(1).std() / np.sqrt(n)
+    again, _ = sampler.advance(CFG, s, KEY, 7, GROUPS)
+    np.testing.assert_array_equal(again.drawn.index_B[1], grouped(CFG, s, 10).index_B[9])
+
+
 def test_small_batches_of_many_weigh_one_over_n_p():
     """For B ≪ N the inclusion weight is 1/(N·p) up to a factor that all of a batch share."""
     s = sampler.init(CFG, 4000, B, KEY, 0)

@@ -270,12 +270,12 @@ def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(cfg_of, tmp_
     ran = [x["program"] for x in train]
     assert ran[0] == 0 and ran[-1] == 1 and ran == sorted(ran)
     assert len(traces) == 2 == 1 + sum("compiling a smaller program" in line for line in screen.lines)
-    assert [x["executed_rel_flops"] for x in train] == [s._models[i].executed for i in ran]
+    assert [x["executed_rel_flops"] for x in train] == [s.built(i).executed for i in ran]
     assert all(x["gates"]["overflow"][0] < 0.05 for x in train if x["program"] == 1)
     assert want["costs"]["train_total"] == 3 * 8 * sum(s.flops_of(i) for i in ran)
     best = next(x for x in lines(tmp_path / "whole", "valid") if x["step"] == want["best_step"])
     assert want["test"]["program"] == best["program"]
-    assert want["costs"]["relative"]["executed"] == s._models[best["program"]].executed
+    assert want["costs"]["relative"]["executed"] == s.built(best["program"]).executed
     task = build(cfg, print)
     for more in (5, 0, 0, 0):  # before, while and after the other program was decided on
         with pytest.raises(Preempted):

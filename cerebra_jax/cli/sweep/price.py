@@ -45,11 +45,15 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
         cfg, plan = models.at_rate(cfg, plan.rates[-1]), None
     cfg = models.twin(cfg, vocab)
     built = [models.build(c, vocab) for c in ([models.at_rate(cfg, r) for r in plan.rates] if plan else [cfg])]
-    flops = None
+    flops, executed = None, built[-1].cost.executed_flops
     if steps is not None:
-        forward = sum(built[plan.bucket(at) if plan else 0].cost.executed_flops for at in range(steps))
-        flops = (TRAIN_FACTOR + cfg.net.remat) * train.batch_size * forward
-    return {"executed": built[-1].cost.executed_flops / built[-1].dense.executed_flops, "steps": steps, "flops": flops}
+        each = [built[plan.bucket(at) if plan else 0].cost.executed_flops for at in range(steps)]
+        if task.shape.lengths:  # its examples come in the order of the run
+            of = {L: models.MODELS[cfg.net.name].cost(cfg.net, L, vocab).executed_flops for L in task.shape.lengths}
+            each = [of[task.length(task.rows(cfg.seed, at, train.batch_size))] for at in range(steps)]
+            executed = sum(each) / max(1, steps)
+        flops = (TRAIN_FACTOR + cfg.net.remat) * train.batch_size * sum(each)
+    return {"executed": executed / built[-1].dense.executed_flops, "steps": steps, "flops": flops}
 
 
 def main() -> None:

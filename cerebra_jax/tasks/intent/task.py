@@ -63,8 +63,8 @@ class IntentTask(Examples):
                 batch["subwords_BxLxG"][lost] = NONE
         return batch
 
-    def _batch(self, split: str, row_B: np.ndarray, w_B: np.ndarray, ex_B: np.ndarray) -> Batch:
-        rows = super()._batch(split, row_B, w_B, ex_B)
+    def _batch(self, split: str, row_B: np.ndarray, w_B: np.ndarray, ex_B: np.ndarray, length=None) -> Batch:
+        rows = super()._batch(split, row_B, w_B, ex_B, length)
         if self._subwords_WxG is not None:
             rows["subwords_BxLxG"] = self._subwords_WxG[rows.pop("words_BxL")]
         return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -65,13 +66,14 @@ def opening(s: Any) -> list[str]:
     """What is about to run, before the first compilation."""
     L, t, net = s.cfg.task.seq_len, s.cfg.train, s.cfg.net  # noqa: N806
     device = s.parallel.devices[0]
+    lengths = f"{', '.join(map(str, s.task.shape.lengths or (L,)))}"
     forward = f"{s.model.cost.executed_flops / L / 1e6:.3g} MFLOP/token forward"
     unit = "" if s.model.unit.name == "flops" else f" in {s.model.unit.label}"
     return [
         *([s.task.notice] if s.task.notice else []),
         f"model {net.name} · {parameters(s.like.params):,} parameters · {net.depth} layers of width {net.width} · "
         f"{forward}, {s.executed:.3f} of dense as executed{unit}",
-        f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {L} tokens "
+        f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {lengths} tokens "
         f"({s.total / s.per_epoch:.2g} epochs) on {len(s.parallel.devices)} x {device.device_kind}",
     ]
 
@@ -84,8 +86,9 @@ def parameters(params: Any) -> int:
 def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, wall: float) -> dict[str, Any]:
     """What result.json holds. FLOPs are forward, per token, 1 MAC = 2 FLOPs; relative ones are shares of dense."""
     cfg, L = s.cfg, s.cfg.task.seq_len  # noqa: N806
-    tokens = s.total * cfg.train.batch_size * L
     steps = [line for line in metrics.read(log) if line["split"] == "train"]
+    lengths = [line["length"] for line in steps] if s.task.shape.lengths else [L] * s.total
+    tokens = cfg.train.batch_size * sum(lengths)
     laps = [line["step_ms"] for line in steps if line["step_ms"]]
     step_ms = statistics.median(laps) if laps else None
     unit, model = s.model.unit, s.model
@@ -93,7 +96,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
     relative = {name: test[f"{name}_rel_{unit.name}"] for name in ("expected", "hard", "executed")}
     per_token = {name: rel and rel * dense for name, rel in relative.items()}
     ran = (line["program"] for line in steps) if s.shares else map(s.bucket, range(s.total))
-    trained = sum(map(s.flops_of, ran))
+    trained = sum(map(s.flops_of, ran, lengths))
     passes = 4 if cfg.net.remat else 3  # forward, backward at twice its price, and the forward pass that remat repeats
     own = s.sampler_flops() * max(0, s.total - s.first_draw)
     train_total = passes * trained * cfg.train.batch_size + own
@@ -113,6 +116,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
         "steps": s.total,
         "seq_len": L,
         "tokens": tokens,
+        **({"steps_of_length": collections.Counter(map(str, lengths))} if s.task.shape.lengths else {}),
         "best_step": best,
         "val": valid,
         "test": test,
@@ -125,12 +129,12 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
             "dense": dense,
             "dense_executed": dense_executed,
             "relative": relative,
-            "executed_flops": model.cost.executed_flops / L,
+            "executed_flops": round(test["executed_rel_flops"] * model.dense.executed_flops) / L,
             "train_total": train_total,
             "sampler": {"train_flops": own, "share_of_train": own / train_total, "bytes": size(s.like.sampler)},
         },
         "step_ms": step_ms,
-        "tokens_per_s": step_ms and cfg.train.batch_size * L / step_ms * 1e3,
+        "tokens_per_s": step_ms and tokens / s.total / step_ms * 1e3,
         "wall_s": wall,
         **memory(devices),
         "device": environment(devices) | {"host_platform": platform.platform()},

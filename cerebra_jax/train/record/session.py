@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def resolved(cfg: RunCfg, task: Task) -> RunCfg:
 
 class Session:
     """`model` is the one that evaluates and is reported; under a budget larger programs lead down to it, under a λ
-    demand chooses among several (`adopt`)."""
+    demand chooses among several (`adopt`). With task.buckets each comes in several lengths: `model` is that of L."""
 
     def __init__(self, cfg: RunCfg, task: Task):
         cfg = resolved(cfg, task)
@@ -46,16 +47,18 @@ class Session:
         rates = self.plan.rates if self.plan else ()
         self._cfgs = [models.at_rate(cfg, rate) for rate in rates] or demand.programs(cfg)
         self.shares = () if self.plan or len(self._cfgs) < 2 else demand.shares(self._cfgs)
-        self._models = [models.build(c, vocab) for c in self._cfgs]
+        self._built = functools.cache(self._build)
         self.final = len(self._cfgs) - 1 if self.plan else 0  # the program that a run without demand ends in
-        self.model = self._models[self.final]
+        self.model = self.built(self.final)
         self._demanded: dict[int, int] = {}
         self.optimizer = optim.make(t, self.total, self.per_epoch)
         self.key = jax.random.key(cfg.seed)
+        self.groups = task.group_N if task.shape.lengths else None
         if cfg.sampler.on:
             self._check_sampler()
         self.first_draw = self.steps(cfg.sampler.start) if cfg.sampler.on else self.total
         self.like = jax.eval_shape(self.fresh)
+        self._check_lengths()
         self.micro = t.batch_size // t.accum
         self.devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
         self.program = functools.cache(self._program)
@@ -69,14 +72,39 @@ class Session:
         checks.need(N > 0, f"{what}, but {self.cfg.task.name} makes new examples at every step", off)
         checks.need(N > B, f"{what}, but there are {N} examples for batches of {B}", f"{off}, or smaller batches")
 
-    def _program(self, bucket: int, draws: bool) -> parallel.DataParallel:
-        """The compiled steps of one of the programs, of plain batches or of the sampler's."""
+    def _check_lengths(self) -> None:
+        """UserError where a model for shorter examples has other parameters."""
+        example, shapes = self.task.example(1), lambda tree: jax.tree.map(lambda x: x.shape, tree)
+        for length in self.task.shape.lengths[:-1]:
+            cut = {name: x[:, :length] if x.ndim > 1 else x for name, x in example.items()}
+            found = jax.eval_shape(self.built(0, length).init, self.key, cut)["params"]
+            checks.need(
+                shapes(found) == shapes(self.like.params),
+                f"net.name={self.cfg.net.name} has other parameters for {length} tokens than for {self.model.L}",
+                "use other task.buckets, or net.compress.kind=attention",
+            )
+
+    def _build(self, bucket: int, length: int) -> models.Model:
+        cfg, L = self._cfgs[bucket], self.cfg.task.seq_len  # noqa: N806
+        cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, seq_len=length))
+        return models.build(cfg, self.task.shape.vocab_size, L)
+
+    def built(self, bucket: int, length: int = 0) -> models.Model:
+        """The model of a program, for batches of `length` tokens (0: L); its costs are relative to dense at L."""
+        return self._built(bucket, length or self.cfg.task.seq_len)
+
+    def length(self, batch: Batch) -> int:
+        """Tokens of each example of a batch."""
+        return batch["mask_BxL"].shape[1] if self.task.shape.lengths else self.cfg.task.seq_len
+
+    def _program(self, bucket: int, length: int, draws: bool) -> parallel.DataParallel:
+        """The compiled steps of one of the programs, of plain batches or of the sampler's, for batches of a length."""
         cfg, o, control = self._cfgs[bucket], self.cfg.objective, None
         if self.plan:
             control = budget.Control(self.plan, bucket, cfg.net.route.capacity, o.dual_rate, o.lam_max)
-        model = self._models[bucket]
+        model = self.built(bucket, length)
         common = (model, self.task, self.optimizer, cfg, self.total, self.per_epoch)
-        train = step.make_train_step(*common, control, self.shares, draws)
+        train = step.make_train_step(*common, control, self.shares, draws, self.groups)
         return parallel.DataParallel(train, step.make_eval_step(model, self.task), self.devices)
 
     def draws(self, at: int) -> bool:
@@ -106,7 +134,8 @@ class Session:
         c, row = self.cfg.sampler, jax.ShapeDtypeStruct((self.cfg.train.batch_size,), "float32")
 
         def work(s, index_B, loss_B, cost_B):
-            return sampler.advance(c, sampler.observe(c, s, index_B, loss_B, cost_B, loss_B > 0), self.key, 0)
+            seen = sampler.observe(c, s, index_B, loss_B, cost_B, loss_B > 0)
+            return sampler.advance(c, seen, self.key, 0, self.groups)
 
         return jaxpr.count(work, self.like.sampler, jax.ShapeDtypeStruct(row.shape, "int32"), row, row).elementwise
 
@@ -117,7 +146,8 @@ class Session:
     def adopt(self, bucket: int) -> None:
         """From here on that program evaluates and is reported."""
         self.adopted = bucket
-        self.model, self.parallel = self._models[bucket], self.program(bucket, False)
+        self.model = self.built(bucket)
+        self.parallel = self.program(bucket, self.model.L, False)
         self.executed = self.model.executed
 
     def adopt_of(self, found: state.TrainState) -> None:
@@ -130,13 +160,9 @@ class Session:
         self._demanded[at] = bucket
         self._demanded.pop(at - 4, None)  # its line is written
 
-    def flops_of(self, bucket: int) -> int:
-        """Forward FLOPs per example of a program."""
-        return self._models[bucket].cost.executed_flops
-
-    def executed_at(self, at: int) -> float:
-        """Executed cost of the program that takes the step after `at` steps, relative to dense, in objective.unit."""
-        return self._models[self.bucket(at)].executed
+    def flops_of(self, bucket: int, length: int = 0) -> int:
+        """Forward FLOPs per example of a program, for batches of `length` tokens (0: L)."""
+        return self.built(bucket, length).cost.executed_flops
 
     def fresh(self) -> state.TrainState:
         """The state before the first step."""
@@ -145,7 +171,8 @@ class Session:
         if not self.cfg.sampler.on:
             return new
         make = functools.partial(sampler.init, self.cfg.sampler, self.task.examples, self.cfg.train.batch_size)
-        return new.replace(sampler=jax.jit(make)(self.key, self.first_draw))
+        begin = jax.jit(functools.partial(make, group_N=self.groups))
+        return new.replace(sampler=begin(self.key, self.first_draw))
 
     @property
     def penalty(self) -> float:
@@ -155,9 +182,10 @@ class Session:
     def steps(self, spec: str) -> int:
         return to_steps(spec, self.total, self.per_epoch)
 
-    def line(self, at: int, split: str, sums: metrics.Sums) -> dict[str, Any]:
+    def line(self, at: int, split: str, sums: metrics.Sums, ran: dict[int, int]) -> dict[str, Any]:
         """A line of metrics.jsonl from sums: the task's figures, scalars by name, per-layer figures under gates. Costs
-        are named by what they count, `hard_rel_flops`; what the program executes is there in FLOPs too."""
+        are named by what they count, `hard_rel_flops`; what the program executes is there in FLOPs too, the mean over
+        the examples: `ran` says how many had which length."""
         own = {k.removeprefix(OWN): pair for k, pair in sums.items() if k.startswith(OWN)}
         formed = metrics.form({k: pair for k, pair in sums.items() if not k.startswith(OWN)})
         loss = metrics.form({"loss": own["loss"]})["loss"]
@@ -168,25 +196,32 @@ class Session:
         phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
         scalars.pop("program_next", None)
         bucket = self.bucket(at - 1) if split == "train" else self.adopted
-        ran = self._models[bucket]
-        executed = {"executed_rel_flops": ran.cost.executed_flops / ran.dense.executed_flops}
+        all_of, unit_cost, flops = sum(ran.values()), 0.0, 0.0
+        for length, n in ran.items():
+            m = self.built(bucket, length)
+            unit_cost += n / all_of * m.executed
+            flops += n / all_of * m.cost.executed_flops
+        executed = {"executed_rel_flops": flops / self.model.dense.executed_flops}
         head = {"step": at, "split": split, "phase": phase, "loss": loss}
         head |= {"program": bucket} if self.shares else {}
+        head |= {"length": max(ran)} if split == "train" and self.task.shape.lengths else {}
         head |= {name: metrics.plain(value) for name, value in figures.items()}
-        return head | scalars | executed | {cost["executed"]: ran.executed, "gates": gates}
+        return head | scalars | executed | {cost["executed"]: unit_cost, "gates": gates}
 
     def evaluate(self, placed: Any, at: int, split: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
         """The line of a whole split, every example once; None where a signal stopped it on the way."""
-        total, previous = None, None
+        total, previous, ran = None, None, collections.Counter()
         for batch in self.task.eval_batches(split, self.micro):
             if stop():
                 return None
-            now = self.parallel.eval(placed, self.parallel.shard(batch))
+            length = self.length(batch)
+            ran[length] += int(batch["w_BxL"].any(1).sum())
+            now = self.program(self.adopted, length, False).eval(placed, self.parallel.shard(batch))
             if previous is not None:
                 total = metrics.add(total, jax.device_get(previous))
             previous = now
         total = metrics.add(total, jax.device_get(previous))
-        line = self.line(at, split, total)
+        line = self.line(at, split, total, ran)
         if line["loss"] is None:
             raise Diverged(f"step {at}: the {split} loss is not finite", "lower train.lr")
         return line
