@@ -9,9 +9,8 @@ from typing import NoReturn
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, page, plots, runs, tables
 
-BEGIN, END = "<!-- RESULTS: begin", "<!-- RESULTS: end -->"
 USAGE = (
-    "report RUN… [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md] [--csv=FILE] [--runs-csv=FILE] "
+    "report RUN… [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] [--runs-csv=FILE] "
     "[--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg]"
 )
 
@@ -27,14 +26,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--also", action="append", default=[], metavar="NAME:FIGURE")
     parser.add_argument("--baseline", default="", metavar="GROUP")
-    for name in ("into", "csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets"):
+    parser.add_argument("--into", default="", metavar="FILE.md[#NAME]")
+    for name in ("csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets"):
         parser.add_argument(f"--{name}", type=Path)
     return parser.parse_args(argv)
 
 
 def run(argv: list[str]) -> None:
     """Prints the Markdown table of the run folders (a sweep's folder stands for those in it) and its notes; --into
-    writes them between the RESULTS marks of a file, the other options write files of their kind."""
+    writes them between the RESULTS marks of a file (FILE#NAME: RESULTS NAME), the other options files of their kind."""
     args = parse(argv)
     also = dict(map(_reference, args.also))
     folders, unfinished = runs.found(args.runs)
@@ -67,14 +67,17 @@ def _reference(word: str) -> tuple[str, float]:
         raise UserError(f"cannot read --also={word}", "write --also=NAME:FIGURE") from None
 
 
-def _insert(path: Path, text: str) -> None:
+def _insert(where: str, text: str) -> None:
+    name, _, label = where.partition("#")
+    path, mark = Path(name), f"<!-- RESULTS {label}".rstrip()
+    begin, end = f"{mark}: begin", f"{mark}: end -->"
     try:
         old = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"there is no {path}", f"make it, with the marks {BEGIN} … --> and {END}") from None
-    head, begin, rest = old.partition(BEGIN)
-    mark, arrow, rest = rest.partition("-->\n")
-    _, end, tail = rest.partition(END)
-    if not (begin and arrow and end):
-        raise UserError(f"{path} lacks the marks", f"write {BEGIN} … --> and {END} where the table belongs")
-    path.write_text(f"{head}{begin}{mark}{arrow}{text}\n{end}{tail}", encoding="utf-8")
+        raise UserError(f"there is no {path}", f"make it, with the marks {begin} … --> and {end}") from None
+    head, found, rest = old.partition(begin)
+    comment, arrow, rest = rest.partition("-->\n")
+    _, closed, tail = rest.partition(end)
+    if not (found and arrow and closed):
+        raise UserError(f"{path} lacks the marks", f"write {begin} … --> and {end} where the table belongs")
+    path.write_text(f"{head}{begin}{comment}{arrow}{text}\n{end}{tail}", encoding="utf-8")

@@ -143,6 +143,18 @@ def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
     assert page.read_text() == text
 
 
+def test_a_file_holds_several_tables_by_name(tmp_path, folders):
+    page = tmp_path / "page.md"
+    empty = (
+        "<!-- RESULTS: begin -->\nA\n<!-- RESULTS: end -->\n<!-- RESULTS two: begin -->\nB\n<!-- RESULTS two: end -->\n"
+    )
+    page.write_text(empty)
+    report.run([*map(str, folders), f"--into={page}#two"])
+    first, _, second = page.read_text().partition("<!-- RESULTS two: begin -->\n")
+    assert first == empty.partition("<!-- RESULTS two")[0]
+    assert second.startswith("| model") and second.endswith("\n<!-- RESULTS two: end -->\n")
+
+
 def test_every_kind_of_file_is_written(tmp_path, folders):
     names = ("new/t.csv", "r.csv", "t.tex", "p.html", "c.svg", "f.png", "f.pdf")
     files = dict(zip(("csv", "runs-csv", "latex", "html", "plot", "pareto"), names, strict=False))
@@ -192,6 +204,7 @@ def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, make_run, 
         (["{d0}", "--also=x"], "cannot read"),
         (["{d0}", "--into={tmp}/none.md"], "there is no"),
         (["{d0}", "--into={d0}/result.json"], "lacks the marks"),
+        (["{d0}", "--into={d0}/result.json#two"], "RESULTS two: begin"),
         (["{d0}", "--intoo=x"], "unrecognized"),
         (["{d0}", "--html"], "expected one argument"),
         (["{d0}", "--baseline=lstm"], "names no group"),
