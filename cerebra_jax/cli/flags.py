@@ -25,7 +25,7 @@ COMMANDS = {
     "certify": "prove the savings of the run of --workdir, or of an untrained --config, against its dense twin",
     "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
     "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
-    "report": "RUN... [--baseline=GROUP] [--into=FILE.md] [--html=FILE] [--csv=FILE] ...: finished runs compared",
+    "report": "RUN... [--by-folder] [--baseline=GROUP] [--into=FILE.md] [--html=FILE] ...: finished runs compared",
 }
 _TAKES = {
     "train": ("config", "workdir", "fresh", "verbose"),

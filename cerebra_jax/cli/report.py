@@ -10,8 +10,8 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, page, plots, runs, tables
 
 USAGE = (
-    "report RUN… [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] [--runs-csv=FILE] "
-    "[--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg]"
+    "report RUN… [--by-folder] [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] "
+    "[--runs-csv=FILE] [--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg]"
 )
 
 
@@ -25,6 +25,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog="report", add_help=False, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--also", action="append", default=[], metavar="NAME:FIGURE")
+    parser.add_argument("--by-folder", action="store_true")
     parser.add_argument("--baseline", default="", metavar="GROUP")
     parser.add_argument("--into", default="", metavar="FILE.md[#NAME]")
     for name in ("csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets"):
@@ -38,7 +39,7 @@ def run(argv: list[str]) -> None:
     args = parse(argv)
     also = dict(map(_reference, args.also))
     folders, unfinished = runs.found(args.runs)
-    groups = runs.load(folders)
+    groups = runs.load(folders, args.by_folder)
     base = compare.baseline(groups, args.baseline) if args.baseline else ""
     rows, notes = tables.grid(groups, also), tables.notes(groups, base, len(unfinished))
     text = tables.markdown(rows, notes)

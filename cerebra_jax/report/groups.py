@@ -21,6 +21,7 @@ OWN = (
     "net.kernel",
     "net.ssm_state",
     "objective.",
+    "sampler.",
 )  # keys that not every model reads
 
 UNITS = ("objective.unit", "objective.device")  # of all costs in a table, whoever has them

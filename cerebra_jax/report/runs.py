@@ -72,14 +72,17 @@ def found(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     return done, unfinished
 
 
-def load(paths: list[Path]) -> Groups:
-    """The runs by group; UserError for a folder without a finished run, or two runs of one group and seed."""
+def load(paths: list[Path], by_folder: bool = False) -> Groups:
+    """The runs by group; UserError for a folder without a finished run, or two runs of one group and seed.
+
+    by_folder: groups are called after the folders of their runs, NAME-s0, NAME-s1, …, as a sweep names its points.
+    """
     same: dict[tuple, list[Run]] = {}
     for path in paths:
         run = read(path)
         same.setdefault(tuple(sorted(run.identity.items())), []).append(run)
     repeats = sorted(same.values(), key=lambda runs: grouping.order(runs[0].identity))
-    names = grouping.names([runs[0].identity for runs in repeats])
+    names = _folders(repeats) if by_folder else grouping.names([runs[0].identity for runs in repeats])
     for name, runs in zip(names, repeats, strict=True):
         seeds = [run.seed for run in runs]
         for run in runs:
@@ -89,6 +92,15 @@ def load(paths: list[Path]) -> Groups:
     if len({run.result["dataset"] for runs in repeats for run in runs}) > 1:
         raise UserError("the runs are on different data sets", "report them apart")
     return {name: sorted(runs, key=lambda r: r.seed) for name, runs in zip(names, repeats, strict=True)}
+
+
+def _folders(repeats: list[list[Run]]) -> list[str]:
+    stems = [sorted({run.path.resolve().name.removesuffix(f"-s{run.seed}") for run in runs}) for runs in repeats]
+    names = [stem[0] for stem in stems]
+    if any(len(stem) > 1 for stem in stems) or len(set(names)) < len(names):
+        mixed = next(stem for stem in stems if len(stem) > 1 or names.count(stem[0]) > 1)
+        raise UserError(f"folders do not tell the groups apart: {', '.join(mixed)}", "leave --by-folder out")
+    return names
 
 
 def read(path: Path) -> Run:

@@ -70,3 +70,20 @@ def test_a_twin_is_named_after_what_it_is_a_twin_of_and_dense_models_come_first(
     made = [make_run(f"t{i}", "chiar", 0, 200.0, {"twin": twin}) for i, twin in enumerate(("random", "equal_flops"))]
     made += [make_run("m", "chiar", 0, 1.0), make_run("d", "transformer", 0, 1.0)]
     assert list(runs.load(made)) == ["transformer", "chiar", "equal-FLOP twin of chiar", "random twin of chiar"]
+
+
+def test_groups_can_be_called_after_their_folders(make_run):
+    made = [make_run(f"{name}-s{s}", "chiar", s, 1.0, keys) for s in range(2)
+            for name, keys in (("plain", {}), ("loud", {"sampler.beta": 0.5}))]  # fmt: skip
+    assert {name: [run.path for run in rs] for name, rs in runs.load(made, by_folder=True).items()} == {
+        "plain": [made[0], made[2]], "loud": [made[1], made[3]],
+    }  # fmt: skip
+    other = make_run("third-s2", "chiar", 2, 1.0)
+    with pytest.raises(UserError, match="plain, third"):
+        runs.load([*made, other], by_folder=True)
+
+
+def test_keys_of_the_sampler_tell_groups_of_one_model_apart(make_run):
+    made = [make_run("d", "transformer", 0, 1.0), make_run("c", "chiar", 0, 1.0)]
+    made.append(make_run("s", "chiar", 0, 1.0, {"sampler.beta": 0.5}))
+    assert list(runs.load(made)) == ["transformer", "chiar, beta=0", "chiar, beta=0.5"]
