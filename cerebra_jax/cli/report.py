@@ -10,7 +10,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, page, plots, runs, tables
 
 USAGE = (
-    "report RUN… [--by-folder] [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] "
+    "report RUN… [--by-folder] [--brief] [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] "
     "[--runs-csv=FILE] [--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg]"
 )
 
@@ -26,6 +26,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--also", action="append", default=[], metavar="NAME:FIGURE")
     parser.add_argument("--by-folder", action="store_true")
+    parser.add_argument("--brief", action="store_true")
     parser.add_argument("--baseline", default="", metavar="GROUP")
     parser.add_argument("--into", default="", metavar="FILE.md[#NAME]")
     for name in ("csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets"):
@@ -41,7 +42,8 @@ def run(argv: list[str]) -> None:
     folders, unfinished = runs.found(args.runs)
     groups = runs.load(folders, args.by_folder)
     base = compare.baseline(groups, args.baseline) if args.baseline else ""
-    rows, notes = tables.grid(groups, also), tables.notes(groups, base, len(unfinished))
+    rows = tables.grid(groups, also, args.brief)
+    notes = tables.notes(groups, base, len(unfinished), args.brief)
     text = tables.markdown(rows, notes)
     print(text)
     for path, make in (

@@ -74,22 +74,30 @@ def cell(runs: Sequence[Run], column: Column) -> Cell | None:
     return Cell(*mean_sd(values), half_width(values), len(values))
 
 
-def grid(groups: Groups, also: dict[str, float]) -> list[list[str]]:
-    """The table as text, the headings first. `also`: name -> headline on test data, from elsewhere."""
+BRIEF = ("executed", "executed_mflop", "minutes")
+
+
+def grid(groups: Groups, also: dict[str, float], brief: bool = False) -> list[list[str]]:
+    """The table as text, the headings first. `also`: name -> headline on test data, from elsewhere; brief: the headline
+    on test data and BRIEF only."""
     shown = columns(groups)
+    first = 1  # the headline on test data
+    if brief:
+        shown, first = [shown[1], *(column for column in shown if column.key in BRIEF)], 0
     several = any(len(runs) > 1 for runs in groups.values())
     head = ["model"]
     for i, column in enumerate(shown):
-        head += [column.name] + ["95 % interval"] * (several and i == 1)
+        head += [column.name] + ["95 % interval"] * (several and i == first)
     rows = [[*head, "seeds"]]
     for name, runs in groups.items():
         row = [name]
         for i, column in enumerate(shown):
             found = cell(runs, column)
-            row += [mean_text(found, column.digits)] + [interval_text(found, column.digits)] * (several and i == 1)
+            row += [mean_text(found, column.digits)] + [interval_text(found, column.digits)] * (several and i == first)
         rows.append([*row, ", ".join(str(r.seed) for r in runs)])
     for name, figure in also.items():
-        rows.append([name, "", f"{figure:g}", *[""] * (len(rows[0]) - 3)])
+        row = [name, *[""] * first, f"{figure:g}"]
+        rows.append([*row, *[""] * (len(rows[0]) - len(row))])
     return rows
 
 
@@ -108,10 +116,11 @@ def interval_text(found: Cell | None, digits: int) -> str:
     return f"[{found.mean - found.half:,.{digits}f}, {found.mean + found.half:,.{digits}f}]"
 
 
-def notes(groups: Groups, base: str, left_out: int) -> list[str]:
+def notes(groups: Groups, base: str, left_out: int, brief: bool = False) -> list[str]:
     """What belongs under the table, a sentence each: comparisons, budgets, front, and what was measured on what."""
+    front = [] if brief else pareto.lines(groups)
     missing = [f"{left_out} unfinished runs are left out."] if left_out else []
-    return [*compare.lines(groups, base), *held(groups), *pareto.lines(groups), *missing, provenance(groups)]
+    return [*compare.lines(groups, base), *held(groups), *front, *missing, provenance(groups)]
 
 
 def markdown(rows: Sequence[Sequence[str]], under: Sequence[str]) -> str:

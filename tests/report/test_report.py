@@ -143,6 +143,15 @@ def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
     assert page.read_text() == text
 
 
+def test_a_brief_table_is_part_of_the_whole_one(folders):
+    groups = runs.load(folders)
+    whole, brief = tables.grid(groups, {"other": 5.0}), tables.grid(groups, {"other": 5.0}, brief=True)
+    assert brief[0][1:3] == ["perplexity per word, test", "95 % interval"] and len(brief[0]) < len(whole[0])
+    at = [whole[0].index(name) for name in brief[0]]
+    assert brief == [[row[i] for i in at] for row in whole] and brief[-1][1] == "5"
+    assert set(tables.notes(groups, "", 0, True)) < set(tables.notes(groups, "", 0))
+
+
 def test_a_file_holds_several_tables_by_name(tmp_path, folders):
     page = tmp_path / "page.md"
     empty = (
