@@ -11,8 +11,8 @@ leaves columns out. A target of numbers is a regression, one of anything else a 
 
 Measured on one core of a shared 2-core AMD EPYC (Zen 5), 10 epochs, half a minute each, 3 seeds, 2026-11-22; test RMSE:
     made-up rents   107.1 ± 0.8, dense 104.3 ± 0.8; floor 90.2, the noise of the data
-    salaries        53,731 ± 85 USD, R2 0.400 ± 0.002, dense 53,750 ± 180; the best function of the columns has 51,759 on
-                    the whole table, R2 0.435: an R2 far above that is a leak
+    salaries        53,731 ± 85 USD, R2 0.400 ± 0.002, dense 53,750 ± 180; the best function of the columns has 51,759
+                    on the whole table, R2 0.435: an R2 far above that is a leak
 The ablation of both: configs/sweeps/ablation.py.
 """
 
