@@ -101,9 +101,9 @@ def together(c: RunCfg) -> None:
             "use task.buckets=0, or another net.name",
         )
     need(
-        net.name != "chiar" or route.mode != "threshold" or route.rate < 1.0,
+        net.name != "chiar" or route.mode not in ("threshold", "random") or route.rate < 1.0,
         "net.route.rate is 1",
-        "a threshold needs a share below 1; net.name=transformer attends everywhere",
+        "a threshold needs a share below 1; net.route.mode=always_full attends everywhere",
     )
     _routing(net)
     need(
@@ -127,7 +127,7 @@ def _routing(net: NetCfg) -> None:
     """What CHIAR, and Cerebra and Mixture-of-Depths, do not share."""
     route, cerebra = net.route, net.name in ("cerebra", "mod")
     for name, modes in (
-        ("chiar", ("threshold", "hard", "soft")),
+        ("chiar", ("threshold", "hard", "soft", "random", "always_full", "always_compressed")),
         ("cerebra", ("threshold", "soft", "topk", "random", "oracle", "always_full", "always_compressed")),
         ("mod", ("threshold", "topk", "random", "oracle")),
     ):
@@ -153,6 +153,11 @@ def _routing(net: NetCfg) -> None:
             f"net.compress.heads {net.compress.heads} does not divide the light width {width}",
             f"use {math.gcd(net.heads, width)}, or 0",
         )
+    need(
+        route.score == "spectral" or (net.name == "chiar" and route.mode == "threshold"),
+        f"net.route.score is {route.score} for {net.name} with net.route.mode={route.mode}",
+        "only a threshold of chiar looks at an entropy: use net.route.score=spectral",
+    )
     wrong = {"chiar": "learned", "cerebra": "calibrated", "mod": "calibrated"}
     need(route.tau != wrong.get(net.name), f"net.route.tau is {route.tau} for {net.name}", "use net.route.tau=running")
     need(

@@ -23,6 +23,11 @@ VARIANTS = {
     "chiar-hard": {"net.route.mode": "hard"},
     "chiar-hard-kv-routed": {"net.route.mode": "hard", "net.route.kv": "routed"},
     "chiar-soft": {"net.route.mode": "soft"},
+    "chiar-random": {"net.route": {"mode": "random", "kv": "routed"}},
+    "chiar-always_full": {"net.route.mode": "always_full"},
+    "chiar-always_compressed": {"net.route.mode": "always_compressed", "net.route.kv": "routed"},
+    "chiar-permuted": {"net.route.score": "permuted"},
+    "chiar-raw": {"net.route.score": "raw"},
     "chiar-meta-off": {"net.route.meta": "off"},
     "chiar-dct-matmul": {"net.route.dct": "matmul"},
     "chiar-scan-remat": {"net.scan": True, "net.remat": True, "net.depth": 5},
@@ -164,22 +169,6 @@ def test_assert_causal_catches_the_batch_meta_router(make):
         assert_causal(lambda ids: m.run(ids)[0], tokens(), cuts=[])
 
 
-@pytest.mark.parametrize(
-    ("what", "leak"),
-    [
-        ("top-k over the sequence", lambda x: x * (x >= jnp.sort(x, axis=1)[:, -4][:, None])),
-        ("sequence mean", lambda x: x + x.mean(1, keepdims=True)),
-        ("off by one", lambda x: jnp.roll(x, -1, axis=1)),
-        ("batch mean", lambda x: x - x.mean(0, keepdims=True)),
-    ],
-)
-def test_assert_causal_catches_known_leaks(what, leak):
-    x = np.random.RandomState(0).standard_normal((3, 16)).astype(np.float32)
-    assert_causal(lambda x: jnp.cumsum(jnp.asarray(x), axis=1), x)
-    with pytest.raises(AssertionError):
-        assert_causal(lambda x: leak(jnp.asarray(x)), x)
-
-
 @pytest.mark.parametrize("name", [n for n in VARIANTS if "scan" not in n and "two" not in n])
 def test_every_parameter_gets_a_gradient(make, name):
     m, batch = make(name), batch_of(tokens())
@@ -237,9 +226,9 @@ def trees_of(jaxpr):
 
 
 @pytest.mark.parametrize("kv", ["all", "routed"])
-@pytest.mark.parametrize(("name", "mode"), [("chiar", "threshold"), ("chiar", "hard"), ("cerebra", "threshold"),
-                                            ("cerebra", "random"), ("cerebra", "oracle"), ("mod", "threshold"),
-                                            ("mod", "oracle")])  # fmt: skip
+@pytest.mark.parametrize(("name", "mode"), [
+    ("chiar", "threshold"), ("chiar", "hard"), ("chiar", "random"), ("cerebra", "threshold"), ("cerebra", "random"),
+    ("cerebra", "oracle"), ("mod", "threshold"), ("mod", "oracle")])  # fmt: skip
 def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv):
     """Two ways to compute one model: gathered tokens only, or everything and a mask."""
     extra = {"net.route.mode": mode, "net.route.kv": kv, "net.route.capacity": 4.0, "net.route.rate": 0.25}

@@ -65,6 +65,9 @@ CASES = {
         for kv in ("all", "routed")
         for dispatch in (True, False)
     },
+    **{f"chiar-{mode}": {"net.route.mode": mode} for mode in ("random", "always_full", "always_compressed")},
+    "chiar-permuted": {"net.route": {"score": "permuted", "kv": "routed"}},
+    "chiar-raw-matmul": {"net.route": {"score": "raw", "dct": "matmul"}},
     "chiar-matmul-dct": {"net.route.dct": "matmul"},
     "chiar-no-meta": {"net.route.meta": "off"},
     "chiar-odd": {"task.seq_len": 97, "net.width": 36, "net.route.rate": 0.31},

@@ -40,3 +40,19 @@ def test_assert_decodes_catches_a_cache_that_keeps_padding_and_decisions_that_di
         testing.assert_decodes(lambda x: full(x)[0], lambda *a: step(*a, forget=0.1), cache, X, chunk=chunk)
     with pytest.raises(AssertionError, match="decisions differ"):
         testing.assert_decodes(full, lambda *a: step(*a, shift=0.3), cache, X, **check)
+
+
+@pytest.mark.parametrize(
+    ("what", "leak"),
+    [
+        ("top-k over the sequence", lambda x: x * (x >= jnp.sort(x, axis=1)[:, -4][:, None])),
+        ("sequence mean", lambda x: x + x.mean(1, keepdims=True)),
+        ("off by one", lambda x: jnp.roll(x, -1, axis=1)),
+        ("batch mean", lambda x: x - x.mean(0, keepdims=True)),
+    ],
+)
+def test_assert_causal_catches_known_leaks(what, leak):
+    x = np.random.RandomState(0).standard_normal((3, 16)).astype(np.float32)
+    testing.assert_causal(lambda x: jnp.cumsum(jnp.asarray(x), axis=1), x)
+    with pytest.raises(AssertionError):
+        testing.assert_causal(lambda x: leak(jnp.asarray(x)), x)

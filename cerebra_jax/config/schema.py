@@ -58,7 +58,7 @@ class TaskCfg:
 class RouteCfg:
     mode: str = _f(
         "threshold",
-        "how tokens are chosen; chiar: threshold, hard, soft; mod: threshold, topk, random, oracle; cerebra: all but "
+        "how tokens are chosen; chiar: all but topk, oracle; mod: threshold, topk, random, oracle; cerebra: all but "
         "hard (topk needs net.causal=False, oracle a task that marks what it needs: longseq)",
         of=("threshold", "hard", "soft", "topk", "random", "oracle", "always_full", "always_compressed"),
     )
@@ -82,6 +82,11 @@ class RouteCfg:
         "running",
         "threshold: running quantile at `rate`, calibrated on held-out text (chiar), or learned from `rate` (cerebra)",
         of=("running", "calibrated", "learned"),
+    )
+    score: str = _f(
+        "spectral",
+        "a threshold of chiar: entropy of the spectrum, of the spectrum of reordered features, of the features",
+        of=("spectral", "permuted", "raw"),
     )
     decay: float = _f(0.95, "memory of the running quantile, per step", lo=0.0, hi=0.99999)
     calibrate_at: str = _f("0.1 frac", "when a calibrated threshold is measured again (also at step 0)")

@@ -196,7 +196,7 @@ def twin(cfg: RunCfg, vocab: int) -> RunCfg:
     if kind == "random":
         named = f"twin is random, but {cfg.net.name} routes nothing"
         checks.need(cfg.net.name in checks.ROUTED, named, "use twin=dense or twin=equal_flops")
-        route = dataclasses.replace(cfg.net.route, mode="random")
+        route = dataclasses.replace(cfg.net.route, mode="random", score="spectral")
         cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
         checks.together(cfg)
         return cfg

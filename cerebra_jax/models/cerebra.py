@@ -18,6 +18,7 @@ from cerebra_jax.cost import prices
 from cerebra_jax.models import block, compressor, router, transformer
 from cerebra_jax.models.compressor import ceil_share
 from cerebra_jax.models.decoding import cache as cached
+from cerebra_jax.models.router import routed
 from cerebra_jax.ops import dispatch
 from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
 
@@ -126,10 +127,6 @@ class RoutedBlock(nn.Module):
 
 
 _UNROUTED = ("always_full", "always_compressed", "soft")
-
-
-def routed(net: NetCfg) -> bool:
-    return not net.route.mode.startswith("always")
 
 
 def dispatched(net: NetCfg) -> bool:

@@ -15,7 +15,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block, ends, router, transformer
 from cerebra_jax.models.decoding import cache as cached
-from cerebra_jax.models.router import Decision, MetaRouter
+from cerebra_jax.models.router import Decision, MetaRouter, routed
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
 from cerebra_jax.ops.gates import threshold_for
@@ -66,7 +66,8 @@ class AttentionLN(nn.Module):
 
 
 class RoutedLayer(nn.Module):
-    """One routed layer, x -> (x, y); scanned over (τ, spread) of the layer. y holds its costs and statistics."""
+    """One routed layer, x -> (x, y); scanned over its (τ, spread, number). y holds its costs and statistics; nothing
+    where every token goes one way."""
 
     net: NetCfg
     L: int
@@ -74,10 +75,13 @@ class RoutedLayer(nn.Module):
     each: DecisionCost = FREE
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, temperature, rate, pos_1xL, ex_B, cache=None):
+    def __call__(self, x_BxLxD, tau, spread, layer, temperature, rate, pos_1xL, ex_B, cache=None):
         net, route, L = self.net, self.net.route, self.L
+        if not routed(net):
+            return self._always(x_BxLxD, pos_1xL, ex_B, cache)
         light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
-        wanted, gate, p, score = Decision(net, name="router")(x_BxLxD, X_BxLxD, temperature, tau, spread)
+        decide, drawn = Decision(net, name="router"), () if cache is None else (pos_1xL, L)
+        wanted, gate, p, score = decide(x_BxLxD, X_BxLxD, temperature, tau, spread, layer, ex_B, *drawn)
         if cache is not None:
             kept, qorder, used_BxS, step = cached.routed(net, cache, wanted, pos_1xL, layout(net, L))
             heavy = AttentionLN(net, (), self.kernel, name="heavy")
@@ -115,14 +119,28 @@ class RoutedLayer(nn.Module):
             "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
             "score": flat,
             "chosen": kept,
-            "tau": threshold_for(route, flat, rate),
-            "spread": flat.std(axis=1),
         }
+        if route.mode != "random":
+            y |= {"tau": threshold_for(route, flat, rate), "spread": flat.std(axis=1)}
         return x_BxLxD, y
+
+    def _always(self, x_BxLxD, pos_1xL, ex_B, cache):
+        """The layer of a control: all tokens take the filter, or all attend."""
+        net, y = self.net, {} if cache is None else {"cache": {}}
+        if net.route.mode == "always_compressed":
+            x_BxLxD, _ = Filter(net, name="filter")(x_BxLxD)
+        else:
+            heavy = AttentionLN(net, att.causal_plan(self.L), self.kernel, name="heavy")
+            if cache is None:
+                x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B)
+            else:
+                step = cached.Step(cache["heavy"], pos_1xL)
+                x_BxLxD, y["cache"]["heavy"] = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, pos_1xL, step)
+        return FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B), y
 
 
 def dispatched(net: NetCfg) -> bool:
-    return net.route.dispatch and net.route.mode != "soft"
+    return net.route.dispatch and net.route.mode != "soft" and routed(net)
 
 
 def layout(net: NetCfg, L: int) -> dispatch.Layout:
@@ -140,7 +158,8 @@ class Chiar(nn.Module):
     """CHIAR-Former language model; (B, L) tokens -> features and tied output matrix (`Out`), and `Aux`.
 
     routing = {"tau": (R,), "spread": (R,)} float32, R = depth − 2: thresholds of the routed layers and the spread of
-    their scores. Constants here; the training step lets them follow what `Aux.observed` reports.
+    their scores; empty where nothing is compared with a threshold. Constants here; the training step lets them follow
+    what `Aux.observed` reports.
     """
 
     net: NetCfg
@@ -174,16 +193,17 @@ class Chiar(nn.Module):
         each = self.each or decisions(net, L, self.vocab)
         layer = {"net": net, "L": L, "kernel": kernel, "each": each}
         expected_B = hard_B = jnp.full(B, each.fixed, jnp.float32)
-        observed, scores, y = {}, {}, {"cache": (), "kept": None}
+        observed, scores, y = {}, {}, {"cache": ()}
         if R:
             shared = (knobs.temperature, knobs.rate, pos_1xL, ex_B)
-            scanned = (routing["tau"], routing["spread"])
+            none_R = jnp.zeros(R)
+            scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(R))
             layers = None if cache is None else cache.layers
             x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers)
-        if R and cache is None:
+        if R and cache is None and routed(net):
             expected_B += y.pop("expected_B").sum(0)
             hard_B += y.pop("hard_B").sum(0)
-            observed = {"tau": y.pop("tau"), "spread": y.pop("spread")}
+            observed = {name: y.pop(name) for name in routing}
             scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
             stats |= y | {"score": scores["score"].mean(2)}
         if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
@@ -197,7 +217,7 @@ class Chiar(nn.Module):
         x_BxLxD = FeedForwardLN(net, name="last_mlp")(x_BxLxD, ex_B)
         out = Out(block.Norm(name="norm")(x_BxLxD), table_VxD)
         if cache is not None:
-            return out, cached.advance(cache, pos_1xL, y["cache"], y["kept"], **rest)
+            return out, cached.advance(cache, pos_1xL, y["cache"], y.get("kept"), **rest)
         return out, Aux(expected_B, hard_B, stats, observed, scores, {})
 
 
@@ -211,7 +231,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     if dispatched(net):
         lay = layout(net, L)
         heavy = block.attention_flops(D, lay.K, L if net.route.kv == "all" else lay.K, lay.plan(net.route.kv))
-    elif net.route.kv == "all":
+    elif net.route.kv == "all" or not routed(net):
         heavy = block.dense_attention_flops(net, L)
     else:
         heavy = block.attention_flops(D, L, L, att.causal_plan(L))
@@ -225,9 +245,12 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         add("layer_00/meta_router", L * prices.linear_flops(D, 1))
     add("layer_00/ffn", block.ffn_flops(net, L))
     for i in range(1, R + 1):
-        add(f"layer_{i:02d}/filter", filter_flops)
-        add(f"layer_{i:02d}/router", score)
-        add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
+        if net.route.mode != "always_full":
+            add(f"layer_{i:02d}/filter", filter_flops)
+        if routed(net):
+            add(f"layer_{i:02d}/router", score)
+        if net.route.mode != "always_compressed":
+            add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
         if dispatched(net) and net.route.lowering == "onehot":  # to the slots and back
             add(f"layer_{i:02d}/dispatch", 0, 2 * dispatch.move_flops(layout(net, L), D))
         add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
@@ -239,18 +262,24 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
 
 
 def score_flops(net: NetCfg, L: int) -> int:
-    """Forward FLOPs per example of the decisions: a threshold looks at what the filter has computed."""
-    return 0 if net.route.mode == "threshold" else L * prices.linear_flops(net.width, 1)
+    """Forward FLOPs per example of the decisions: a threshold looks at what the filter has computed, but for features
+    in another order, which have a DCT of their own; chance looks at nothing."""
+    if net.route.mode in ("hard", "soft"):
+        return L * prices.linear_flops(net.width, 1)
+    return L * prices.dct_flops(net.width, net.route.dct) if net.route.score == "permuted" else 0
 
 
 def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
     """What the decisions cost in FLOPs."""
-    dense = transformer.cost(net, L, vocab)
-    return router.decision_flops(net, L, net.depth - 2, _per_token(net), cost(net, L, vocab), dense)
+    dense, layers = transformer.cost(net, L, vocab), net.depth - 2 if routed(net) else 0
+    return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense)
 
 
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:
-    """Thresholds before any data: the entropy of Gaussian noise, about where untrained tokens stand."""
+    """Thresholds before any data: the entropy of Gaussian noise, about where untrained tokens stand (in any order of
+    the features, with a DCT or without)."""
+    if net.route.mode == "random" or not routed(net):
+        return {}
     R = net.depth - 2
     tau = spectral.gaussian_entropy(net.width) if net.route.mode == "threshold" else 0.0
     return {"tau": jnp.full(R, tau, jnp.float32), "spread": jnp.full(R, 0.15 * net.width**-0.5, jnp.float32)}

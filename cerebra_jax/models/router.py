@@ -12,6 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import prices
@@ -58,10 +59,7 @@ class Router(nn.Module):
             wanted = needed_BxL & real
             return Route(wanted, jnp.ones((B, L)), *[wanted.astype(jnp.float32)] * 2)
         if route.mode == "random":
-            key = jax.random.fold_in(jax.random.key(0) if key is None else key, layer)
-            s = jax.vmap(lambda e: jax.random.uniform(jax.random.fold_in(key, e), (context or L,)))(ex_B)
-            if context:
-                s = jnp.take_along_axis(s, jnp.minimum(pos_Bxn, context - 1), axis=1)
+            s = chance(key, layer, ex_B, L, pos_Bxn, context)
             keep = s < route.rate if self.net.causal else topk.hard_topk(last(s), kept_tokens(route, L)) > 0
             return Route(keep & real, jnp.ones((B, L)), jnp.full((B, L), route.rate), s)
 
@@ -81,21 +79,36 @@ class Router(nn.Module):
         return Route((s > tau) & real, jax.nn.sigmoid(z), jax.nn.sigmoid(z / temperature) * real, s)
 
 
+def chance(key, layer, ex_B, L: int, pos_Bxn=None, context: int = 0):
+    """(B, L) uniform numbers in [0, 1), each example its own; without a key the same ones at every call. When decoding,
+    those of the tokens at `pos_Bxn` of `context`."""
+    key = jax.random.fold_in(jax.random.key(0) if key is None else key, layer)
+    s = jax.vmap(lambda e: jax.random.uniform(jax.random.fold_in(key, e), (context or L,)))(ex_B)
+    return jnp.take_along_axis(s, jnp.minimum(pos_Bxn, context - 1), axis=1) if context else s
+
+
 class Decision(nn.Module):
     """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
 
     threshold: wanted where H(x) > τ; no parameters, so the gate is a constant. hard: wanted where a learned score is
     above τ, 0 but for floor and ceiling; the gate is 0/1 forward, sigmoid backward. soft: all wanted, the gate blends.
-    p = σ((score − τ)/(T·spread)): the smooth decision that the penalty can move.
+    random: `rate` of the tokens whatever they hold. p = σ((score − τ)/(T·spread)): the smooth decision that the penalty
+    can move. Controls of H, the entropy of the spectrum: that of the features in one other order (the order is all that
+    the DCT knows of them), and of the features themselves.
     """
 
     net: NetCfg
 
     @nn.compact
-    def __call__(self, x_BxLxD, X_BxLxD, temperature, tau, spread):
-        mode = self.net.route.mode
+    def __call__(self, x_BxLxD, X_BxLxD, temperature, tau, spread, layer, ex_B, pos_Bxn=None, context=0):
+        mode, rate, L = self.net.route.mode, self.net.route.rate, x_BxLxD.shape[1]
+        if mode == "random":
+            key = self.make_rng("route") if self.has_rng("route") else None
+            score = chance(key, layer, ex_B, L, pos_Bxn, context)
+            wanted = score < rate
+            return wanted, wanted.astype(jnp.float32), jnp.full(score.shape, rate), score
         if mode == "threshold":
-            score = spectral.spectral_entropy(X_BxLxD)
+            score = spectral.spectral_entropy(self._seen(x_BxLxD.astype(jnp.float32), X_BxLxD))
             p = jax.nn.sigmoid((score - tau) / (temperature * spread))
             wanted = score > tau
             return wanted, wanted.astype(jnp.float32), p, score
@@ -105,6 +118,14 @@ class Decision(nn.Module):
             return score > tau, st_above(score - tau, temperature), p, score
         p = jax.nn.sigmoid(score / temperature)
         return jnp.ones(score.shape, bool), p, p, score
+
+    def _seen(self, x_BxLxD, X_BxLxD):
+        """What the entropy is taken of."""
+        route = self.net.route
+        if route.score == "permuted":
+            order_D = np.random.RandomState(0).permutation(self.net.width)
+            return spectral.dct(x_BxLxD[..., order_D], route.dct)
+        return X_BxLxD if route.score == "spectral" else x_BxLxD
 
 
 class MetaRouter(nn.Module):
@@ -132,6 +153,11 @@ class MetaRouter(nn.Module):
 def needed(net: NetCfg, batch):
     """(B, L) bool, what an oracle keeps; None for the other routers."""
     return batch["needed_BxL"] if net.route.mode == "oracle" else None
+
+
+def routed(net: NetCfg) -> bool:
+    """Some tokens go one way and some the other."""
+    return not net.route.mode.startswith("always")
 
 
 def learned(route: RouteCfg) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.models import router
+from cerebra_jax.ops import spectral
 
 B, L, D = 3, 40, 8
 EX = jnp.arange(B)
@@ -61,6 +62,11 @@ def test_random_ignores_the_tokens_and_keeps_its_rate():
     many = jnp.zeros((200, L, D))
     share = decide(causal, many, key=jax.random.key(5), ex=jnp.arange(200)).wanted.mean()
     assert abs(float(share) - 0.3) < 0.02  # 4 standard deviations of 8000 draws
+    chiar, args = router.Decision(causal), (None, 1.0, 0.0, 1.0)
+    of = ((many, 0), (many + 1, 0), (many, 1))
+    wanted = [chiar.apply({}, x, *args, layer, jnp.arange(200))[0] for x, layer in of]
+    np.testing.assert_array_equal(wanted[0], wanted[1])
+    assert abs(float(wanted[0].mean()) - 0.3) < 0.02 and 0.3 < float((wanted[0] != wanted[2]).mean()) < 0.5
 
 
 @pytest.mark.parametrize("mode", ["threshold", "topk", "soft"])
@@ -110,3 +116,27 @@ def test_what_thresholds_follow_leaves_padding_out():
     for name in ("tau", "spread"):
         assert np.isfinite(seen[name]).all()
         np.testing.assert_allclose(seen[name][0], alone[name][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dct", ["fft", "matmul"])
+def test_the_controls_of_chiar_look_at_other_entropies(dct):
+    """Each score is the entropy that its name says, of the same tokens, in float64 without our operations; the order of
+    the features is all that tells the first two apart."""
+    x = np.random.RandomState(2).standard_normal((1, 60, 64))
+    k, n = np.arange(64)[:, None], np.arange(64)[None]
+    basis = np.cos(np.pi * (2 * n + 1) * k / 128) * np.where(k == 0, 1, 2**0.5)
+
+    def entropy(X):
+        p = X**2 / (X**2).sum(-1, keepdims=True)
+        return -(p * np.log(p)).sum(-1) / np.log(64)
+
+    order = np.random.RandomState(0).permutation(64)
+    want = {"spectral": entropy(x @ basis.T), "permuted": entropy(x[..., order] @ basis.T), "raw": entropy(x)}
+    x32 = jnp.float32(x)
+    for score, H_BxL in want.items():
+        net = NetCfg(width=64, route=RouteCfg(mode="threshold", score=score, dct=dct))
+        module, X = router.Decision(net), spectral.dct(x32, dct)
+        wanted, _, _, got = module.apply({}, x32, X, 1.0, 0.87, 0.02, 0, jnp.zeros(1, int))
+        np.testing.assert_allclose(got, H_BxL, atol=2e-6)
+        np.testing.assert_array_equal(wanted, got > 0.87)
+    assert np.abs(np.corrcoef([H.ravel() for H in want.values()]) - np.eye(3)).max() < 0.5

@@ -27,6 +27,10 @@ CASES = {
     "dense-long": {"net.name": "transformer", "task.seq_len": 2048, "net.depth": 1},
     "chiar": {},
     "chiar-hard-routed-odd": {"net.route": {"mode": "hard", "kv": "routed"}, "task.seq_len": 97},
+    "chiar-random": {"net.route.mode": "random"},
+    "chiar-always_full": {"net.route.mode": "always_full"},
+    "chiar-permuted": {"net.route.score": "permuted"},
+    "chiar-raw": {"net.route.score": "raw"},
     "chiar-soft-matmul": {"net.route": {"mode": "soft", "dct": "matmul", "meta": "off"}},
     "chiar-masked": {"net.route": {"dispatch": False, "kv": "routed"}},
     "cerebra": {"net.name": "cerebra", "net.route": {"kv": "routed"}},
@@ -50,6 +54,10 @@ def variants(tiny_cfg):
     both = ("all", "routed"), (True, False)
     for mode, kv, dispatch in itertools.product(("threshold", "hard", "soft"), *both):
         yield tiny_cfg(SHAPE | {"net.route": {"mode": mode, "kv": kv, "dispatch": dispatch}}).net
+    for mode, kv in itertools.product(("random", "always_full", "always_compressed"), both[0]):
+        yield tiny_cfg(SHAPE | {"net.route": {"mode": mode, "kv": kv}}).net
+    for score, dct in itertools.product(("permuted", "raw"), ("fft", "matmul")):
+        yield tiny_cfg(SHAPE | {"net.route": {"score": score, "dct": dct}}).net
     for mode, kv, dispatch in itertools.product(("threshold", "random"), *both):
         route = {"mode": mode, "kv": kv, "dispatch": dispatch, "lowering": "onehot" if mode == "random" else "gather"}
         yield tiny_cfg(SHAPE | {"net.name": "mod", "net.route": route}).net

@@ -30,6 +30,15 @@ def test_the_equal_flops_twin_is_the_largest_dense_model_within_the_flops(tiny_c
     assert executed(dataclasses.replace(found, net=wider)) > target
 
 
+def test_the_random_router_of_chiar_keeps_its_rate_in_its_program(tiny_cfg):
+    cfg = tiny_cfg({"twin": "random", "net.route": {"score": "permuted", "rate": 0.3}, "task.seq_len": 256})
+    random = build.twin(cfg, V)
+    assert (random.net.route.mode, random.net.route.score, random.net.route.rate) == ("random", "spectral", 0.3)
+    route = dataclasses.replace(cfg.net.route, score="spectral")
+    plain = dataclasses.replace(cfg, twin="", net=dataclasses.replace(cfg.net, route=route))
+    assert build.build(random, V).cost == build.build(plain, V).cost
+
+
 def test_the_other_twins_change_one_thing(tiny_cfg):
     cfg = tiny_cfg({"net.name": "cerebra", "objective.lam": 0.5})
     dense, random = (build.twin(dataclasses.replace(cfg, twin=kind), V) for kind in ("dense", "random"))
@@ -46,7 +55,7 @@ def test_the_other_twins_change_one_thing(tiny_cfg):
     "change, said",
     [
         ({"net.name": "transformer", "twin": "equal_flops"}, "its own"),
-        ({"net.name": "chiar", "twin": "random"}, "random for chiar"),
+        ({"net.name": "cnn", "twin": "random"}, "cnn routes nothing"),
         ({"net.name": "lstm", "twin": "random"}, "lstm routes nothing"),
     ],
 )

@@ -15,9 +15,9 @@ from cerebra_jax.ops.xent import chunked_xent
 from cerebra_jax.train.objective import objective
 
 V, B, L, N = 24, 3, 16, 5
-DRAWS = 22
+DRAWS = 29
 MODES = {
-    "chiar": ("threshold", "hard", "soft"),
+    "chiar": ("threshold", "hard", "soft", "random", "always_full", "always_compressed"),
     "cerebra": ("threshold", "soft", "topk", "random", "always_full", "always_compressed"),
 }
 

@@ -41,29 +41,38 @@ def _transformer_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
 
 
 def _chiar_cache(net: NetCfg, L: int, ex_B) -> Cache:
-    B, lay = len(ex_B), chiar.layout(net, L)
+    B, lay, R = len(ex_B), chiar.layout(net, L), net.depth - 2
 
     def layer():
-        return {"heavy": _keys(net, B, _memory(net, lay, L), L), "used_BxS": jnp.zeros((B, len(lay.slots)), jnp.int32)}
+        made = {}
+        if net.route.mode != "always_compressed":
+            made["heavy"] = _keys(net, B, _memory(net, lay, L), L)
+        if router.routed(net):
+            made["used_BxS"] = jnp.zeros((B, len(lay.slots)), jnp.int32)
+        return made
 
     rest = {"heavy": _keys(net, B, L, L)}
     if net.route.meta != "off":
         rest["sum_BxD"] = jnp.zeros((B, net.width))
-    return cache.empty(net, L, ex_B, net.depth - 2, net.depth - 2, layer, **rest)
+    return cache.empty(net, L, ex_B, R if router.routed(net) else 0, R, layer, **rest)
 
 
 def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
     D, last = net.width, f"layer_{net.depth - 1:02d}"
-    always, kept = {"layer_00/filter": 2 * prices.dct_flops(D, net.route.dct)}, {}
+    mode, filtered = net.route.mode, 2 * prices.dct_flops(D, net.route.dct)
+    always, kept = {"layer_00/filter": filtered}, {}
     if net.route.meta != "off":
         always["layer_00/meta_router"] = prices.linear_flops(D, 1)
     always["layer_00/ffn"] = block.ffn_flops(net, 1)
     heavy = _routed(net, _memory(net, chiar.layout(net, L), L))
     for i in range(1, net.depth - 1):
         layer = f"layer_{i:02d}"
-        always[f"{layer}/filter"] = always["layer_00/filter"]
-        always[f"{layer}/router"] = chiar.score_flops(net, 1)
-        always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
+        if mode != "always_full":
+            always[f"{layer}/filter"] = filtered
+        if router.routed(net):
+            always[f"{layer}/router"] = chiar.score_flops(net, 1)
+        if mode != "always_compressed":
+            always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
         always[f"{layer}/ffn"] = block.ffn_flops(net, 1)
     always |= {f"{last}/attention": _dense(net, L), f"{last}/ffn": block.ffn_flops(net, 1)}
     return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, kept, {})
@@ -104,7 +113,7 @@ def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
             window[f"{layer}/light"] = prices.linear_flops(E, 2 * E)
         if mode != "always_compressed":
             heavy = _routed(net, _memory(net, cerebra.layout(net, L), L))
-            always[f"{layer}/attention"], kept[f"{layer}/attention"] = (sum(heavy), 0) if both else heavy
+            always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
             always[f"{layer}/ffn"] += rest if both else 0
             kept[f"{layer}/ffn"] = 0 if both else rest
     return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, kept, window, M / L if window else 0.0)
@@ -132,7 +141,7 @@ def _dense(net: NetCfg, slots: int) -> int:
 def _routed(net: NetCfg, slots: int) -> tuple[int, int]:
     """(always, if kept) of one token in routed attention: with kv=all its key and value are always made."""
     made = prices.linear_flops(net.width, 2 * net.width) if net.route.kv == "all" else 0
-    if net.route.mode == "soft":
+    if net.route.mode in ("soft", "always_full"):
         made = _dense(net, slots)
     return made, _dense(net, slots) - made
 

@@ -126,10 +126,24 @@ def cerebra_parts(net: NetCfg, L: int, vocab: int) -> Parts:
 
 def _filter(net: NetCfg, L: int) -> Ops:
     """DCT and its inverse in float32, then the norm."""
+    once = _transform(net).times(L)
+    return [once, once, common.norm(net, L)]
+
+
+def _transform(net: NetCfg) -> Op:
+    """A DCT, or its inverse, of one token in float32."""
     D, method = net.width, net.route.dct
     spectrum = 2 * (D // 2 + 1) * FLOAT  # of one real FFT
-    once = Op(prices.dct_flops(D, method), D * FLOAT + spectrum) if method == "fft" else units.linear(D, D, FLOAT)
-    return [once.times(L), once.times(L), common.norm(net, L)]
+    return Op(prices.dct_flops(D, method), D * FLOAT + spectrum) if method == "fft" else units.linear(D, D, FLOAT)
+
+
+def _chiar_score(net: NetCfg) -> Ops:
+    """A learned score, or an entropy, which reads what it is of twice: its power, and p log p."""
+    D, size = net.width, common.itemsize(net)
+    if net.route.mode != "threshold":
+        return [units.linear(D, 1, FLOAT)]
+    read = Op(bytes=2 * D * FLOAT)
+    return [units.moved(D, size), _transform(net), read] if net.route.score == "permuted" else [read]
 
 
 def chiar_each(net: NetCfg, L: int) -> Routed:
@@ -140,10 +154,11 @@ def chiar_each(net: NetCfg, L: int) -> Routed:
 def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
     parts, D = Parts({}, {}), net.width
     lay = chiar.layout(net, L) if chiar.dispatched(net) else None
-    model, run = _routed_attention(net, L, lay, chiar_each(net, L))
+    mode, each = net.route.mode, chiar_each(net, L)
+    model, run = _routed_attention(net, L, lay, each) if router.routed(net) else common.dense(net, L)
     run = [*run, common.norm(net, lay.K if lay else L)]
-    # a threshold's entropy reads the spectrum twice: its power, and p log p
-    score = Op(bytes=2 * D * FLOAT) if net.route.mode == "threshold" else units.linear(D, 1, FLOAT)
+    if not router.routed(net):  # of a kept token it is in the price of each
+        model = [*model, common.norm(net, L)]
     ffn = [*common.ffn(net, L, net.ffn_width), common.norm(net, L)]
     common.embed(net, L, parts)
     parts.add("layer_00/filter", _filter(net, L))
@@ -152,9 +167,12 @@ def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
         parts.add("layer_00/meta_router", [mean.times(L), units.linear(D, 1, FLOAT).times(L)])
     parts.add("layer_00/ffn", ffn)
     for i in range(1, net.depth - 1):
-        parts.add(f"layer_{i:02d}/filter", _filter(net, L))
-        parts.add(f"layer_{i:02d}/router", [score.times(L)])
-        parts.add(f"layer_{i:02d}/attention", model, run)
+        if mode != "always_full":
+            parts.add(f"layer_{i:02d}/filter", _filter(net, L))
+        if mode in ("threshold", "hard", "soft"):
+            parts.add(f"layer_{i:02d}/router", [op.times(L) for op in _chiar_score(net)])
+        if mode != "always_compressed":
+            parts.add(f"layer_{i:02d}/attention", model, run)
         if lay:
             parts.add(f"layer_{i:02d}/dispatch", *_dispatch(net, L, lay, 1, 1, 1))
         parts.add(f"layer_{i:02d}/ffn", ffn)

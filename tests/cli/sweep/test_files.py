@@ -1,0 +1,40 @@
+"""The sweep files of this repository: every point is a model that can be built, and costs what its name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cerebra_jax.cli.sweep import points
+from cerebra_jax.errors import UserError
+from cerebra_jax.models import build
+
+ROOT = Path(__file__).resolve().parents[3]
+V = 512
+
+
+def models(name: str, arg: str):
+    """{point: its model}, seed 0."""
+    spec = f"{ROOT / 'configs' / 'sweeps' / name}.py:{arg}"
+    found = points.load(spec, points.call(spec, ("get_sweep",))[1], {}, Path("runs"))
+    assert {p.cfg.seed for p in found} == {0, 1, 2} and len(found) % 3 == 0
+    return {p.name[:-3]: build.build(build.twin(p.cfg, V), V) for p in found if p.cfg.seed == 0}
+
+
+def attention(model, layer: str = "layer_01/attention") -> int:
+    return model.cost.executed.get(layer, 0)
+
+
+@pytest.mark.parametrize("arg", ["smoke", "cpu"])
+def test_the_controls_of_chiar_differ_in_what_their_names_say(arg):
+    found = models("chiar_controls", arg)
+    flops = {name: m.cost.executed_flops for name, m in found.items()}
+    routed = ("chiar", "random", "permuted", "no-dct")
+    assert len({attention(found[name]) for name in routed}) == 1
+    assert flops["chiar"] == flops["random"] == flops["no-dct"] < flops["permuted"] < 1.02 * flops["chiar"]
+    assert attention(found["all-light"]) == 0 and attention(found["all-heavy"]) == attention(found["dense"])
+    assert flops["all-light"] < flops["chiar"] < flops["all-heavy"] < flops["dense"]
+    assert 0.98 * flops["chiar"] < flops["equal-flops"] <= flops["chiar"]
+    with pytest.raises(UserError, match="use smoke, cpu"):
+        models("chiar_controls", "tiny")
