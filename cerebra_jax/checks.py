@@ -111,6 +111,7 @@ def together(c: RunCfg) -> None:
         f"net.features or net.outputs is set for {'a text' if text else 'chiar'}, a language model",
         "use net.features=0 and net.outputs=0" if text else "use net.name=transformer or cerebra",
     )
+    need(not net.pooler or bool(net.pool), "net.pooler is set without net.pool", "use net.pool=mean or max")
     need(net.causal or not text, "net.causal is False for a language model", "use net.causal=True")
     need(
         c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir),

@@ -248,18 +248,22 @@ class Head(nn.Module):
         return Out(h_BxLxD, table_VxD)
 
 
-def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL) -> Out:
+def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL, ex_B) -> Out:
     """Last norm and head. With net.pool a pooled head's tokens are pooled before the norm: a token then counts by its
-    size, which the model may choose; after it all are of one size, a name as large as an article."""
+    size, which the model may choose; after it all are of one size, a name as large as an article. With net.pooler
+    what is pooled passes x + FFN(LN x)."""
     if net.outputs and net.pool:
         x_BxLxD, mask_BxL = ends.pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
+        if net.pooler:
+            h_Bx1xD = FeedForward(net, True, net.branch * 0.02, name="pooler")(Norm(name="pooler_norm")(x_BxLxD))
+            x_BxLxD = x_BxLxD + Drop(net.dropout)(ex_B, h_Bx1xD)
     return Head(net, vocab, name="head")(Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
 
 
 def head_flops(net: NetCfg, L: int, vocab: int) -> int:
     """Forward FLOPs per example of the logits or pooled outputs; pooling itself is elementwise work."""
     if net.outputs:
-        return prices.linear_flops(net.width, net.outputs)
+        return prices.linear_flops(net.width, net.outputs) + (ffn_flops(net, 1) if net.pooler else 0)
     return (net.answers or L) * prices.linear_flops(net.width, vocab)
 
 

@@ -175,7 +175,7 @@ class Cerebra(nn.Module):
         kwargs = {"net": net, "L": L, "each": each}
         layers = None if cache is None else cache.layers
         x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL)
+        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"], y.get("kept"))
 

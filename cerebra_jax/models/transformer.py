@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         order = self.order(L, mask_BxL) if cache is None else pos
         kwargs, layers = {"net": net} | self.attention(L), None if cache is None else cache.layers
         x_BxLxD, y = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers)
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL)
+        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"])
         share_B = jnp.full(B, self.share(L), jnp.float32)

@@ -8,9 +8,6 @@ e = (C − H(t)) / (H(t) − all-light cost), while the target H(t) falls from t
     penalty  a learned router: the weight of the expected cost in J, with a proportional term against oscillation
     rate     a running threshold, which would undo any penalty: its rate is (slots of the target)·exp(−λ)
 
-A budget is a ceiling: a router that asks for less leaves slots empty. With objective.spend the cost is held from both
-sides, λ ≥ −1 nat for the whole routed part.
-
 Nothing here knows a model: prices are functions that the caller gives. Dual ascent: Boyd & Vandenberghe 2004, §5.
 """
 
@@ -135,12 +132,6 @@ class Control(NamedTuple):
     capacity: float
     dual_rate: float
     lam_max: float
-    spend: bool = False
-
-    @property
-    def _least(self) -> float:
-        """Empty slots are paid for all the same: with `spend`, λ may turn into a reward, of one nat at most."""
-        return -self._unit if self.spend and self.plan.steers == "penalty" else 0.0
 
     @property
     def _unit(self) -> float:
@@ -162,7 +153,7 @@ class Control(NamedTuple):
     def knobs(self, dual: Dual, step: jax.Array, knobs: Knobs) -> Knobs:
         """The knobs of a step with the multiplier at work."""
         push = dual["multiplier"] + DAMPING * self.dual_rate * self._unit * dual["gap"]
-        lam = jnp.clip(push, self._least, self.lam_max)
+        lam = jnp.clip(push, 0.0, self.lam_max)
         if self.plan.steers == "penalty":
             return knobs._replace(lam=lam)
         if self.plan.steers == "rate":
@@ -174,5 +165,5 @@ class Control(NamedTuple):
         """One step of dual ascent on the hard cost of the step's batch, over all devices."""
         target = self.target(step)
         miss = jnp.clip((hard - target) / jnp.maximum(1e-9, target - self.plan.light), -1.0, 1.0)
-        lam = jnp.clip(dual["multiplier"] + self.dual_rate * self._unit * miss, self._least, self.lam_max)
+        lam = jnp.clip(dual["multiplier"] + self.dual_rate * self._unit * miss, 0.0, self.lam_max)
         return {"multiplier": lam, "gap": MEMORY * dual["gap"] + (1 - MEMORY) * miss}

@@ -111,10 +111,35 @@ def test_before_the_last_norm_a_token_counts_by_its_size(tiny_cfg, name):
     assert apart["mean"] < 0.05 < 0.2 < apart[""]
 
 
+@pytest.mark.parametrize("name", ["transformer", "cerebra", "cnn", "mlp"])
+def test_what_is_pooled_passes_one_more_ffn_that_is_paid_for(tiny_cfg, name):
+    L, V = 5, 9  # noqa: N806
+    batch = {"inputs_BxL": np.arange(10).reshape(2, L).astype(np.int32) % V, "ex_B": np.arange(2, dtype=np.int32)}
+    net = {"name": name, "causal": False, "outputs": 2, "depth": 1, "pool": "mean", "route": {"mode": "topk"}}
+    plain, more = (build(tiny_cfg({"task": {"name": "intent", "seq_len": L}, "net": net | {"pooler": p}}), V)
+                   for p in (False, True))  # fmt: skip
+    variables = jax.jit(lambda: more.init(jax.random.key(0), batch))()
+    extra = {k: variables["params"].pop(k) for k in ("pooler", "pooler_norm")}
+
+    def answer(model, params):
+        out, _ = model.apply(variables | {"params": params}, batch, neutral_knobs())
+        return jnp.einsum("bld,vd->bv", out.h, out.head_VxD)
+
+    old = jax.jit(lambda: answer(plain, variables["params"]))()
+    new = jax.jit(lambda p: answer(more, variables["params"] | p))
+    silent = extra | {"pooler": extra["pooler"] | {"down": jax.tree.map(jnp.zeros_like, extra["pooler"]["down"])}}
+    np.testing.assert_allclose(new(silent), old, rtol=1e-5, atol=1e-6)
+    loud = extra | {"pooler": jax.tree.map(lambda w: 10 * w + 0.1, extra["pooler"])}
+    assert np.abs(new(loud) - old).max() > 1e-4
+    both = variables["params"] | extra
+    assert jaxpr.count(lambda p: answer(more, p), both).flops == 2 * more.cost.executed_flops
+
+
 @pytest.mark.parametrize("name", ["transformer", "cerebra", "mlp"])
 def test_without_branches_a_model_begins_as_a_bag_of_its_tokens(tiny_cfg, name):
     """net.branch=0: the last norm sees the mean of the embeddings, however many layers there are."""
-    net = {"name": name, "causal": False, "outputs": 2, "branch": 0.0, "pool": "mean", "route": {"mode": "topk"}}
+    net = {"name": name, "causal": False, "outputs": 2, "branch": 0.0, "pool": "mean", "pooler": True,
+           "route": {"mode": "topk"}}  # fmt: skip
     batch = {"inputs_BxL": np.array([[1, 2, 3, 4], [5, 2, 6, 7]], np.int32), "ex_B": np.arange(2, dtype=np.int32)}
     apart = {}
     for branch in (0.0, 1.0):

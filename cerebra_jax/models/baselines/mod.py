@@ -105,7 +105,7 @@ class Mod(nn.Module):
         y["score"] = scores["score"].mean(2)
         observed = {name: y.pop(name) for name in routing}
         losses = {"z_loss": net.route.z_loss * y["z_loss"].mean(0)} if "z_loss" in y else {}
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL)
+        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         return out, Aux(expected_B, hard_B, y, observed, scores, losses)
 
 

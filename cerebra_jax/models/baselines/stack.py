@@ -37,7 +37,7 @@ class Stack(nn.Module):
         x_BxLxD, _ = block.repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
         share = self.cost(net, L, self.vocab).model_flops / transformer.cost(net, L, self.vocab).model_flops
         share_B = jnp.full(B, share, jnp.float32)
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL)
+        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         return out, Aux(share_B, share_B, {}, {}, {}, {})
 
     def start(self, x_BxLxD, mask_BxL):

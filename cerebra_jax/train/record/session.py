@@ -101,7 +101,7 @@ class Session:
         """The compiled steps of one of the programs, of plain batches or of the sampler's, for batches of a length."""
         cfg, o, control = self._cfgs[bucket], self.cfg.objective, None
         if self.plan:
-            control = budget.Control(self.plan, bucket, cfg.net.route.capacity, o.dual_rate, o.lam_max, o.spend)
+            control = budget.Control(self.plan, bucket, cfg.net.route.capacity, o.dual_rate, o.lam_max)
         model = self.built(bucket, length)
         common = (model, self.task, self.optimizer, cfg, self.total, self.per_epoch)
         train = step.make_train_step(*common, control, self.shares, draws, self.groups)
