@@ -38,12 +38,14 @@ def mqar(rng: np.random.RandomState, r: Rules) -> Example:
     """Multi-query associative recall (Arora et al. 2024, arXiv:2312.04927): key value key value …, then each key again.
 
     Keys are from [1, V/2), values from [V/2, V). Key i comes again at slot 2K + 2g_i, the g drawn without repeat from
-    [0, (L − 2K)/2); the answer there is its value.
+    [0, (L − 2K)/2); the answer there is its value. Random filler never shows a key of its example: a key with two
+    successors would have no answer (in 8,192 tokens, as published, that is rare; in 256 it is not).
     """
     L, V, K = r.L, r.V, r.pairs
     keys_K = 1 + rng.choice(V // 2 - 1, K, replace=False)
     values_K = V // 2 + rng.choice(V - V // 2, K, replace=False)
-    tokens_L = rng.randint(0, V, L) if r.filler == "random" else np.zeros(L, np.int64)
+    others = np.delete(np.arange(V), keys_K)
+    tokens_L = others[rng.randint(0, V - K, L)] if r.filler == "random" else np.zeros(L, np.int64)
     tokens_L[0 : 2 * K : 2], tokens_L[1 : 2 * K : 2] = keys_K, values_K
     gaps = (L - 2 * K) // 2
     weight = np.arange(1, gaps + 1, dtype=np.float64) ** (r.skew - 1)

@@ -50,6 +50,7 @@ def test_keys_and_values_are_different_tokens_and_are_drawn_from_their_halves():
         assert len(set(keys)) == len(set(values)) == 20
         assert 1 <= keys.min() and keys.max() < 50 <= values.min() and values.max() < 100
         assert ((e.at_Q - 40) % 2 == 0).all() and e.at_Q.min() >= 40
+        assert ((e.tokens_L[:, None] == keys).sum(0) == 2).all()  # once with its value, once asked
 
 
 def test_skew_crowds_queries_at_the_front():
