@@ -1,4 +1,4 @@
-"""python -m cerebra_jax.main [train|eval|cost|certify|generate|sweep|report] ...; also the console script `cerebra`.
+"""python -m cerebra_jax.main [train|eval|cost|sweep|report|...] ...; also the console script `cerebra`.
 
 Turns every end of a run into its exit status (errors.py) and one line on stderr; JAX is imported only once the
 command line has been found good.
@@ -64,6 +64,10 @@ def _command(request: object) -> int:
         run(request.cfg, print)
     elif request.command == "certify":
         from cerebra_jax.cli.certify import run
+
+        run(request)
+    elif request.command == "calibrate":
+        from cerebra_jax.cli.adjust.calibrate import run
 
         run(request)
     elif request.command == "generate":

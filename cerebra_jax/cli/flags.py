@@ -24,6 +24,7 @@ COMMANDS = {
     "cost": "parameters, FLOPs, memory and predicted step time, without training",
     "certify": "prove the savings of the run of --workdir, or of an untrained --config, against its dense twin",
     "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
+    "calibrate": "set the thresholds of --workdir, a run of chiar, by its text or --data, and say how far they drifted",
     "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
     "report": "RUN... [--by-folder] [--baseline=GROUP] [--into=FILE.md] [--html=FILE] ...: finished runs compared",
 }
@@ -34,6 +35,7 @@ _TAKES = {
     "sweep": ("config", "workdir", "jobs", "dry"),
     "report": (),  # takes folders; cli/report.py reads its words
     "certify": ("workdir", "config", "out", "verbose"),
+    "calibrate": ("workdir", "data", "share", "embeddings", "verbose"),
     "generate": ("workdir", "prompt", "max_tokens", "temperature", "top_p", "seed", "verbose"),
 }
 _OPTIONS = {
@@ -46,12 +48,15 @@ _OPTIONS = {
     "temperature": "of generate; 0: always the likeliest token (default 1)",
     "top_p": "generate draws from the likeliest tokens that hold this probability (default 1)",
     "seed": "of generate (default 0)",
+    "data": "text file that calibrate looks at; default: the validation split of the run",
+    "share": "of the tokens that calibrate sends to attention; default: midway between the 33rd and 67th percentiles",
+    "embeddings": "calibrate on token embeddings, one threshold for all layers, as the paper's code does",
     "split": "what eval measures: valid or test (default test)",
     "jobs": "runs of a sweep at once (default 1); each has its share of the cores",
     "dry": "show what a sweep would run, and run nothing",
     "verbose": "-v: show what goes to log.txt otherwise",
 }
-_SWITCHES = ("fresh", "verbose", "dry")
+_SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
 _EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size")
 
@@ -84,7 +89,7 @@ def parse(argv: list[str]) -> Request:
     name = ""
     if command == "certify" and {"workdir", "config"} <= options.keys():
         raise UserError("certify takes --workdir or --config, not both", "a run's configuration is in its workdir")
-    finished = command in ("eval", "generate") or (command == "certify" and "config" not in options)
+    finished = command in ("eval", "generate", "calibrate") or (command == "certify" and "config" not in options)
     if finished:
         if "workdir" not in options:
             also = ", or --config=FILE.py" if command == "certify" else ""

@@ -139,6 +139,19 @@ class RoutedLayer(nn.Module):
         return FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B), y
 
 
+def layers(net: NetCfg) -> range:
+    """The routed layers."""
+    return range(1, net.depth - 1)
+
+
+def static_scores(net: NetCfg, params, ids_BxL):
+    """Entropies of the tokens' embeddings, (B, L): what the paper calibrates thresholds on, though the layers that use
+    them see something else."""
+    x_BxLxD = params["embed"]["table"][ids_BxL].astype(net.dtype)
+    _, X_BxLxD = Filter(net).apply({"params": params["first_filter"]}, x_BxLxD)
+    return router.entropy(net, x_BxLxD, X_BxLxD)
+
+
 def dispatched(net: NetCfg) -> bool:
     return net.route.dispatch and net.route.mode != "soft" and routed(net)
 

@@ -87,6 +87,14 @@ def chance(key, layer, ex_B, L: int, pos_Bxn=None, context: int = 0):
     return jnp.take_along_axis(s, jnp.minimum(pos_Bxn, context - 1), axis=1) if context else s
 
 
+def entropy(net: NetCfg, x_BxLxD, X_BxLxD):
+    """What a threshold of CHIAR is compared with, (B, L), of tokens and their spectrum."""
+    if net.route.score == "permuted":
+        order_D = np.random.RandomState(0).permutation(net.width)
+        X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32)[..., order_D], net.route.dct)
+    return spectral.spectral_entropy(x_BxLxD if net.route.score == "raw" else X_BxLxD)
+
+
 class Decision(nn.Module):
     """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
 
@@ -108,7 +116,7 @@ class Decision(nn.Module):
             wanted = score < rate
             return wanted, wanted.astype(jnp.float32), jnp.full(score.shape, rate), score
         if mode == "threshold":
-            score = spectral.spectral_entropy(self._seen(x_BxLxD.astype(jnp.float32), X_BxLxD))
+            score = entropy(self.net, x_BxLxD, X_BxLxD)
             p = jax.nn.sigmoid((score - tau) / (temperature * spread))
             wanted = score > tau
             return wanted, wanted.astype(jnp.float32), p, score
@@ -118,14 +126,6 @@ class Decision(nn.Module):
             return score > tau, st_above(score - tau, temperature), p, score
         p = jax.nn.sigmoid(score / temperature)
         return jnp.ones(score.shape, bool), p, p, score
-
-    def _seen(self, x_BxLxD, X_BxLxD):
-        """What the entropy is taken of."""
-        route = self.net.route
-        if route.score == "permuted":
-            order_D = np.random.RandomState(0).permutation(self.net.width)
-            return spectral.dct(x_BxLxD[..., order_D], route.dct)
-        return X_BxLxD if route.score == "spectral" else x_BxLxD
 
 
 class MetaRouter(nn.Module):

@@ -27,6 +27,7 @@ from flax import serialization
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from cerebra_jax.errors import DISK_ERRNOS, DiskError, Diverged, UserError
+from cerebra_jax.train.record import frozen
 from cerebra_jax.trees import named_leaves
 
 KEEP = 2  # latest checkpoints; the best by validation is kept besides
@@ -159,9 +160,12 @@ class Checkpoints:
             return step, state, meta
         raise UserError(f"no checkpoint in {self.folder} is intact", "restore one from a backup, or use --fresh")
 
-    def best(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, meta) of the intact checkpoint with the best validation score; None where none has one."""
+    def best(self, like: Any, as_trained: bool = False) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, meta) of the intact checkpoint with the best validation score; None where none has one. Who
+        only reads gets the thresholds that were measured for it since (`record.frozen`), unless `as_trained`."""
         for step, state, meta, _ in self._walk(self.by_validation(), like):
+            if self._read_only and not as_trained:
+                state = frozen.applied(self.folder.parent, step, state, self._say)
             return step, state, meta
         return None
 

@@ -176,12 +176,12 @@ def _masked(cfg: RunCfg, task: Any) -> float | None:
     return jaxpr.count(_forward(s), s.like, task.example(s.micro)).flops / s.micro
 
 
-def trained(cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None]) -> TrainState:
-    """The best checkpoint of a run; UserError where there is none."""
+def trained(cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None], as_trained=False) -> TrainState:
+    """The best checkpoint of a run (`Checkpoints.best`); UserError where there is none."""
     s = Session(_one_device(cfg), task)
     checkpoints = Checkpoints(workdir / "checkpoints", say, read_only=True)
     try:
-        best = checkpoints.best(s.like)
+        best = checkpoints.best(s.like, as_trained)
     finally:
         checkpoints.close()
     if best is None:
