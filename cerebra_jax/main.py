@@ -1,4 +1,4 @@
-"""python -m cerebra_jax.main [train|eval|cost|sweep|report|...] ...; also the console script `cerebra`.
+"""python -m cerebra_jax.main [COMMAND] ..., or the console script `cerebra`; --help lists the commands.
 
 Turns every end of a run into its exit status (errors.py) and one line on stderr; JAX is imported only once the
 command line has been found good.
@@ -72,6 +72,10 @@ def _command(request: object) -> int:
         run(request)
     elif request.command == "generate":
         from cerebra_jax.cli.generate import run
+
+        run(request)
+    elif request.command == "heatmap":
+        from cerebra_jax.cli.look.heatmap import run
 
         run(request)
     else:

@@ -25,6 +25,7 @@ COMMANDS = {
     "certify": "prove the savings of the run of --workdir, or of an untrained --config, against its dense twin",
     "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
     "calibrate": "set the thresholds of --workdir, a run of chiar, by its text or --data, and say how far they drifted",
+    "heatmap": "which tokens of --text take the heavy path in which layer of the run of --workdir: a page",
     "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
     "report": "RUN... [--by-folder] [--baseline=GROUP] [--into=FILE.md] [--html=FILE] ...: finished runs compared",
 }
@@ -36,6 +37,7 @@ _TAKES = {
     "report": (),  # takes folders; cli/report.py reads its words
     "certify": ("workdir", "config", "out", "verbose"),
     "calibrate": ("workdir", "data", "share", "embeddings", "verbose"),
+    "heatmap": ("workdir", "text", "to", "verbose"),
     "generate": ("workdir", "prompt", "max_tokens", "temperature", "top_p", "seed", "verbose"),
 }
 _OPTIONS = {
@@ -51,11 +53,14 @@ _OPTIONS = {
     "data": "text file that calibrate looks at; default: the validation split of the run",
     "share": "of the tokens that calibrate sends to attention; default: midway between the 33rd and 67th percentiles",
     "embeddings": "calibrate on token embeddings, one threshold for all layers, as the paper's code does",
+    "text": "what heatmap shows; @FILE: what is in it",
+    "to": "file that heatmap writes; default WORKDIR/heatmap.html",
     "split": "what eval measures: valid or test (default test)",
     "jobs": "runs of a sweep at once (default 1); each has its share of the cores",
     "dry": "show what a sweep would run, and run nothing",
     "verbose": "-v: show what goes to log.txt otherwise",
 }
+_FINISHED = ("eval", "generate", "calibrate", "heatmap")  # commands about a run, which need its folder
 _SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
 _EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size")
@@ -89,7 +94,7 @@ def parse(argv: list[str]) -> Request:
     name = ""
     if command == "certify" and {"workdir", "config"} <= options.keys():
         raise UserError("certify takes --workdir or --config, not both", "a run's configuration is in its workdir")
-    finished = command in ("eval", "generate", "calibrate") or (command == "certify" and "config" not in options)
+    finished = command in _FINISHED or (command == "certify" and "config" not in options)
     if finished:
         if "workdir" not in options:
             also = ", or --config=FILE.py" if command == "certify" else ""

@@ -31,13 +31,14 @@ class Entry:
     cost: Callable[[NetCfg, int, int], Cost]  # (net, L, vocab) -> forward FLOPs per example
     routing: Callable[[NetCfg], dict[str, jax.Array]] = lambda net: {}
     decisions: Callable[[NetCfg, int, int], DecisionCost] | None = None  # (net, L, vocab), in FLOPs
+    layers: Callable[[NetCfg], range] = lambda net: range(0)  # the routed ones
 
 
 MODELS = {
     "transformer": Entry(transformer.Transformer, transformer.cost),
-    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.decisions),
-    "cerebra": Entry(cerebra.Cerebra, cerebra.cost, router.init_routing, cerebra.decisions),
-    "mod": Entry(mod.Mod, mod.cost, mod.init_routing, mod.decisions),
+    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.decisions, chiar.layers),
+    "cerebra": Entry(cerebra.Cerebra, cerebra.cost, router.init_routing, cerebra.decisions, cerebra.layers),
+    "mod": Entry(mod.Mod, mod.cost, mod.init_routing, mod.decisions, mod.layers),
     "window": Entry(window.Window, window.cost),
     "lstm": Entry(lstm.Lstm, lstm.Lstm.cost),
     "ssm": Entry(ssm.Ssm, ssm.Ssm.cost),

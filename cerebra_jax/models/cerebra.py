@@ -133,6 +133,11 @@ def dispatched(net: NetCfg) -> bool:
     return net.route.dispatch and net.route.mode not in _UNROUTED
 
 
+def layers(net: NetCfg) -> range:
+    """The routed layers."""
+    return range(net.depth if routed(net) else 0)
+
+
 def layout(net: NetCfg, L: int) -> dispatch.Layout:
     """Slots of the dispatch; as many as tokens where there is none."""
     return router.layout(net, L) if dispatched(net) else dispatch.layout(L, 1.0)

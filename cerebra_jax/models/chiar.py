@@ -288,6 +288,11 @@ def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
     return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense)
 
 
+def layers(net: NetCfg) -> range:
+    """The routed layers."""
+    return range(1, net.depth - 1)
+
+
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:
     """Thresholds before any data: the entropy of Gaussian noise, about where untrained tokens stand (in any order of
     the features, with a DCT or without)."""

@@ -27,10 +27,15 @@ th:first-child, td:first-child {{ text-align: left; }}
 tr:hover td {{ background: #f3f6fa; }}
 img {{ max-width: 100%; background: white; }}
 li {{ margin: .3em 0; }}
-</style>
+{style}</style>
 </head>
 <body>
 """
+
+
+def head(title: str, style: str = "") -> str:
+    """A page up to its first words; `style`: CSS beside what every page has."""
+    return _HEAD.format(title=escape(title), style=style) + f"<h1>{escape(title)}</h1>\n"
 
 
 def html(groups: Groups, rows: Sequence[Sequence[str]], under: Sequence[str]) -> str:
@@ -38,8 +43,7 @@ def html(groups: Groups, rows: Sequence[Sequence[str]], under: Sequence[str]) ->
     title = f"{next(iter(groups.values()))[0].result['dataset']}: {sum(map(len, groups.values()))} runs"
     runs = run_rows(groups)
     parts = [
-        _HEAD.format(title=escape(title)),
-        f"<h1>{escape(title)}</h1>\n",
+        head(title),
         table(rows),
         "<ul>\n" + "".join(f"<li>{escape(note)}</li>\n" for note in under) + "</ul>\n",
         *(_figure(name, draw, groups) for name, draw in _figures(groups).items()),

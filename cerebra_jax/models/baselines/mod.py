@@ -109,6 +109,11 @@ class Mod(nn.Module):
         return out, Aux(expected_B, hard_B, y, observed, scores, losses)
 
 
+def layers(net: NetCfg) -> range:
+    """The routed layers."""
+    return range(1, net.depth, 2)
+
+
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:
     """Thresholds of the routed blocks before any data."""
     return router.init_routing(dataclasses.replace(net, depth=net.depth // 2))

@@ -21,7 +21,7 @@ from cerebra_jax.tasks.intent.subwords import MOST, NONE, Subwords
 from cerebra_jax.tasks.intent.words import Words
 from cerebra_jax.tasks.intent.words import split as words_of
 from cerebra_jax.tasks.task import Metric, Pairs, Shape, host_rows
-from cerebra_jax.tasks.text import tokenizer
+from cerebra_jax.tasks.text import reading, tokenizer
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class IntentTask(Examples):
                  subwords: Subwords | None, noise: float, about: dict[str, Any]):  # fmt: skip
         super().__init__(splits)
         self.dataset, self.notice, self._classes, self._about = dataset, notice, classes, about
-        self._tok, self._noise = tok, noise
+        self._tok, self._noise, self._subwords = tok, noise, subwords
         self._out = classes.index(read.OUT) if read.OUT in classes else None
         self._subwords_WxG = subwords.table() if subwords else None
         # the ids of the tokenizer, padding, and the n-grams
@@ -68,6 +68,23 @@ class IntentTask(Examples):
         if self._subwords_WxG is not None:
             rows["subwords_BxLxG"] = self._subwords_WxG[rows.pop("words_BxL")]
         return rows
+
+    def read(self, text: str) -> reading.Reading:
+        """A text as one input: the summary token and its own tokens, cut at L; what is cut has no tokens."""
+        L, spaced = self.shape.seq_len, f" {reading.readable(text)}"
+        ids = self._tok.encode_each([spaced])[0].tolist()
+        words = self._tok.name == "words"
+        spans = self._tok.spans(spaced) if words else reading.spans_of(spaced, self._tok.pieces(ids))
+        spans = [(max(0, a - 1), b - 1) for a, b in spans]  # the space is ours
+        ids, spans = [self._tok.bos, *ids][:L], [(0, 0), *spans][:L]
+        batch = reading.windows(ids, L)
+        batch["mask_BxL"] = np.arange(L)[None] < len(ids)
+        batch["inputs_BxL"] = np.where(batch["mask_BxL"], batch["inputs_BxL"], np.int32(self._tok.vocab_size))
+        if self._subwords:
+            numbers = [0, *self._subwords.rows(words_of(text)[: L - 1])]
+            numbers += [0] * (L - len(numbers))
+            batch["subwords_BxLxG"] = self._subwords.table()[np.asarray([numbers])]
+        return reading.Reading(ids, spans, batch)
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """`scores.classify`."""

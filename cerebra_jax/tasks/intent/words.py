@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cerebra_jax.tasks.text.reading import Span, covered
+
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[^\w\s]|_")
 UNKNOWN = 0
 
@@ -31,6 +33,10 @@ class Words:
     def encode_each(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text."""
         return [np.asarray([self._ids.get(word, UNKNOWN) for word in split(text)], np.int64) for text in texts]
+
+    def spans(self, text: str) -> list[Span]:
+        """The characters that each token covers; one of them may be two in lower case."""
+        return covered([len(c.lower()) for c in text], (m.span() for m in WORD.finditer(text.lower())))
 
 
 def split(text: str) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cerebra_jax.config import RunCfg
 from cerebra_jax.tasks.task import LOSS, Metric, Pairs, Shape, host_rows
-from cerebra_jax.tasks.text import prepare
+from cerebra_jax.tasks.text import prepare, reading
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -155,6 +155,11 @@ class TextTask(Sketch):
     def encode(self, text: str) -> list[int]:
         """Tokens of a text, without bos."""
         return self._tok.encode_blocks([text.encode()]).tolist()
+
+    def read(self, text: str) -> reading.Reading:
+        """A text as inputs: bos, then all its tokens, in windows of L as an evaluation cuts them."""
+        pieces = self._tok.pieces(ids := [self.bos, *self.encode(reading.readable(text))])
+        return reading.Reading(ids, reading.spans_of(text, pieces), reading.windows(ids, self._seq_len))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens; bos gives nothing, half a character gives U+FFFD."""

@@ -33,6 +33,10 @@ class Bytes:
         """The tokens of each text."""
         return [np.frombuffer(text.encode(), np.uint8) for text in texts]
 
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes that each token stands for; none for bos."""
+        return [b"" if i == self.bos else bytes([i]) for i in ids]
+
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i != self.bos).decode(errors="replace")
 
@@ -64,8 +68,23 @@ class Bpe:
         found = self._lib.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(e.ids, np.int64) for e in found]
 
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes that each token stands for; none for bos."""
+        words = ["" if i == self.bos else self._lib.id_to_token(int(i)) for i in ids]
+        return [UNK.encode() if word == UNK else bytes(map(_BYTE.__getitem__, word)) for word in words]
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._lib.decode([int(i) for i in ids if i != self.bos], skip_special_tokens=False)
+
+
+def _bytes_by_sign() -> dict[str, int]:
+    """The sign of a byte-level vocabulary -> its byte: itself where it can be printed, else from 256 on (GPT-2)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = (b for b in range(256) if b not in plain)
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+_BYTE = _bytes_by_sign()
 
 
 def _by_line():
