@@ -290,7 +290,7 @@ def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
 
 def layers(net: NetCfg) -> range:
     """The routed layers."""
-    return range(1, net.depth - 1)
+    return range(1, net.depth - 1 if routed(net) else 1)
 
 
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:

@@ -61,3 +61,9 @@ def test_a_kept_token_costs_more_and_later_ones_see_more(tiny_cfg):
     left = flops[~kept[0]]
     assert np.ptp(left) == 0 and flops[20] > flops[3] > left[0]
     assert np.isclose(flops[20] - flops[3], 17 * 4 * net.width)
+
+
+def test_nothing_is_routed_where_every_token_goes_one_way(tiny_cfg):
+    for name in ("chiar", "cerebra"):
+        net = tiny_cfg({"net.name": name, "net.route.mode": "always_full"}).net
+        assert not models.MODELS[name].layers(net)
