@@ -141,7 +141,7 @@ class RoutedLayer(nn.Module):
 
 def layers(net: NetCfg) -> range:
     """The routed layers."""
-    return range(1, net.depth - 1)
+    return range(1, net.depth - 1 if routed(net) else 1)
 
 
 def static_scores(net: NetCfg, params, ids_BxL):
@@ -286,11 +286,6 @@ def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
     """What the decisions cost in FLOPs."""
     dense, layers = transformer.cost(net, L, vocab), net.depth - 2 if routed(net) else 0
     return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense)
-
-
-def layers(net: NetCfg) -> range:
-    """The routed layers."""
-    return range(1, net.depth - 1 if routed(net) else 1)
 
 
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:
