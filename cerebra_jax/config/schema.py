@@ -121,6 +121,7 @@ class NetCfg:
     ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))
     ffn_width: int = _f(512, "hidden features of the feed-forward layer (F)", lo=8, hi=1 << 20)
     norm: str = _f("pre", "LayerNorm of the dense Transformer: before each part, or after it", of=("pre", "post"))
+    init_std: float = _f(0.02, "standard deviation of the initial weights; 0.125 suits a width of 64", lo=1e-6, hi=10.0)
     branch: float = _f(1.0, "initial size of what attention and FFN add; 0: a block begins as x", lo=0.0, hi=100.0)
     local: int = _f(
         0,

@@ -19,9 +19,9 @@ def _init(stddev: float = 0.02):
     return nn.initializers.normal(stddev)
 
 
-def out_std(net: NetCfg) -> float:
-    """Standard deviation of the initial weights that write into the residual stream, of 2 · depth parts."""
-    return net.branch * 0.02 * (2 * net.depth) ** -0.5
+def out_scale(net: NetCfg) -> float:
+    """By how much smaller the initial weights are that write into the residual stream, of 2 · depth parts."""
+    return net.branch * (2 * net.depth) ** -0.5
 
 
 class Norm(nn.Module):
@@ -62,7 +62,7 @@ class Attention(nn.Module):
     plan: att.Plan
     kernel: str
     bias: bool = False
-    out_std: float = 0.02
+    out_scale: float = 1.0
     reach: att.Reach = att.PAST
 
     @nn.compact
@@ -76,7 +76,7 @@ class Attention(nn.Module):
             return x.reshape(B, x.shape[1], H, C).swapaxes(1, 2)
 
         def remember(module, m):
-            return _dense(2 * D, self.bias, m, 0.02, "kv")
+            return _dense(2 * D, self.bias, m, net.init_std, "kv")
 
         kv = cached.when(run if step is not None and step.lazy else None, remember, self, m_BxKxD, 2 * D)
         k, v = att.rope(heads(kv[..., :D]), kpos), heads(kv[..., D:])
@@ -89,10 +89,10 @@ class Attention(nn.Module):
             kernel = masked_kernel(net, Q, plan)
 
         def look(module, q):
-            q = att.rope(heads(_dense(D, self.bias, q, 0.02, "q")), qpos)
+            q = att.rope(heads(_dense(D, self.bias, q, net.init_std, "q")), qpos)
             o_BxHxQxC = att.attend(q, k, v, qorder, korder, plan, kernel, self.reach)
             o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
-            return _dense(D, self.bias, o_BxQxD, self.out_std, "out")
+            return _dense(D, self.bias, o_BxQxD, net.init_std * self.out_scale, "out")
 
         y_BxQxD = cached.when(run, look, self, q_BxQxD, D)
         return y_BxQxD if step is None else (y_BxQxD, memory)
@@ -153,18 +153,18 @@ class FeedForward(nn.Module):
 
     net: NetCfg
     bias: bool = False
-    out_std: float = 0.02
+    out_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x_BxLxD):
         net = self.net
-        h = _dense(net.ffn_width, self.bias, x_BxLxD, 0.02, "up")
+        h = _dense(net.ffn_width, self.bias, x_BxLxD, net.init_std, "up")
         if net.ffn == "gated":
-            gate = _dense(net.ffn_width, self.bias, x_BxLxD, 0.02, "gate")
+            gate = _dense(net.ffn_width, self.bias, x_BxLxD, net.init_std, "gate")
             h = jax.nn.silu(gate) * h
         else:
             h = jax.nn.gelu(h)
-        return _dense(net.width, self.bias, h, self.out_std, "down")
+        return _dense(net.width, self.bias, h, net.init_std * self.out_scale, "down")
 
 
 def ffn_flops(net: NetCfg, L: int) -> int:
@@ -181,12 +181,11 @@ class Local(nn.Module):
     """
 
     net: NetCfg
-    std: float = 0.02
 
     @nn.compact
     def __call__(self, h_BxLxD, mask_BxL=None, recent=None):
         taps, L = self.net.local, h_BxLxD.shape[1]
-        w_TxD = self.param("w", _init(self.std), (taps, h_BxLxD.shape[2]), jnp.float32).astype(h_BxLxD.dtype)
+        w_TxD = self.param("w", _init(self.net.init_std), (taps, h_BxLxD.shape[2]), jnp.float32).astype(h_BxLxD.dtype)
         if mask_BxL is not None:
             h_BxLxD = jnp.where(mask_BxL[..., None], h_BxLxD, jnp.zeros((), h_BxLxD.dtype))
         after = 0 if self.net.causal else (taps - 1) // 2
@@ -255,7 +254,7 @@ def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL, ex_B) -> Out:
     if net.outputs and net.pool:
         x_BxLxD, mask_BxL = ends.pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
         if net.pooler:
-            h_Bx1xD = FeedForward(net, True, net.branch * 0.02, name="pooler")(Norm(name="pooler_norm")(x_BxLxD))
+            h_Bx1xD = FeedForward(net, True, net.branch, name="pooler")(Norm(name="pooler_norm")(x_BxLxD))
             x_BxLxD = x_BxLxD + Drop(net.dropout)(ex_B, h_Bx1xD)
     return Head(net, vocab, name="head")(Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
 

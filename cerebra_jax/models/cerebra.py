@@ -35,7 +35,7 @@ class RoutedBlock(nn.Module):
         self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL, cache=None
     ):
         net, mode = self.net, self.net.route.mode
-        std, drop, y = block.out_std(net), block.Drop(net.dropout), {}
+        scale, drop, y = block.out_scale(net), block.Drop(net.dropout), {}
         h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
 
         kept = slots = g = step = qorder = None
@@ -60,26 +60,26 @@ class RoutedBlock(nn.Module):
 
         heavy = light = None
         if step is not None:
-            attend = block.Attention(net, (), "full", out_std=std, name="heavy")
+            attend = block.Attention(net, (), "full", out_scale=scale, name="heavy")
             heavy, new["heavy"] = attend(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, qorder, order, step)
         elif mode != "always_compressed":
-            heavy = self._attention(h_BxLxD, kept, slots, pos_1xL, order, std)
+            heavy = self._attention(h_BxLxD, kept, slots, pos_1xL, order, scale)
         if mode != "always_full":
-            light, more = self._light(h_BxLxD, pos_1xL, order, mask_BxL, std, cache)
+            light, more = self._light(h_BxLxD, pos_1xL, order, mask_BxL, scale, cache)
             (y if cache is None else new).update(more)
         mixed = light if heavy is None else heavy if light is None else block.mix(g, heavy, light)
         if net.local:
             mixed += block.local(net, h_BxLxD, mask_BxL, cache, new)
         x_BxLxD += drop(ex_B, mixed)
         h_BxLxD = block.Norm(name="ffn_norm")(x_BxLxD)
-        x_BxLxD += drop(ex_B, self._ffn(h_BxLxD, g, slots, std, step and step.run))
+        x_BxLxD += drop(ex_B, self._ffn(h_BxLxD, g, slots, scale, step and step.run))
         return x_BxLxD, y if cache is None else y | {"cache": new}
 
-    def _light(self, h_BxLxD, pos_1xL, order, mask_BxL, std, cache):
+    def _light(self, h_BxLxD, pos_1xL, order, mask_BxL, scale, cache):
         """The compressed attention, and what it adds: the reconstruction loss, or the cache after these tokens."""
         net = self.net
         compress = compressor.Compressor(net, self.L, name="compressor")
-        attend = compressor.CompressedAttention(net, self.L, std, name="light")
+        attend = compressor.CompressedAttention(net, self.L, scale, name="light")
         if cache is None:
             c_BxMxE, seen, lost_B = compress(h_BxLxD, mask_BxL)
             more = {} if lost_B is None else {"reconstruct": lost_B}
@@ -91,7 +91,7 @@ class RoutedBlock(nn.Module):
         light, kv = attend(h_BxLxD, c_BxmxE, seen, pos_1xL, order, ends, cache["light"])
         return light, {"light": kv, "recent": recent}
 
-    def _attention(self, h_BxLxD, kept, slots, pos_1xL, order, std):
+    def _attention(self, h_BxLxD, kept, slots, pos_1xL, order, scale):
         """The heavy attention: of the slots, back at their tokens, or of all tokens."""
         net, L, all_keys = self.net, self.L, self.net.route.kv == "all" or self.net.route.mode in _UNROUTED
         if slots is None:
@@ -99,22 +99,22 @@ class RoutedBlock(nn.Module):
                 order = jnp.where(kept, order, L)
             plan = block.dense_plan(net, L)
             kernel = block.kernel_of(net, L) if all_keys else block.masked_kernel(net, L, plan)
-            heavy = block.Attention(net, plan, kernel, out_std=std, name="heavy")
+            heavy = block.Attention(net, plan, kernel, out_scale=scale, name="heavy")
             return heavy(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
         plan = router.layout(net, L).plan(net.route.kv)
-        heavy = block.Attention(net, plan, block.masked_kernel(net, L, plan), out_std=std, name="heavy")
+        heavy = block.Attention(net, plan, block.masked_kernel(net, L, plan), out_scale=scale, name="heavy")
         q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
         order_BxK = dispatch.read(order, slots, L)  # an empty slot stands at L: no real query sees it as a key
         memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
         return dispatch.scatter(heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder), slots)
 
-    def _ffn(self, h_BxLxD, g, slots, std, run=None):
+    def _ffn(self, h_BxLxD, g, slots, scale, run=None):
         net = self.net
         narrow, rest = ffn_widths(net)
         if rest == 0:
-            return block.FeedForward(net, out_std=std, name="ffn")(h_BxLxD)
+            return block.FeedForward(net, out_scale=scale, name="ffn")(h_BxLxD)
         part = lambda width, name: block.FeedForward(  # noqa: E731
-            dataclasses.replace(net, ffn_width=width), out_std=std, name=name
+            dataclasses.replace(net, ffn_width=width), out_scale=scale, name=name
         )
         out = part(narrow, "ffn_light")(h_BxLxD)
         if net.route.mode == "always_compressed":

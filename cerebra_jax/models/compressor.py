@@ -184,7 +184,7 @@ class CompressedAttention(nn.Module):
 
     net: NetCfg
     L: int
-    out_std: float = 0.02
+    out_scale: float = 1.0
 
     @nn.compact
     def __call__(
@@ -198,9 +198,9 @@ class CompressedAttention(nn.Module):
             return x.reshape(B, x.shape[1], H, E // H).swapaxes(1, 2)
 
         def keys(module, c):
-            return nn.Dense(2 * E, False, dtype, kernel_init=block._init(), name="kv")(c)
+            return nn.Dense(2 * E, False, dtype, kernel_init=block._init(net.init_std), name="kv")(c)
 
-        q = heads(block._dense(E, False, x_BxLxD, 0.02, "q"))
+        q = heads(block._dense(E, False, x_BxLxD, net.init_std, "q"))
         made = cached.when(None if ends is None else ends.run, keys, self, c_BxMxE, 2 * E)
         null = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
         null_k, null_v = (jnp.broadcast_to(x.reshape(1, H, 1, E // H), (B, H, 1, E // H)) for x in null)
@@ -215,7 +215,7 @@ class CompressedAttention(nn.Module):
             plan = cached.plan(n, korder.shape[1])
         o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, block.masked_kernel(net, n, plan, H))
         o_BxLxE = o.swapaxes(1, 2).reshape(B, n, E)
-        y_BxLxD = block._dense(net.width, False, o_BxLxE, self.out_std, "out")
+        y_BxLxD = block._dense(net.width, False, o_BxLxE, net.init_std * self.out_scale, "out")
         return y_BxLxD if ends is None else (y_BxLxD, kv)
 
 

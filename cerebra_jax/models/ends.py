@@ -23,7 +23,9 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self, ids_BxL, subwords_BxLxG=None):
-        table_VxD = self.param("table", _init, (self.vocab, self.net.width), jnp.float32)
+        table_VxD = self.param(
+            "table", nn.initializers.normal(self.net.init_std), (self.vocab, self.net.width), jnp.float32
+        )
         x_BxLxD = table_VxD[ids_BxL]
         if subwords_BxLxG is not None:
             there_BxLxG = subwords_BxLxG >= 0

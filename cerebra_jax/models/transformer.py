@@ -25,11 +25,11 @@ class DenseLayer(nn.Module):
     def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL, cache=None):
         net = self.net
         pre = net.norm == "pre"
-        std = block.out_std(net) if pre else 0.02
+        scale = block.out_scale(net) if pre else 1.0
         drop = block.Drop(net.dropout)
         how = {"plan": self.plan, "kernel": self.kernel, "reach": self.reach}
-        attention = block.Attention(net, **how, out_std=std, name="attention")
-        ffn = block.FeedForward(net, out_std=std, name="ffn")
+        attention = block.Attention(net, **how, out_scale=scale, name="attention")
+        ffn = block.FeedForward(net, out_scale=scale, name="ffn")
         attention_norm, ffn_norm = block.Norm(name="attention_norm"), block.Norm(name="ffn_norm")
         h = attention_norm(x_BxLxD) if pre else x_BxLxD
         new = {}  # the cache after these tokens

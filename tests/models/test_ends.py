@@ -151,3 +151,23 @@ def test_without_branches_a_model_begins_as_a_bag_of_its_tokens(tiny_cfg, name):
         bag = (bag - bag.mean(-1, keepdims=True)) / np.sqrt(bag.var(-1, keepdims=True) + 1e-5)
         apart[branch] = float(np.abs(h - bag).max())
     assert apart[0.0] < 1e-4 < 1e-2 < apart[1.0]
+
+
+@pytest.mark.parametrize("name", ["transformer", "cerebra", "chiar", "mod"])
+def test_the_initial_weights_are_as_large_as_the_configuration_says(tiny_cfg, name):
+    """Embedding, attention, FFN and short convolution grow with net.init_std; norms, biases and routers do not."""
+    batch = {"inputs_BxL": np.arange(32, dtype=np.int32).reshape(1, 32), "ex_B": np.zeros(1, np.int32)}
+    leaves = []
+    for std in (0.02, 0.04):
+        net = {"name": name, "init_std": std, "local": 0 if name == "chiar" else 4}
+        model = build(tiny_cfg({"net": net}), 32)
+        made = jax.jit(lambda m=model: m.init(jax.random.key(0), batch))()["params"]
+        leaves.append({jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(made)})
+    grows = {path for path, leaf in leaves[0].items() if np.allclose(2 * leaf, leaves[1][path]) and np.any(leaf)}
+    same = {path for path, leaf in leaves[0].items() if np.array_equal(leaf, leaves[1][path])}
+    assert grows | same == set(leaves[0])
+    for part in ("embed", "['up']['kernel']", "['down']['kernel']", "['local']"):
+        assert all(path in grows for path in leaves[0] if part in path)
+    attention = [path for path in leaves[0] if "kernel" in path and any(f"['{w}']" in path for w in ("q", "kv", "out"))]
+    assert attention and set(attention) <= grows
+    assert not any("norm" in path or "bias" in path for path in grows)

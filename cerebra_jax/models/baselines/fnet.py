@@ -31,7 +31,7 @@ class Layer(nn.Module):
     def __call__(self, x_BxLxD, number, ex_B, mask_BxL):
         net, drop = self.net, block.Drop(self.net.dropout)
         x_BxLxD += drop(ex_B, mix(stack.silenced(block.Norm(name="mix_norm")(x_BxLxD), mask_BxL)))
-        ffn = block.FeedForward(net, out_std=block.out_std(net), name="ffn")
+        ffn = block.FeedForward(net, out_scale=block.out_scale(net), name="ffn")
         return x_BxLxD + drop(ex_B, ffn(block.Norm(name="ffn_norm")(x_BxLxD))), None
 
 

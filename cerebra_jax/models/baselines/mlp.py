@@ -22,7 +22,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x_Bx1xD, number, ex_B, mask_BxL):
         net = self.net
-        ffn = block.FeedForward(net, True, net.branch * 0.02 * net.depth**-0.5, name="ffn")
+        ffn = block.FeedForward(net, True, net.branch * net.depth**-0.5, name="ffn")
         return x_Bx1xD + block.Drop(net.dropout)(ex_B, ffn(block.Norm(name="norm")(x_Bx1xD))), None
 
 

@@ -44,12 +44,12 @@ class RoutedLayer(nn.Module):
             taken = (h_BxLxD, pos_1xL, order if net.route.kv == "all" else jnp.where(kept_BxL, order, L))
             plan = block.dense_plan(net, L)
         (q, qpos, qorder), (m, kpos, korder) = taken, (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken
-        std = block.out_std(net)
+        scale = block.out_scale(net)
         plain = net.route.kv == "all" and not net.route.dispatch
         kernel = block.kernel_of(net, L) if plain else block.masked_kernel(net, L, plan)
-        attention = block.Attention(net, plan, kernel, out_std=std, name="attention")
+        attention = block.Attention(net, plan, kernel, out_scale=scale, name="attention")
         a_BxKxD = attention(q, m, qpos, kpos, qorder, korder)
-        ffn = block.FeedForward(net, out_std=std, name="ffn")
+        ffn = block.FeedForward(net, out_scale=scale, name="ffn")
         f_BxKxD = a_BxKxD + ffn(block.Norm(name="ffn_norm")(x_BxKxD + a_BxKxD))
         f_BxLxD = dispatch.scatter(f_BxKxD, slots) if net.route.dispatch else f_BxKxD
         gate_BxL = r.gate * kept_BxL
