@@ -72,7 +72,9 @@ class Layer(nn.Module):
         h_BxLxD = stack.turned(net, number, block.Norm(name="norm")(x_BxLxD))
         mask_BxL = stack.turned(net, number, mask_BxL)
         u, z = jnp.split(block._dense(2 * E, False, stack.silenced(h_BxLxD, mask_BxL), D**-0.5, "in"), 2, axis=-1)
-        conv = block.Local(dataclasses.replace(net, local=net.kernel, causal=True), net.kernel**-0.5, name="conv")
+        conv = block.Local(
+            dataclasses.replace(net, local=net.kernel, causal=True, init_std=net.kernel**-0.5), name="conv"
+        )
         bias = self.param("bias", nn.initializers.zeros, (E,), jnp.float32).astype(dtype)
         u = jax.nn.silu(conv(u) + bias[None, None])
 
