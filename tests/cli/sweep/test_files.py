@@ -38,3 +38,15 @@ def test_the_controls_of_chiar_differ_in_what_their_names_say(arg):
     assert 0.98 * flops["chiar"] < flops["equal-flops"] <= flops["chiar"]
     with pytest.raises(UserError, match="use smoke, cpu"):
         models("chiar_controls", "tiny")
+
+
+@pytest.mark.parametrize(("arg", "L"), [("smoke", 64), ("mqar", 128), ("selective-256", 256)])
+def test_recall_compares_cerebra_with_chance_and_an_oracle_of_the_same_program(arg, L):  # noqa: N803
+    found = models("recall", arg)
+    flops = {name: m.cost.executed_flops for name, m in found.items()}
+    assert flops["random"] == flops["oracle"] and abs(flops["cerebra"] / flops["oracle"] - 1) < 0.01
+    assert flops["cerebra"] < 0.65 * flops["dense"] and flops["window"] <= flops["dense"]
+    assert {m.L for m in found.values()} == {L} and found["window"].net.window == L // 4
+    for wrong in ("mqar-", "mqar-x", "copy", "128"):
+        with pytest.raises(UserError, match="TASK-LENGTH"):
+            models("recall", wrong)

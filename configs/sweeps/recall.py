@@ -1,0 +1,36 @@
+"""Long-range recall by every model: dense, window, SSM, LSTM, and Cerebra with its router, an oracle and chance.
+
+python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py --jobs=2
+python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py:selective --dry
+
+    mqar (default)        L = 128, 8 pairs, 256 symbols           selective    L = 128, 16 data tokens
+    mqar-L, selective-L   any other L: of mqar L/16 pairs and a vocabulary that filler leaves room in
+    smoke                 mqar in seconds
+
+21 runs: 7 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=... for another). The
+heavy path has a quarter of the tokens (net.route.rate), which is room for all that MQAR needs: 3 L/16. The window is
+L/4.
+"""
+
+from cerebra_jax.errors import UserError
+
+MODELS = ("dense", "window", "ssm", "lstm", "cerebra", "random", "oracle")
+TASKS = ("mqar", "selective")
+
+
+def get_sweep(arg: str = "mqar"):
+    """Every model with seeds 0, 1 and 2."""
+    task, _, length = ("mqar", "", "") if arg == "smoke" else arg.partition("-")
+    if task not in TASKS or not (length.isdigit() or length == "" and not arg.endswith("-")):
+        raise UserError(
+            f"configs/sweeps/recall.py has no part {arg!r}", f"use smoke, {', '.join(TASKS)}, or TASK-LENGTH"
+        )
+    L = int(length or (64 if arg == "smoke" else 128))  # noqa: N806
+    keys = {"task.seq_len": L}
+    if task == "mqar":
+        keys |= {"task.pairs": max(1, L // 16), "task.vocab_size": max(256, 2 * L)}
+    for model in MODELS:
+        own = {"net.window": L // 4} if model == "window" else {}
+        for seed in range(3):
+            config = f"configs/longseq.py:{task}-{model}" + "-smoke" * (arg == "smoke")
+            yield {"config": config, "name": model, **keys, **own, "seed": seed}
