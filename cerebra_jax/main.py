@@ -33,6 +33,11 @@ def main(argv: list[str] | None = None) -> int:
 
             command.run(argv)
             return errors.DONE
+        if argv[:1] in (["import"], ["export"]):  # what runs hold, from and to files of tensors
+            from cerebra_jax.cli.exchange import command
+
+            command.run(argv)
+            return errors.DONE
         request = flags.parse(argv)
         workdir = request.workdir if request.command == "train" else None
         return _command(request)

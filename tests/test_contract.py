@@ -31,6 +31,7 @@ VARIANTS = {
     "chiar-meta-off": {"net.route.meta": "off"},
     "chiar-dct-matmul": {"net.route.dct": "matmul"},
     "chiar-scan-remat": {"net.scan": True, "net.remat": True, "net.depth": 5},
+    "chiar-compat": {"net.compat": True, "net.route.dispatch": False},
     "chiar-blockwise": {"net.attention": "blockwise"},
     "chiar-two-layers": {"net.depth": 2},
     "cerebra-threshold": {"net.name": "cerebra", "net.route.kv": "routed"},

@@ -13,6 +13,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.cli import flags, report
+from cerebra_jax.cli.exchange import command as exchange
 from cerebra_jax.cli.sweep import command as sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,8 @@ def test_no_code_is_made_from_data():
                 assert not unsafe & {part for n in names for part in n.split(".")}, where
             if isinstance(node, ast.Call):
                 assert not (isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), where
+                if ast.unparse(node.func) == "torch.load":
+                    assert {w.arg: ast.unparse(w.value) for w in node.keywords}.get("weights_only") == "True", where
                 for word in node.keywords:
                     safe = isinstance(word.value, ast.Constant) and word.value.value is False
                     assert word.arg != "allow_pickle" or safe, where
@@ -118,6 +121,8 @@ def test_written_commands_are_true(words: list[str], monkeypatch: pytest.MonkeyP
         report.parse(words[1:])
     elif words[:1] == ["sweep"]:
         sweep.parse(words)
+    elif words[:1] in (["import"], ["export"]):
+        exchange.parse(words)
     elif words and words != ["--help"]:
         flags.parse(words)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cerebra_jax.cli.flags import Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
@@ -16,7 +18,7 @@ def run(request: Request) -> None:
         task = build(request.cfg, screen.say)
         compile_cache(request.cfg.task.cache_dir)
         from cerebra_jax.train import loop  # JAX from here on
-        from cerebra_jax.train.record.closing import quality
+        from cerebra_jax.train.record.closing import leaks, quality
 
         line = loop.measure(request.cfg, task, request.workdir, request.split, screen)
         path = request.workdir / f"eval-{request.split}.json"
@@ -24,4 +26,6 @@ def run(request: Request) -> None:
         if task.notice:
             screen.say(task.notice)
         screen.say(f"{request.split} · step {line['step']:,} · {quality(line, task.metrics)}")
+        for warning in leaks(line, dataclasses.asdict(request.cfg.net)):
+            screen.say(warning)
         screen.say(f"written: {path}")

@@ -26,6 +26,8 @@ COMMANDS = {
     "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
     "calibrate": "set the thresholds of --workdir, a run of chiar, by its text or --data, and say how far they drifted",
     "heatmap": "which tokens of --text take the heavy path in which layer of the run of --workdir: a page",
+    "import": "make a run in --to out of --from=FILE: a checkpoint of CHIAR's authors, or .safetensors",
+    "export": "write the best checkpoint of --workdir to --to=FILE.safetensors",
     "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
     "report": "RUN... [--by-folder] [--baseline=GROUP] [--into=FILE.md] [--html=FILE] ...: finished runs compared",
 }
@@ -33,6 +35,8 @@ _TAKES = {
     "train": ("config", "workdir", "fresh", "verbose"),
     "eval": ("workdir", "split", "verbose"),
     "cost": ("config", "verbose"),
+    "import": ("from", "to", "tau", "verbose"),
+    "export": ("workdir", "to", "format", "verbose"),
     "sweep": ("config", "workdir", "jobs", "dry"),
     "report": (),  # takes folders; cli/report.py reads its words
     "certify": ("workdir", "config", "out", "verbose"),
@@ -54,7 +58,10 @@ _OPTIONS = {
     "share": "of the tokens that calibrate sends to attention; default: midway between the 33rd and 67th percentiles",
     "embeddings": "calibrate on token embeddings, one threshold for all layers, as the paper's code does",
     "text": "what heatmap shows; @FILE: what is in it",
-    "to": "file that heatmap writes; default WORKDIR/heatmap.html",
+    "from": "file that import reads: .pt (nothing in it is run) or .safetensors",
+    "to": "folder of a run that import makes, or file that export or heatmap writes (default WORKDIR/heatmap.html)",
+    "tau": "of import: the threshold, or one of each routed layer with commas, where the file does not say",
+    "format": "of what export writes: safetensors",
     "split": "what eval measures: valid or test (default test)",
     "jobs": "runs of a sweep at once (default 1); each has its share of the cores",
     "dry": "show what a sweep would run, and run nothing",
@@ -63,7 +70,7 @@ _OPTIONS = {
 _FINISHED = ("eval", "generate", "calibrate", "heatmap")  # commands about a run, which need its folder
 _SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
-_EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size")
+_EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size", "net.route.meta")
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ class NetCfg:
     kernel: int = _f(4, "taps of the convolutions of cnn and ssm", lo=2, hi=256)
     ssm_state: int = _f(16, "states per feature of ssm", lo=1, hi=4096)
     dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)
+    compat: bool = _f(False, "numerics of chiar's published code: DCT doubled, layer 1 gated with its FFN, exact GELU")
     dtype: str = _f(
         "float32", "dtype of matmuls; softmax, norms, router and logits stay float32", of=("float32", "bfloat16")
     )

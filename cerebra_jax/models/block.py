@@ -149,7 +149,8 @@ def attention_model_flops(net: NetCfg, L: int) -> int:
 
 
 class FeedForward(nn.Module):
-    """Position-wise feed-forward layer: GELU (tanh form), or SiLU-gated (Shazeer 2020, arXiv:2002.05202)."""
+    """Position-wise feed-forward layer: GELU (tanh form; net.compat: exact), or SiLU-gated (Shazeer 2020,
+    arXiv:2002.05202)."""
 
     net: NetCfg
     bias: bool = False
@@ -163,7 +164,7 @@ class FeedForward(nn.Module):
             gate = _dense(net.ffn_width, self.bias, x_BxLxD, net.init_std, "gate")
             h = jax.nn.silu(gate) * h
         else:
-            h = jax.nn.gelu(h)
+            h = jax.nn.gelu(h, approximate=not net.compat)
         return _dense(net.width, self.bias, h, net.init_std * self.out_scale, "down")
 
 

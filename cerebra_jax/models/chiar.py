@@ -33,6 +33,8 @@ class Filter(nn.Module):
         w_D = self.param("w", nn.initializers.ones, (self.net.width,), jnp.float32)
         X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32), method)
         y_BxLxD = spectral.idct(w_D[None, None] * X_BxLxD, method).astype(x_BxLxD.dtype)
+        if self.net.compat:
+            y_BxLxD, X_BxLxD = 2 * y_BxLxD, spectral.published_scale(self.net.width)[None, None] * X_BxLxD
         return block.Norm(name="norm")(x_BxLxD + y_BxLxD), X_BxLxD
 
 
@@ -163,8 +165,7 @@ def layout(net: NetCfg, L: int) -> dispatch.Layout:
 
 def _per_token(net: NetCfg) -> int:
     """FLOPs that one routed token adds, scores apart: its query and output projections, with kv=routed its k and v."""
-    projections = 2 if net.route.kv == "all" else 4
-    return projections * prices.linear_flops(net.width, net.width)
+    return (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
 
 
 class Chiar(nn.Module):
@@ -191,6 +192,8 @@ class Chiar(nn.Module):
 
         stats, rest = {}, {}
         light_BxLxD, _ = Filter(net, name="first_filter")(x_BxLxD)
+        first_mlp = FeedForwardLN(net, name="first_mlp")
+        light_BxLxD = first_mlp(light_BxLxD, ex_B) if net.compat else light_BxLxD  # the gate is then around both
         if net.route.meta != "off":
             meta = MetaRouter(net.route.meta, name="meta_router")
             if cache is None:
@@ -198,9 +201,8 @@ class Chiar(nn.Module):
             else:
                 g_BxLx1, rest["sum_BxD"] = meta(x_BxLxD, cache.rest["sum_BxD"], pos_1xL, real)
             stats["meta_gate"] = g_BxLx1.mean((1, 2))
-            g = g_BxLx1.astype(x_BxLxD.dtype)
-            light_BxLxD = block.mix(g, light_BxLxD, x_BxLxD)
-        x_BxLxD = FeedForwardLN(net, name="first_mlp")(light_BxLxD, ex_B)
+            light_BxLxD = block.mix(g_BxLx1.astype(x_BxLxD.dtype), light_BxLxD, x_BxLxD)
+        x_BxLxD = light_BxLxD if net.compat else first_mlp(light_BxLxD, ex_B)
 
         R = net.depth - 2
         each = self.each or decisions(net, L, self.vocab)

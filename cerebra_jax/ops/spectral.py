@@ -88,6 +88,12 @@ dct.defvjp(lambda x, method: (_forward(x, method), None), lambda method, _, g: (
 idct.defvjp(lambda X, method: (_inverse(X, method), None), lambda method, _, g: (_forward(g, method),))
 
 
+def published_scale(D: int) -> np.ndarray:
+    """What CHIAR's published code multiplies an orthonormal DCT by: 2, and 2√2 for k = 0, whose power thus counts twice
+    in the entropy. Its inverse gives back 2x: the filter's weights act as 2w on orthonormal coefficients."""
+    return np.where(np.arange(D) == 0, 2 * math.sqrt(2), 2.0).astype(np.float32)
+
+
 def spectral_entropy(X_BxLxD) -> jax.Array:
     """H = −Σ p log p / log D in [0, 1] with p = X²/ΣX², of DCT coefficients X; float32, (B, L)."""
     power = jnp.square(X_BxLxD.astype(jnp.float32))

@@ -165,8 +165,15 @@ class Checkpoints:
         only reads gets the thresholds that were measured for it since (`record.frozen`), unless `as_trained`."""
         for step, state, meta, _ in self._walk(self.by_validation(), like):
             if self._read_only and not as_trained:
-                state = frozen.applied(self.folder.parent, step, state, self._say)
+                routing = frozen.applied(self.folder.parent, step, state.routing, self._say)
+                state = state.replace(routing=routing)
             return step, state, meta
+        return None
+
+    def named(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+        """`best` without a model that says what to expect: (step, {"params/embed/table": array}, meta)."""
+        for step, named, meta, _ in self._walk(self.by_validation(), None):
+            return step, named, meta
         return None
 
     def close(self) -> None:
@@ -197,25 +204,31 @@ class Checkpoints:
         return meta
 
     def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State with the structure of `like`, verified leaf by leaf; Damaged, or UserError for another model's."""
+        """State with the structure of `like`, verified leaf by leaf; Damaged, or UserError for another model's. `like`
+        None: all arrays by name."""
         meta = self._meta(step)
-        sha256, shapes = meta["sha256"], meta["shapes"]
-        tree = serialization.to_state_dict(like)
+        if like is None:
+            return self._arrays(step, meta, {name: _zeros(text) for name, text in meta["shapes"].items()}), meta
+        shapes, tree = meta["shapes"], serialization.to_state_dict(like)
         wanted = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in named_leaves(tree).items()}
         here = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in wanted.items()}
         for name in sorted({**here, **shapes}, key=lambda n: (not n.startswith("params/"), n)):
             if here.get(name) != shapes.get(name):
                 what = f"checkpoint {step} has {name} {shapes.get(name, 'not')}, this model {here.get(name, 'not')}"
                 raise UserError(what, "it is another model's, or another version's of cerebra_jax")
+        return serialization.from_state_dict(like, fill(tree, self._arrays(step, meta, wanted))), meta
+
+    def _arrays(self, step: int, meta: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The arrays of these names, shapes and dtypes, each as its sha256 says; Damaged."""
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             got = self._manager.restore(step, args=args)["state"]
         except Exception as e:
             raise Damaged(f"arrays: {_short(e)}") from None
         for name, value in digests(got).items():
-            if value != sha256[name]:
+            if value != meta["sha256"][name]:
                 raise Damaged(f"sha256 mismatch in {name}")
-        return serialization.from_state_dict(like, _fill(tree, got)), meta
+        return got
 
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way, for whoever wants to look at it."""
@@ -230,11 +243,17 @@ def _own(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _fill(tree: Any, named: dict[str, Any], prefix: str = "") -> Any:
+def fill(tree: Any, named: dict[str, Any], prefix: str = "") -> Any:
     """The nested dict `tree` with its leaves taken from `named`; empty dicts (stateless optimizer parts) stay."""
     if not isinstance(tree, dict):
         return named[prefix]
-    return {k: _fill(v, named, f"{prefix}/{k}" if prefix else k) for k, v in tree.items()}
+    return {k: fill(v, named, f"{prefix}/{k}" if prefix else k) for k, v in tree.items()}
+
+
+def _zeros(text: str) -> np.ndarray:
+    """An array of a dtype and shape written as "float32[2, 3]"."""
+    dtype, shape = text.rstrip("]").split("[")
+    return np.zeros([int(n) for n in shape.split(",") if n], jax.numpy.dtype(dtype))
 
 
 def _short(error: Exception) -> str:

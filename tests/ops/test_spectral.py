@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
+import scipy.special
 
 from cerebra_jax.ops import spectral
 
@@ -46,6 +47,29 @@ def test_entropy_of_gaussian_vectors_matches_the_closed_form(D):
     got = float(spectral.spectral_entropy(spectral.dct(x)).mean())
     assert abs(got - spectral.gaussian_entropy(D)) < 1e-3
     assert abs(spectral.gaussian_entropy(1024) - 0.8947) < 3e-4
+
+
+@pytest.mark.parametrize("D", [1024, 4096])
+def test_entropy_of_gaussian_vectors_matches_the_published_limit(D):
+    """1 − (ψ(3/2) + ln 2)/ln D, to 3 decimals; and our closed form is the exact (ψ(D/2 + 1) − ψ(3/2))/ln D."""
+    x = np.random.RandomState(3).standard_normal((1, 20_000_000 // D, D)).astype(np.float32)
+    got = float(spectral.spectral_entropy(spectral.dct(x)).mean())
+    assert abs(got - (1 - (scipy.special.psi(1.5) + np.log(2)) / np.log(D))) < 5e-4
+    for n in (16, D):
+        exact = (scipy.special.psi(n / 2 + 1) - scipy.special.psi(1.5)) / np.log(n)
+        assert abs(spectral.gaussian_entropy(n) - exact) < 1e-4
+
+
+@pytest.mark.parametrize("D", [7, 64])
+def test_published_coefficients_are_those_of_the_unnormalised_dct(D):
+    """The published code divides twice scipy's default DCT by √(2D): no orthonormal one, whatever it says."""
+    x = np.random.RandomState(4).standard_normal((1, 3, D))
+    want = 2 * scipy.fft.dct(x) / np.sqrt(2 * D)
+    X = spectral.published_scale(D)[None, None] * np.asarray(spectral.dct(x.astype(np.float32)))
+    np.testing.assert_allclose(X, want, atol=1e-5 * np.abs(want).max())
+    p = want**2 / (want**2).sum(-1, keepdims=True)
+    entropy = -(p * np.log(p)).sum(-1) / np.log(D)
+    np.testing.assert_allclose(spectral.spectral_entropy(X), entropy, rtol=1e-5)
 
 
 def test_entropy_agrees_with_scipy_and_stays_in_range():

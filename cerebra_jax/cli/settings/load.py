@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags as absl_flags
@@ -25,15 +26,13 @@ def load(spec: str, overrides: Mapping[str, str]) -> config.RunCfg:
         raise UserError(f"there is no {path}", _others(file))
     if file.suffix not in (".py", ".json"):
         raise UserError(f"{path} is neither .py nor .json", "give a configuration file")
-    values = absl_flags.FlagValues()
-    words = [f"--config.{key}={value}" for key, value in overrides.items()]
     if file.suffix == ".json":
-        config_flags.DEFINE_config_dict("config", _read_json(file, spec), flag_values=values, sys_argv=["", *words])
-    else:
-        words.insert(0, f"--config={spec}")
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *words])
+        return changed(_read_json(file, spec), overrides)
+    values = absl_flags.FlagValues()
+    words = ["", f"--config={spec}", *_words(overrides)]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
-        values(["", *words])
+        values(words)
         getattr(values.config, "is_locked", None)  # an OSError inside get_config() is raised only here
     except UserError:
         raise
@@ -46,7 +45,23 @@ def load(spec: str, overrides: Mapping[str, str]) -> config.RunCfg:
     return config.parse(values.config)
 
 
-def _read_json(file: Path, spec: str) -> ml_collections.ConfigDict:
+def changed(base: dict[str, Any], overrides: Mapping[str, str]) -> config.RunCfg:
+    """RunCfg of a nested dict with typed overrides."""
+    values, words = absl_flags.FlagValues(), ["", *_words(overrides)]
+    given = ml_collections.ConfigDict(base).lock()
+    config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=words)
+    try:
+        values(words)
+    except absl_flags.IllegalFlagValueError as e:
+        raise _bad_value(str(e), "the configuration", overrides) from None
+    return config.parse(values.config)
+
+
+def _words(overrides: Mapping[str, str]) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in overrides.items()]
+
+
+def _read_json(file: Path, spec: str) -> dict[str, Any]:
     if ":" in spec:
         raise UserError(f"{spec} has an argument, but .json is data", "leave out what follows the colon")
     try:
@@ -55,7 +70,7 @@ def _read_json(file: Path, spec: str) -> ml_collections.ConfigDict:
         raise UserError(f"{file} is not JSON ({e})", "take the config.json of an undamaged run") from None
     except UserError as e:
         raise UserError(f"{file}: {e.what}", e.mend) from None
-    return ml_collections.ConfigDict(config.to_dict(cfg)).lock()
+    return config.to_dict(cfg)
 
 
 def _bad_value(message: str, spec: str, overrides: Mapping[str, str]) -> UserError:

@@ -24,20 +24,20 @@ from cerebra_jax.train.state import TrainState
 FILE = "thresholds.json"
 
 
-def applied(workdir: Path, at: int, state: Any, say: Callable[[str], None]) -> Any:
-    """The state of checkpoint `at` with the thresholds of WORKDIR/thresholds.json, if there is one.
+def applied(workdir: Path, at: int, routing: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """The routing state of checkpoint `at` with the thresholds of WORKDIR/thresholds.json, if there is one.
 
     UserError where they are another checkpoint's: training went on after they were measured.
     """
     found = folder.read_json(workdir / FILE)
     if found is None:
-        return state
-    R, here = len(state.routing.get("tau", ())), len(found["tau"])
+        return routing
+    R, here = len(routing.get("tau", ())), len(found["tau"])
     if found["step"] != at or R != here:
         what = f"{workdir / FILE} is of step {found['step']}, the best checkpoint is of step {at}"
         raise UserError(what, "calibrate again, or remove that file")
     say(f"thresholds of {workdir / FILE}, measured on {found['data']}; without that file those of the run")
-    return state.replace(routing={name: np.asarray(found[name], np.float32) for name in state.routing})
+    return {name: np.asarray(found[name], np.float32) for name in routing}
 
 
 def measure(model: Any, state: TrainState, batches: list[Any], low: float, high: float, static: bool) -> dict[str, Any]:

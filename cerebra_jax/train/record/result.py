@@ -53,11 +53,12 @@ def drift(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def same_data(old: dict[str, Any], task: Any) -> None:
-    """UserError where the data or their tokenizer are not what a checkpoint was trained on."""
+    """UserError where the data or their tokenizer are not what a checkpoint was trained on, if it knows (one that was
+    imported does not)."""
     new = task.info()
     for name, a, b in (("data", old, new), ("tokenizer", old.get("tokenizer", {}), new.get("tokenizer", {}))):
         a, b = a.get("sha256", ""), b.get("sha256", "")
-        if a != b:
+        if a and a != b:
             what = f"{old['dataset']} is not what it was: {name} sha256 {a[:12]} -> {b[:12]}"
             raise UserError(what, "give it as it was, or use --fresh")
 
@@ -111,6 +112,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
         "data": info,
         "model": cfg.net.name,
         "net": dataclasses.asdict(s.model.net),
+        "causal": s.model.causal,
         "seed": cfg.seed,
         "params": parameters(s.like.params),
         "steps": s.total,

@@ -1,0 +1,93 @@
+"""import and export: what CHIAR's authors saved, or tensors by name, into the folder of a run and out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cerebra_jax import config
+from cerebra_jax.checks import need
+from cerebra_jax.cli import flags
+from cerebra_jax.cli.exchange import files, read
+from cerebra_jax.cli.screen import Screen
+from cerebra_jax.cli.settings import load as settings
+from cerebra_jax.train.record import workdir as folder
+
+
+class Request(NamedTuple):
+    """What is read, and where it goes."""
+
+    command: str
+    source: Path  # a file for import, the folder of a run for export
+    to: Path
+    tau: tuple[float, ...]
+    overrides: dict[str, str]
+    verbose: bool
+
+
+def parse(argv: list[str]) -> Request:
+    """Request of the words from `import` or `export` on; nothing is read."""
+    command, options, overrides = flags.words(argv)
+    source = "from" if command == "import" else "workdir"
+    for name in (source, "to"):
+        need(bool(options.get(name)), f"--{name} is missing", f"write {command} --{source}=... --to=...")
+    form = options.get("format", "safetensors")
+    need(form == "safetensors", f"--format is {form!r}", "choose safetensors")
+    changed = next(iter(overrides), "")
+    need(command == "import" or not changed, f"export cannot change {changed}", "a run's config.json rules")
+    try:
+        tau = tuple(float(number) for number in options.get("tau", "").split(",") if number)
+    except ValueError:
+        tau = (math.nan,)
+    good = all(0 <= t <= 1 for t in tau)
+    need(
+        good,
+        f"--tau is {options.get('tau')!r}",
+        "give a threshold from 0 to 1, or one a routed layer with commas",
+    )
+    return Request(command, Path(options[source]), Path(options["to"]), tau, overrides, "verbose" in options)
+
+
+def run(argv: list[str]) -> None:
+    """Raises UserError where a file, a run or a configuration will not do."""
+    request, screen = parse(argv), Screen()
+    (bring if request.command == "import" else send)(request, screen.say)
+
+
+def bring(request: Request, say: Callable[[str], None]) -> None:
+    """Makes the folder of a run out of a file of tensors: config.json, import.json, checkpoints/."""
+    to = request.to
+    need(not to.is_file(), f"{to} is a file", "choose another --to")
+    there = (
+        [path for path in to.iterdir() if path.name != "log.txt"] if to.is_dir() else []
+    )  # a refused import leaves one
+    need(not there, f"{to} is not empty", "choose another --to")
+    found = read.model(files.read(request.source), request.overrides, request.tau)
+    folder.prepare(to, False, say)
+    with folder.quiet(to / "log.txt", request.verbose):
+        from cerebra_jax.train.record import outside  # JAX from here on
+
+        outside.save(found.cfg, to, found.named, found.step, found.score, say)
+    about = {"from": str(request.source), "sha256": files.sha256(request.source), "step": found.step}
+    folder.write_json(to / "import.json", about | {"score": found.score, "notes": found.notes})
+    folder.write_json(to / "config.json", config.to_dict(found.cfg))
+    net, size = found.cfg.net, sum(a.size for name, a in found.named.items() if name.startswith("params/"))
+    say(f"model {net.name} · {size:,} parameters · {net.depth} layers of width {net.width}")
+    for line in found.notes:
+        say(line)
+    say(f"done: {to}")
+
+
+def send(request: Request, say: Callable[[str], None]) -> None:
+    """Writes the best checkpoint of a run as a .safetensors file, with its configuration in the file's own text."""
+    cfg = settings.load(str(request.source / "config.json"), {})
+    with folder.quiet(request.source / "log.txt", request.verbose):
+        from cerebra_jax.train.record import outside  # JAX from here on
+
+        step, named, score = outside.load(request.source, say)
+    tensors, about, line = read.plain(cfg, named)
+    files.write(request.to, tensors, about | {"step": str(step), "score": repr(score)})
+    say(f"checkpoint {step:,} · {len(tensors)} tensors · {line}")
+    say(f"done: {request.to}")

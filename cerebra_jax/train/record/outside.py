@@ -1,0 +1,69 @@
+"""Parameters that come from outside become the checkpoint of a run, and those of a run go out by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from flax import serialization
+
+from cerebra_jax.config import RunCfg, to_dict
+from cerebra_jax.errors import UserError
+from cerebra_jax.tasks import build as tasks
+from cerebra_jax.train.checkpoint import Checkpoints, fill, leaves
+from cerebra_jax.train.record import frozen, result
+from cerebra_jax.train.record.session import Session
+
+Named = dict[str, np.ndarray]
+PARTS = ("params/", "routing/")  # what goes out and comes in; the optimizer begins anew
+
+
+def save(cfg: RunCfg, workdir: Path, named: Named, step: int, score: float | None, say: Callable[[str], None]) -> None:
+    """Writes the checkpoint of a run that ended after `step` steps with these parameters, and thresholds if given.
+
+    `score`: of its validation, if known. UserError where an array is missing, unknown or of another shape.
+    """
+    task = tasks.sketch(cfg)
+    table = named.get("params/embed/table")
+    if cfg.task.name == "text" and table is not None:  # a small text gives a BPE fewer tokens than were asked for
+        task.shape = task.shape._replace(vocab_size=len(table))
+    s = Session(dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, devices=1)), task)
+    state = s.fresh().replace(step=np.int32(step))
+    own = leaves(state)
+    for name in sorted({n for n in own if n.startswith(PARTS)} | set(named)):
+        if name not in named and name.startswith("routing/"):
+            continue
+        here, given = (str(list(x[name].shape)) if name in x else "none" for x in (own, named))
+        if here != given:
+            raise UserError(f"{name} is {given} in the file, {here} in the model", "their configurations differ")
+    state = serialization.from_state_dict(state, fill(serialization.to_state_dict(state), own | named))
+    if score is None:  # as good as guessing: whatever is trained further is better
+        score = math.log(task.shape.vocab_size)
+    meta = {"step": step, "score": score, "wall_s": 0.0, "config": to_dict(cfg)}
+    meta |= {"data": {"dataset": "not known here"}, "environment": result.environment(s.parallel.devices)}
+    checkpoints = Checkpoints(workdir / "checkpoints", say)
+    try:
+        checkpoints.preflight(s.like)
+        checkpoints.save(step, state, meta, score)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+
+def load(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, float]:
+    """(step, parameters and thresholds by name, validation score) of the best checkpoint of a run, as `eval` has it."""
+    checkpoints = Checkpoints(workdir / "checkpoints", say, read_only=True)
+    try:
+        found = checkpoints.named()
+    finally:
+        checkpoints.close()
+    if found is None:
+        raise UserError(f"{workdir} has no intact validated checkpoint", "train it first")
+    step, named, meta = found
+    params, routing = ({name: a for name, a in named.items() if name.startswith(part)} for part in PARTS)
+    routing = {name.removeprefix(PARTS[1]): a for name, a in routing.items()}
+    routing = frozen.applied(workdir, step, routing, say)
+    return step, params | {PARTS[1] + name: a for name, a in routing.items()}, meta["score"]
