@@ -79,6 +79,10 @@ def _command(request: object) -> int:
         from cerebra_jax.cli.generate import run
 
         run(request)
+    elif request.command == "analyze":
+        from cerebra_jax.cli.look.analyze import run
+
+        run(request)
     elif request.command == "heatmap":
         from cerebra_jax.cli.look.heatmap import run
 

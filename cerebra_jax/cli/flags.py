@@ -28,6 +28,7 @@ COMMANDS = {
     "heatmap": "which tokens of --text take the heavy path in which layer of the run of --workdir: a page",
     "import": "make a run in --to out of --from=FILE: a checkpoint of CHIAR's authors, or .safetensors",
     "export": "write the best checkpoint of --workdir to --to=FILE.safetensors",
+    "analyze": "what the decisions of --workdir, a text run, go with: frequency, kind, loss, gradients of tokens",
     "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
     "report": "RUN... [--by-folder] [--baseline=GROUP] [--into=FILE.md] [--html=FILE] ...: finished runs compared",
 }
@@ -42,6 +43,7 @@ _TAKES = {
     "certify": ("workdir", "config", "out", "verbose"),
     "calibrate": ("workdir", "data", "share", "embeddings", "verbose"),
     "heatmap": ("workdir", "text", "to", "verbose"),
+    "analyze": ("workdir", "split", "windows", "verbose"),
     "generate": ("workdir", "prompt", "max_tokens", "temperature", "top_p", "seed", "verbose"),
 }
 _OPTIONS = {
@@ -62,12 +64,13 @@ _OPTIONS = {
     "to": "folder of a run that import makes, or file that export or heatmap writes (default WORKDIR/heatmap.html)",
     "tau": "of import: the threshold, or one of each routed layer with commas, where the file does not say",
     "format": "of what export writes: safetensors",
-    "split": "what eval measures: valid or test (default test)",
+    "windows": "that analyze reads, from all over the split (default 64)",
+    "split": "valid or test: what eval measures (default test) and analyze reads (default valid)",
     "jobs": "runs of a sweep at once (default 1); each has its share of the cores",
     "dry": "show what a sweep would run, and run nothing",
     "verbose": "-v: show what goes to log.txt otherwise",
 }
-_FINISHED = ("eval", "generate", "calibrate", "heatmap")  # commands about a run, which need its folder
+_FINISHED = ("eval", "generate", "calibrate", "heatmap", "analyze")  # commands about a run, which need its folder
 _SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
 _EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size", "net.route.meta")

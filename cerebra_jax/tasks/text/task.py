@@ -161,6 +161,14 @@ class TextTask(Sketch):
         pieces = self._tok.pieces(ids := [self.bos, *self.encode(reading.readable(text))])
         return reading.Reading(ids, reading.spans_of(text, pieces), reading.windows(ids, self._seq_len))
 
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes of each token; none for bos."""
+        return self._tok.pieces(ids)
+
+    def counts(self, split: str) -> np.ndarray:
+        """How often the split holds each token, (V,)."""
+        return np.bincount(self._tokens[split], minlength=self.shape.vocab_size)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of tokens; bos gives nothing, half a character gives U+FFFD."""
         return self._tok.decode(ids)

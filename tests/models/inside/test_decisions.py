@@ -10,8 +10,7 @@ from cerebra_jax.tasks.text import reading
 
 V, L = 40, 32
 ROUTERS = [
-    {"net.name": "chiar"},
-    {"net.name": "chiar", "net.route.mode": "soft", "net.scan": True},
+    {"net.name": "chiar", "net.scan": True},
     {"net.name": "cerebra", "net.route.kv": "routed"},
     {"net.name": "cerebra", "net.causal": False, "net.route.kv": "routed", "task.name": "listops"},
     {"net.name": "mod", "net.depth": 4},
