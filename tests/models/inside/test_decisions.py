@@ -1,10 +1,12 @@
 """What is shown is what the full pass decides, and its price is the model's own."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cerebra_jax.models import build as models
+from cerebra_jax.models import router, transformer
 from cerebra_jax.models.inside import decisions
 from cerebra_jax.tasks.text import reading
 
@@ -25,31 +27,22 @@ def made(tiny_cfg, keys, B):
 
 
 @pytest.mark.parametrize("keys", ROUTERS, ids=lambda keys: "-".join(map(str, keys.values())))
-def test_whole_windows_cost_what_the_model_says_and_the_program_what_it_runs(keys, tiny_cfg):
+def test_decisions_are_the_full_passes_and_cost_what_the_model_says(keys, tiny_cfg):
     model, variables, batch = made(tiny_cfg, keys, 2)
-    found = decisions.look(model, variables, batch, 2 * L)
+    net, rest = model.net, 9  # of the second window, the others are padding
+    found = decisions.look(model, variables, batch, L + rest)
     aux = jax.jit(lambda *a: model.apply(*a, models.neutral_knobs())[1])(variables, batch)
-    kept_RxBxL = np.asarray(aux.scores["kept"])
-    np.testing.assert_array_equal(found.kept_RxT, kept_RxBxL.reshape(len(kept_RxBxL), -1))
-    np.testing.assert_allclose(found.score_RxT.reshape(kept_RxBxL.shape), aux.scores["score"], rtol=1e-5, atol=1e-6)
-    dense = model.dense.model_flops
-    np.testing.assert_allclose(found.flops_T.reshape(2, L).sum(1), dense * np.asarray(aux.hard_B), rtol=1e-5)
-    assert found.dense_flops == 2 * dense
+    for got, want in ((found.kept_RxT, aux.scores["kept"]), (found.score_RxT, aux.scores["score"])):
+        np.testing.assert_allclose(got, np.asarray(want).reshape(len(want), -1)[:, : L + rest], rtol=1e-5, atol=1e-6)
+    assert len(found.kept_RxT) == len(models.MODELS[model.name].layers(net))
+    dense = [transformer.cost(net, n, V).model_flops for n in (L, rest)]
+    np.testing.assert_allclose(found.flops_T[:L].sum(), dense[0] * aux.hard_B[0], rtol=1e-5)
+    each = models.MODELS[model.name].decisions(net, rest, V)
+    layers = [router.decided(net, jnp.asarray(kept_L[None, L:], float), rest, each)[0] for kept_L in found.kept_RxT]
+    np.testing.assert_allclose(found.flops_T[L:].sum(), dense[1] * (each.fixed + sum(layers)), rtol=1e-5)
+    assert found.dense_flops == sum(dense)
     assert found.program_flops == 2 * model.cost.executed_flops
     assert found.program_dense_flops == 2 * model.dense.executed_flops
-    assert len(found.kept_RxT) == len(models.MODELS[model.name].layers(model.net))
-
-
-def test_a_short_text_costs_what_it_would_without_padding(tiny_cfg):
-    model, variables, batch = made(tiny_cfg, {"net.name": "cerebra"}, 2)
-    found = decisions.look(model, variables, batch, L + 9)
-    assert found.kept_RxT.shape == (3, L + 9) and len(found.flops_T) == L + 9
-    nine = models.build(tiny_cfg({"net.name": "cerebra", "task.seq_len": 9}), V)
-    assert found.dense_flops == model.dense.model_flops + nine.dense.model_flops
-    kept = found.kept_RxT[:, L:]
-    each = models.MODELS["cerebra"].decisions(nine.net, 9, V)
-    want = each.fixed + (kept * (each.token + each.pair * np.arange(1, 10))).sum()
-    np.testing.assert_allclose(found.flops_T[L:].sum(), want * nine.dense.model_flops, rtol=1e-9)
 
 
 def test_a_kept_token_costs_more_and_later_ones_see_more(tiny_cfg):
