@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(request: object) -> int:
     if request.command == "eval":
-        from cerebra_jax.cli.evaluate import run
+        from cerebra_jax.cli.use.evaluate import run
 
         run(request)
     elif request.command == "cost":
@@ -76,7 +76,11 @@ def _command(request: object) -> int:
 
         run(request)
     elif request.command == "generate":
-        from cerebra_jax.cli.generate import run
+        from cerebra_jax.cli.use.generate import run
+
+        run(request)
+    elif request.command == "predict":
+        from cerebra_jax.cli.use.predict import run
 
         run(request)
     elif request.command == "analyze":

@@ -24,6 +24,7 @@ COMMANDS = {
     "cost": "parameters, FLOPs, memory and predicted step time, without training",
     "certify": "prove the savings of the run of --workdir, or of an untrained --config, against its dense twin",
     "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
+    "predict": "answer for the rows of --data, a CSV file, with the best checkpoint of --workdir: tables and intents",
     "calibrate": "set the thresholds of --workdir, a run of chiar, by its text or --data, and say how far they drifted",
     "heatmap": "which tokens of --text take the heavy path in which layer of the run of --workdir: a page",
     "import": "make a run in --to out of --from=FILE: a checkpoint of CHIAR's authors, or .safetensors",
@@ -44,6 +45,7 @@ _TAKES = {
     "calibrate": ("workdir", "data", "share", "embeddings", "verbose"),
     "heatmap": ("workdir", "text", "to", "verbose"),
     "analyze": ("workdir", "split", "windows", "verbose"),
+    "predict": ("workdir", "data", "to", "verbose"),
     "generate": ("workdir", "prompt", "max_tokens", "temperature", "top_p", "seed", "verbose"),
 }
 _OPTIONS = {
@@ -56,12 +58,12 @@ _OPTIONS = {
     "temperature": "of generate; 0: always the likeliest token (default 1)",
     "top_p": "generate draws from the likeliest tokens that hold this probability (default 1)",
     "seed": "of generate (default 0)",
-    "data": "text file that calibrate looks at; default: the validation split of the run",
+    "data": "text that calibrate looks at (default: the run's validation split), or CSV file that predict answers for",
     "share": "of the tokens that calibrate sends to attention; default: midway between the 33rd and 67th percentiles",
     "embeddings": "calibrate on token embeddings, one threshold for all layers, as the paper's code does",
     "text": "what heatmap shows; @FILE: what is in it",
     "from": "file that import reads: .pt (nothing in it is run) or .safetensors",
-    "to": "folder of a run that import makes, or file that export or heatmap writes (default WORKDIR/heatmap.html)",
+    "to": "folder of a run that import makes, or file that export, heatmap or predict writes",
     "tau": "of import: the threshold, or one of each routed layer with commas, where the file does not say",
     "format": "of what export writes: safetensors",
     "windows": "that analyze reads, from all over the split (default 64)",
@@ -70,7 +72,8 @@ _OPTIONS = {
     "dry": "show what a sweep would run, and run nothing",
     "verbose": "-v: show what goes to log.txt otherwise",
 }
-_FINISHED = ("eval", "generate", "calibrate", "heatmap", "analyze")  # commands about a run, which need its folder
+# commands about a run, which need its folder
+_FINISHED = ("eval", "generate", "predict", "calibrate", "heatmap", "analyze")
 _SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
 _EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size", "net.route.meta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 
@@ -36,6 +37,13 @@ class Examples:
         self._batches: dict[tuple[int, int, int], np.ndarray] = {}  # (seed, epoch, batch size) -> its last two
         self.size = {split: len(next(iter(arrays.values()))) for split, arrays in splits.items()}
         self.examples = self.size["train"]
+
+    def of(self, rows: Arrays) -> Examples:
+        """The same task with these rows, in order, as its only split, `given`: batches of inputs without answers."""
+        other = copy.copy(self)
+        other._splits, other.size = {"given": rows}, {"given": len(next(iter(rows.values())))}
+        other.shape, other.group_N = self.shape._replace(lengths=()), None
+        return other
 
     def bucket(self, buckets: int, batch_size: int) -> None:
         """From here on batches are of similar length: at most so many `lengths` of the training rows, and L."""

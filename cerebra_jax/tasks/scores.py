@@ -74,3 +74,11 @@ def _outputs(out: Out) -> Any:
 
     head_VxD = out.head_VxD.astype(out.h.dtype)
     return jnp.einsum("bd,vd->bv", out.h[:, 0], head_VxD, preferred_element_type=jnp.float32)
+
+
+def named(out_NxC: np.ndarray, classes: list[str]) -> dict[str, list]:
+    """The likeliest class of each row of logits, and its probability."""
+    power_NxC = np.exp(out_NxC.astype(np.float64) - out_NxC.max(1, keepdims=True))
+    best_N = out_NxC.argmax(1)
+    share_N = power_NxC[np.arange(len(out_NxC)), best_N] / power_NxC.sum(1)
+    return {"prediction": [classes[i] for i in best_N], "probability": share_N.tolist()}

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from cerebra_jax.config import suggest
 from cerebra_jax.errors import UserError
 
 DELIMITERS = ",;\t|"
@@ -71,3 +72,12 @@ def text_of(file: Path) -> str:
         return (gzip.decompress(data) if file.suffix == ".gz" else data).decode("utf-8-sig")
     except (UnicodeDecodeError, OSError, EOFError, zlib.error) as e:
         raise UserError(f"{file} cannot be read ({e})", "give UTF-8 text, plain or .gz") from None
+
+
+def known(table: Table, name: str, who: str) -> str:
+    """`name`, a column of the table; UserError where it is none, with what `who` names may mean."""
+    if name in table.columns:
+        return name
+    near = suggest(name, list(table.columns))
+    mend = near if near.startswith("did") else f"its columns are {', '.join(list(table.columns)[:20])}"
+    raise UserError(f"{who} names {name!r}, which {table.name} has not", mend)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cerebra_jax.config import TaskCfg, suggest
+from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.examples import SPLITS, cut
 from cerebra_jax.tasks.intent import made
-from cerebra_jax.tasks.table import Table, read, text_of
+from cerebra_jax.tasks.table import Table, known, read, text_of
 
 OUT = "oos"  # the label of what belongs to no intent
 TEXTS = ("text", "utterance", "sentence", "query")
@@ -119,23 +119,20 @@ def _pairs(rows: Any) -> list[Row]:
     return pairs
 
 
-def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
-    """The texts and labels of a table: its column `text` (or task.columns), and task.target or the only other one."""
-    names = list(table.columns)
-
-    def known(name: str, key: str) -> str:
-        if name in names:
-            return name
-        near = suggest(name, names)
-        mend = near if near.startswith("did") else f"its columns are {', '.join(names[:20])}"
-        raise UserError(f"{key} names {name!r}, which {table.name} has not", mend)
-
-    text = known(cfg.columns, "task.columns") if cfg.columns else next((n for n in names if n in TEXTS), "")
+def text_column(table: Table, name: str) -> str:
+    """The column with the texts: the one of that name (task.columns), else one that is called as texts are."""
+    text = known(table, name, "task.columns") if name else next((n for n in table.columns if n in TEXTS), "")
     if not text:
         raise UserError(f"{table.name} has no column text", "name the one with the texts: --config.task.columns=NAME")
+    return text
+
+
+def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
+    """The texts and labels of a table: its column `text` (or task.columns), and task.target or the only other one."""
+    names, text = list(table.columns), text_column(table, cfg.columns)
     others = [name for name in names if name != text]
     if cfg.target:
-        label = known(cfg.target, "task.target")
+        label = known(table, cfg.target, "task.target")
     elif len(others) == 1:
         label = others[0]
     else:

@@ -20,6 +20,7 @@ from cerebra_jax.tasks.intent import read
 from cerebra_jax.tasks.intent.subwords import MOST, NONE, Subwords
 from cerebra_jax.tasks.intent.words import Words
 from cerebra_jax.tasks.intent.words import split as words_of
+from cerebra_jax.tasks.table import Table
 from cerebra_jax.tasks.task import Metric, Pairs, Shape, host_rows
 from cerebra_jax.tasks.text import reading, tokenizer
 from cerebra_jax.types import Batch
@@ -36,10 +37,10 @@ class IntentTask(Examples):
     choice = scores.ACCURACY
 
     def __init__(self, dataset: str, notice: str, splits: dict[str, Arrays], classes: list[str], tok: Any,
-                 subwords: Subwords | None, noise: float, about: dict[str, Any]):  # fmt: skip
+                 subwords: Subwords | None, cfg: TaskCfg, about: dict[str, Any]):  # fmt: skip
         super().__init__(splits)
         self.dataset, self.notice, self._classes, self._about = dataset, notice, classes, about
-        self._tok, self._noise, self._subwords = tok, noise, subwords
+        self._tok, self._noise, self._subwords, self._column = tok, cfg.word_noise, subwords, cfg.columns
         self._out = classes.index(read.OUT) if read.OUT in classes else None
         self._subwords_WxG = subwords.table() if subwords else None
         # the ids of the tokenizer, padding, and the n-grams
@@ -68,6 +69,15 @@ class IntentTask(Examples):
         if self._subwords_WxG is not None:
             rows["subwords_BxLxG"] = self._subwords_WxG[rows.pop("words_BxL")]
         return rows
+
+    def inputs(self, table: Table) -> Arrays:
+        """The texts of a table, which needs no labels."""
+        texts = table.columns[read.text_column(table, self._column)]
+        return tokens(texts, _encode(self._tok, texts), self._tok, self._subwords, self.shape.seq_len)
+
+    def answers(self, out_NxC: np.ndarray) -> dict[str, list]:
+        """`scores.named`."""
+        return scores.named(out_NxC, self._classes)
 
     def read(self, text: str) -> reading.Reading:
         """A text as one input: the summary token and its own tokens, cut at L; what is cut has no tokens."""
@@ -134,7 +144,7 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     if never := set(classes) - {label for _, label in rows["train"]}:
         say(f"{len(never)} of {len(classes)} labels, {min(never)!r} among them, are in no training row")
     tok = _tokenizer(task, [text for text, _ in rows["train"]])
-    ids = {s: tok.encode_each([f" {text}" for text, _ in rs]) for s, rs in rows.items()}
+    ids = {s: _encode(tok, [text for text, _ in rs]) for s, rs in rows.items()}
     longest = sorted(len(x) for x in ids["train"])
     L = task.seq_len or 1 + longest[min(len(longest) - 1, int(FITS * len(longest)))]
     if L < 2:
@@ -142,21 +152,31 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     splits, number = {}, {label: i for i, label in enumerate(classes)}
     subwords = Subwords(task.subwords, tok.vocab_size + 1) if task.subwords else None
     for split in SPLITS:
-        rs = rows[split]
-        inputs = np.full((len(rs), L), tok.vocab_size, np.int32)  # padding
-        for i, x in enumerate(ids[split]):
-            inputs[i, 0], inputs[i, 1 : 1 + len(x)] = tok.bos, x[: L - 1]
-        labels = np.asarray([number[label] for _, label in rs], np.int32)[:, None]
-        splits[split] = {"inputs_BxL": inputs, "mask_BxL": inputs != tok.vocab_size, "labels_BxL": labels}
-        if subwords:
-            words = np.zeros((len(rs), L), np.int32)
-            for i, (text, _) in enumerate(rs):
-                numbers = subwords.rows(words_of(text)[: L - 1])
-                words[i, 1 : 1 + len(numbers)] = numbers
-            splits[split]["words_BxL"] = words
+        texts = [text for text, _ in rows[split]]
+        labels = np.asarray([number[label] for _, label in rows[split]], np.int32)[:, None]
+        splits[split] = tokens(texts, ids[split], tok, subwords, L) | {"labels_BxL": labels}
     about = {"cut": {s: {"cut": sum(len(x) >= L for x in xs)} for s, xs in ids.items()}}
     notice = "; ".join(filter(None, (found.notice, _shortened(ids["test"], L) if task.seq_len else "")))
-    return IntentTask(f"intent:{name}", notice, splits, classes, tok, subwords, task.word_noise, about)
+    return IntentTask(f"intent:{name}", notice, splits, classes, tok, subwords, task, about)
+
+
+def _encode(tok: Any, texts: list[str]) -> list[np.ndarray]:
+    """A space before each text, so that its first word is one like any other."""
+    return tok.encode_each([f" {text}" for text in texts])
+
+
+def tokens(texts: list[str], ids: list[np.ndarray], tok: Any, subwords: Subwords | None, L: int) -> Arrays:
+    """Batch keys of some texts: the summary token and their own tokens, cut and padded to L."""
+    inputs = np.full((len(texts), L), tok.vocab_size, np.int32)  # padding
+    for row, x in zip(inputs, ids, strict=True):
+        row[0], row[1 : 1 + len(x)] = tok.bos, x[: L - 1]
+    found = {"inputs_BxL": inputs, "mask_BxL": inputs != tok.vocab_size}
+    if subwords:
+        found["words_BxL"] = np.zeros((len(texts), L), np.int32)
+        for row, text in zip(found["words_BxL"], texts, strict=True):
+            numbers = subwords.rows(words_of(text)[: L - 1])
+            row[1 : 1 + len(numbers)] = numbers
+    return found
 
 
 def _shortened(ids: list[np.ndarray], L: int) -> str:
@@ -169,7 +189,7 @@ def _shortened(ids: list[np.ndarray], L: int) -> str:
 
 
 def _tokenizer(task: TaskCfg, train: list[str]) -> Any:
-    """Tokens of the training texts; a space before each text, so that its first word is one like any other."""
+    """Tokens of the training texts."""
     if task.tokenizer == "bytes":
         return tokenizer.Bytes()
     if task.tokenizer == "words":

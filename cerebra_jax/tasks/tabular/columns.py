@@ -93,6 +93,22 @@ class Categories(NamedTuple):
         return {"kind": "category", "categories": len(self.known)}
 
 
+class Row:
+    """How a row becomes tokens: its columns in order, each with a range of ids; id 0 is the summary token."""
+
+    def __init__(self, columns: list[Numbers | Categories]):
+        self.columns, self.names = columns, [c.name for c in columns]
+        *self._first, self.ids = (1 + np.cumsum([0, *(c.ids for c in columns)])).tolist()
+
+    def tokens(self, fields: dict[str, list[str]]) -> dict[str, np.ndarray]:
+        """Batch keys of some rows, given by column: (N, 1 + columns) ids and values."""
+        n = len(fields[self.names[0]])
+        made = [c.tokens(fields[c.name]) for c in self.columns]
+        ids = [np.zeros(n, np.int32), *(ids + first for (ids, _), first in zip(made, self._first, strict=True))]
+        values = [np.ones(n, np.float32), *(values for _, values in made)]
+        return {"inputs_BxL": np.stack(ids, axis=1).astype(np.int32), "values_BxL": np.stack(values, axis=1)}
+
+
 def fit(name: str, kind: str, train: list[str], min_count: int, scale: str) -> Numbers | Categories:
     """The column as its training rows define it."""
     if kind == "category":

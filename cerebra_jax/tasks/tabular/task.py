@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cerebra_jax.config import RunCfg, TaskCfg, suggest
+from cerebra_jax.config import RunCfg, TaskCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import scores
 from cerebra_jax.tasks.examples import SPLITS, Arrays, Examples, cut, digest
-from cerebra_jax.tasks.table import Table, read
+from cerebra_jax.tasks.table import Table, known, read
 from cerebra_jax.tasks.tabular import columns as col
 from cerebra_jax.tasks.tabular import made
 from cerebra_jax.tasks.task import LOSS, Metric, Pairs, Shape
@@ -33,18 +33,29 @@ class TabularTask(Examples):
 
     choice = LOSS
 
-    def __init__(self, dataset: str, notice: str, splits: dict[str, Arrays], vocab_size: int, labels: dict[str, Any],
+    def __init__(self, dataset: str, notice: str, splits: dict[str, Arrays], row: col.Row, labels: dict[str, Any],
                  about: dict[str, Any]):  # fmt: skip
         super().__init__(splits)
+        self._row = row
         self.dataset, self.notice, self._labels, self._about = dataset, notice, labels, about
         self._classes = labels.get("classes")
         tokens = splits["train"]["inputs_BxL"].shape[1]
-        self.shape = Shape(tokens, vocab_size, outputs=len(self._classes) if self._classes else 1)
+        self.shape = Shape(tokens, row.ids, outputs=len(self._classes) if self._classes else 1)
         self.metrics: tuple[Metric, ...] = (scores.RMSE, scores.MAE, scores.R2)
         if labels.get("floor"):
             self.metrics += (Metric("rmse_floor", "RMSE floor", 1, lower=True),)
         if self._classes:
             self.metrics, self.choice = (scores.ACCURACY, scores.MACRO_F1), scores.ACCURACY
+
+    def inputs(self, table: Table) -> Arrays:
+        """The rows of another table with the same columns; the target may be missing. UserError names what is."""
+        return self._row.tokens({name: table.columns[known(table, name, "the run")] for name in self._row.names})
+
+    def answers(self, out_NxC: np.ndarray) -> dict[str, list]:
+        """`scores.named`; or numbers in the target's unit."""
+        if self._classes:
+            return scores.named(out_NxC, self._classes)
+        return {"prediction": (out_NxC[:, 0] * self._labels["sd"] + self._labels["mean"]).tolist()}
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """`scores.classify` or `scores.regress`, by the target."""
@@ -92,41 +103,30 @@ def build(cfg: RunCfg, say: Say = print) -> TabularTask:
     parts = {s: [keep[i] for i in rows] for s, rows in cut(len(keep), task.valid_share, task.test_share).items()}
 
     fields = {name: {s: [table.columns[name][i] for i in rows] for s, rows in parts.items()} for name in features}
-    fitted = [col.fit(name, kinds[name], fields[name]["train"], task.min_count, task.scale) for name in features]
-    first = 1 + np.cumsum([0, *(c.ids for c in fitted)])  # id 0 is the summary token
+    row = col.Row([col.fit(name, kinds[name], fields[name]["train"], task.min_count, task.scale) for name in features])
     wanted = {s: [table.columns[target][i] for i in rows] for s, rows in parts.items()}
     labels, values = _target(target, kinds[target], wanted, say)
     if kinds[target] == "number":
         labels["floor"] = _floor(table, features, target, keep, parts, noise)
     splits = {}
     for split in SPLITS:
-        tokens = [c.tokens(fields[c.name][split]) for c in fitted]
-        n = len(parts[split])
-        ids = np.stack([np.zeros(n, np.int32), *(x[0] + first[i] for i, x in enumerate(tokens))], axis=1)
-        scaled = np.stack([np.ones(n, np.float32), *(x[1] for x in tokens)], axis=1)
-        splits[split] = {"inputs_BxL": ids.astype(np.int32), "values_BxL": scaled, "labels_BxL": values[split][:, None]}
+        tokens = row.tokens({name: fields[name][split] for name in features})
+        splits[split] = tokens | {"labels_BxL": values[split][:, None]}
     tokens = 1 + len(features)
     if task.seq_len not in (0, tokens):
         raise UserError(f"task.seq_len is {task.seq_len}, a row has {tokens} tokens", "use --config.task.seq_len=0")
     name = f"table:{table.name}{' (distinct rows)' if task.dedup else ''}"
-    about = {"columns": {c.name: c.describe() for c in fitted}, "scale": task.scale}
-    return TabularTask(name, notice, splits, int(first[-1]), labels, about)
+    about = {"columns": {c.name: c.describe() for c in row.columns}, "scale": task.scale}
+    return TabularTask(name, notice, splits, row, labels, about)
 
 
 def _features(task: TaskCfg, table: Table, target: str) -> tuple[list[str], dict[str, str]]:
     """(names of the feature columns, sorted; kind of each column that is used)."""
     names = list(table.columns)
 
-    def known(name: str, key: str) -> str:
-        if name not in names:
-            near = suggest(name, names)
-            mend = near if near.startswith("did") else f"its columns are {', '.join(names[:20])}"
-            raise UserError(f"{key} names {name!r}, which {table.name} has not", mend)
-        return name
-
-    known(target, "task.target")
-    only = [known(name, "task.columns") for name in words(task.columns)]
-    ignored = [known(name, "task.ignore") for name in words(task.ignore)]
+    known(table, target, "task.target")
+    only = [known(table, name, "task.columns") for name in words(task.columns)]
+    ignored = [known(table, name, "task.ignore") for name in words(task.ignore)]
     if target in only + ignored:
         raise UserError(f"task.columns or task.ignore names the target {target!r}", "leave it out there")
     features = sorted(name for name in (only or names) if name not in (*ignored, target))
@@ -137,7 +137,7 @@ def _features(task: TaskCfg, table: Table, target: str) -> tuple[list[str], dict
         name, _, kind = word.rpartition(":")
         if kind not in col.KINDS:
             raise UserError(f"cannot read {word!r} in task.types", "write NAME:number or NAME:category, with commas")
-        given[name if name == "*" else known(name, "task.types")] = kind
+        given[name if name == "*" else known(table, name, "task.types")] = kind
     rest = {name: given.get("*") or col.kind_of(table.columns[name]) for name in features}
     rest[target] = col.kind_of(table.columns[target])
     return features, rest | {name: kind for name, kind in given.items() if name in rest}

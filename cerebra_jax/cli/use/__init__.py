@@ -1,0 +1,1 @@
+"""Commands that use a finished run: measure it, let it write, let it answer."""
