@@ -76,7 +76,15 @@ _OPTIONS = {
 _FINISHED = ("eval", "generate", "predict", "calibrate", "heatmap", "analyze")
 _SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
-_EVAL_KEYS = ("task.data_dir", "task.path", "task.cache_dir", "train.devices", "train.batch_size", "net.route.meta")
+_EVAL_KEYS = (
+    "task.data_dir",
+    "task.path",
+    "task.cache_dir",
+    "train.devices",
+    "train.batch_size",
+    "task.gpt2_dir",
+    "net.route.meta",
+)
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def measure(cfg: RunCfg, task: Any, workdir: Path, split: str, screen: Screen) -
     at, host, meta = best
     s.adopt_of(host)
     result.same_data(meta["data"], task)
-    return s.evaluate(s.parallel.place(host), at, split, lambda: False) | {"causal": s.model.causal}
+    return s.evaluate(s.parallel.place(host), at, split, lambda: False) | {"causal": s.model.causal, "notice": s.notice}
 
 
 def _due(at: int, every: int) -> bool:

@@ -283,4 +283,4 @@ def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(cfg_of, tmp_
     got, _ = go(cfg, tmp_path / "run", task=task)
     assert got["params_sha256"] == want["params_sha256"] and got["test"] == want["test"]
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
-    assert loop.measure(cfg, task, tmp_path / "run", "test", Screen()) == got["test"]
+    assert loop.measure(cfg, task, tmp_path / "run", "test", Screen()).items() >= got["test"].items()

@@ -16,13 +16,6 @@ def quality(line: dict[str, Any], metrics: Iterable[Metric]) -> str:
     return " · ".join([f"loss {line['loss']:.4f}", *found, of_dense(line)])
 
 
-def leaks(found: dict[str, Any], net: dict[str, Any]) -> list[str]:
-    """A line where a language model sees what it predicts; results of before the key existed say nothing."""
-    return ["not causal: these figures use later tokens and the other texts of a batch (net.route.meta=batch)"] * (
-        net["causal"] and found.get("causal") is False
-    )
-
-
 def of_dense(line: dict[str, Any]) -> str:
     """The cost of the decisions of a line, in the unit it is counted in."""
     [(unit, hard)] = [(k.removeprefix("hard_rel_"), v) for k, v in line.items() if k.startswith("hard_rel_")]
@@ -39,6 +32,5 @@ def closing(r: dict[str, Any], workdir: Path) -> list[str]:
         f"test  · step {r['best_step']:,} · {quality(r['test'], metrics)}",
         f"cost  · {' · '.join(parts)} of dense {unit} · {step_ms}{r['wall_s']:.0f} s in all",
         *([r["notice"]] if r["notice"] else []),
-        *leaks(r, r["net"]),
         f"done: {workdir / 'result.json'}",
     ]

@@ -71,7 +71,7 @@ def opening(s: Any) -> list[str]:
     forward = f"{s.model.cost.executed_flops / L / 1e6:.3g} MFLOP/token forward"
     unit = "" if s.model.unit.name == "flops" else f" in {s.model.unit.label}"
     return [
-        *([s.task.notice] if s.task.notice else []),
+        *([s.notice] if s.notice else []),
         f"model {net.name} · {parameters(s.like.params):,} parameters · {net.depth} layers of width {net.width} · "
         f"{forward}, {s.executed:.3f} of dense as executed{unit}",
         f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {lengths} tokens "
@@ -106,7 +106,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
     return {
         "task": cfg.task.name,
         "dataset": s.task.dataset,
-        "notice": s.task.notice,
+        "notice": s.notice,
         "metrics": [m._asdict() for m in s.task.metrics],
         "chosen_on": s.task.choice.key,
         "data": info,

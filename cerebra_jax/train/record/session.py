@@ -33,6 +33,9 @@ def resolved(cfg: RunCfg, task: Task) -> RunCfg:
     return models.twin(cfg, task.shape.vocab_size)
 
 
+LEAK = "not causal: these figures use later tokens and the other texts of a batch (net.route.meta=batch)"
+
+
 class Session:
     """`model` is the one that evaluates and is reported; under a budget larger programs lead down to it, under a λ
     demand chooses among several (`adopt`). With task.buckets each comes in several lengths: `model` is that of L."""
@@ -178,6 +181,12 @@ class Session:
     def penalty(self) -> float:
         """A weight that the expected cost will have in J; 0 where it never has one."""
         return float(self.plan.steers == "penalty") if self.plan else self.cfg.objective.lam
+
+    @property
+    def notice(self) -> str:
+        """What must stand beside its figures: about the data, and where a language model sees what it predicts."""
+        sees = self.model.net.causal and not self.model.causal
+        return "; ".join(filter(None, (self.task.notice, LEAK if sees else "")))
 
     def steps(self, spec: str) -> int:
         return to_steps(spec, self.total, self.per_epoch)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 
 import jax
@@ -48,23 +49,35 @@ def data(tmp_path_factory):
 def run(sd, data, tmp_path_factory):
     """The folder of a run made out of a .safetensors file of the authors' names."""
     folder = tmp_path_factory.mktemp("run")
-    save_file(sd, folder / "model.safetensors")
+    save_file(sd, folder / "model.safetensors", {"step": "7", "format": "pt"})
     words = ["import", f"--from={folder / 'model.safetensors'}", f"--to={folder / 'run'}", "--tau=0.8,0.85"]
     assert main([*words, "--config.net.heads=2", *data]) == 0
     return folder / "run"
 
 
-def test_an_imported_run_is_one_for_eval_generate_and_train(run, capsys):
+def test_an_imported_run_is_one_for_eval_generate_and_train(run, tmp_path, capsys):
     assert config.parse(json.loads((run / "config.json").read_text())).net.compat
     assert main(["eval", f"--workdir={run}"]) == 0
     assert "not causal" in capsys.readouterr().out
     line = json.loads((run / "eval-test.json").read_text())
-    assert line["loss"] > 1 and 0.2 < line["hard_rel_flops"] < 1 and line["causal"] is False
+    assert (
+        line["loss"] > 1
+        and 0.2 < line["hard_rel_flops"] < 1
+        and line["causal"] is False
+        and "later tokens" in line["notice"]
+    )
     assert main(["generate", f"--workdir={run}", "--prompt=the", "--max_tokens=4"]) == 2
     assert "net.route.meta is batch" in capsys.readouterr().err
     words = ["generate", f"--workdir={run}", "--prompt=the", "--max_tokens=4", "--config.net.route.meta=prefix"]
     assert main(words) == 0
     assert "routed tokens kept" in capsys.readouterr().out
+    shutil.copytree(run, tmp_path / "run")
+    assert (
+        main([f"--config={run / 'config.json'}", f"--workdir={tmp_path / 'run'}"]) == 0
+    )  # it is trained: only measured
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["best_step"], result["causal"], result["test"]["loss"]) == (7, False, line["loss"])
+    assert "later tokens" in result["notice"]
 
 
 def test_there_and_back_again_is_bitwise(run, sd, data, tmp_path, capsys):
@@ -78,9 +91,9 @@ def test_there_and_back_again_is_bitwise(run, sd, data, tmp_path, capsys):
     assert (tmp_path / "again" / "config.json").read_text() == (run / "config.json").read_text()
     for folder in (run, tmp_path / "again"):
         step, named, score = outside.load(folder, print)
-        assert (step, score) == (0, np.log(257))
+        assert (step, score) == (7, np.log(257))
         np.testing.assert_array_equal(named["routing/tau"], np.float32([0.8, 0.85]))
-    measured = {"step": 0, "data": "other text", "tau": [0.5, 0.6], "spread": [0.1, 0.1]}  # what calibrate writes
+    measured = {"step": 7, "data": "other text", "tau": [0.5, 0.6], "spread": [0.1, 0.1]}  # what calibrate writes
     (tmp_path / "again" / "thresholds.json").write_text(json.dumps(measured))
     assert main(["export", f"--workdir={tmp_path / 'again'}", f"--to={tmp_path / 'new.safetensors'}"]) == 0
     assert json.loads(files.read(tmp_path / "new.safetensors").about["tau"]) == [0.5, np.float32(0.6)]
