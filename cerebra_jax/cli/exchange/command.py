@@ -60,10 +60,8 @@ def bring(request: Request, say: Callable[[str], None]) -> None:
     """Makes the folder of a run out of a file of tensors: config.json, import.json, checkpoints/."""
     to = request.to
     need(not to.is_file(), f"{to} is a file", "choose another --to")
-    there = (
-        [path for path in to.iterdir() if path.name != "log.txt"] if to.is_dir() else []
-    )  # a refused import leaves one
-    need(not there, f"{to} is not empty", "choose another --to")
+    there = {path.name for path in to.iterdir()} if to.is_dir() else set()
+    need(there <= {"log.txt"}, f"{to} is not empty", "choose another --to")  # a refused import leaves its log
     found = read.model(files.read(request.source), request.overrides, request.tau)
     folder.prepare(to, False, say)
     with folder.quiet(to / "log.txt", request.verbose):

@@ -23,9 +23,10 @@ from cerebra_jax.models.published import chiar
 PUBLISHED = {"tau": (0.8935 + 0.8973) / 2, "seq_len": 256, "batch_size": 16}  # of their evaluation
 GPT2 = 50_257  # tokens
 SCHEMES = ("chiar", "cerebra_jax")  # whose names a file of ours uses
-
-
 _FIGURES = {"step": int, "score": float, "val_ppl": float}
+
+
+_THEIRS = {"meta": ("batch", "off"), "kv": ("all",), "dispatch": (False,), "score": ("spectral",)}  # of net.route
 
 
 class Model(NamedTuple):
@@ -41,19 +42,23 @@ class Model(NamedTuple):
 def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) -> Model:
     """The model of a file; UserError says what it lacks."""
     step, score, ppl = (_number(found.about, key, kind) for key, kind in _FIGURES.items())
-    score = math.log(ppl) if score is None and ppl else score
+    need(0 <= step < 1 << 31, f"the file is of step {step}", "it should be a number of steps")
+    score = math.log(ppl) if score is None and ppl and ppl > 0 else score
     own = "config" in found.about
     base, assumed = (_own(found.about), {}) if own else _published(found)
     notes = [line for key, line in assumed.items() if key not in overrides]
     base["train"]["duration"] = f"{max(1, step)} steps"  # done: `train` on the folder only measures it
     base["sampler"] = dataclasses.asdict(config.SamplerCfg())  # its table is not in the file
+    base["task"]["cache_dir"] = ""  # where compiled programs are read from is not for a file to say
     if not own and "task.tokenizer" not in overrides and base["task"]["vocab_size"] != GPT2:
         what = f"nothing says which tokenizer has {base['task']['vocab_size']:,} tokens"
         raise UserError(what, "give --config.task.tokenizer=..., and its files")
-    need(base["net"]["heads"] or "net.heads" in overrides, "nothing says how many attention heads there are",
-         "give --config.net.heads=...")  # fmt: skip
-    base["net"]["heads"] = base["net"]["heads"] or 1
+    heads = base["net"]["heads"]
+    what = "nothing says how many attention heads there are"
+    need(heads or "net.heads" in overrides, what, "give --config.net.heads=...")
+    base["net"]["heads"] = heads or 1
     cfg = settings.changed(base, overrides)
+    need(heads in (0, cfg.net.heads), f"net.heads is {cfg.net.heads}, the file says {heads}", "leave it out")
     if own and found.about["names"] == "cerebra_jax":
         return Model(cfg, found.tensors, step, score, notes)
     tensors, unused = chiar.cleaned(found.tensors)
@@ -75,8 +80,10 @@ def plain(cfg: RunCfg, named: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarr
         return named, about | {"names": "cerebra_jax"}, "names as in the checkpoint"
     tau = json.dumps([float(t) for t in named["routing/tau"]])
     line = "names as in CHIAR's published code (its RoPE tables are computed: load_state_dict(..., strict=False))"
-    if not cfg.net.compat:
-        line += "; that code computes other logits: this run has net.compat=False"
+    route = cfg.net.route
+    others = [] if cfg.net.compat else ["net.compat=False"]
+    others += [f"net.route.{key}={value}" for key in _THEIRS if (value := getattr(route, key)) not in _THEIRS[key]]
+    line += f"; that code gives other logits than {', '.join(others)}" if others else ""
     return chiar.theirs(params, cfg.net), about | {"names": "chiar", "tau": tau}, line
 
 
@@ -87,7 +94,7 @@ def _own(about: dict[str, Any]) -> dict[str, Any]:
         config.parse(base)
         if names not in SCHEMES:
             raise KeyError(names)
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError("the file's text is not what export writes", "export it again") from None
     return config.to_dict(config.parse(base))
 
@@ -126,8 +133,11 @@ def _published(found: Found) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _tau(about: dict[str, Any]) -> tuple[tuple[float, ...], str]:
     """(thresholds, where they are from)."""
-    if "tau" in about:  # a file of ours
-        return tuple(map(float, json.loads(about["tau"]))), "thresholds as exported"
+    if "config" in about:  # a file of ours
+        try:
+            return tuple(float(t) for t in json.loads(about["tau"])), "thresholds as exported"
+        except (KeyError, TypeError, ValueError):
+            raise UserError("the thresholds in the file's text are not what export writes", "give --tau=...") from None
     cfg = about.get("cfg", {})
     if isinstance(cfg, dict) and {"tau_low", "tau_high"} <= cfg.keys():
         tau = (_number(cfg, "tau_low", float) + _number(cfg, "tau_high", float)) / 2

@@ -137,6 +137,8 @@ def shape(theirs: Named) -> dict[str, int]:
     freq = theirs.get(f"{rope}.inv_freq", np.zeros(0, np.float32))
     if not np.allclose(freq, ROPE_BASE ** (-np.arange(freq.size) / max(1, freq.size)), rtol=1e-4):
         raise UserError(f"{rope}.inv_freq is not RoPE's of base {ROPE_BASE:,.0f}", "no other base can be imported")
+    if freq.size and width % (2 * freq.size):
+        raise UserError(f"{rope}.inv_freq is of heads {2 * freq.size} wide, the model is {width}", "they do not fit")
     return {
         "depth": depth,
         "width": width,

@@ -82,6 +82,7 @@ def test_an_imported_run_is_one_for_eval_generate_and_train(run, tmp_path, capsy
 
 def test_there_and_back_again_is_bitwise(run, sd, data, tmp_path, capsys):
     assert main(["export", f"--workdir={run}", "--format=safetensors", f"--to={tmp_path / 'out.safetensors'}"]) == 0
+    assert "other logits" not in capsys.readouterr().out
     back = load_file(tmp_path / "out.safetensors")
     assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in back.items()} == {
         n: (a.dtype, a.shape, a.tobytes()) for n, a in sd.items()
@@ -167,6 +168,15 @@ def test_files_that_are_no_checkpoint_are_one_line(sd, data, tmp_path, capsys, m
     assert "which tokenizer has 257 tokens" in refused(sd, "--config.net.heads=2")
     assert "3 thresholds for 2" in refused(sd, *data, "--config.net.heads=2", "--tau=0.1,0.2,0.3")
     assert "--tau" in refused(sd, *data, "--tau=7")
+    tables = {"layers.3.attn.rope.inv_freq": 1e4 ** (-np.arange(8, dtype=np.float32) / 8)}
+    assert "net.heads is 4, the file says 2" in refused(sd | tables, *data, "--config.net.heads=4")
+    path = tmp_path / "y.safetensors"
+    for about in ({"config": "{", "names": "chiar"}, {"config": "[" * 100_000, "names": "chiar"}, {"config": "{}"},
+                  {"step": "-1"}, {"step": "9" * 12}, {"val_ppl": "many"},
+                  {"config": "{}", "names": "chiar", "tau": "x"}):  # fmt: skip
+        save_file(sd, path, about)
+        assert main(["import", f"--from={path}", f"--to={tmp_path / 'run'}", "--config.net.heads=2", *data]) == 2, about
+        assert capsys.readouterr().err.count("\n") == 1
     wrong = {"layers.1.ffn.0.weight": np.zeros((63, 32), np.float32)}
     assert "mlp/ffn/up/kernel is [32, 63]" in refused(sd | wrong, *data, "--config.net.heads=2")
     monkeypatch.setitem(sys.modules, "torch", None)  # not installed
@@ -184,7 +194,8 @@ def test_files_that_are_no_checkpoint_are_one_line(sd, data, tmp_path, capsys, m
 )
 def test_any_run_goes_out_and_comes_back_bitwise(net, tiny_cfg, tmp_path, capsys):
     """In our own names where the authors have none, whatever its configuration."""
-    cfg = tiny_cfg({"net": {"depth": 4} | net, "train.duration": "3 epochs", "sampler.beta": 0.5})
+    elsewhere = {"task.cache_dir": "elsewhere", "sampler.beta": 0.5, "train.duration": "3 epochs"}
+    cfg = tiny_cfg({"net": {"depth": 4} | net} | elsewhere)
     named = {f"params/{name}": a for name, a in random_params(cfg, 257).items()}
     tau = np.linspace(0.1, 0.9, cfg.net.depth if cfg.net.name == "cerebra" else cfg.net.depth - 2)
     named |= {"routing/tau": np.float32(tau), "routing/spread": np.float32(tau)}
@@ -195,7 +206,10 @@ def test_any_run_goes_out_and_comes_back_bitwise(net, tiny_cfg, tmp_path, capsys
         file = tmp_path / f"{i}.safetensors"
         assert main(["export", f"--workdir={tmp_path / f'run{i}'}", f"--to={file}"]) == 0
         assert ("token_emb.weight" in load_file(file)) == theirs
+        other = "other logits than net.compat=False, net.route.meta=prefix, net.route.dispatch=True"
+        assert (other in capsys.readouterr().out) == theirs
     assert load_file(tmp_path / "0.safetensors").keys() == load_file(tmp_path / "1.safetensors").keys()
+    assert json.loads((tmp_path / "run1" / "config.json").read_text())["task"]["cache_dir"] == ""
     step, back, _ = outside.load(tmp_path / "run1", print)
     assert step == 5 and back.keys() == named.keys()
     changed = [name for name, a in named.items() if back[name].tobytes() != a.tobytes()]

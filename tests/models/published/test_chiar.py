@@ -201,6 +201,7 @@ def test_ours_are_the_parameters_of_the_model(tiny_cfg):
         ({"layers.9.ffn.0.bias": np.zeros(3, np.float32)}, r"the layers \[0, 1, 2, 3, 9\]"),
         ({"token_emb.weight": None}, "no matrix token_emb"),
         ({"layers.3.attn.rope.inv_freq": np.ones(8, np.float32)}, "base 10,000"),
+        ({"layers.3.attn.rope.inv_freq": 1e4 ** (-np.arange(7, dtype=np.float32) / 7)}, "heads 14 wide"),
     ],
 )
 def test_what_is_not_a_checkpoint_of_theirs_is_refused(change, line, tiny_cfg):
