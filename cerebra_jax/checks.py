@@ -84,6 +84,11 @@ def together(c: RunCfg) -> None:
         f"its cost cannot change: use objective.lam=0 and objective.budget=0, or one of {', '.join(ROUTED)}",
     )
     need(
+        c.objective.budget == 0.0 or net.route.rbf == 0.0,
+        "objective.budget is set for three operators",
+        "a budget knows two paths: use objective.budget=0, or net.route.rbf=0",
+    )
+    need(
         net.name in ROUTED or c.sampler.gamma == 0.0 or c.task.buckets > 1,
         f"sampler.gamma is set for {_kind(net)}",
         f"every example costs it the same: use sampler.gamma=0, or one of {', '.join(ROUTED)}",
@@ -158,6 +163,23 @@ def _routing(net: NetCfg) -> None:
         route.score == "spectral" or (net.name == "chiar" and route.mode == "threshold"),
         f"net.route.score is {route.score} for {net.name} with net.route.mode={route.mode}",
         "only a threshold of chiar looks at an entropy: use net.route.score=spectral",
+    )
+    if route.rbf or route.collapse:
+        key = "net.route.rbf" if route.rbf else "net.route.collapse"
+        chooses = net.name == "chiar" and not route.mode.startswith("always")
+        what = f"{key} is set for {net.name} with net.route.mode={route.mode}"
+        need(chooses, what, f"it is for the operators of chiar: use {key}=0")
+        fixed = route.mode == "random" and route.collapse > 0.0
+        need(not fixed, what, "chance takes no reward: use net.route.collapse=0")
+    need(
+        route.rate + route.rbf <= 1.0,
+        f"net.route.rate {route.rate:g} and net.route.rbf {route.rbf:g} are more than all tokens",
+        "use shares whose sum is at most 1",
+    )
+    need(
+        route.rbf == 0.0 or (route.floor == 0.0 and route.ceiling == 1.0) or route.mode == "threshold",
+        "net.route.floor or net.route.ceiling is set for a choice among three operators",
+        "use net.route.floor=0 and net.route.ceiling=1",
     )
     wrong = {"chiar": "learned", "cerebra": "calibrated", "mod": "calibrated"}
     need(route.tau != wrong.get(net.name), f"net.route.tau is {route.tau} for {net.name}", "use net.route.tau=running")

@@ -89,6 +89,7 @@ class DecisionCost(NamedTuple):
     token: float
     pair: float
     layers: int  # routed ones
+    mixed: float = 0.0  # a token that takes CHIAR's RBF mixer
 
 
 FREE = DecisionCost(0.0, 0.0, 0.0, 0)  # of a layer on its own, which has no dense model to be compared with

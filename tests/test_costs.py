@@ -66,6 +66,22 @@ CASES = {
         for dispatch in (True, False)
     },
     **{f"chiar-{mode}": {"net.route.mode": mode} for mode in ("random", "always_full", "always_compressed")},
+    **{
+        f"chiar-rbf-{mode}-{kv}-{'dispatched' if dispatch else 'masked'}": {
+            "net": {"depth": 4, "rbf_features": 5},
+            "net.route": {"mode": mode, "kv": kv, "dispatch": dispatch, "rbf": 0.4},
+            "task.seq_len": 170,
+        }
+        for mode, kv, dispatch in (
+            ("threshold", "routed", True),
+            ("threshold", "all", True),
+            ("hard", "routed", True),
+            ("hard", "routed", False),
+            ("soft", "all", False),
+            ("random", "routed", True),
+        )
+    },
+    "chiar-rbf-onehot": {"task.seq_len": 1100, "net.route": {"kv": "routed", "lowering": "onehot", "rbf": 0.3}},
     "chiar-permuted": {"net.route": {"score": "permuted", "kv": "routed"}},
     "chiar-raw-matmul": {"net.route": {"score": "raw", "dct": "matmul"}},
     "chiar-matmul-dct": {"net.route.dct": "matmul"},

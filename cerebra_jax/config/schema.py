@@ -88,6 +88,13 @@ class RouteCfg:
         "a threshold of chiar: entropy of the spectrum, of the spectrum of reordered features, of the features",
         of=("spectral", "permuted", "raw"),
     )
+    rbf: float = _f(
+        0.0,
+        "chiar: share of tokens for a third operator, an RBF mixer between the two; 0: none",
+        lo=0.0,
+        hi=1.0,
+    )
+    collapse: float = _f(0.0, "weight of the entropy of mean operator use in chiar, which is rewarded", lo=0.0, hi=1e3)
     decay: float = _f(0.95, "memory of the running quantile, per step", lo=0.0, hi=0.99999)
     calibrate_at: str = _f("0.1 frac", "when a calibrated threshold is measured again (also at step 0)")
     meta: str = _f(
@@ -130,6 +137,7 @@ class NetCfg:
         hi=64,
     )
     window: int = _f(64, "tokens that a token of the window model sees, itself included", lo=1, hi=1 << 20)
+    rbf_features: int = _f(32, "random frequencies of the RBF mixer, in each head", lo=1, hi=4096)
     kernel: int = _f(4, "taps of the convolutions of cnn and ssm", lo=2, hi=256)
     ssm_state: int = _f(16, "states per feature of ssm", lo=1, hi=4096)
     dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)

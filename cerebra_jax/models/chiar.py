@@ -2,7 +2,8 @@
 
 Layer 1 filters every token, blended with the identity by the MetaRouter; layers 2 … n−1 send each token to the filter
 or to attention; layer n attends everywhere. x = LN(x + op(x)), then x = LN(x + FFN(x)). The filter mixes features, not
-tokens. Only routed tokens run the attention queries (`ops.dispatch`); what overflows the slots keeps the filter.
+tokens. Only routed tokens run the attention queries (`ops.dispatch`); what overflows the slots keeps the filter. With
+net.route.rbf > 0 there is a third operator, a causal mixer in linear time. The layers stand in `models.operators`.
 """
 
 from __future__ import annotations
@@ -15,130 +16,14 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block, ends, router, transformer
 from cerebra_jax.models.decoding import cache as cached
-from cerebra_jax.models.router import Decision, MetaRouter, routed
+from cerebra_jax.models.operators import rbf
+from cerebra_jax.models.operators.decide import entropy
+from cerebra_jax.models.operators.layer import RoutedLayer
+from cerebra_jax.models.operators.parts import AttentionLN, FeedForwardLN, Filter, dispatched, layout
+from cerebra_jax.models.router import MetaRouter, routed
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
-from cerebra_jax.ops.gates import threshold_for
-from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs, Out
-
-
-class Filter(nn.Module):
-    """LN(x + iDCT(w ⊙ DCT(x))) over the features of each token, w = 1 at the start; also returns DCT(x), float32."""
-
-    net: NetCfg
-
-    @nn.compact
-    def __call__(self, x_BxLxD):
-        method = self.net.route.dct
-        w_D = self.param("w", nn.initializers.ones, (self.net.width,), jnp.float32)
-        X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32), method)
-        y_BxLxD = spectral.idct(w_D[None, None] * X_BxLxD, method).astype(x_BxLxD.dtype)
-        if self.net.compat:
-            y_BxLxD, X_BxLxD = 2 * y_BxLxD, spectral.published_scale(self.net.width)[None, None] * X_BxLxD
-        return block.Norm(name="norm")(x_BxLxD + y_BxLxD), X_BxLxD
-
-
-class FeedForwardLN(nn.Module):
-    """x = LN(x + FFN(x))."""
-
-    net: NetCfg
-
-    @nn.compact
-    def __call__(self, x_BxLxD, ex_B):
-        y = block.FeedForward(self.net, bias=True, name="ffn")(x_BxLxD)
-        return block.Norm(name="norm")(x_BxLxD + block.Drop(self.net.dropout)(ex_B, y))
-
-
-class AttentionLN(nn.Module):
-    """x = LN(x + Attention(x)) for gathered or all tokens: queries (B, Q, D) over memory (B, K, D), or over a cache."""
-
-    net: NetCfg
-    plan: att.Plan
-    kernel: str
-
-    @nn.compact
-    def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, ex_B, qorder=None, step: cached.Step | None = None):
-        attention = block.Attention(self.net, self.plan, self.kernel, bias=True, name="attention")
-        korder = None if qorder is None else kpos
-        y, kv = attention(q_BxQxD, m_BxKxD, qpos, kpos, qorder, korder, step), None
-        if step is not None:
-            y, kv = y
-        x_BxQxD = block.Norm(name="norm")(q_BxQxD + block.Drop(self.net.dropout)(ex_B, y))
-        return x_BxQxD if step is None else (x_BxQxD, kv)
-
-
-class RoutedLayer(nn.Module):
-    """One routed layer, x -> (x, y); scanned over its (τ, spread, number). y holds its costs and statistics; nothing
-    where every token goes one way."""
-
-    net: NetCfg
-    L: int
-    kernel: str
-    each: DecisionCost = FREE
-
-    @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, layer, temperature, rate, pos_1xL, ex_B, cache=None):
-        net, route, L = self.net, self.net.route, self.L
-        if not routed(net):
-            return self._always(x_BxLxD, pos_1xL, ex_B, cache)
-        light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
-        decide, drawn = Decision(net, name="router"), () if cache is None else (pos_1xL, L)
-        wanted, gate, p, score = decide(x_BxLxD, X_BxLxD, temperature, tau, spread, layer, ex_B, *drawn)
-        if cache is not None:
-            kept, qorder, used_BxS, step = cached.routed(net, cache, wanted, pos_1xL, layout(net, L))
-            heavy = AttentionLN(net, (), self.kernel, name="heavy")
-            heavy_BxLxD, kv = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, qorder, step)
-        elif dispatched(net):
-            lay = layout(net, L)
-            slots = dispatch.assign(wanted, lay, route.lowering)
-            kept = slots.kept_BxL
-            spos_BxK = slots.idx_BxK  # an empty slot stands at position L: no real query sees it as a key
-            q_BxKxD = dispatch.gather(x_BxLxD, slots)
-            memory, kpos = (x_BxLxD, pos_1xL) if route.kv == "all" else (q_BxKxD, spos_BxK)
-            plan = lay.plan(route.kv)
-            heavy = AttentionLN(net, plan, block.masked_kernel(net, L, plan), name="heavy")
-            heavy_BxLxD = dispatch.scatter(heavy(q_BxKxD, memory, spos_BxK, kpos, ex_B), slots)
-        else:
-            kept, pos = wanted, pos_1xL
-            if route.kv == "routed":  # a token that is not routed is no key, and as a query it is thrown away
-                pos = jnp.where(kept, pos_1xL, L)
-            plan = att.causal_plan(L)
-            kernel = self.kernel if route.kv == "all" else block.masked_kernel(net, L, plan)
-            heavy = AttentionLN(net, plan, kernel, name="heavy")
-            heavy_BxLxD = heavy(x_BxLxD, x_BxLxD, pos, pos, ex_B)
-        x_BxLxD = block.mix((gate * kept).astype(x_BxLxD.dtype), heavy_BxLxD, light_BxLxD)
-        x_BxLxD = FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B)
-        if cache is not None:
-            return x_BxLxD, {"kept": kept, "cache": {"heavy": kv, "used_BxS": used_BxS}}
-
-        kept_BxL = kept.astype(jnp.float32)
-        flat = jax.lax.stop_gradient(score)
-        y = {
-            "expected_B": router.decided(net, p, L, self.each),
-            "hard_B": router.decided(net, kept_BxL, L, self.each),
-            "kept": kept_BxL.mean(1),
-            "wanted": router.fullest(wanted, True),
-            "overflow": (wanted.astype(jnp.float32) - kept_BxL).mean(1),
-            "score": flat,
-            "chosen": kept,
-        }
-        if route.mode != "random":
-            y |= {"tau": threshold_for(route, flat, rate), "spread": flat.std(axis=1)}
-        return x_BxLxD, y
-
-    def _always(self, x_BxLxD, pos_1xL, ex_B, cache):
-        """The layer of a control: all tokens take the filter, or all attend."""
-        net, y = self.net, {} if cache is None else {"cache": {}}
-        if net.route.mode == "always_compressed":
-            x_BxLxD, _ = Filter(net, name="filter")(x_BxLxD)
-        else:
-            heavy = AttentionLN(net, att.causal_plan(self.L), self.kernel, name="heavy")
-            if cache is None:
-                x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B)
-            else:
-                step = cached.Step(cache["heavy"], pos_1xL)
-                x_BxLxD, y["cache"]["heavy"] = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, pos_1xL, step)
-        return FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B), y
+from cerebra_jax.types import Aux, Cost, DecisionCost, Knobs, Out
 
 
 def layers(net: NetCfg) -> range:
@@ -151,16 +36,7 @@ def static_scores(net: NetCfg, params, ids_BxL):
     them see something else."""
     x_BxLxD = params["embed"]["table"][ids_BxL].astype(net.dtype)
     _, X_BxLxD = Filter(net).apply({"params": params["first_filter"]}, x_BxLxD)
-    return router.entropy(net, x_BxLxD, X_BxLxD)
-
-
-def dispatched(net: NetCfg) -> bool:
-    return net.route.dispatch and net.route.mode != "soft" and routed(net)
-
-
-def layout(net: NetCfg, L: int) -> dispatch.Layout:
-    """Slots of the dispatch; as many as tokens where there is none."""
-    return dispatch.layout(L, min(1.0, net.route.rate * net.route.capacity) if dispatched(net) else 1.0)
+    return entropy(net, x_BxLxD, X_BxLxD)
 
 
 def _per_token(net: NetCfg) -> int:
@@ -172,8 +48,8 @@ class Chiar(nn.Module):
     """CHIAR-Former language model; (B, L) tokens -> features and tied output matrix (`Out`), and `Aux`.
 
     routing = {"tau": (R,), "spread": (R,)} float32, R = depth − 2: thresholds of the routed layers and the spread of
-    their scores; empty where nothing is compared with a threshold. Constants here; the training step lets them follow
-    what `Aux.observed` reports.
+    their scores, with an RBF mixer "low" too, the lower thresholds; empty where nothing is compared with one. Constants
+    here; the training step lets them follow what `Aux.observed` reports.
     """
 
     net: NetCfg
@@ -212,7 +88,7 @@ class Chiar(nn.Module):
         if R:
             shared = (knobs.temperature, knobs.rate, pos_1xL, ex_B)
             none_R = jnp.zeros(R)
-            scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(R))
+            scanned = (*(routing.get(name, none_R) for name in ("tau", "low", "spread")), jnp.arange(R))
             layers = None if cache is None else cache.layers
             x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers)
         if R and cache is None and routed(net):
@@ -233,7 +109,8 @@ class Chiar(nn.Module):
         out = Out(block.Norm(name="norm")(x_BxLxD), table_VxD)
         if cache is not None:
             return out, cached.advance(cache, pos_1xL, y["cache"], y.get("kept"), **rest)
-        return out, Aux(expected_B, hard_B, stats, observed, scores, {})
+        losses = {"collapse": -net.route.collapse * stats["use_entropy"].mean(0)} if net.route.collapse and R else {}
+        return out, Aux(expected_B, hard_B, stats, observed, scores, losses)
 
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
@@ -264,10 +141,13 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
             add(f"layer_{i:02d}/filter", filter_flops)
         if routed(net):
             add(f"layer_{i:02d}/router", score)
+        if net.route.rbf:
+            add(f"layer_{i:02d}/rbf", L * sum(rbf.per_token(net)), rbf.run_flops(net, L))
         if net.route.mode != "always_compressed":
             add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
         if dispatched(net) and net.route.lowering == "onehot":  # to the slots and back
-            add(f"layer_{i:02d}/dispatch", 0, 2 * dispatch.move_flops(layout(net, L), D))
+            moved = [layout(net, L), *([rbf.slots(net, L)] if net.route.rbf and rbf.gathered(net) else [])]
+            add(f"layer_{i:02d}/dispatch", 0, 2 * sum(dispatch.move_flops(lay, D) for lay in moved))
         add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
     last = f"layer_{R + 1:02d}"
     add(f"{last}/attention", block.attention_model_flops(net, L), block.dense_attention_flops(net, L))
@@ -280,14 +160,15 @@ def score_flops(net: NetCfg, L: int) -> int:
     """Forward FLOPs per example of the decisions: a threshold looks at what the filter has computed, but for features
     in another order, which have a DCT of their own; chance looks at nothing."""
     if net.route.mode in ("hard", "soft"):
-        return L * prices.linear_flops(net.width, 1)
+        return L * prices.linear_flops(net.width, 3 if net.route.rbf else 1)
     return L * prices.dct_flops(net.width, net.route.dct) if net.route.score == "permuted" else 0
 
 
 def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
     """What the decisions cost in FLOPs."""
     dense, layers = transformer.cost(net, L, vocab), net.depth - 2 if routed(net) else 0
-    return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense)
+    mixed = rbf.decided_flops(net) if net.route.rbf else 0
+    return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense, mixed)
 
 
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:
@@ -297,4 +178,7 @@ def init_routing(net: NetCfg) -> dict[str, jax.Array]:
         return {}
     R = net.depth - 2
     tau = spectral.gaussian_entropy(net.width) if net.route.mode == "threshold" else 0.0
-    return {"tau": jnp.full(R, tau, jnp.float32), "spread": jnp.full(R, 0.15 * net.width**-0.5, jnp.float32)}
+    found = {"tau": tau, "spread": 0.15 * net.width**-0.5}
+    if net.route.rbf:
+        found = found | {"low": tau} if net.route.mode == "threshold" else {}
+    return {name: jnp.full(R, value, jnp.float32) for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""Routers: which tokens the heavy path sees, and how much of it each of them takes. Cerebra 3.3, CHIAR.
+"""Routers: which tokens the heavy path sees, and how much of it each of them takes. Cerebra 3.3.
 
 `Router` is Cerebra's: a linear score per token, float32, of its normalised features. y = x + g · heavy + (1 − g) ·
 light with g = gate · kept: the gate carries the gradient to the score, and never scales the residual.
@@ -12,14 +12,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block
 from cerebra_jax.models.compressor import ceil_share
-from cerebra_jax.ops import dispatch, spectral, topk
-from cerebra_jax.ops.gates import expected_pairs, st_above
+from cerebra_jax.ops import dispatch, topk
+from cerebra_jax.ops.gates import expected_pairs
 from cerebra_jax.types import Cost, DecisionCost
 
 SCORED = ("soft", "topk", "threshold")  # modes with a learned score
@@ -85,47 +84,6 @@ def chance(key, layer, ex_B, L: int, pos_Bxn=None, context: int = 0):
     key = jax.random.fold_in(jax.random.key(0) if key is None else key, layer)
     s = jax.vmap(lambda e: jax.random.uniform(jax.random.fold_in(key, e), (context or L,)))(ex_B)
     return jnp.take_along_axis(s, jnp.minimum(pos_Bxn, context - 1), axis=1) if context else s
-
-
-def entropy(net: NetCfg, x_BxLxD, X_BxLxD):
-    """What a threshold of CHIAR is compared with, (B, L), of tokens and their spectrum."""
-    if net.route.score == "permuted":
-        order_D = np.random.RandomState(0).permutation(net.width)
-        X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32)[..., order_D], net.route.dct)
-    return spectral.spectral_entropy(x_BxLxD if net.route.score == "raw" else X_BxLxD)
-
-
-class Decision(nn.Module):
-    """Which tokens attend. -> (wanted (B, L) bool, gate (B, L) float32, p (B, L) for the expected cost, score (B, L)).
-
-    threshold: wanted where H(x) > τ; no parameters, so the gate is a constant. hard: wanted where a learned score is
-    above τ, 0 but for floor and ceiling; the gate is 0/1 forward, sigmoid backward. soft: all wanted, the gate blends.
-    random: `rate` of the tokens whatever they hold. p = σ((score − τ)/(T·spread)): the smooth decision that the penalty
-    can move. Controls of H, the entropy of the spectrum: that of the features in one other order (the order is all that
-    the DCT knows of them), and of the features themselves.
-    """
-
-    net: NetCfg
-
-    @nn.compact
-    def __call__(self, x_BxLxD, X_BxLxD, temperature, tau, spread, layer, ex_B, pos_Bxn=None, context=0):
-        mode, rate, L = self.net.route.mode, self.net.route.rate, x_BxLxD.shape[1]
-        if mode == "random":
-            key = self.make_rng("route") if self.has_rng("route") else None
-            score = chance(key, layer, ex_B, L, pos_Bxn, context)
-            wanted = score < rate
-            return wanted, wanted.astype(jnp.float32), jnp.full(score.shape, rate), score
-        if mode == "threshold":
-            score = entropy(self.net, x_BxLxD, X_BxLxD)
-            p = jax.nn.sigmoid((score - tau) / (temperature * spread))
-            wanted = score > tau
-            return wanted, wanted.astype(jnp.float32), p, score
-        score = nn.Dense(1, dtype=jnp.float32, name="score")(x_BxLxD.astype(jnp.float32))[..., 0]
-        if mode == "hard":
-            p = jax.nn.sigmoid((score - tau) / temperature)
-            return score > tau, st_above(score - tau, temperature), p, score
-        p = jax.nn.sigmoid(score / temperature)
-        return jnp.ones(score.shape, bool), p, p, score
 
 
 class MetaRouter(nn.Module):
@@ -265,11 +223,12 @@ def kept_cost(net: NetCfg, L: int, each: DecisionCost, share: float) -> float:
     pairs = share * block.pairs(net, L)
     if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `share`
         pairs = share * (share * (block.pairs(net, L) - L) + L)
-    return each.fixed + each.layers * (share * L * each.token + pairs * each.pair)
+    return each.fixed + each.layers * (share * L * (each.token + each.mixed) + pairs * each.pair)
 
 
-def decision_flops(net: NetCfg, L: int, layers: int, token: int, cost: Cost, dense: Cost) -> DecisionCost:
-    """What decisions cost in FLOPs, in a model of that cost, where a kept token adds `token`, scores apart."""
+def decision_flops(net: NetCfg, L: int, layers: int, token: int, cost: Cost, dense: Cost, mixed=0) -> DecisionCost:
+    """What decisions cost in FLOPs, in a model of that cost, where a kept token adds `token`, scores apart, and one
+    that takes the RBF mixer `mixed`."""
     pair, whole, of = 4 * net.width, cost.model_flops, dense.model_flops
-    routed = layers * (L * token + pair * block.pairs(net, L))
-    return DecisionCost((whole - routed) / of, token / of, pair / of, layers)
+    routed = layers * (L * (token + mixed) + pair * block.pairs(net, L))
+    return DecisionCost((whole - routed) / of, token / of, pair / of, layers, mixed / of)

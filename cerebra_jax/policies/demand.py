@@ -38,7 +38,8 @@ def programs(cfg: RunCfg) -> list[RunCfg]:
 def _learns(net: NetCfg) -> bool:
     route = net.route
     learned = route.mode == "hard" or (route.mode == "threshold" and route.tau == "learned")
-    return learned and route.dispatch and route.rate > 0.0
+    # the slots of an RBF mixer would shrink with those of attention, whoever wants them
+    return learned and route.dispatch and route.rate > 0.0 and route.rbf == 0.0
 
 
 def shares(cfgs: list[RunCfg]) -> tuple[float, ...]:

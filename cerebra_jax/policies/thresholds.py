@@ -25,12 +25,13 @@ def calibrate(scores_of: Callable[[Any, Any], jax.Array], routing: dict[str, jax
     """τ = midpoint of the 33rd and 67th percentiles of each routing layer's real inputs on held-out text (CHIAR 3).
 
     scores_of(routing, batch) -> (R, B, L) scores. Layers are calibrated in order, because a layer's inputs depend on
-    the decisions before it: pass i fixes τ of layer i with those below it already fixed.
+    the decisions before it: pass i fixes τ of layer i with those below it already fixed. With a lower threshold (three
+    operators) the two stand at the two percentiles.
     """
-    batches = list(batches)
-    tau, spread = jnp.asarray(routing["tau"]), jnp.asarray(routing["spread"])
-    for i in range(tau.shape[0]):
-        scores = jnp.concatenate([scores_of({"tau": tau, "spread": spread}, b)[i].ravel() for b in batches])
+    batches, now = list(batches), {name: jnp.asarray(x) for name, x in routing.items()}
+    for i in range(now["tau"].shape[0]):
+        scores = jnp.concatenate([scores_of(now, b)[i].ravel() for b in batches])
         cuts = jnp.quantile(scores, jnp.array([low, high]))
-        tau, spread = tau.at[i].set(cuts.mean()), spread.at[i].set(scores.std())
-    return {"tau": tau, "spread": spread}
+        found = {"low": cuts[0], "tau": cuts[1]} if "low" in now else {"tau": cuts.mean()}
+        now = now | {name: now[name].at[i].set(x) for name, x in (found | {"spread": scores.std()}).items()}
+    return now

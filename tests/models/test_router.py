@@ -9,6 +9,7 @@ import pytest
 
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.models import router
+from cerebra_jax.models.operators.decide import Decision
 from cerebra_jax.ops import spectral
 
 B, L, D = 3, 40, 8
@@ -62,9 +63,9 @@ def test_random_ignores_the_tokens_and_keeps_its_rate():
     many = jnp.zeros((200, L, D))
     share = decide(causal, many, key=jax.random.key(5), ex=jnp.arange(200)).wanted.mean()
     assert abs(float(share) - 0.3) < 0.02  # 4 standard deviations of 8000 draws
-    chiar, args = router.Decision(causal), (None, 1.0, 0.0, 1.0)
+    chiar, args = Decision(causal), (None, 1.0, 0.0, 0.0, 1.0)
     of = ((many, 0), (many + 1, 0), (many, 1))
-    wanted = [chiar.apply({}, x, *args, layer, jnp.arange(200))[0] for x, layer in of]
+    wanted = [chiar.apply({}, x, *args, layer, jnp.arange(200)).attention.wanted for x, layer in of]
     np.testing.assert_array_equal(wanted[0], wanted[1])
     assert abs(float(wanted[0].mean()) - 0.3) < 0.02 and 0.3 < float((wanted[0] != wanted[2]).mean()) < 0.5
 
@@ -135,8 +136,8 @@ def test_the_controls_of_chiar_look_at_other_entropies(dct):
     x32 = jnp.float32(x)
     for score, H_BxL in want.items():
         net = NetCfg(width=64, route=RouteCfg(mode="threshold", score=score, dct=dct))
-        module, X = router.Decision(net), spectral.dct(x32, dct)
-        wanted, _, _, got = module.apply({}, x32, X, 1.0, 0.87, 0.02, 0, jnp.zeros(1, int))
+        module, X = Decision(net), spectral.dct(x32, dct)
+        wanted, _, _, got = module.apply({}, x32, X, 1.0, 0.87, 0.87, 0.02, 0, jnp.zeros(1, int)).attention
         np.testing.assert_allclose(got, H_BxL, atol=2e-6)
         np.testing.assert_array_equal(wanted, got > 0.87)
     assert np.abs(np.corrcoef([H.ravel() for H in want.values()]) - np.eye(3)).max() < 0.5

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.ops.gates import expected_pairs, st_above
+from cerebra_jax.ops.gates import expected_pairs, st_above, st_argmax
 
 S = jnp.array([-2.0, -0.3, 0.1, 1.5])
 V = jnp.array([1.0, 2.0, 3.0, -1.0])
@@ -21,6 +21,17 @@ def test_backward_is_the_sigmoid_surrogate_and_not_zero():
     want = jax.grad(lambda s: jax.nn.sigmoid(s / 0.7) @ V)(S)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert jnp.abs(got).min() > 1e-2
+
+
+def test_the_choice_among_three_is_hard_with_the_gradient_of_a_softmax():
+    z = jnp.float32(np.random.RandomState(0).standard_normal((2, 7, 3)))
+    one = st_argmax(z, 0.7)
+    np.testing.assert_array_equal(one, np.asarray(z) == np.asarray(z).max(-1, keepdims=True))
+    w = jnp.float32(np.random.RandomState(1).standard_normal(z.shape))
+    got = jax.grad(lambda z: (st_argmax(z, 0.7) * w).sum())(z)
+    want = jax.grad(lambda z: (jax.nn.softmax(z / 0.7, axis=-1) * w).sum())(z)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert float(jnp.abs(got).min()) > 1e-6
 
 
 def test_expected_pairs_is_the_mean_over_all_outcomes():

@@ -65,3 +65,10 @@ def test_calibration_goes_layer_by_layer_through_the_decisions_below():
     np.testing.assert_allclose(got["tau"][0], first, rtol=1e-5)
     np.testing.assert_allclose(got["tau"][1], np.quantile(base * first, [1 / 3, 2 / 3]).mean(), rtol=1e-4)
     np.testing.assert_allclose(got["spread"], [both.std(), (base * first).std()], rtol=1e-4)
+
+
+def test_two_thresholds_are_calibrated_at_the_two_percentiles():
+    scores = np.random.RandomState(2).random((2, 900)).astype(np.float32)
+    start = {"tau": np.zeros(2, np.float32), "low": np.zeros(2, np.float32), "spread": np.ones(2, np.float32)}
+    got = thresholds.calibrate(lambda routing, batch: scores, start, [None])
+    np.testing.assert_allclose([got["low"], got["tau"]], np.quantile(scores, [1 / 3, 2 / 3], axis=1), rtol=1e-5)

@@ -40,7 +40,7 @@ def run(request: Request) -> None:
         from cerebra_jax.train.record.session import Session
 
         state = certificate.trained(cfg, task, workdir, screen.say, as_trained=True)
-        low, high = (1 / 3, 2 / 3) if share is None else (1 - share, 1 - share)
+        low, high = (1 / 3, 2 / 3) if share is None else (1 - share - route.rbf, 1 - share)
         static = "embeddings" in request.options
         found = frozen.measure(Session(cfg, task).model, state, batches, low, high, static)
         head = {"step": int(state.step), "data": request.options.get("data") or f"{task.dataset}, valid"}

@@ -17,6 +17,7 @@ from cerebra_jax.models import block, cerebra, chiar, compressor, router
 from cerebra_jax.models.compressor import light_width
 from cerebra_jax.models.decoding import cache
 from cerebra_jax.models.decoding.cache import Cache
+from cerebra_jax.models.operators import rbf
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dispatch import Layout
 from cerebra_jax.types import TokenCost
@@ -49,6 +50,8 @@ def _chiar_cache(net: NetCfg, L: int, ex_B) -> Cache:
             made["heavy"] = _keys(net, B, _memory(net, lay, L), L)
         if router.routed(net):
             made["used_BxS"] = jnp.zeros((B, len(lay.slots)), jnp.int32)
+        if net.route.rbf:
+            made["rbf"] = rbf.empty(net, B, L)
         return made
 
     rest = {"heavy": _keys(net, B, L, L)}
@@ -71,6 +74,8 @@ def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
             always[f"{layer}/filter"] = filtered
         if router.routed(net):
             always[f"{layer}/router"] = chiar.score_flops(net, 1)
+        if net.route.rbf:
+            always[f"{layer}/rbf"] = rbf.rows_flops(net, 1, carried=True)
         if mode != "always_compressed":
             always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
         always[f"{layer}/ffn"] = block.ffn_flops(net, 1)

@@ -24,6 +24,8 @@ PARTS: dict[str, Callable[[NetCfg, int, int], Parts]] = {
 
 def parts(net: NetCfg, L: int, vocab: int) -> Parts:
     """The operations of a model; UserError for one whose bytes are not known."""
+    if net.route.rbf and net.name == "chiar":
+        raise UserError("the bytes that the RBF mixer moves are not priced", "use objective.unit=flops")
     if net.name not in PARTS:
         raise UserError(f"the bytes that net.name={net.name} moves are not priced", "use objective.unit=flops")
     return PARTS[net.name](net, L, vocab)

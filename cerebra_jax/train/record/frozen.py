@@ -60,8 +60,9 @@ def measure(model: Any, state: TrainState, batches: list[Any], low: float, high:
         look = jax.jit(lambda params, ids_BxL: chiar.static_scores(model.net, params, ids_BxL))
         scores = [np.asarray(look(state.params, b["inputs_BxL"]))[np.asarray(b["w_BxL"]) > 0] for b in batches]
         scores = np.concatenate(scores)
-        tau, spread = np.quantile(scores, [low, high]).mean(), scores.std()
-        now = {"tau": np.full(R, tau, np.float32), "spread": np.full(R, spread, np.float32)}
+        cuts = np.quantile(scores, [low, high])
+        found = {"low": cuts[0], "tau": cuts[1]} if "low" in state.routing else {"tau": cuts.mean()}
+        now = {name: np.full(R, x, np.float32) for name, x in (found | {"spread": scores.std()}).items()}
     else:
         score = lambda routing, batch: of_real(routing, batch)[0]  # noqa: E731
         now = jax.device_get(thresholds.calibrate(score, state.routing, batches, low, high))
