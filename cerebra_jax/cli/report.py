@@ -8,10 +8,12 @@ from typing import NoReturn
 
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, page, plots, runs, tables
+from cerebra_jax.report.look import uses
 
 USAGE = (
     "report RUN… [--by-folder] [--brief] [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] "
-    "[--runs-csv=FILE] [--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg]"
+    "[--runs-csv=FILE] [--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg] "
+    "[--uses=FILE.svg]"
 )
 
 
@@ -29,7 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--brief", action="store_true")
     parser.add_argument("--baseline", default="", metavar="GROUP")
     parser.add_argument("--into", default="", metavar="FILE.md[#NAME]")
-    for name in ("csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets"):
+    for name in ("csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets", "uses"):
         parser.add_argument(f"--{name}", type=Path)
     return parser.parse_args(argv)
 
@@ -55,9 +57,12 @@ def run(argv: list[str]) -> None:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(make(), encoding="utf-8")
-    for path, draw in ((args.plot, plots.curves), (args.pareto, plots.front), (args.budgets, plots.budgets)):
+    figures = ((args.plot, plots.curves), (args.pareto, plots.front), (args.budgets, plots.budgets))
+    for path, draw in (*figures, (args.uses, uses.draw)):
         if path:
             draw(groups, path)
+    if args.uses:
+        print("\n" + uses.markdown(groups))
     if args.into:
         _insert(args.into, text)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from cerebra_jax.report import plots
+from cerebra_jax.report.look import uses
 from cerebra_jax.report.runs import Groups
 from cerebra_jax.report.tables import run_rows
 
@@ -47,6 +48,7 @@ def html(groups: Groups, rows: Sequence[Sequence[str]], under: Sequence[str]) ->
         table(rows),
         "<ul>\n" + "".join(f"<li>{escape(note)}</li>\n" for note in under) + "</ul>\n",
         *(_figure(name, draw, groups) for name, draw in _figures(groups).items()),
+        *([table(uses.rows(groups))] if uses.used(groups) else []),
         "<h2>Runs</h2>\n",
         table([list(runs[0]), *([_short(value) for value in row.values()] for row in runs)]),
         "</body>\n</html>\n",
@@ -64,7 +66,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def _figures(groups: Groups) -> Mapping[str, object]:
     found = {"Quality against cost": plots.front, "Loss against training compute": plots.curves}
-    return found | ({"Budgets": plots.budgets} if plots.budgeted(groups) else {})
+    found |= {"Budgets": plots.budgets} if plots.budgeted(groups) else {}
+    return found | ({"Operators over training": uses.draw} if uses.used(groups) else {})
 
 
 def _figure(name: str, draw, groups: Groups) -> str:

@@ -50,3 +50,12 @@ def test_recall_compares_cerebra_with_chance_and_an_oracle_of_the_same_program(a
     for wrong in ("mqar-", "mqar-x", "copy", "128"):
         with pytest.raises(UserError, match="TASK-LENGTH"):
             models("recall", wrong)
+
+
+def test_the_study_of_collapse_has_three_operators_in_every_point():
+    found = models("routing_collapse", "smoke")
+    rows = {f"{mode}{reward}" for mode in ("threshold", "hard", "soft") for reward in ("", "+reward")}
+    assert set(found) == rows
+    for name, model in found.items():
+        assert model.cost.executed["layer_01/rbf"] > 0 and model.net.route.mode == name.partition("+")[0]
+        assert (model.net.route.collapse > 0) == name.endswith("+reward")
