@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cerebra_jax.report import page
-from cerebra_jax.report.look.pieces import Piece, invisible, pieces, visible
+from cerebra_jax.report.look.pieces import JOINER, Piece, invisible, pieces, visible
 
 BAND = 48  # tokens side by side in the matrix
 WORD = 12  # characters of a token above its column
@@ -166,7 +166,7 @@ def _matrix(found: dict[str, Any], kept_RxT: np.ndarray, cut: list[Piece]) -> It
         yield '<table>\n<tr class="h"><th>layer</th>'
         for text, tokens in band:
             across = f' colspan="{len(tokens)}"' if len(tokens) > 1 else ""
-            word = visible(text) if text else START
+            word = visible(text, JOINER if len(text) > 1 else "") if text else START
             down = ' class="u"' if len(word) > 1 + len(tokens) else ""
             yield f"<th{across}><bdi{down}>{escape(_short(word))}</bdi></th>"
         yield "</tr>\n"

@@ -59,9 +59,9 @@ def invisible(c: str) -> bool:
     return unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cn", "Co", "Cs")
 
 
-def visible(text: str) -> str:
-    """The text on one line with a sign for each space and for each character that cannot be seen."""
-    return "".join(map(_sign, text))
+def visible(text: str, keep: str = "") -> str:
+    """The text on one line with a sign for each space and for each character that cannot be seen, but those to keep."""
+    return "".join(c if c in keep else _sign(c) for c in text)
 
 
 def _sign(c: str) -> str:

@@ -14,17 +14,20 @@ from cerebra_jax.report.look import ranks
 from cerebra_jax.report.look.ranks import Interval
 
 DECISIONS = ("kept", "score")
+GROUPS = 64  # that windows form for intervals, where there are more: neighbours hang together a little too
 
 
 def correlations(
     decided: Mapping[str, np.ndarray], features: Mapping[str, np.ndarray], window_N: np.ndarray
 ) -> dict[str, dict[str, list[Interval]]]:
     """{decision: {feature: [ρ of each routed layer]}}; decisions are (R, N), a feature is (N,), or (R, N) where it
-    differs between the layers. N tokens, window_N says of which window each is."""
+    differs between the layers. N tokens, window_N says of which window each is, ascending."""
+    windows, group_N = np.unique(window_N, return_inverse=True)
+    group_N = group_N * min(GROUPS, len(windows)) // len(windows)
     found: dict[str, dict[str, list[Interval]]] = {name: {} for name in decided}
-    layers = {name: [ranks.unit_ranks(x_N, window_N) for x_N in x_RxN] for name, x_RxN in decided.items()}
+    layers = {name: [ranks.unit_ranks(x_N, group_N) for x_N in x_RxN] for name, x_RxN in decided.items()}
     for feature, x in features.items():
-        own = [ranks.unit_ranks(x_N, window_N) for x_N in np.atleast_2d(x)]
+        own = [ranks.unit_ranks(x_N, group_N) for x_N in np.atleast_2d(x)]
         for name, of_layers in layers.items():
             both = zip(of_layers, own * len(of_layers) if len(own) == 1 else own, strict=True)
             found[name][feature] = [ranks.spearman(a, b) for a, b in both]
@@ -75,7 +78,7 @@ def tables(found: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
     share = ["share kept", *(f"{x:.3f}" for x in found["kept"])]
     plain = ["relative to the window's mean", *(_text(row["difference"]) for row in found["gradients"])]
     level = ["at equal position", *(_text(row["same_position"]) for row in found["gradients"])]
-    ps = ["p, Holm over the layers", *("–" if row["p"] is None else f"{row['p']:.2g}" for row in found["gradients"])]
+    ps = ["p, Holm over the layers", *(_p(row["p"]) for row in found["gradients"])]
     pairs = ["windows with both", *(str(row["windows"]) for row in found["gradients"])]
     title = f"‖∂loss/∂input‖ of tokens on the {found['paths'][0]} path − that of the others"
     yield title, [["", *layers], share, plain, level, ps, pairs]
@@ -95,6 +98,10 @@ def notes(found: Mapping[str, Any]) -> Iterator[str]:
     shares = ", ".join(f"{name} {share:.3f}" for name, share in found["shares"].items())
     yield f"shares of the tokens: {shares}"
     yield from found["notes"]
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else f"{p:.2g}" if p > 1e-12 else "< 1e-12"
 
 
 def _text(found: Sequence[float | None]) -> str:

@@ -47,6 +47,15 @@ def test_intervals_cover_where_the_tokens_of_a_window_hang_together():
     assert 0.91 <= held / runs <= 0.99 and narrow / runs < 0.85
 
 
+def test_many_windows_form_groups_of_neighbours():
+    rng = np.random.RandomState(8)
+    x, y, window = rng.standard_normal((1, 600)), rng.standard_normal(600), np.repeat(np.arange(300), 2)
+    [found] = routing.correlations({"kept": x}, {"y": y}, window)["kept"]["y"]
+    assert np.allclose(found, rho(x[0], y, window * routing.GROUPS // 300))
+    [few] = routing.correlations({"kept": x[:, :60]}, {"y": y[:60]}, 7 * window[:60])["kept"]["y"]
+    assert np.allclose(few, rho(x[0, :60], y[:60], window[:60]))
+
+
 def test_intervals_cover_the_true_difference_of_gradients():
     rng, held, runs, W, L = np.random.RandomState(4), 0, 300, 25, 20
     real = np.ones((W, L), bool)
