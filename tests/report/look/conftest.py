@@ -13,10 +13,27 @@ from cerebra_jax.tasks.text import reading, tokenizer
 TEXT = "The cat sat on the mat; it is 12 years old. Der Hügel, naïve 😀 — <unk> and don't!\n"
 
 
+class Coarse:
+    """Seven bytes a token, whatever they are: whole tags, and characters cut in two."""
+
+    bos = -1
+
+    def encode_each(self, texts: list[str]) -> list[np.ndarray]:
+        self.data = texts[0].encode()
+        return [np.arange(-(-len(self.data) // 7))]
+
+    def pieces(self, ids: list[int]) -> list[bytes]:
+        return [b"" if i == self.bos else self.data[7 * i : 7 * i + 7] for i in ids]
+
+
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, Any]:
-    """Bytes, and a small BPE that splits most characters outside of ASCII."""
-    return {"bytes": tokenizer.Bytes(), "bpe": tokenizer.Bpe(tokenizer.train_bpe([TEXT.encode() * 20], 300), "bpe")}
+    """Bytes, long pieces, and a small BPE that splits most characters outside of ASCII."""
+    return {
+        "coarse": Coarse(),
+        "bytes": tokenizer.Bytes(),
+        "bpe": tokenizer.Bpe(tokenizer.train_bpe([TEXT.encode() * 20], 300), "bpe"),
+    }
 
 
 @pytest.fixture(scope="session")
