@@ -177,7 +177,7 @@ def _routing(net: NetCfg) -> None:
         "use shares whose sum is at most 1",
     )
     need(
-        route.rbf == 0.0 or (route.floor == 0.0 and route.ceiling == 1.0) or route.mode == "threshold",
+        route.rbf == 0.0 or (route.floor == 0.0 and route.ceiling == 1.0) or route.mode not in ("hard", "soft"),
         "net.route.floor or net.route.ceiling is set for a choice among three operators",
         "use net.route.floor=0 and net.route.ceiling=1",
     )

@@ -197,13 +197,14 @@ def twin(cfg: RunCfg, vocab: int) -> RunCfg:
     if kind == "random":
         named = f"twin is random, but {cfg.net.name} routes nothing"
         checks.need(cfg.net.name in checks.ROUTED, named, "use twin=dense or twin=equal_flops")
-        route = dataclasses.replace(cfg.net.route, mode="random", score="spectral")
+        route = dataclasses.replace(cfg.net.route, mode="random", score="spectral", collapse=0.0)
         cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
         checks.together(cfg)
         return cfg
     if cfg.net.name == "transformer":
         raise UserError(f"twin is {kind} of a dense Transformer", "it is its own: use twin='', or a routed net.name")
-    net = dataclasses.replace(cfg.net, name="transformer")
+    route = dataclasses.replace(cfg.net.route, score="spectral", rbf=0.0, collapse=0.0)  # of chiar alone
+    net = dataclasses.replace(cfg.net, name="transformer", route=route)
     if kind == "equal_flops":
         target = MODELS[cfg.net.name].cost(cfg.net, cfg.task.seq_len, vocab).executed_flops
         net = _shrunk(net, cfg.task.seq_len, vocab, target)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from cerebra_jax import checks
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import build
 
@@ -37,6 +38,16 @@ def test_the_random_router_of_chiar_keeps_its_rate_in_its_program(tiny_cfg):
     route = dataclasses.replace(cfg.net.route, score="spectral")
     plain = dataclasses.replace(cfg, twin="", net=dataclasses.replace(cfg.net, route=route))
     assert build.build(random, V).cost == build.build(plain, V).cost
+
+
+@pytest.mark.parametrize("kind", ["dense", "equal_flops", "random"])
+@pytest.mark.parametrize("keys", [
+    {"mode": "hard", "rbf": 0.3, "collapse": 0.1}, {"score": "raw", "rbf": 0.2, "floor": 0.1},
+    {"score": "permuted", "collapse": 0.1}])  # fmt: skip
+def test_every_chiar_has_twins_that_are_configurations_themselves(tiny_cfg, kind, keys):
+    found = build.twin(tiny_cfg({"twin": kind, "net.route": keys}), V)
+    checks.together(found)
+    assert build.twin(found, V) == found and executed(found) > 0
 
 
 def test_the_other_twins_change_one_thing(tiny_cfg):
