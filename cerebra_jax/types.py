@@ -56,7 +56,8 @@ class Aux(NamedTuple):
     hard_B: jax.Array  # relative FLOPs of the decisions taken, per example
     stats: dict[str, jax.Array]  # name -> (R, B), or (B,), per example; averaged over real examples, all devices
     observed: dict[str, jax.Array]  # name -> (R, B) per example: what the routing state follows
-    scores: dict[str, jax.Array]  # "score" -> (R, B, L) what the routers looked at; the compiler drops it where unused
+    scores: dict[str, jax.Array]  # "score" -> (R, B, L) what the routers looked at; the compiler drops it where unused;
+    # "kept", "mixed" -> bool, (R, B, L): took the heavy path, or CHIAR's RBF mixer where there is one
     losses: dict[str, jax.Array]  # name -> (B,) auxiliary losses with their weights in; their sum joins the objective
 
 

@@ -96,6 +96,7 @@ class Chiar(nn.Module):
             hard_B += y.pop("hard_B").sum(0)
             observed = {name: y.pop(name) for name in routing}
             scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
+            scores |= {"mixed": y.pop("mixed")} if net.route.rbf else {}
             stats |= y | {"score": scores["score"].mean(2)}
         if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
             hard_B = jnp.full(B, router.kept_cost(net, L, each, 1.0), jnp.float32)

@@ -46,7 +46,8 @@ def look(model: Model, variables: Any, batch: Batch, count: int) -> Looked:
     vocab, flops, dense = model.module.vocab, [], 0
     for b in range(B):
         n = min(L, count - b * L)
-        one, whole = token_flops(model.net, vocab, kept_RxBxL[:, b, :n])
+        mixed_RxL = np.asarray(scores["mixed"])[:, b, :n] if "mixed" in scores else None
+        one, whole = token_flops(model.net, vocab, kept_RxBxL[:, b, :n], mixed_RxL)
         flops.append(one)
         dense += whole
     return Looked(
@@ -59,15 +60,17 @@ def look(model: Model, variables: Any, batch: Batch, count: int) -> Looked:
     )
 
 
-def token_flops(net: NetCfg, vocab: int, kept_RxL: np.ndarray) -> tuple[np.ndarray, int]:
+def token_flops(net: NetCfg, vocab: int, kept_RxL: np.ndarray, mixed_RxL: np.ndarray | None = None):
     """-> ((L,) forward FLOPs of each token, those of the dense Transformer for all L of them).
 
-    A token pays its share of what no decision changes; where it is kept, its own projections and every key it sees.
-    Their sum is `router.decided`'s price, hard_B.
+    A token pays its share of what no decision changes; where it is kept, its own projections and every key it sees;
+    where it takes an RBF mixer, that. Their sum is `router.decided`'s price, hard_B.
     """
     L = kept_RxL.shape[1]
     each, dense = MODELS[net.name].decisions(net, L, vocab), transformer.cost(net, L, vocab).model_flops
     keys_RxL = kept_RxL if net.route.kv == "routed" else np.ones_like(kept_RxL)
     seen_RxL = keys_RxL.cumsum(1) if net.causal else np.broadcast_to(keys_RxL.sum(1, keepdims=True), keys_RxL.shape)
     relative_L = each.fixed / L + (kept_RxL * (each.token + each.pair * seen_RxL)).sum(0)
+    if mixed_RxL is not None:
+        relative_L += each.mixed * mixed_RxL.sum(0)
     return dense * relative_L, dense

@@ -85,6 +85,7 @@ class RoutedLayer(nn.Module):
         if choice.rbf:
             y["expected_B"] += self.each.mixed * choice.rbf.p.sum(1)
             y["hard_B"] += self.each.mixed * rbf_kept.astype(jnp.float32).sum(1)
+            y["mixed"] = rbf_kept
             y["overflow"] += (choice.rbf.wanted.astype(jnp.float32) - rbf_kept).mean(1)
         if route.mode == "threshold" or not (choice.rbf or route.mode == "random"):
             y |= {"tau": threshold_for(route, flat, rate), "spread": flat.std(axis=1)}

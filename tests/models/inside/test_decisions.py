@@ -13,6 +13,7 @@ from cerebra_jax.tasks.text import reading
 V, L = 40, 32
 ROUTERS = [
     {"net.name": "chiar", "net.scan": True},
+    {"net.name": "chiar", "net.route": {"mode": "hard", "rbf": 0.4, "kv": "routed"}},
     {"net.name": "cerebra", "net.route.kv": "routed"},
     {"net.name": "cerebra", "net.causal": False, "net.route.kv": "routed", "task.name": "listops"},
     {"net.name": "mod", "net.depth": 4},
@@ -39,7 +40,8 @@ def test_decisions_are_the_full_passes_and_cost_what_the_model_says(keys, tiny_c
     np.testing.assert_allclose(found.flops_T[:L].sum(), dense[0] * aux.hard_B[0], rtol=1e-5)
     each = models.MODELS[model.name].decisions(net, rest, V)
     layers = [router.decided(net, jnp.asarray(kept_L[None, L:], float), rest, each)[0] for kept_L in found.kept_RxT]
-    np.testing.assert_allclose(found.flops_T[L:].sum(), dense[1] * (each.fixed + sum(layers)), rtol=1e-5)
+    mixed = each.mixed * np.asarray(aux.scores["mixed"])[:, 1, :rest].sum() if net.route.rbf else 0.0
+    np.testing.assert_allclose(found.flops_T[L:].sum(), dense[1] * (each.fixed + sum(layers) + mixed), rtol=1e-5)
     assert found.dense_flops == sum(dense)
     assert found.program_flops == 2 * model.cost.executed_flops
     assert found.program_dense_flops == 2 * model.dense.executed_flops
