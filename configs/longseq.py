@@ -6,9 +6,10 @@ python -m cerebra_jax.main --config=configs/longseq.py[:PART[-PART…]] [--confi
     model   cerebra (default) | oracle | random | dense | window | ssm | lstm          smoke: ends in seconds
 
 masked and `encoder` are read whole, by an encoder with top-k; the others are causal. oracle and random are cerebra with
-its slots, filled by what the task says its answers need (the best a router could do) or by chance. The slots hold all
-of that where net.route.rate (0.25) is its share of L or more: 3 task.pairs of mqar, 2 of selective and masked;
-`overflow` in metrics.jsonl says what found none. copy needs every token: no oracle there.
+its slots, filled by what the task says its answers need (the best a router could do) or by chance. A causal cerebra
+ends at half of the dense FLOPs (objective.budget), an encoder keeps a quarter of the tokens (net.route.rate). What the
+answers need is 3 task.pairs of mqar, 2 of selective and masked; `overflow` in metrics.jsonl says what found no slot.
+copy needs every token: no oracle there.
 """
 
 from cerebra_jax import config
@@ -42,17 +43,22 @@ def get_config(arg: str = ""):
     c.net.init_std = 0.125  # width^-0.5: with 0.02 no model left the plateau of guessing a token seen before
     if c.net.name in ("cerebra", "transformer"):
         c.net.local = 4  # what follows a key belongs to it; every model gets its neighbours (Arora et al. 2024)
-    # 0.46 of the dense FLOPs are executed at L = 128
     c.net.route.part, c.net.route.kv, c.net.compress.s = "block", "routed", 0.25
     if c.net.name == "cerebra":
         c.net.route.mode = next((p for p in parts if p in ROUTERS), "threshold" if c.net.causal else "topk")
     if c.net.route.mode == "oracle" and c.task.kind == "copy":
         raise UserError("copy needs every token, so an oracle keeps all", "use oracle with another task")
-    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "3000 steps", 64, 2e-3, "0.05 frac"
+    if c.net.name == "cerebra" and c.net.causal:
+        # all heavy until the answers are learnt, then ever fewer: from the start at its rate the router learns nothing
+        c.objective.budget, c.objective.warm, c.objective.ramp, c.objective.buckets = 0.5, "0.35 frac", "0.4 frac", 5
+        c.net.route.tau = "learned"
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "4000 steps", 64, 2e-3, "0.05 frac"
     c.train.weight_decay = 0.01
     c.train.eval_every, c.train.checkpoint_every, c.train.log_every = "0.25 frac", "0.25 frac", "0.05 frac"
     if "smoke" in parts:
         c.task.seq_len, c.task.pairs, c.net.width, c.net.ffn_width = 64, 4, 32, 64
+        c.objective.budget = 0.75 if c.objective.budget else 0.0  # what 64 tokens can reach
+        c.objective.buckets = 2
         c.train.duration, c.train.batch_size = "40 steps", 8
         c.train.eval_every, c.train.checkpoint_every = "40 steps", "20 steps"
     return c

@@ -7,9 +7,8 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py:selective --d
     mqar-L, selective-L   any other L: of mqar L/16 pairs and a vocabulary that filler leaves room in
     smoke                 mqar in seconds
 
-21 runs: 7 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=... for another). The
-heavy path has a quarter of the tokens (net.route.rate), which is room for all that MQAR needs: 3 L/16. The window is
-L/4.
+21 runs: 7 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=... for another).
+Cerebra, the oracle and chance begin with every token on the heavy path and end at half the dense FLOPs. Window: L/4.
 """
 
 from cerebra_jax.errors import UserError
