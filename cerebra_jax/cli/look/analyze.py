@@ -91,7 +91,7 @@ def _facts(request: Request, windows: int) -> dict[str, Any]:
         "shares": shares,
         "correlations": routing.correlations(decided, features, window_N),
         "gradients": routing.gradients(norm, kept, real_WxL),
-        "notes": [task.notice] if task.notice else [],
+        "notes": [s.notice] if s.notice else [],
     })  # fmt: skip
 
 

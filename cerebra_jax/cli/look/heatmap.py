@@ -77,23 +77,26 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
     variables = {"params": state.params, "routing": state.routing}
     found = decisions.look(s.model, variables, read.batch, len(read.ids))
     net, L = s.model.net, task.shape.seq_len
+    paths = PATHS[net.name] + (("RBF mixer",) if net.route.rbf else ())
     layers = list(models.MODELS[net.name].layers(net))
     unseen = len(text[read.spans[-1][1] :].strip())
     notes = [f"of the layers 0 to {net.depth - 1}, those not shown decide nothing"] if len(layers) < net.depth else []
     notes += [f"a window holds {L:,} tokens: the last {unseen:,} characters are not seen"] if unseen else []
-    notes += ["net.route.mode=soft: every token takes both paths"] if net.route.mode == "soft" else []
+    notes += ["net.route.mode=soft: every token takes all paths"] if net.route.mode == "soft" else []
+    notes += [s.notice] if s.notice else []
     return {
         "run": str(request.workdir),
         "steps": int(state.step),
         "model": net.name,
         "route": net.route.mode,
-        "paths": PATHS[net.name],
+        "paths": paths,
         "text": text,
         "L": L,
         "layers": layers,
         "ids": [int(i) for i in read.ids],
         "spans": read.spans,
         "kept": found.kept_RxT.astype(int).tolist(),
+        "mixed": found.mixed_RxT.astype(int).tolist(),
         "scores": [[float(f"{score:.4g}") for score in row] for row in found.score_RxT],
         "flops": [round(float(x)) for x in found.flops_T],
         "dense_flops": found.dense_flops,

@@ -20,6 +20,7 @@ class Looked(NamedTuple):
 
     score_RxT: np.ndarray  # float32, what the routers looked at
     kept_RxT: np.ndarray  # bool: took the heavy path
+    mixed_RxT: np.ndarray  # bool: of the others, took CHIAR's RBF mixer
     flops_T: np.ndarray  # forward FLOPs of each token by the decisions taken
     dense_flops: int  # of the dense Transformer of the same shape, for the same tokens
     program_flops: int  # what the program ran for them, counted: static capacities and padding included
@@ -42,17 +43,18 @@ def look(model: Model, variables: Any, batch: Batch, count: int) -> Looked:
 
     scores = decide(variables, batch)
     score_RxBxL, kept_RxBxL = np.asarray(scores["score"]), np.asarray(scores["kept"])
+    mixed_RxBxL = np.asarray(scores.get("mixed", np.zeros_like(kept_RxBxL)))
     R, B, L = kept_RxBxL.shape
     vocab, flops, dense = model.module.vocab, [], 0
     for b in range(B):
         n = min(L, count - b * L)
-        mixed_RxL = np.asarray(scores["mixed"])[:, b, :n] if "mixed" in scores else None
-        one, whole = token_flops(model.net, vocab, kept_RxBxL[:, b, :n], mixed_RxL)
+        one, whole = token_flops(model.net, vocab, kept_RxBxL[:, b, :n], mixed_RxBxL[:, b, :n])
         flops.append(one)
         dense += whole
     return Looked(
         score_RxBxL.reshape(R, -1)[:, :count],
         kept_RxBxL.reshape(R, -1)[:, :count],
+        mixed_RxBxL.reshape(R, -1)[:, :count],
         np.concatenate(flops),
         dense,
         jaxpr.count(logits, variables, batch).flops,
@@ -60,17 +62,15 @@ def look(model: Model, variables: Any, batch: Batch, count: int) -> Looked:
     )
 
 
-def token_flops(net: NetCfg, vocab: int, kept_RxL: np.ndarray, mixed_RxL: np.ndarray | None = None):
+def token_flops(net: NetCfg, vocab: int, kept_RxL: np.ndarray, mixed_RxL: np.ndarray) -> tuple[np.ndarray, int]:
     """-> ((L,) forward FLOPs of each token, those of the dense Transformer for all L of them).
 
     A token pays its share of what no decision changes; where it is kept, its own projections and every key it sees;
-    where it takes an RBF mixer, that. Their sum is `router.decided`'s price, hard_B.
+    where it takes the RBF mixer, that. Their sum is hard_B.
     """
     L = kept_RxL.shape[1]
     each, dense = MODELS[net.name].decisions(net, L, vocab), transformer.cost(net, L, vocab).model_flops
     keys_RxL = kept_RxL if net.route.kv == "routed" else np.ones_like(kept_RxL)
     seen_RxL = keys_RxL.cumsum(1) if net.causal else np.broadcast_to(keys_RxL.sum(1, keepdims=True), keys_RxL.shape)
-    relative_L = each.fixed / L + (kept_RxL * (each.token + each.pair * seen_RxL)).sum(0)
-    if mixed_RxL is not None:
-        relative_L += each.mixed * mixed_RxL.sum(0)
+    relative_L = each.fixed / L + (kept_RxL * (each.token + each.pair * seen_RxL) + mixed_RxL * each.mixed).sum(0)
     return dense * relative_L, dense

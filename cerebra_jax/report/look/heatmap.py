@@ -19,6 +19,7 @@ from cerebra_jax.report.look.pieces import JOINER, Piece, invisible, pieces, vis
 BAND = 48  # tokens side by side in the matrix
 WORD = 12  # characters of a token above its column
 START = "⟨start⟩"
+MIXED = "R"  # of CHIAR's RBF mixer, the third path of some runs
 # background and ink, lighter to darker: not kept with the lowest to the highest scores; kept; kept in few to all layers
 LIGHT = (("#f7fbff", "#222"), ("#e6eff8", "#222"), ("#d2e3f3", "#222"), ("#bcd5ec", "#222"), ("#a3c5e4", "#222"))
 HEAVY = (("#fdc98f", "#222"), ("#f6ae63", "#222"), ("#de7e22", "#111"), ("#b85a0b", "#fff"), ("#8f4000", "#fff"))
@@ -47,7 +48,7 @@ def html(found: dict[str, Any]) -> str:
     parts = [
         page.head(title, _STYLE + "".join(_rules(layers))),
         "<ul>\n" + "".join(f"<li>{escape(line)}</li>\n" for line in summary(found)) + "</ul>\n",
-        _key(found["paths"]),
+        _key(found),
         *_views(layers),
         '<div class="t">',
         *_text(found, kept_RxT, cut),
@@ -96,14 +97,17 @@ def _rules(layers: Sequence[int]) -> Iterator[str]:
         yield f"#v{i}:checked ~ .b .r{i} th {{ font-weight: bold; text-decoration: underline; }}\n"
 
 
-def _key(paths: Sequence[str]) -> str:
+def _key(found: dict[str, Any]) -> str:
+    paths = found["paths"]
     shares = "".join(f'<span class="m{i}">{word}</span>' for i, word in
                      enumerate(("no layer", "few", "some", "most", "every layer")))  # fmt: skip
     heavy = "".join(f'<span class="{c}">{_letter(paths)}</span>' for c in "ABCDE")
     light = "".join(f'<span class="{c}">·</span>' for c in "abcde")
+    mixed = f"{MIXED} {escape(paths[2])}, " if len(paths) > 2 else ""
     return (
         f'<p class="key">Text: {shares} took the {escape(paths[0])} path, or underlined: this layer did. Matrix: '
-        f"{heavy} {escape(paths[0])}, {light} {escape(paths[1])}; the darker, the higher the score in its layer.</p>\n"
+        f"{heavy} {escape(paths[0])}, {mixed}{light} {escape(paths[1])}; the darker, the higher the score in its "
+        "layer.</p>\n"
     )
 
 
@@ -140,10 +144,11 @@ def _text(found: dict[str, Any], kept_RxT: np.ndarray, cut: list[Piece]) -> Iter
 
 def _told(found: dict[str, Any], t: int) -> str:
     """A token in words: its number and id, its FLOPs, path and score in each layer."""
-    heavy, light = (path[0].upper() for path in found["paths"])
-    light = "·" if light == heavy else light.lower()
-    rows = zip(found["layers"], found["kept"], found["scores"], strict=True)
-    lines = [f"{i} {heavy if kept[t] else light} {score[t]:.3g}" for i, kept, score in rows]
+    heavy, light = found["paths"][0][0].upper(), found["paths"][1][0]
+    rows = zip(found["layers"], found["kept"], found["mixed"], found["scores"], strict=True)
+    lines = [
+        f"{i} {heavy if kept[t] else MIXED if mixed[t] else light} {score[t]:.3g}" for i, kept, mixed, score in rows
+    ]
     return f"token {t} · id {found['ids'][t]} · {found['flops'][t]:,.0f} FLOPs\n" + "\n".join(lines)
 
 
@@ -161,7 +166,7 @@ def _mark(text: str) -> str:
 
 def _matrix(found: dict[str, Any], kept_RxT: np.ndarray, cut: list[Piece]) -> Iterator[str]:
     names = np.array([*"abcdeABCDE"])[levels(np.asarray(found["scores"])) + 5 * kept_RxT]
-    letter = _letter(found["paths"])
+    letters = np.where(kept_RxT, _letter(found["paths"]), np.where(np.asarray(found["mixed"], bool), MIXED, ""))
     for band in bands([p for p in cut if p.tokens], BAND):
         yield '<table>\n<tr class="h"><th>layer</th>'
         for text, tokens in band:
@@ -172,7 +177,7 @@ def _matrix(found: dict[str, Any], kept_RxT: np.ndarray, cut: list[Piece]) -> It
         yield "</tr>\n"
         numbers = [t for piece in band for t in piece.tokens]
         for r, i in enumerate(found["layers"]):
-            cells = (f'<td class="{names[r, t]}">{letter if kept_RxT[r, t] else ""}</td>' for t in numbers)
+            cells = (f'<td class="{names[r, t]}">{letters[r, t]}</td>' for t in numbers)
             yield f'<tr class="r{i}"><th>layer {i}</th>{"".join(cells)}</tr>\n'
         yield "</table>\n"
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from cerebra_jax.report.look.heatmap import START, bands, summary
 from cerebra_jax.report.look.pieces import Piece, invisible, pieces, visible
 
-KEPT, LEFT, SAME, WIDE = "█", "·", "┄", "□"
+KEPT, MIXED, LEFT, SAME, WIDE = "█", "▒", "·", "┄", "□"
 
 
 def lines(found: dict[str, Any], width: int) -> Iterator[Text]:
@@ -28,8 +28,9 @@ def lines(found: dict[str, Any], width: int) -> Iterator[Text]:
     for band in bands([p for p in cut if p.tokens], max(8, width - side)):
         yield Text(" " * side + "".join(map(_heading, band)))
         numbers = [t for piece in band for t in piece.tokens]
-        for i, kept_T in zip(found["layers"], kept_RxT, strict=True):
-            yield Text(f"layer {i} ".ljust(side) + "".join(KEPT if kept_T[t] else LEFT for t in numbers))
+        for i, kept_T, mixed_T in zip(found["layers"], kept_RxT, found["mixed"], strict=True):
+            marks = (KEPT if kept_T[t] else MIXED if mixed_T[t] else LEFT for t in numbers)
+            yield Text(f"layer {i} ".ljust(side) + "".join(marks))
 
 
 def _text(kept_RxT: np.ndarray, cut: list[Piece]) -> Iterator[Text]:

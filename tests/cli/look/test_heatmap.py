@@ -55,7 +55,14 @@ def test_nothing_of_a_text_can_steer_a_terminal(facts_of):
 def facts_of():
     def make(text: str):
         n = len(text)
-        flat = {"kept": [[1] * n], "scores": [[0.0] * n], "flops": [1] * n, "layers": [1], "ids": [0] * n}
+        flat = {
+            "kept": [[1] * n],
+            "mixed": [[0] * n],
+            "scores": [[0.0] * n],
+            "flops": [1] * n,
+            "layers": [1],
+            "ids": [0] * n,
+        }
         about = {"run": "r", "steps": 1, "model": "chiar", "paths": ["attention", "filter"], "L": 99, "unseen": 0}
         costs = {"dense_flops": n, "program_flops": 1, "program_dense_flops": 1, "notes": []}
         return {"text": text, "spans": [[i, i + 1] for i in range(n)]} | flat | about | costs

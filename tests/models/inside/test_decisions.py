@@ -40,8 +40,10 @@ def test_decisions_are_the_full_passes_and_cost_what_the_model_says(keys, tiny_c
     np.testing.assert_allclose(found.flops_T[:L].sum(), dense[0] * aux.hard_B[0], rtol=1e-5)
     each = models.MODELS[model.name].decisions(net, rest, V)
     layers = [router.decided(net, jnp.asarray(kept_L[None, L:], float), rest, each)[0] for kept_L in found.kept_RxT]
-    mixed = each.mixed * np.asarray(aux.scores["mixed"])[:, 1, :rest].sum() if net.route.rbf else 0.0
-    np.testing.assert_allclose(found.flops_T[L:].sum(), dense[1] * (each.fixed + sum(layers) + mixed), rtol=1e-5)
+    mixed = found.mixed_RxT[:, L:].sum()
+    assert bool(found.mixed_RxT.any()) == (net.route.rbf > 0) and not (found.mixed_RxT & found.kept_RxT).any()
+    want = dense[1] * (each.fixed + sum(layers) + mixed * each.mixed)
+    np.testing.assert_allclose(found.flops_T[L:].sum(), want, rtol=1e-5)
     assert found.dense_flops == sum(dense)
     assert found.program_flops == 2 * model.cost.executed_flops
     assert found.program_dense_flops == 2 * model.dense.executed_flops
@@ -51,7 +53,7 @@ def test_a_kept_token_costs_more_and_later_ones_see_more(tiny_cfg):
     net = tiny_cfg({"net.name": "chiar", "task.seq_len": L}).net
     kept = np.zeros((1, L), bool)
     kept[0, [3, 20]] = True
-    flops, _ = decisions.token_flops(net, V, kept)
+    flops, _ = decisions.token_flops(net, V, kept, np.zeros_like(kept))
     left = flops[~kept[0]]
     assert np.ptp(left) == 0 and flops[20] > flops[3] > left[0]
     assert np.isclose(flops[20] - flops[3], 17 * 4 * net.width)

@@ -80,6 +80,7 @@ def test_every_token_has_its_column_and_joined_ones_share_a_heading(facts, token
     rows = Page(heatmap.html(made)).rows
     cells = [[cell for row in rows if row[0][1] == f"layer {i}" for cell in row[1:]] for i in made["layers"]]
     assert [[text == "A" for _, text in layer] for layer in cells] == np.asarray(made["kept"], bool).tolist()
+    assert [[text == "R" for _, text in layer] for layer in cells] == np.asarray(made["mixed"], bool).tolist()
     assert all((attrs["class"].isupper()) == (text == "A") for layer in cells for attrs, text in layer)
     heads = [cell for row in rows if row[0][1] == "layer" for cell in row[1:]]
     assert sum(int(attrs.get("colspan", 1)) for attrs, _ in heads) == len(made["ids"])
@@ -97,7 +98,8 @@ def test_the_view_of_a_layer_shows_what_it_kept(facts, tokenizers):
         assert [f"s{layer}" in names.split() for names in classes] == [any(k) and not all(k) for k in some]
     share = [np.mean(np.array(made["kept"])[:, a:b]) for a, b in zip(ends, ends[1:], strict=False)]
     assert [names[:2] == "m0" for names in classes] == [x == 0 for x in share]
-    assert f"1 {'A' if made['kept'][0][0] else 'f'} {made['scores'][0][0]:.3g}" in page  # told of each token
+    for kept, mixed, score in zip(made["kept"][0], made["mixed"][0], made["scores"][0], strict=True):
+        assert f"1 {'A' if kept else 'R' if mixed else 'f'} {score:.3g}" in page  # told of each token
 
 
 def test_levels_are_fifths_of_a_layer_and_ties_stand_together():
