@@ -66,6 +66,8 @@ def test_an_imported_run_is_one_for_eval_generate_and_train(run, tmp_path, capsy
         and line["causal"] is False
         and "later tokens" in line["notice"]
     )
+    assert main(["heatmap", f"--workdir={run}", "--text=the test"]) == 0
+    assert "later tokens" in (run / "heatmap.html").read_text()
     assert main(["generate", f"--workdir={run}", "--prompt=the", "--max_tokens=4"]) == 2
     assert "net.route.meta is batch" in capsys.readouterr().err
     words = ["generate", f"--workdir={run}", "--prompt=the", "--max_tokens=4", "--config.net.route.meta=prefix"]
