@@ -48,7 +48,7 @@ def together(c: RunCfg) -> None:
         f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}",
         "change one of them",
     )
-    text = c.task.name == "text"
+    text = c.task.name in ("text", "mixed")
     need(not text or c.task.seq_len > 1, f"task.seq_len is {c.task.seq_len}", "a text needs at least 2: 256, say")
     need(not text or c.task.tokenizer != "words", "task.tokenizer is words for a text", "use bpe, bytes or gpt2")
     need(
@@ -57,7 +57,7 @@ def together(c: RunCfg) -> None:
         f"keep it under task.seq_len={c.task.seq_len}",
     )
     need(
-        c.task.name not in ("text", "intent") or c.task.tokenizer != "bpe" or c.task.vocab_size >= 260,
+        c.task.name not in ("text", "intent", "mixed") or c.task.tokenizer != "bpe" or c.task.vocab_size >= 260,
         f"task.vocab_size is {c.task.vocab_size}",
         "a BPE vocabulary holds 256 bytes first: use 260 or more",
     )
@@ -67,7 +67,7 @@ def together(c: RunCfg) -> None:
         "they are parts of words: use task.name=intent with task.tokenizer=words, or task.subwords=0",
     )
     need(
-        not c.task.tfds or (c.task.name == "intent" and not c.task.path),
+        not c.task.tfds or (c.task.name in ("intent", "mixed") and not c.task.path),
         f"task.tfds is set beside task.{'path' if c.task.path else 'name'}={c.task.path or c.task.name}",
         "it is for task.name=intent, in the place of task.path",
     )
@@ -82,6 +82,11 @@ def together(c: RunCfg) -> None:
         net.name in ROUTED or c.objective.lam == c.objective.budget == 0.0,
         f"objective.{'lam' if c.objective.lam else 'budget'} is set for {_kind(net)}",
         f"its cost cannot change: use objective.lam=0 and objective.budget=0, or one of {', '.join(ROUTED)}",
+    )
+    need(
+        c.task.name != "mixed" or net.name != "chiar" or route.tau != "calibrated",
+        "net.route.tau is calibrated for several tasks",
+        "held-out rows come task after task: use net.route.tau=running",
     )
     need(
         c.objective.budget == 0.0 or net.route.rbf == 0.0,

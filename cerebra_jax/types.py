@@ -25,6 +25,7 @@ With a pooled head labels and weights are (B, 1), the labels of a regression flo
 `subwords_BxLxG` int32 where net.subwords = G says so: rows of the token table, whose mean joins its own, or −1.
 `at_BxQ` int32 where net.answers says so: the positions that are asked for; labels and weights are then (B, Q).
 `mask_BxL` bool, optional, for encoders (False = padding, which no token sees); without it every token is real.
+`task_B` int32 where net.tasks says so: which of its tasks a row is of.
 `needed_BxL` bool, optional: the tokens that the answers depend on, which an oracle router keeps.
 `features_BxLxN` float32 instead of `inputs_BxL` where net.features says so."""
 

@@ -16,7 +16,7 @@ def _f(default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.in
 
 @dataclass(frozen=True)
 class TaskCfg:
-    name: str = _f("text", "task", of=("text", "tabular", "intent", "longseq", "listops"))
+    name: str = _f("text", "task", of=("text", "tabular", "intent", "longseq", "listops", "mixed"))
     dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
     data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
     cache_dir: str = _f("", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax")
@@ -98,7 +98,9 @@ class RouteCfg:
     decay: float = _f(0.95, "memory of the running quantile, per step", lo=0.0, hi=0.99999)
     calibrate_at: str = _f("0.1 frac", "when a calibrated threshold is measured again (also at step 0)")
     meta: str = _f(
-        "prefix", "what the MetaRouter sees: running mean, batch mean (leaks), nothing", of=("prefix", "batch", "off")
+        "prefix",
+        "what the MetaRouter sees: running mean, batch mean (leaks), the task of a row (mixed), nothing",
+        of=("prefix", "batch", "task", "off"),
     )
     dct: str = _f("fft", "how the DCT is computed", of=("fft", "matmul"))
 
@@ -118,6 +120,7 @@ class NetCfg:
     features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
     outputs: int = _f(0, "outputs of a pooled head: classes, or 1 for a regression; 0: logits per token", lo=0)
     subwords: int = _f(0, "character n-grams per token at most, where a task has them; 0: none", lo=0, hi=1024)
+    tasks: int = _f(0, "tasks of the rows of a batch, where there are several (mixed)", lo=0, hi=1024)
     answers: int = _f(0, "positions of an example whose logits are formed, where a task asks at some; 0: all", lo=0)
     pool: str = _f("", "pool before the last norm, mlp before its layers; empty: mean after it", of=("", "mean", "max"))
     pooler: bool = _f(False, "a residual FFN between what net.pool pools and the outputs")

@@ -89,6 +89,8 @@ class Model:
         net, can = self.net, table.DECODERS
         batch_mean = net.name == "chiar" and net.route.meta == "batch"
         checks.need(not batch_mean, "net.route.meta is batch: it averages over tokens not yet written", "use prefix")
+        by_task = net.name == "chiar" and net.route.meta == "task"
+        checks.need(not by_task, "net.route.meta is task: what is decoded is of no task", "use prefix")
         checks.need(net.causal, "an encoder cannot decode token by token", "use net.causal=True")
         oracle = net.route.mode == "oracle"
         checks.need(not oracle, "net.route.mode is oracle: nobody marks what is needed while it is written",
@@ -248,7 +250,8 @@ def build(cfg: RunCfg, vocab_size: int, whole: int = 0) -> Model:
     causal = net.causal and not (net.name == "chiar" and net.route.meta == "batch")
     unit = unit_of(cfg)
     each = (decisions(net, L, vocab_size, unit),) if entry.decisions and unit.name != "flops" else ()
-    decodes = causal and net.name in table.DECODERS and net.route.mode != "oracle"
+    by_task = net.name == "chiar" and net.route.meta == "task"
+    decodes = causal and net.name in table.DECODERS and net.route.mode != "oracle" and not by_task
     share = 1.0
     if whole != L:
         share = dense_costs(net, L, vocab_size, unit)[0] / dense_costs(net, whole, vocab_size, unit)[0]

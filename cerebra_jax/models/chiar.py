@@ -71,9 +71,9 @@ class Chiar(nn.Module):
         first_mlp = FeedForwardLN(net, name="first_mlp")
         light_BxLxD = first_mlp(light_BxLxD, ex_B) if net.compat else light_BxLxD  # the gate is then around both
         if net.route.meta != "off":
-            meta = MetaRouter(net.route.meta, name="meta_router")
+            meta = MetaRouter(net.route.meta, net.tasks, name="meta_router")
             if cache is None:
-                g_BxLx1 = meta(x_BxLxD)
+                g_BxLx1 = meta(x_BxLxD, task_B=batch["task_B"] if net.route.meta == "task" else None)
             else:
                 g_BxLx1, rest["sum_BxD"] = meta(x_BxLxD, cache.rest["sum_BxD"], pos_1xL, real)
             stats["meta_gate"] = g_BxLx1.mean((1, 2))
@@ -134,7 +134,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         model[name], executed[name] = flops, flops if run is None else run
 
     add("layer_00/filter", filter_flops)
-    if net.route.meta != "off":
+    if net.route.meta in ("prefix", "batch"):
         add("layer_00/meta_router", L * prices.linear_flops(D, 1))
     add("layer_00/ffn", block.ffn_flops(net, L))
     for i in range(1, R + 1):

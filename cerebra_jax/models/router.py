@@ -89,13 +89,17 @@ def chance(key, layer, ex_B, L: int, pos_Bxn=None, context: int = 0):
 class MetaRouter(nn.Module):
     """g = σ(w·x̄ + b), (B, L, 1) float32: x̄ is the mean of the tokens so far (`prefix`, causal) or of batch and tokens
     (`batch`, as published: it leaks the future and the other examples). With `sum_BxD`, the sum of the tokens before
-    positions `pos_Bxn`: -> (g, the sum so far)."""
+    positions `pos_Bxn`: -> (g, the sum so far). `task`: g = σ(b_task), one of `tasks` numbers for each row."""
 
     mode: str
+    tasks: int = 0
 
     @nn.compact
-    def __call__(self, x_BxLxD, sum_BxD=None, pos_Bxn=None, real_Bxn=None):
+    def __call__(self, x_BxLxD, sum_BxD=None, pos_Bxn=None, real_Bxn=None, task_B=None):
         x = x_BxLxD.astype(jnp.float32)
+        if self.mode == "task":
+            bias_T = self.param("bias", nn.initializers.zeros, (self.tasks,), jnp.float32)
+            return jnp.broadcast_to(jax.nn.sigmoid(bias_T)[task_B][:, None, None], (*x.shape[:2], 1))
         if sum_BxD is not None:
             sum_BxnxD = sum_BxD[:, None] + jnp.cumsum(jnp.where(real_Bxn[..., None], x, 0.0), axis=1)
             sum_BxD, mean = sum_BxnxD[:, -1], sum_BxnxD / (pos_Bxn[..., None] + 1).astype(jnp.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cerebra_jax import checks
 from cerebra_jax.config import RunCfg
-from cerebra_jax.tasks import intent, listops, longseq, tabular, text
+from cerebra_jax.tasks import intent, listops, longseq, mixed, tabular, text
 from cerebra_jax.tasks.task import Shape, Task
 
 TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {
@@ -17,6 +17,7 @@ TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {
     "intent": intent.build,
     "longseq": longseq.build,
     "listops": listops.build,
+    "mixed": mixed.build,
 }
 
 
@@ -35,7 +36,7 @@ def sketch(cfg: RunCfg) -> Any:
 
 def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
     """The configuration with what its task decides: L, and the input and head of the net where they are 0."""
-    decided = ("outputs", "features", "subwords", "answers")
+    decided = ("outputs", "features", "subwords", "answers", "tasks")
     net = dataclasses.replace(cfg.net, **{key: getattr(cfg.net, key) or getattr(shape, key) for key in decided})
     for key in decided:
         given, wanted = getattr(net, key), getattr(shape, key)
@@ -46,6 +47,11 @@ def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
         shape.needed or net.route.mode != "oracle",
         f"net.route.mode is oracle, but task.name={cfg.task.name} does not mark the tokens that its answers need",
         "use task.name=longseq, or another router",
+    )
+    checks.need(
+        shape.tasks > 0 or net.name != "chiar" or net.route.meta != "task",
+        f"net.route.meta is task, but task.name={cfg.task.name} is one task",
+        "use task.name=mixed, or net.route.meta=prefix",
     )
     cfg = dataclasses.replace(cfg, net=net, task=dataclasses.replace(cfg.task, seq_len=shape.seq_len))
     checks.together(cfg)

@@ -27,6 +27,7 @@ class Shape(NamedTuple):
     answers: int = 0  # positions of an example that are asked for (batch key `at_BxQ`); 0: all
     causal: bool = False  # True: only a causal model may solve it
     needed: bool = False  # its batches mark the tokens that the answers depend on (batch key `needed_BxL`)
+    tasks: int = 0  # its rows are of so many tasks (batch key `task_B`); 0: one
     lengths: tuple[int, ...] = ()  # of its batches, which are cut to the shortest that holds their rows; (): seq_len
 
 

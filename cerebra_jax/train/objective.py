@@ -48,6 +48,9 @@ def objective(model: Model, task: Task, variables: Any, batch: Batch, knobs: Kno
     n = rows.sum()
     metrics |= {"expected": ((rows * aux.expected_B).sum(), n), "hard": ((rows * aux.hard_B).sum(), n)}
     metrics |= {name: (value @ rows, n) for name, value in aux.stats.items()}
+    if model.net.tasks and "meta_gate" in aux.stats:
+        of_TxB = (batch["task_B"][None] == jnp.arange(model.net.tasks)[:, None]) * rows[None]
+        metrics["meta_gate_of_task"] = (of_TxB @ aux.stats["meta_gate"], of_TxB.sum(1))
     if shares:
         metrics["lost"] = (demand.lost(aux.stats["wanted"], shares) @ rows, n)
     observed = {name: value @ rows for name, value in aux.observed.items()}

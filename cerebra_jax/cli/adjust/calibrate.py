@@ -29,6 +29,7 @@ def run(request: Request) -> None:
     what = f"the run is net.name={cfg.net.name} with net.route.mode={route.mode}"
     need(cfg.net.name == "chiar" and route.mode == "threshold", what,
          "calibrate sets the entropy thresholds of chiar: net.route.mode=threshold")  # fmt: skip
+    need(cfg.task.name != "mixed", "the run is of several tasks", "calibrate looks at one: task.name=text, say")
     need(not cfg.twin, f"the run is the {cfg.twin} twin of chiar", "calibrate the run of the model itself")
     need(cfg.net.depth > 2, "net.depth is 2: no layer is routed", "there is nothing to calibrate")
     with folder.quiet(workdir / "log.txt", request.verbose):

@@ -162,7 +162,7 @@ def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
     ffn = [*common.ffn(net, L, net.ffn_width), common.norm(net, L)]
     common.embed(net, L, parts)
     parts.add("layer_00/filter", _filter(net, L))
-    if net.route.meta != "off":
+    if net.route.meta in ("prefix", "batch"):
         mean = Op(bytes=(2 if net.route.meta == "prefix" else 1) * D * FLOAT)
         parts.add("layer_00/meta_router", [mean.times(L), units.linear(D, 1, FLOAT).times(L)])
     parts.add("layer_00/ffn", ffn)
