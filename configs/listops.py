@@ -5,7 +5,8 @@ python -m cerebra_jax.main --config=configs/listops.py[:PART[-PART…]]
     model   cerebra (default) | dense            smoke: ends in seconds
     size    short (default: 30 to 256 tokens) | lra (500 to 2,000 tokens, 100,000 expressions: for a GPU)
 
-At the Arena's lengths the outermost operator alone gives 36 %; what it gives in this run stands in result.json.
+At the Arena's lengths the outermost operator alone gives 36 %; what it gives in this run stands in result.json. Not
+trained to a figure yet.
 """
 
 from cerebra_jax import config

@@ -10,6 +10,10 @@ its slots, filled by what the task says its answers need (the best a router coul
 ends at half of the dense FLOPs (objective.budget), an encoder keeps a quarter of the tokens (net.route.rate). What the
 answers need is 3 task.pairs of mqar, 2 of selective and masked; `overflow` in metrics.jsonl says what found no slot.
 copy needs every token: no oracle there.
+
+Measured on one core of a shared 2-core AMD EPYC (Zen 5), mqar, seed 0, test accuracy: cerebra 0.927 at 0.498 of the
+dense FLOPs, random 0.664, dense 1.000; 4,000 steps, about 8 minutes where nothing else runs. dense with L = 256, 16
+pairs and 512 symbols: 0.9925 (validation) after 1,250 steps, 7 minutes of CPU time. The other tasks: not measured yet.
 """
 
 from cerebra_jax import config
