@@ -6,11 +6,29 @@ command line has been found good.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerebra_jax import errors
+
+if TYPE_CHECKING:
+    from cerebra_jax.cli import flags
+
+# of the commands about a configuration or a run, loaded when they are asked for
+MODULES = {
+    "train": "train",
+    "cost": "cost",
+    "certify": "certify",
+    "eval": "use.evaluate",
+    "generate": "use.generate",
+    "predict": "use.predict",
+    "calibrate": "adjust.calibrate",
+    "heatmap": "look.heatmap",
+    "analyze": "look.analyze",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,43 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         return _crash(e, workdir)
 
 
-def _command(request: object) -> int:
-    if request.command == "eval":
-        from cerebra_jax.cli.use.evaluate import run
-
-        run(request)
-    elif request.command == "cost":
-        from cerebra_jax.cli.cost import run
-
-        run(request.cfg, print)
-    elif request.command == "certify":
-        from cerebra_jax.cli.certify import run
-
-        run(request)
-    elif request.command == "calibrate":
-        from cerebra_jax.cli.adjust.calibrate import run
-
-        run(request)
-    elif request.command == "generate":
-        from cerebra_jax.cli.use.generate import run
-
-        run(request)
-    elif request.command == "predict":
-        from cerebra_jax.cli.use.predict import run
-
-        run(request)
-    elif request.command == "analyze":
-        from cerebra_jax.cli.look.analyze import run
-
-        run(request)
-    elif request.command == "heatmap":
-        from cerebra_jax.cli.look.heatmap import run
-
-        run(request)
-    else:
-        from cerebra_jax.cli.train import run
-
-        run(request)
+def _command(request: flags.Request) -> int:
+    importlib.import_module(f"cerebra_jax.cli.{MODULES[request.command]}").run(request)
     return errors.DONE
 
 

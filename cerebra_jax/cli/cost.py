@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cerebra_jax.cli.flags import Request
 from cerebra_jax.config import RunCfg, to_steps
 from cerebra_jax.cost.units import LABELS
 from cerebra_jax.tasks import build as tasks
@@ -19,7 +20,12 @@ QUICK = 4.0  # seconds after which nothing more is compiled or timed
 KEPT = 3  # checkpoints on disk: the last two and the best
 
 
-def run(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
+def run(request: Request) -> None:
+    """Prints the preview of a configuration."""
+    preview(request.cfg, print)
+
+
+def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     """Prints the preview of a run and returns its numbers; FLOPs per token are forward unless named otherwise."""
     start = time.monotonic()
     task = tasks.sketch(cfg)

@@ -220,7 +220,10 @@ def test_key_handling_and_dropout_have_prices():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_fused_attention_is_priced_by_its_shapes(causal, monkeypatch):
-    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    cudnn = pytest.importorskip(
+        "jax._src.cudnn.fused_attention_stablehlo",
+        reason="this JAX keeps its private cuDNN attention elsewhere",
+    )
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True, raising=False)
     B, L, H, C = 2, 64, 4, 32

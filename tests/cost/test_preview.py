@@ -72,7 +72,7 @@ def test_the_command_prints_what_it_returns(name, tiny_cfg, monkeypatch):
     lines = []
     cfg = tiny_cfg({"net.name": name, "train.devices": 1})
     monkeypatch.setattr(command, "QUICK", float("inf"))  # however loaded the machine is
-    found = command.run(cfg, lines.append)
+    found = command.preview(cfg, lines.append)
     text = "\n".join(lines)
     rows = found["blocks"]
     assert sum(r["executed"] for r in rows) == round(found["flops_per_token"]["executed"] * cfg.task.seq_len)
@@ -90,7 +90,7 @@ def test_a_large_model_is_previewed_from_its_shapes(tiny_cfg):
     net = {"name": "transformer", "depth": 28, "width": 1024, "heads": 16, "ffn_width": 4096, "scan": True}
     cfg = tiny_cfg({"net": net, "task.tokenizer": "bpe", "task.vocab_size": 50257, "train.duration": "5 epochs"})
     before = len(jax.live_arrays())
-    found = command.run(cfg, lines.append)
+    found = command.preview(cfg, lines.append)
     assert 4.0e8 < found["params"] < 4.1e8 and not found["timed_examples"] and found["total_flops"] is None
     assert sum(a.nbytes for a in jax.live_arrays()[before:]) < 1 << 20
     assert "a guess" in "\n".join(lines) and "per million tokens" in "\n".join(lines)
@@ -99,5 +99,5 @@ def test_a_large_model_is_previewed_from_its_shapes(tiny_cfg):
 def test_a_model_that_does_not_fit_is_said_so(tiny_cfg, monkeypatch):
     monkeypatch.setattr(device, "detect", lambda: CHIP._replace(memory=1))
     lines = []
-    command.run(tiny_cfg(), lines.append)
+    command.preview(tiny_cfg(), lines.append)
     assert "DOES NOT FIT" in "\n".join(lines)

@@ -103,7 +103,7 @@ def test_there_and_back_again_is_bitwise(run, sd, data, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_pytorch_is_the_same_run(run, sd, data, tmp_path, capsys):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="reading a .pt takes PyTorch: the extra `import`")
     tables = {f"layers.{i}.attn.rope.inv_freq": torch.tensor(1e4 ** (-np.arange(8) / 8)).float() for i in (1, 2, 3)}
     tables |= {f"layers.{i}.attn.rope.cos_cache": torch.ones(32, 16) for i in (1, 2, 3)}
     state = {name: torch.tensor(a) for name, a in sd.items()} | tables
@@ -133,7 +133,7 @@ class Bomb:
 
 
 def test_nothing_in_a_file_is_run(sd, data, tmp_path, capsys):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="reading a .pt takes PyTorch: the extra `import`")
     canary = tmp_path / "canary"
     (tmp_path / "raw.pt").write_bytes(pickle.dumps({"model": Bomb(canary)}, protocol=2))
     torch.save({"model": {"token_emb.weight": Bomb(canary)}}, tmp_path / "zip.pt")

@@ -81,7 +81,7 @@ def words(tmp_path):
 @pytest.fixture
 def here(monkeypatch):
     """Runs a search in this process."""
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="searches take Optuna: the extra `sweep`")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(pool, "command", lambda workdir: [sys.executable, "-ISc", CHILD, str(workdir)])
     monkeypatch.setattr(command, "prices", lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs])
@@ -91,7 +91,7 @@ def here(monkeypatch):
 @pytest.fixture
 def process(clean_env):
     """Starts a search in a process of its own."""
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="searches take Optuna: the extra `sweep`")
 
     def start(words: list[str]) -> subprocess.Popen:
         line = [sys.executable, "-c", RUN, *words]
