@@ -81,6 +81,34 @@ def tiny_cfg() -> Callable[..., config.RunCfg]:
     return make
 
 
+class _Screen:
+    """What `loop.run` shows, kept."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.begun: tuple[int, int] | None = None
+        self.ended = 0
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def begin(self, total: int, done: int) -> None:
+        self.begun = (total, done)
+
+    def step(self, done: int, text: str, due: bool) -> None:
+        if due:
+            self.say(text)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.fixture(scope="session", name="Screen")
+def _screen() -> type[_Screen]:
+    """Screen(): shows nothing and keeps its lines."""
+    return _Screen
+
+
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
         head, _, rest = key.partition(".")

@@ -24,15 +24,8 @@ TASKS = {"regression": {"name": "tabular", "target": "y"}, "classification": {"n
          "intent": {"name": "intent", "tokenizer": "words", "subwords": 64, "buckets": 2}}  # fmt: skip
 
 
-class Screen:
-    def say(self, line): ...
-    def begin(self, total, done): ...
-    def step(self, done, text, due): ...
-    def end(self): ...
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, Screen):
     """kind -> (folder of a trained run, table that it was made from, what the test split measured)."""
     made = {}
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""Parts that every sequence model is made of, each with its price beside it."""
+"""Parts that every sequence model is made of, each with its price beside it; what stands at its ends is in `ends`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import ends
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dropout import dropout
-from cerebra_jax.types import Out
 
 
 def _init(stddev: float = 0.02):
@@ -215,61 +213,6 @@ class Drop(nn.Module):
     def __call__(self, ex_B, x_BxLxD):
         key = self.make_rng("dropout") if self.rate > 0 and self.has_rng("dropout") else None
         return dropout(key, ex_B, x_BxLxD, self.rate)
-
-
-def embed(net: NetCfg, vocab: int, batch):
-    """Tokens or features of a batch -> ((B, L, D), the token table or None), dropout applied."""
-    if net.features:
-        init = _init(net.features**-0.5)
-        dense = nn.Dense(net.width, True, net.dtype, kernel_init=init, name="features")
-        x_BxLxD, table_VxD = dense(batch["features_BxLxN"].astype(net.dtype)), None
-    else:
-        subwords_BxLxG = batch["subwords_BxLxG"] if net.subwords else None
-        x_BxLxD, table_VxD = ends.Embed(vocab, net, name="embed")(batch["inputs_BxL"], subwords_BxLxG)
-        if "values_BxL" in batch:
-            x_BxLxD = ends.Columns(name="columns")(x_BxLxD, batch["values_BxL"])
-    return Drop(net.dropout)(batch["ex_B"], x_BxLxD), table_VxD
-
-
-class Head(nn.Module):
-    """(B, L, D) -> `Out`. Per token: V logits, tied to the token table if there is one. Pooled (net.outputs > 0): the
-    mean over the real tokens, one row, and that many outputs: classes, or 1 for a regression."""
-
-    net: NetCfg
-    vocab: int
-
-    @nn.compact
-    def __call__(self, h_BxLxD, table_VxD, mask_BxL):
-        net = self.net
-        if net.outputs:
-            h_BxLxD = ends.pool("mean", h_BxLxD, mask_BxL).astype(h_BxLxD.dtype)
-        if net.outputs or table_VxD is None:
-            table_VxD = self.param("table", _init(), (net.outputs or self.vocab, net.width), jnp.float32)
-        return Out(h_BxLxD, table_VxD)
-
-
-def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL, ex_B) -> Out:
-    """Last norm and head. With net.pool a pooled head's tokens are pooled before the norm: a token then counts by its
-    size, which the model may choose; after it all are of one size, a name as large as an article. With net.pooler
-    what is pooled passes x + FFN(LN x)."""
-    if net.outputs and net.pool:
-        x_BxLxD, mask_BxL = ends.pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
-        if net.pooler:
-            h_Bx1xD = FeedForward(net, True, net.branch, name="pooler")(Norm(name="pooler_norm")(x_BxLxD))
-            x_BxLxD = x_BxLxD + Drop(net.dropout)(ex_B, h_Bx1xD)
-    return Head(net, vocab, name="head")(Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
-
-
-def head_flops(net: NetCfg, L: int, vocab: int) -> int:
-    """Forward FLOPs per example of the logits or pooled outputs; pooling itself is elementwise work."""
-    if net.outputs:
-        return prices.linear_flops(net.width, net.outputs) + (ffn_flops(net, 1) if net.pooler else 0)
-    return (net.answers or L) * prices.linear_flops(net.width, vocab)
-
-
-def embed_flops(net: NetCfg, L: int) -> dict[str, int]:
-    """Forward FLOPs per example of the embedding, as a part: of features; the gather of token rows costs 0."""
-    return {"embed": L * prices.linear_flops(net.features, net.width)} if net.features else {}
 
 
 def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple,

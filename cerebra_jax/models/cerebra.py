@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, compressor, router, transformer
+from cerebra_jax.models import block, compressor, ends, router, transformer
 from cerebra_jax.models.compressor import ceil_share
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.models.router import routed
@@ -169,7 +169,7 @@ class Cerebra(nn.Module):
     @nn.compact
     def __call__(self, batch, knobs: Knobs, routing, cache: cached.Cache | None = None):
         net, ex_B = self.net, batch["ex_B"]
-        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        x_BxLxD, table_VxD = ends.embed(net, self.vocab, batch)
         B, n = x_BxLxD.shape[:2]
         L, pos, mask_BxL = cached.places(batch, n, cache)
         order = block.orders(net, L, mask_BxL) if cache is None else pos
@@ -180,7 +180,7 @@ class Cerebra(nn.Module):
         kwargs = {"net": net, "L": L, "each": each}
         layers = None if cache is None else cache.layers
         x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
+        out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"], y.get("kept"))
 
@@ -211,7 +211,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         heavy = block.dense_attention_flops(net, L)
     else:
         heavy = block.attention_flops(D, L, L, block.dense_plan(net, L))
-    model = block.embed_flops(net, L)
+    model = ends.embed_flops(net, L)
     executed = dict(model)
 
     def add(name: str, flops: int, run: int | None = None) -> None:
@@ -232,7 +232,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
             moves = 4 if rest else 2  # to the slots and back, for attention and for the FFN
             add(f"{layer}/dispatch", 0, moves * dispatch.move_flops(lay, D))
         add(f"{layer}/ffn", shared + taken * each, shared + slots * each)
-    add("head", block.head_flops(net, L, vocab))
+    add("head", ends.head_flops(net, L, vocab))
     return Cost(model, executed)
 
 

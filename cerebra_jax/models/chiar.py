@@ -153,7 +153,7 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     last = f"layer_{R + 1:02d}"
     add(f"{last}/attention", block.attention_model_flops(net, L), block.dense_attention_flops(net, L))
     add(f"{last}/ffn", block.ffn_flops(net, L))
-    add("head", block.head_flops(net, L, vocab))
+    add("head", ends.head_flops(net, L, vocab))
     return Cost(model, executed)
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.models import block
+from cerebra_jax.models import block, ends
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.ops import attend as att
 from cerebra_jax.types import Aux, Cost
@@ -55,13 +55,13 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, batch, knobs, routing, cache: cached.Cache | None = None):
         net = self.net
-        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        x_BxLxD, table_VxD = ends.embed(net, self.vocab, batch)
         (B, n), ex_B = x_BxLxD.shape[:2], batch["ex_B"]
         L, pos, mask_BxL = cached.places(batch, n, cache)
         order = self.order(L, mask_BxL) if cache is None else pos
         kwargs, layers = {"net": net} | self.attention(L), None if cache is None else cache.layers
         x_BxLxD, y = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers)
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
+        out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"])
         share_B = jnp.full(B, self.share(L), jnp.float32)
@@ -82,11 +82,11 @@ class Transformer(nn.Module):
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included."""
-    model = block.embed_flops(net, L)
+    model = ends.embed_flops(net, L)
     executed = dict(model)
     for i in range(net.depth):
         model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net, L)
         executed[f"layer_{i:02d}/attention"] = block.dense_attention_flops(net, L)
         model[f"layer_{i:02d}/ffn"] = executed[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, L)
-    model["head"] = executed["head"] = block.head_flops(net, L, vocab)
+    model["head"] = executed["head"] = ends.head_flops(net, L, vocab)
     return Cost(model, executed)

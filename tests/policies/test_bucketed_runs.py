@@ -25,18 +25,6 @@ NETS = {
 }
 
 
-class Screen:
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def begin(self, total, done): ...
-    def step(self, done, text, due): ...
-    def end(self): ...
-
-
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     rng = random.Random(0)
@@ -68,16 +56,20 @@ def cfg_of(texts):
     return make
 
 
-def go(cfg, folder, stop=lambda: False):
-    folder.mkdir(exist_ok=True)
-    screen = Screen()
-    found = loop.run(cfg, build(cfg, lambda line: None), folder, screen, stop)
-    kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
-    return found, kept, screen.lines
+@pytest.fixture
+def go(Screen):
+    def run(cfg, folder, stop=lambda: False):
+        folder.mkdir(exist_ok=True)
+        screen = Screen()
+        found = loop.run(cfg, build(cfg, lambda line: None), folder, screen, stop)
+        kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
+        return found, kept, screen.lines
+
+    return run
 
 
 @pytest.mark.parametrize("case", ["transformer", "cerebra sampled"])
-def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(case, cfg_of, tmp_path):
+def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(go, case, cfg_of, tmp_path):
     net, *sampled = case.split()
     on, n = {"gamma": 2.0, "beta": 0.5, "start": "3 steps"} if sampled else None, 2 if sampled else 3
     unit = "bytes" if sampled else "flops"

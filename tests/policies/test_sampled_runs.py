@@ -18,13 +18,6 @@ TIMING = ("tokens_per_s", "step_ms")
 ON = {"beta": 1.0, "gamma": 3.0, "start": "3 steps", "floor": 0.2}
 
 
-class Screen:
-    def say(self, line): ...
-    def begin(self, total, done): ...
-    def step(self, done, text, due): ...
-    def end(self): ...
-
-
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     rng = random.Random(0)
@@ -47,19 +40,23 @@ def cfg_of(table):
     return make
 
 
-def go(cfg, folder, stop=lambda: False):
-    folder.mkdir(exist_ok=True)
-    found = loop.run(cfg, build(cfg, lambda line: None), folder, Screen(), stop)
-    kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
-    return found, kept
+@pytest.fixture(scope="module")
+def go(Screen):
+    def run(cfg, folder, stop=lambda: False):
+        folder.mkdir(exist_ok=True)
+        found = loop.run(cfg, build(cfg, lambda line: None), folder, Screen(), stop)
+        kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
+        return found, kept
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def plain(cfg_of, tmp_path_factory):
+def plain(go, cfg_of, tmp_path_factory):
     return go(cfg_of(), tmp_path_factory.mktemp("plain") / "run")
 
 
-def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(cfg_of, plain, tmp_path):
+def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(go, cfg_of, plain, tmp_path):
     want, kept = go(cfg_of(ON), tmp_path / "whole")
     train = [x for x in kept if x["split"] == "train"]
     for ours, theirs in zip(train[:3], plain[1][:3], strict=True):
@@ -91,7 +88,7 @@ def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(cfg_of, plai
     assert costs["sampler"]["bytes"] == 9 * 48 + 2 * 8 * 8  # two floats and a bool a row; two draws
 
 
-def test_without_beta_and_gamma_it_is_the_plain_run(cfg_of, plain, tmp_path):
+def test_without_beta_and_gamma_it_is_the_plain_run(go, cfg_of, plain, tmp_path):
     got, kept = go(cfg_of({"floor": 0.5, "start": "0 steps", "mode": "curriculum", "decay": 0.9}), tmp_path / "run")
     assert got["params_sha256"] == plain[0]["params_sha256"] and kept == plain[1]
 

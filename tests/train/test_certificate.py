@@ -86,14 +86,7 @@ def test_a_budget_is_certified_at_its_last_program(certify):
     assert abs(rows["model"]["executed_flops"] / rows["dense"]["executed_flops"] / 0.75 - 1) < 0.02
 
 
-class Screen:
-    def say(self, line): ...
-    def begin(self, total, done): ...
-    def step(self, done, text, due): ...
-    def end(self): ...
-
-
-def test_a_finished_run_is_certified_as_trained(certify, tiny_cfg, text, tmp_path):
+def test_a_finished_run_is_certified_as_trained(certify, tiny_cfg, text, tmp_path, Screen):
     cfg = tiny_cfg({"task.data_dir": str(text), "train": {"batch_size": 4, "accum": 2, "devices": 2}})
     task = build(cfg, print)
     with pytest.raises(UserError, match="train it first"):

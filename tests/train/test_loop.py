@@ -18,26 +18,6 @@ from cerebra_jax.train.record.closing import closing
 TIMING = ("tokens_per_s", "step_ms")
 
 
-class Screen:
-    """Keeps what was shown."""
-
-    def __init__(self):
-        self.lines, self.begun, self.ended = [], None, 0
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def begin(self, total, done):
-        self.begun = (total, done)
-
-    def step(self, done, text, due):
-        if due:
-            self.say(text)
-
-    def end(self):
-        self.ended += 1
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
@@ -59,10 +39,14 @@ def cfg_of(tiny_cfg, text):
     return make
 
 
-def go(cfg, workdir, *, task=None, stop=lambda: False):
-    workdir.mkdir(exist_ok=True)
-    screen = Screen()
-    return loop.run(cfg, task or build(cfg, screen.say), workdir, screen, stop), screen
+@pytest.fixture
+def go(Screen):
+    def run(cfg, workdir, *, task=None, stop=lambda: False):
+        workdir.mkdir(exist_ok=True)
+        screen = Screen()
+        return loop.run(cfg, task or build(cfg, screen.say), workdir, screen, stop), screen
+
+    return run
 
 
 def lines(workdir, split=None):
@@ -81,7 +65,7 @@ class After:
         return self.n < 0
 
 
-def test_a_run_writes_what_it_promises(cfg_of, tmp_path):
+def test_a_run_writes_what_it_promises(go, cfg_of, tmp_path):
     cfg = cfg_of()
     result, screen = go(cfg, tmp_path / "run")
     assert [x["step"] for x in lines(tmp_path / "run", "train")] == list(range(1, 9))
@@ -103,12 +87,12 @@ def test_a_run_writes_what_it_promises(cfg_of, tmp_path):
     assert sum(map(len, closing(result, tmp_path))) > 0
 
 
-def test_dense_runs_too_and_costs_one(cfg_of, tmp_path):
+def test_dense_runs_too_and_costs_one(go, cfg_of, tmp_path):
     result, _ = go(cfg_of(net__name="transformer", objective__lam=0.0), tmp_path / "run")
     assert result["costs"]["relative"] == {"expected": 1.0, "hard": 1.0, "executed": 1.0}
 
 
-def test_stopped_anywhere_and_resumed_is_the_same_run(cfg_of, tmp_path):
+def test_stopped_anywhere_and_resumed_is_the_same_run(go, cfg_of, tmp_path):
     """A stop after every possible question of the loop, evaluations included."""
     cfg = cfg_of(net__route__tau="calibrated", net__route__calibrate_at="4 steps")
     want, _ = go(cfg, tmp_path / "whole")
@@ -127,7 +111,7 @@ def test_stopped_anywhere_and_resumed_is_the_same_run(cfg_of, tmp_path):
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_one_trace_for_a_whole_run(cfg_of, tmp_path, monkeypatch):
+def test_one_trace_for_a_whole_run(go, cfg_of, tmp_path, monkeypatch):
     traces = []
     make = loop.step.make_train_step
 
@@ -167,7 +151,7 @@ class Poisoned:
         return batch
 
 
-def test_a_few_steps_that_are_not_finite_are_skipped_and_counted(cfg_of, tmp_path):
+def test_a_few_steps_that_are_not_finite_are_skipped_and_counted(go, cfg_of, tmp_path):
     cfg = cfg_of(train__max_skips=2)
     task = Poisoned(build(cfg, print), {3, 4, 6})
     result, _ = go(cfg, tmp_path / "run", task=task)
@@ -177,7 +161,7 @@ def test_a_few_steps_that_are_not_finite_are_skipped_and_counted(cfg_of, tmp_pat
     assert np.isfinite(result["test"]["loss"])
 
 
-def test_too_many_stop_the_run_and_nothing_broken_is_saved(cfg_of, tmp_path):
+def test_too_many_stop_the_run_and_nothing_broken_is_saved(go, cfg_of, tmp_path):
     cfg = cfg_of(train__max_skips=2)
     task = Poisoned(build(cfg, print), {4, 5, 6, 7})
     for _ in range(2):  # the second time it resumes, and comes to the same end
@@ -190,7 +174,7 @@ def test_too_many_stop_the_run_and_nothing_broken_is_saved(cfg_of, tmp_path):
     assert at <= 6 and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
-def test_other_data_on_resume_is_refused(cfg_of, tmp_path, text):
+def test_other_data_on_resume_is_refused(go, cfg_of, tmp_path, text):
     with pytest.raises(Preempted):
         go(cfg_of(), tmp_path / "run", stop=After(3))
     other = tmp_path / "other"
@@ -201,7 +185,7 @@ def test_other_data_on_resume_is_refused(cfg_of, tmp_path, text):
         go(cfg_of(task__data_dir=str(other)), tmp_path / "run")
 
 
-def test_another_machine_or_another_code_is_said_in_one_line(cfg_of, tmp_path, monkeypatch):
+def test_another_machine_or_another_code_is_said_in_one_line(go, cfg_of, tmp_path, monkeypatch):
     with pytest.raises(Preempted):
         go(cfg_of(), tmp_path / "run", stop=After(3))
     monkeypatch.setattr(loop.result, "code", lambda: "edited")
@@ -210,7 +194,7 @@ def test_another_machine_or_another_code_is_said_in_one_line(cfg_of, tmp_path, m
     assert len(said) == 1 and "devices 1 -> 2" in said[0] and "-> edited" in said[0]
 
 
-def test_a_damaged_latest_checkpoint_is_replayed_to_the_same_end(cfg_of, tmp_path):
+def test_a_damaged_latest_checkpoint_is_replayed_to_the_same_end(go, cfg_of, tmp_path):
     want, _ = go(cfg_of(), tmp_path / "whole")
     with pytest.raises(Preempted):
         go(cfg_of(), tmp_path / "run", stop=After(6))
@@ -224,7 +208,7 @@ def test_a_damaged_latest_checkpoint_is_replayed_to_the_same_end(cfg_of, tmp_pat
     assert got["params_sha256"] == want["params_sha256"] and lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_a_budget_shrinks_the_program_and_resumes_exactly(cfg_of, tmp_path):
+def test_a_budget_shrinks_the_program_and_resumes_exactly(go, cfg_of, tmp_path):
     """Stopped before and after the switch of programs, multiplier and all; counted in bytes."""
     cfg = cfg_of(objective__lam=0.0, objective__budget=0.8, objective__buckets=2, objective__ramp="4 steps",
                  objective__unit="bytes")  # fmt: skip
@@ -252,7 +236,7 @@ def test_a_budget_shrinks_the_program_and_resumes_exactly(cfg_of, tmp_path):
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
-def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(cfg_of, tmp_path, monkeypatch):
+def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(go, cfg_of, tmp_path, monkeypatch, Screen):
     """One compilation and one line for it; stopped anywhere and resumed, the same programs at the same steps."""
     monkeypatch.setattr(loop.step.demand, "MEMORY", 0.3)  # 20 steps are enough to see it
     traces, make = [], loop.step.make_train_step

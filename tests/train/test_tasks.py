@@ -20,13 +20,6 @@ from cerebra_jax.train.record.closing import closing
 from cerebra_jax.train.record.session import Session
 
 
-class Screen:
-    def say(self, line): ...
-    def begin(self, total, done): ...
-    def step(self, done, text, due): ...
-    def end(self): ...
-
-
 def _table(folder) -> dict:
     rng = random.Random(0)
     rows = [f"{rng.choice('abc')},{rng.gauss(0, 1):.3f},{rng.gauss(5, 2):.3f}" for _ in range(80)]
@@ -61,7 +54,7 @@ def cfg_of(tmp_path):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_run_resumes_exactly_and_reports_what_its_task_declares(name, cfg_of, tmp_path):
+def test_a_run_resumes_exactly_and_reports_what_its_task_declares(name, cfg_of, tmp_path, Screen):
     cfg = cfg_of(name)
     task = build(cfg, lambda line: None)
 

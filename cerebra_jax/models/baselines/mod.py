@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, router, transformer
+from cerebra_jax.models import block, ends, router, transformer
 from cerebra_jax.ops import dispatch
 from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
 
@@ -89,7 +89,7 @@ class Mod(nn.Module):
     def __call__(self, batch, knobs: Knobs, routing):
         net, ex_B, R = self.net, batch["ex_B"], self.net.depth // 2
         mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
-        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        x_BxLxD, table_VxD = ends.embed(net, self.vocab, batch)
         B, L = x_BxLxD.shape[:2]
         places = (jnp.arange(L)[None], block.orders(net, L, mask_BxL), ex_B, mask_BxL)
         scanned = (routing.get("tau", jnp.zeros(R)), routing.get("spread", jnp.zeros(R)), jnp.arange(R))
@@ -105,7 +105,7 @@ class Mod(nn.Module):
         y["score"] = scores["score"].mean(2)
         observed = {name: y.pop(name) for name in routing}
         losses = {"z_loss": net.route.z_loss * y["z_loss"].mean(0)} if "z_loss" in y else {}
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
+        out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         return out, Aux(expected_B, hard_B, y, observed, scores, losses)
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.models import block, transformer
+from cerebra_jax.models import block, ends, transformer
 from cerebra_jax.types import Aux, Cost
 
 
@@ -29,7 +29,7 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, batch, knobs, routing):
         net = self.net
-        x_BxLxD, table_VxD = block.embed(net, self.vocab, batch)
+        x_BxLxD, table_VxD = ends.embed(net, self.vocab, batch)
         B, L = x_BxLxD.shape[:2]
         mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
         x_BxLxD, mask_BxL = self.start(x_BxLxD, mask_BxL)
@@ -37,7 +37,7 @@ class Stack(nn.Module):
         x_BxLxD, _ = block.repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
         share = self.cost(net, L, self.vocab).model_flops / transformer.cost(net, L, self.vocab).model_flops
         share_B = jnp.full(B, share, jnp.float32)
-        out = block.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
+        out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         return out, Aux(share_B, share_B, {}, {}, {}, {})
 
     def start(self, x_BxLxD, mask_BxL):
@@ -50,12 +50,12 @@ class Stack(nn.Module):
     @classmethod
     def cost(cls, net: NetCfg, L: int, vocab: int) -> Cost:
         """Forward FLOPs per example, head included."""
-        model = block.embed_flops(net, L) | cls.entry(net, L)
+        model = ends.embed_flops(net, L) | cls.entry(net, L)
         executed = dict(model)
         for i in range(net.depth):
             for part, prices in cls.parts(net, L).items():
                 model[f"layer_{i:02d}/{part}"], executed[f"layer_{i:02d}/{part}"] = prices
-        model["head"] = executed["head"] = block.head_flops(net, L, vocab)
+        model["head"] = executed["head"] = ends.head_flops(net, L, vocab)
         return Cost(model, executed)
 
 
