@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RunCfg
 
 ROUTED = ("chiar", "cerebra", "mod")
+PRUNABLE = ("transformer", "cerebra", "chiar")
 PADDED = ("intent", "listops")  # tasks whose examples are of many lengths
 UNROUTED = ("window", "lstm", "ssm", "cnn", "fnet", "mlp")  # beside the dense Transformer
 
@@ -121,6 +122,12 @@ def together(c: RunCfg) -> None:
         f"net.features or net.outputs is set for {'a text' if text else 'chiar'}, a language model",
         "use net.features=0 and net.outputs=0" if text else "use net.name=transformer or cerebra",
     )
+    _kept(net)
+    need(
+        not net.kept.heads + net.kept.ffn or net.name != "transformer" or c.objective.unit == "flops",
+        f"objective.unit is {c.objective.unit} for a Transformer that was pruned",
+        "its costs are known in FLOPs: use objective.unit=flops",
+    )
     need(not net.pooler or bool(net.pool), "net.pooler is set without net.pool", "use net.pool=mean or max")
     need(net.causal or not text, "net.causal is False for a language model", "use net.causal=True")
     need(
@@ -128,6 +135,29 @@ def together(c: RunCfg) -> None:
         "task.tokenizer is gpt2 but task.gpt2_dir is empty",
         "give the folder with vocab.json and merges.txt",
     )
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """The numbers of "3,0,2", one a layer; ValueError where they are none."""
+    return tuple(int(n) for n in text.split(",")) if text else ()
+
+
+def _kept(net: NetCfg) -> None:
+    """What is left of pruned layers is there for each of them, and was there before."""
+    hidden, kept = net.ffn_width, net.kept
+    lists = {"heads": (kept.heads, net.heads), "ffn": (kept.ffn, hidden), "rest": (kept.rest, hidden),
+             "channels": (kept.channels, net.width)}  # fmt: skip
+    for name, (text, most) in lists.items():
+        try:
+            good = len(found := counts(text)) in (0, net.depth) and all(0 <= n <= most for n in found)
+        except ValueError:
+            good = False
+        need(good, f"net.kept.{name} is {text!r}", f"give {net.depth} numbers from 0 to {most} with commas, or none")
+    given = ", ".join(f"net.kept.{name}" for name, (text, _) in lists.items() if text)
+    need(
+        not given or net.name in PRUNABLE, f"{given} is set for {net.name}", f"only {', '.join(PRUNABLE)} can be pruned"
+    )
+    need(not given or not net.scan, f"{given} is set with net.scan", "layers of different widths: use net.scan=False")
 
 
 def _kind(net: NetCfg) -> str:

@@ -92,6 +92,11 @@ class DecisionCost(NamedTuple):
     pair: float
     layers: int  # routed ones
     mixed: float = 0.0  # a token that takes CHIAR's RBF mixer
+    each: tuple[tuple[float, float], ...] = ()  # (token, pair) of each layer where they differ; above, their means
+
+    def of(self, i: int) -> DecisionCost:
+        """What they cost in the i-th routed layer."""
+        return self._replace(token=self.each[i][0], pair=self.each[i][1], each=()) if self.each else self
 
 
 FREE = DecisionCost(0.0, 0.0, 0.0, 0)  # of a layer on its own, which has no dense model to be compared with

@@ -14,6 +14,9 @@ from cerebra_jax.testing import assert_causal, assert_decodes
 V, B, L = 50, 8, 32
 VARIANTS = {
     "dense": {"net.name": "transformer"},
+    "dense-kept": {"net.name": "transformer", "net.kept": {"heads": "1,0,2", "ffn": "8,48,3"}},
+    "chiar-kept": {"net.route.kv": "routed", "net.kept": {"heads": "0,1,1", "ffn": "8,0,3"}},
+    "cerebra-kept": {"net.name": "cerebra", "net.kept": {"heads": "1,2,0", "rest": "3,24,0", "channels": "16,5,0"}},
     "dense-gated-scan-remat": {"net.name": "transformer", "net.ffn": "gated", "net.scan": True, "net.remat": True},
     "dense-post": {"net.name": "transformer", "net.norm": "post"},
     "chiar-threshold": {},

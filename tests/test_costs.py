@@ -55,6 +55,30 @@ CASES = {
     "dense-scan": {"net.name": "transformer", "net.scan": True},
     "dense-odd-length": {"net.name": "transformer", "task.seq_len": 333},
     "dense-blockwise": {"net.name": "transformer", "task.seq_len": 2048, "net.attention": "blockwise"},
+    "dense-kept": {"net": {"name": "transformer", "kept": {"heads": "1,0,2", "ffn": "8,64,3"}}},
+    "chiar-kept": {"net": {"depth": 4, "route": {"kv": "routed"}, "kept": {"heads": "0,1,2,1", "ffn": "8,0,3,5"}}},
+    "chiar-kept-all": {
+        "net": {"kept": {"heads": "0,1,1", "ffn": "8,9,3"}, "route": {"mode": "hard", "dispatch": False}}
+    },
+    **{
+        f"cerebra-kept-{kind}-{mode}-{kv}": {
+            "net": {
+                "name": "cerebra",
+                "compress": {"kind": kind, "reconstruct": 0.0, "s": 0.6},
+                "route": {"mode": mode, "kv": kv, "dispatch": mode != "soft"},
+                "kept": {"heads": "1,2,0", "ffn": "20,0,9", "rest": "3,26,0", "channels": "20,5,0"},
+            }
+        }
+        for kind, mode, kv in (
+            ("conv", "threshold", "routed"),
+            ("attention", "soft", "all"),
+            ("hybrid", "random", "all"),
+            ("conv", "always_compressed", "all"),
+        )
+    },
+    "cerebra-kept-attention-part": {
+        "net": {"name": "cerebra", "route": {"part": "attention"}, "kept": {"heads": "1,1,2", "ffn": "60,9,0"}}
+    },
     "dense-bf16-remat": {"net.name": "transformer", "net.dtype": "bfloat16", "net.remat": True, "net.dropout": 0.1},
     **{
         f"chiar-{mode}-{kv}-{'dispatched' if dispatch else 'masked'}": {

@@ -17,11 +17,21 @@ import ml_collections
 
 from cerebra_jax import checks
 from cerebra_jax.checks import to_steps
-from cerebra_jax.config.schema import CompressCfg, NetCfg, ObjectiveCfg, RouteCfg, RunCfg, SamplerCfg, TaskCfg, TrainCfg
+from cerebra_jax.config.schema import (
+    CompressCfg,
+    KeptCfg,
+    NetCfg,
+    ObjectiveCfg,
+    RouteCfg,
+    RunCfg,
+    SamplerCfg,
+    TaskCfg,
+    TrainCfg,
+)
 from cerebra_jax.errors import UserError
 
 __all__ = [
-    "CompressCfg", "NetCfg", "ObjectiveCfg", "RouteCfg", "RunCfg", "SamplerCfg", "TaskCfg", "TrainCfg",
+    "CompressCfg", "KeptCfg", "NetCfg", "ObjectiveCfg", "RouteCfg", "RunCfg", "SamplerCfg", "TaskCfg", "TrainCfg",
     "defaults", "fields", "parse", "suggest", "to_dict", "to_steps",
 ]  # fmt: skip
 

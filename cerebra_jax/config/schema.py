@@ -115,6 +115,17 @@ class CompressCfg:
 
 
 @dataclass(frozen=True)
+class KeptCfg:
+    """What pruning has left of each layer: numbers with commas, one a layer; 0, or an empty list, is all of them. The
+    command `shrink` writes them."""
+
+    heads: str = _f("", "attention heads left in each layer, of net.heads, with commas; 0: all; empty: in every layer")
+    ffn: str = _f("", "hidden features of the FFN left in each layer; with a routed FFN, of the part all tokens take")
+    rest: str = _f("", "hidden features of a routed FFN left in each layer that only tokens on the heavy path take")
+    channels: str = _f("", "features of compressed tokens left in each layer of cerebra")
+
+
+@dataclass(frozen=True)
 class NetCfg:
     name: str = _f("chiar", "model", of=("transformer", *ROUTED, *UNROUTED))
     features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
@@ -154,6 +165,7 @@ class NetCfg:
     loss_chunk: int = _f(1024, "tokens whose logits exist at once", lo=1)
     route: RouteCfg = field(default_factory=RouteCfg)
     compress: CompressCfg = field(default_factory=CompressCfg)
+    kept: KeptCfg = field(default_factory=KeptCfg)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models.decoding import cache as cached
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dropout import dropout
 
@@ -67,17 +68,18 @@ class Attention(nn.Module):
     def __call__(self, q_BxQxD, m_BxKxD, qpos, kpos, qorder=None, korder=None, step: cached.Step | None = None):
         net = self.net
         B, Q, D = q_BxQxD.shape
-        H, C = net.heads, net.width // net.heads
+        H, C = shapes.heads(net), net.width // net.heads
+        A = H * C  # D, unless heads were pruned
         run = None if step is None else step.run
 
         def heads(x):  # (B, n, H*C) -> (B, H, n, C)
             return x.reshape(B, x.shape[1], H, C).swapaxes(1, 2)
 
         def remember(module, m):
-            return _dense(2 * D, self.bias, m, net.init_std, "kv")
+            return _dense(2 * A, self.bias, m, net.init_std, "kv")
 
-        kv = cached.when(run if step is not None and step.lazy else None, remember, self, m_BxKxD, 2 * D)
-        k, v = att.rope(heads(kv[..., :D]), kpos), heads(kv[..., D:])
+        kv = cached.when(run if step is not None and step.lazy else None, remember, self, m_BxKxD, 2 * A)
+        k, v = att.rope(heads(kv[..., :A]), kpos), heads(kv[..., A:])
         qorder, korder = (qpos, kpos) if qorder is None else (qorder, korder)
         plan, kernel = self.plan, self.kernel
         if step is not None:
@@ -87,10 +89,10 @@ class Attention(nn.Module):
             kernel = masked_kernel(net, Q, plan)
 
         def look(module, q):
-            q = att.rope(heads(_dense(D, self.bias, q, net.init_std, "q")), qpos)
+            q = att.rope(heads(_dense(A, self.bias, q, net.init_std, "q")), qpos)
             o_BxHxQxC = att.attend(q, k, v, qorder, korder, plan, kernel, self.reach)
-            o_BxQxD = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, D)
-            return _dense(D, self.bias, o_BxQxD, net.init_std * self.out_scale, "out")
+            o_BxQxA = o_BxHxQxC.swapaxes(1, 2).reshape(B, Q, A)
+            return _dense(D, self.bias, o_BxQxA, net.init_std * self.out_scale, "out")
 
         y_BxQxD = cached.when(run, look, self, q_BxQxD, D)
         return y_BxQxD if step is None else (y_BxQxD, memory)
@@ -111,15 +113,17 @@ def dense_plan(net: NetCfg, L: int) -> att.Plan:
     return att.causal_plan(L) if net.causal else ((0, L, 0, L),)
 
 
-def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str = "full") -> int:
-    """Forward FLOPs per example as executed: q and output projections, k and v projections, visited scores."""
-    projections = 2 * queries * prices.linear_flops(D, D) + keys * prices.linear_flops(D, 2 * D)
-    return projections + att.scores_flops(plan, D, kernel)
+def attention_flops(D: int, queries: int, keys: int, plan: att.Plan, kernel: str = "full", inner: int = 0) -> int:
+    """Forward FLOPs per example as executed: q and output projections, k and v projections, visited scores. `inner`:
+    the width of all heads, 0: D."""
+    inner = inner or D
+    projections = 2 * queries * prices.linear_flops(D, inner) + keys * prices.linear_flops(D, 2 * inner)
+    return projections + att.scores_flops(plan, inner, kernel)
 
 
 def dense_attention_flops(net: NetCfg, L: int) -> int:
     """`attention_flops` of plain self-attention of L tokens, with the kernel that would run here."""
-    return attention_flops(net.width, L, L, dense_plan(net, L), kernel_of(net, L))
+    return attention_flops(net.width, L, L, dense_plan(net, L), kernel_of(net, L), shapes.inner(net))
 
 
 def kernel_of(net: NetCfg, L: int) -> str:
@@ -143,7 +147,8 @@ def pairs(net: NetCfg, L: int) -> int:
 
 def attention_model_flops(net: NetCfg, L: int) -> int:
     """Forward FLOPs per example of dense attention: 8D² per token and 4D per visible pair."""
-    return 4 * L * prices.linear_flops(net.width, net.width) + prices.attention_pairs_flops(pairs(net, L), net.width)
+    inner = shapes.inner(net)
+    return 4 * L * prices.linear_flops(net.width, inner) + prices.attention_pairs_flops(pairs(net, L), inner)
 
 
 class FeedForward(nn.Module):
@@ -157,9 +162,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD):
         net = self.net
-        h = _dense(net.ffn_width, self.bias, x_BxLxD, net.init_std, "up")
+        hidden = shapes.hidden(net)
+        h = _dense(hidden, self.bias, x_BxLxD, net.init_std, "up")
         if net.ffn == "gated":
-            gate = _dense(net.ffn_width, self.bias, x_BxLxD, net.init_std, "gate")
+            gate = _dense(hidden, self.bias, x_BxLxD, net.init_std, "gate")
             h = jax.nn.silu(gate) * h
         else:
             h = jax.nn.gelu(h, approximate=not net.compat)
@@ -168,7 +174,7 @@ class FeedForward(nn.Module):
 
 def ffn_flops(net: NetCfg, L: int) -> int:
     """Forward FLOPs per example of the feed-forward layer."""
-    return L * prices.ffn_flops(net.width, net.ffn_width, net.ffn)
+    return L * prices.ffn_flops(net.width, shapes.hidden(net), net.ffn)
 
 
 class Local(nn.Module):
@@ -213,30 +219,3 @@ class Drop(nn.Module):
     def __call__(self, ex_B, x_BxLxD):
         key = self.make_rng("dropout") if self.rate > 0 and self.has_rng("dropout") else None
         return dropout(key, ex_B, x_BxLxD, self.rate)
-
-
-def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple,
-           cache=None):  # fmt: skip
-    """Runs `count` layers, `carry, y = layer(carry, *scanned_i, *shared, cache_i)`; -> (carry, ys stacked over layers).
-
-    Scanned over the layers (one is compiled) or unrolled, rematerialised or not, as the configuration says. Parameters
-    are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a cache (of decoding), else it is a
-    tuple of one per layer, which leaves the arrays where they are.
-    """
-    more = () if cache is None else (cache,)
-    if net.remat:
-        layer = nn.remat(layer, prevent_cse=not net.scan)
-    if net.scan:
-        axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared) + (0,) * len(more)
-        over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "route": True},
-                       in_axes=axes, length=count)  # fmt: skip
-        return over(**kwargs, name="layers")(carry, *scanned, *shared, *more)
-    ys, caches = [], []
-    for i in range(count):
-        each = (*(s[i] for s in scanned), *shared, *(c[i] for c in more))
-        carry, y = layer(**kwargs, name=f"layer_{i:02d}")(carry, *each)
-        if cache is not None:
-            caches.append(y.pop("cache"))
-        ys.append(y)
-    stacked = jax.tree.map(lambda *y: jnp.stack(y), *ys) if ys else None
-    return carry, stacked if cache is None else {**(stacked or {}), "cache": tuple(caches)}

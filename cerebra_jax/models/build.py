@@ -21,6 +21,7 @@ from cerebra_jax.models import cerebra, chiar, router, transformer
 from cerebra_jax.models.baselines import cnn, fnet, lstm, mlp, mod, ssm, window
 from cerebra_jax.models.decoding import table
 from cerebra_jax.models.decoding.cache import Cache
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.models.traffic import table as traffic
 from cerebra_jax.types import Batch, Cost, DecisionCost, Knobs, TokenCost
 
@@ -155,14 +156,14 @@ def unit_of(cfg: RunCfg) -> Unit:
 
 
 def dense_of(net: NetCfg) -> NetCfg:
-    """The dense Transformer of the same shape."""
-    return dataclasses.replace(net, name="transformer")
+    """The dense Transformer of the same shape, before anything was removed."""
+    return dataclasses.replace(net, name="transformer", kept=shapes.WHOLE)
 
 
 def dense_costs(net: NetCfg, L: int, vocab: int, unit: Unit) -> tuple[float, float]:
     """(model, executed) cost of one example of the dense Transformer, in the unit."""
     if unit.name == "flops":
-        cost = transformer.cost(net, L, vocab)
+        cost = transformer.cost(dense_of(net), L, vocab)
         return cost.model_flops, cost.executed_flops
     model, executed = traffic.parts(dense_of(net), L, vocab)
     return traffic.total(model, unit), traffic.total(executed, unit)
@@ -182,8 +183,10 @@ def relative(net: NetCfg, L: int, vocab: int, unit: Unit, whole: int = 0) -> flo
 
 def decisions(net: NetCfg, L: int, vocab: int, unit: Unit) -> DecisionCost:
     """What the decisions of a routed model cost, in the unit, relative to the dense Transformer."""
-    flops = MODELS[net.name].decisions(net, L, vocab)
-    return flops if unit.name == "flops" else traffic.decisions(net, L, vocab, dense_of(net), unit, flops.layers)
+    if unit.name == "flops":
+        return MODELS[net.name].decisions(net, L, vocab)
+    routed = [shapes.of(net, i) for i in MODELS[net.name].layers(net)]
+    return traffic.decisions(net, L, vocab, dense_of(net), unit, routed)
 
 
 def twin(cfg: RunCfg, vocab: int) -> RunCfg:
@@ -203,10 +206,10 @@ def twin(cfg: RunCfg, vocab: int) -> RunCfg:
         cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
         checks.together(cfg)
         return cfg
-    if cfg.net.name == "transformer":
+    if cfg.net == dense_of(cfg.net):
         raise UserError(f"twin is {kind} of a dense Transformer", "it is its own: use twin='', or a routed net.name")
     route = dataclasses.replace(cfg.net.route, score="spectral", rbf=0.0, collapse=0.0)  # of chiar alone
-    net = dataclasses.replace(cfg.net, name="transformer", route=route)
+    net = dataclasses.replace(dense_of(cfg.net), route=route)
     if kind == "equal_flops":
         target = MODELS[cfg.net.name].cost(cfg.net, cfg.task.seq_len, vocab).executed_flops
         net = _shrunk(net, cfg.task.seq_len, vocab, target)
@@ -259,7 +262,7 @@ def build(cfg: RunCfg, vocab_size: int, whole: int = 0) -> Model:
         net.name,
         entry.module(net, vocab_size, *each),
         entry.cost(net, L, vocab_size),
-        transformer.cost(net, whole, vocab_size),
+        transformer.cost(dense_of(net), whole, vocab_size),
         causal,
         net,
         L,
@@ -267,5 +270,5 @@ def build(cfg: RunCfg, vocab_size: int, whole: int = 0) -> Model:
         unit,
         share,
         table.DECODERS[net.name].token(net, L, vocab_size) if decodes else None,
-        table.DECODERS["transformer"].token(net, L, vocab_size),
+        table.DECODERS["transformer"].token(dense_of(net), L, vocab_size),
     )

@@ -8,7 +8,7 @@ kept token has the full width F and nothing is computed twice. Causal with a thr
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from cerebra_jax.cost import prices
 from cerebra_jax.models import block, compressor, ends, router, transformer
 from cerebra_jax.models.compressor import ceil_share
 from cerebra_jax.models.decoding import cache as cached
+from cerebra_jax.models.layers import shapes
+from cerebra_jax.models.layers.repeat import repeat
 from cerebra_jax.models.router import routed
 from cerebra_jax.ops import dispatch
 from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
@@ -114,7 +116,7 @@ class RoutedBlock(nn.Module):
         if rest == 0:
             return block.FeedForward(net, out_scale=scale, name="ffn")(h_BxLxD)
         part = lambda width, name: block.FeedForward(  # noqa: E731
-            dataclasses.replace(net, ffn_width=width), out_scale=scale, name=name
+            shapes.with_hidden(net, width), out_scale=scale, name=name
         )
         out = part(narrow, "ffn_light")(h_BxLxD)
         if net.route.mode == "always_compressed":
@@ -144,15 +146,17 @@ def layout(net: NetCfg, L: int) -> dispatch.Layout:
 
 
 def ffn_widths(net: NetCfg) -> tuple[int, int]:
-    """Hidden features that every token runs, and those that only kept tokens add."""
+    """Hidden features of a layer that every token runs, and those that only kept tokens add."""
     narrow = ceil_share(net.compress.s, net.ffn_width) if net.route.part == "block" else net.ffn_width
-    return narrow, net.ffn_width - narrow
+    return shapes.hidden(net, narrow), shapes.rest(net, net.ffn_width - narrow)
 
 
-def _per_token(net: NetCfg) -> int:
-    """FLOPs that one kept token adds, scores apart: q and output projections, with kv=routed its k and v; its FFN."""
-    projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
-    return projections + prices.ffn_flops(net.width, ffn_widths(net)[1], net.ffn)
+def _per_token(net: NetCfg) -> tuple[int, int]:
+    """FLOPs that one kept token adds to a layer, scores apart: q and output projections, with kv=routed its k and v;
+    its FFN. And those of each key that it sees."""
+    projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, shapes.inner(net))
+    token = projections + prices.ffn_flops(net.width, ffn_widths(net)[1], net.ffn)
+    return token, prices.attention_pairs_flops(1, shapes.inner(net))
 
 
 class Cerebra(nn.Module):
@@ -179,7 +183,7 @@ class Cerebra(nn.Module):
         each = self.each or decisions(net, L, self.vocab)
         kwargs = {"net": net, "L": L, "each": each}
         layers = None if cache is None else cache.layers
-        x_BxLxD, y = block.repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
+        x_BxLxD, y = repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
         out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"], y.get("kept"))
@@ -201,42 +205,47 @@ class Cerebra(nn.Module):
 
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included. `model` prices every routed token as kept (the ceiling)."""
-    D, mode = net.width, net.route.mode
+    model = ends.embed_flops(net, L)
+    executed = dict(model)
+    priced = functools.cache(lambda each: _layer_flops(each, L))  # most layers are alike
+    for i, each in enumerate(shapes.each(net)):
+        for part, (flops, run) in priced(each).items():
+            model[f"layer_{i:02d}/{part}"], executed[f"layer_{i:02d}/{part}"] = flops, run
+    model["head"] = executed["head"] = ends.head_flops(net, L, vocab)
+    return Cost(model, executed)
+
+
+def _layer_flops(net: NetCfg, L: int) -> dict[str, tuple[int, int]]:
+    """{part: (model, executed) forward FLOPs} of one layer."""
+    D, mode, every = net.width, net.route.mode, net.route.kv == "all"
     narrow, rest = ffn_widths(net)
     lay = router.layout(net, L)
     slots = lay.K if dispatched(net) else L
     if dispatched(net):
-        heavy = block.attention_flops(D, slots, L if net.route.kv == "all" else slots, lay.plan(net.route.kv))
-    elif net.route.kv == "all" or mode in _UNROUTED:
+        plan = lay.plan(net.route.kv)
+        heavy = block.attention_flops(D, slots, L if every else slots, plan, inner=shapes.inner(net))
+    elif every or mode in _UNROUTED:
         heavy = block.dense_attention_flops(net, L)
     else:
-        heavy = block.attention_flops(D, L, L, block.dense_plan(net, L))
-    model = ends.embed_flops(net, L)
-    executed = dict(model)
-
-    def add(name: str, flops: int, run: int | None = None) -> None:
-        model[name], executed[name] = flops, flops if run is None else run
-
+        heavy = block.attention_flops(D, L, L, block.dense_plan(net, L), inner=shapes.inner(net))
+    found = {}
+    if mode in router.SCORED:
+        found["router"] = (router.router_flops(net, L),) * 2
+    if mode != "always_full":
+        found["compressor"] = (compressor.compressor_flops(net, L),) * 2
+        found["light"] = compressor.light_flops(net, L)
+    if mode != "always_compressed":
+        found["attention"] = block.attention_model_flops(net, L), heavy
+    if dispatched(net) and net.route.lowering == "onehot":
+        moves = 4 if rest else 2  # to the slots and back, for attention and for the FFN
+        found["dispatch"] = 0, moves * dispatch.move_flops(lay, D)
     taken, slots = (0, 0) if mode == "always_compressed" else (L, slots)
     shared, each = L * prices.ffn_flops(D, narrow, net.ffn), prices.ffn_flops(D, rest, net.ffn)
-    for i in range(net.depth):
-        layer = f"layer_{i:02d}"
-        if mode in router.SCORED:
-            add(f"{layer}/router", router.router_flops(net, L))
-        if mode != "always_full":
-            add(f"{layer}/compressor", compressor.compressor_flops(net, L))
-            add(f"{layer}/light", *compressor.light_flops(net, L))
-        if mode != "always_compressed":
-            add(f"{layer}/attention", block.attention_model_flops(net, L), heavy)
-        if dispatched(net) and net.route.lowering == "onehot":
-            moves = 4 if rest else 2  # to the slots and back, for attention and for the FFN
-            add(f"{layer}/dispatch", 0, moves * dispatch.move_flops(lay, D))
-        add(f"{layer}/ffn", shared + taken * each, shared + slots * each)
-    add("head", ends.head_flops(net, L, vocab))
-    return Cost(model, executed)
+    return found | {"ffn": (shared + taken * each, shared + slots * each)}
 
 
 def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
     """What the decisions cost in FLOPs."""
-    layers, dense = net.depth if routed(net) else 0, transformer.cost(net, L, vocab)
-    return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense)
+    layers = [_per_token(each) for each in shapes.each(net)] if routed(net) else []
+    dense = transformer.cost(shapes.whole(net), L, vocab)
+    return router.decision_flops(net, L, layers, cost(net, L, vocab), dense)

@@ -16,6 +16,8 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block, ends, router, transformer
 from cerebra_jax.models.decoding import cache as cached
+from cerebra_jax.models.layers import shapes
+from cerebra_jax.models.layers.repeat import repeat
 from cerebra_jax.models.operators import rbf
 from cerebra_jax.models.operators.decide import entropy
 from cerebra_jax.models.operators.layer import RoutedLayer
@@ -39,9 +41,11 @@ def static_scores(net: NetCfg, params, ids_BxL):
     return entropy(net, x_BxLxD, X_BxLxD)
 
 
-def _per_token(net: NetCfg) -> int:
-    """FLOPs that one routed token adds, scores apart: its query and output projections, with kv=routed its k and v."""
-    return (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
+def _per_token(net: NetCfg) -> tuple[int, int]:
+    """FLOPs that one routed token adds to a layer, scores apart: its query and output projections, with kv=routed its
+    k and v. And those of each key that it sees."""
+    inner = shapes.inner(net)
+    return (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, inner), 4 * inner
 
 
 class Chiar(nn.Module):
@@ -68,7 +72,7 @@ class Chiar(nn.Module):
 
         stats, rest = {}, {}
         light_BxLxD, _ = Filter(net, name="first_filter")(x_BxLxD)
-        first_mlp = FeedForwardLN(net, name="first_mlp")
+        first_mlp = FeedForwardLN(shapes.of(net, 0), name="first_mlp")
         light_BxLxD = first_mlp(light_BxLxD, ex_B) if net.compat else light_BxLxD  # the gate is then around both
         if net.route.meta != "off":
             meta = MetaRouter(net.route.meta, net.tasks, name="meta_router")
@@ -90,7 +94,7 @@ class Chiar(nn.Module):
             none_R = jnp.zeros(R)
             scanned = (*(routing.get(name, none_R) for name in ("tau", "low", "spread")), jnp.arange(R))
             layers = None if cache is None else cache.layers
-            x_BxLxD, y = block.repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers)
+            x_BxLxD, y = repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers, first=1)
         if R and cache is None and routed(net):
             expected_B += y.pop("expected_B").sum(0)
             hard_B += y.pop("hard_B").sum(0)
@@ -101,12 +105,13 @@ class Chiar(nn.Module):
         if net.route.mode == "soft":  # both branches run for every token, whatever the gates say
             hard_B = jnp.full(B, router.kept_cost(net, L, each, 1.0), jnp.float32)
 
-        heavy = AttentionLN(net, att.causal_plan(L), kernel, name="last_heavy")
+        last = shapes.of(net, net.depth - 1)
+        heavy = AttentionLN(last, att.causal_plan(L), kernel, name="last_heavy")
         step = None if cache is None else cached.Step(cache.rest["heavy"], pos_1xL)
         x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, None if cache is None else pos_1xL, step)
         if cache is not None:
             x_BxLxD, rest["heavy"] = x_BxLxD
-        x_BxLxD = FeedForwardLN(net, name="last_mlp")(x_BxLxD, ex_B)
+        x_BxLxD = FeedForwardLN(last, name="last_mlp")(x_BxLxD, ex_B)
         out = Out(block.Norm(name="norm")(x_BxLxD), table_VxD)
         if cache is not None:
             return out, cached.advance(cache, pos_1xL, y["cache"], y.get("kept"), **rest)
@@ -119,16 +124,8 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     D, R = net.width, net.depth - 2
     filter_flops = 2 * L * prices.dct_flops(D, net.route.dct)
     score = score_flops(net, L)
-    kv = L * prices.linear_flops(D, 2 * D) if net.route.kv == "all" else 0
-    routed_ceiling = L * _per_token(net) + 4 * D * prices.causal_pairs(L)
-    if dispatched(net):
-        lay = layout(net, L)
-        heavy = block.attention_flops(D, lay.K, L if net.route.kv == "all" else lay.K, lay.plan(net.route.kv))
-    elif net.route.kv == "all" or not routed(net):
-        heavy = block.dense_attention_flops(net, L)
-    else:
-        heavy = block.attention_flops(D, L, L, att.causal_plan(L))
     model, executed = {}, {}
+    first, *between, end = shapes.each(net)
 
     def add(name: str, flops: int, run: int | None = None) -> None:
         model[name], executed[name] = flops, flops if run is None else run
@@ -136,8 +133,8 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     add("layer_00/filter", filter_flops)
     if net.route.meta in ("prefix", "batch"):
         add("layer_00/meta_router", L * prices.linear_flops(D, 1))
-    add("layer_00/ffn", block.ffn_flops(net, L))
-    for i in range(1, R + 1):
+    add("layer_00/ffn", block.ffn_flops(first, L))
+    for i, each in enumerate(between, 1):
         if net.route.mode != "always_full":
             add(f"layer_{i:02d}/filter", filter_flops)
         if routed(net):
@@ -145,16 +142,29 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         if net.route.rbf:
             add(f"layer_{i:02d}/rbf", L * sum(rbf.per_token(net)), rbf.run_flops(net, L))
         if net.route.mode != "always_compressed":
-            add(f"layer_{i:02d}/attention", kv + routed_ceiling, heavy)
+            add(f"layer_{i:02d}/attention", *_heavy_flops(each, L))
         if dispatched(net) and net.route.lowering == "onehot":  # to the slots and back
             moved = [layout(net, L), *([rbf.slots(net, L)] if net.route.rbf and rbf.gathered(net) else [])]
             add(f"layer_{i:02d}/dispatch", 0, 2 * sum(dispatch.move_flops(lay, D) for lay in moved))
-        add(f"layer_{i:02d}/ffn", block.ffn_flops(net, L))
+        add(f"layer_{i:02d}/ffn", block.ffn_flops(each, L))
     last = f"layer_{R + 1:02d}"
-    add(f"{last}/attention", block.attention_model_flops(net, L), block.dense_attention_flops(net, L))
-    add(f"{last}/ffn", block.ffn_flops(net, L))
+    add(f"{last}/attention", block.attention_model_flops(end, L), block.dense_attention_flops(end, L))
+    add(f"{last}/ffn", block.ffn_flops(end, L))
     add("head", ends.head_flops(net, L, vocab))
     return Cost(model, executed)
+
+
+def _heavy_flops(net: NetCfg, L: int) -> tuple[int, int]:
+    """(model, executed) forward FLOPs of the attention of a routed layer."""
+    D, inner, every = net.width, shapes.inner(net), net.route.kv == "all"
+    kv, (token, pair) = L * prices.linear_flops(D, 2 * inner) if every else 0, _per_token(net)
+    ceiling = kv + L * token + pair * prices.causal_pairs(L)
+    if dispatched(net):
+        lay = layout(net, L)
+        return ceiling, block.attention_flops(D, lay.K, L if every else lay.K, lay.plan(net.route.kv), inner=inner)
+    if every or not routed(net):
+        return ceiling, block.dense_attention_flops(net, L)
+    return ceiling, block.attention_flops(D, L, L, att.causal_plan(L), inner=inner)
 
 
 def score_flops(net: NetCfg, L: int) -> int:
@@ -167,9 +177,10 @@ def score_flops(net: NetCfg, L: int) -> int:
 
 def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
     """What the decisions cost in FLOPs."""
-    dense, layers = transformer.cost(net, L, vocab), net.depth - 2 if routed(net) else 0
+    dense = transformer.cost(shapes.whole(net), L, vocab)
     mixed = rbf.decided_flops(net) if net.route.rbf else 0
-    return router.decision_flops(net, L, layers, _per_token(net), cost(net, L, vocab), dense, mixed)
+    own = [_per_token(each) for each in shapes.each(net)[1:-1]] if routed(net) else []
+    return router.decision_flops(net, L, own, cost(net, L, vocab), dense, mixed)
 
 
 def init_routing(net: NetCfg) -> dict[str, jax.Array]:

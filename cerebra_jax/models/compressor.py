@@ -19,6 +19,7 @@ from cerebra_jax.config import CompressCfg, NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block
 from cerebra_jax.models.decoding import cache as cached
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.ops import attend as att
 
 TAPS = 3  # width of the depthwise convolution of `hybrid`
@@ -86,6 +87,11 @@ def light_width(c: CompressCfg, D: int) -> int:
     return ceil_share(c.s, D)
 
 
+def channels(net: NetCfg) -> int:
+    """Features of a compressed token: E, unless some were pruned."""
+    return shapes.channels(net, light_width(net.compress, net.width))
+
+
 class Compressor(nn.Module):
     """(B, L, D) -> (B, M, E), which windows hold a real token (B or 1, M) bool, and the reconstruction loss (B,).
 
@@ -120,13 +126,13 @@ class Compressor(nn.Module):
         x_BxmxWxD = jnp.take_along_axis(x, at_BxP[..., None], axis=1).reshape(B, m, W, x.shape[2])
         x_BxmxWxD = jnp.where(ends.inside_BxmxW[..., None], x_BxmxWxD, jnp.zeros((), x.dtype))
         part = lambda module, x: module._compress(x, ends.inside_BxmxW)  # noqa: E731
-        c_BxmxE = cached.when(ends.run, part, self, x_BxmxWxD, light_width(self.net.compress, self.net.width))
+        c_BxmxE = cached.when(ends.run, part, self, x_BxmxWxD, channels(self.net))
         return c_BxmxE, recent_BxWxD
 
     def _compress(self, x_BxMxWxD, real_BxMxW):
         """Windows, zeros where a place is not real -> (B, M, E)."""
         c, H, x, dtype = self.net.compress, self.net.heads, x_BxMxWxD, x_BxMxWxD.dtype
-        (B, M, W, D), E = x.shape, light_width(self.net.compress, self.net.width)
+        (B, M, W, D), E = x.shape, channels(self.net)
         n = real_BxMxW.sum(-1, keepdims=True).astype(jnp.float32)
         if c.kind == "conv":
             kernel = self.param("kernel", block._init((W / D) ** 0.5), (W, D, E), jnp.float32)
@@ -166,7 +172,7 @@ class Depthwise(nn.Module):
 
 def compressor_flops(net: NetCfg, L: int) -> int:
     """Forward FLOPs per example, as executed; the decoder of the reconstruction loss runs in training only."""
-    D, E = net.width, light_width(net.compress, net.width)
+    D, E = net.width, channels(net)
     M, W = windows(L, net.compress.r).idx_MxW.shape
     if net.compress.kind == "conv":
         return M * prices.conv_flops(1, W, D, E)
@@ -177,7 +183,8 @@ def compressor_flops(net: NetCfg, L: int) -> int:
 class CompressedAttention(nn.Module):
     """Every token attends to the M compressed ones and to a learned null key: (B, L, D), (B, M, E) -> (B, L, D).
 
-    Queries, keys and values have width E. A compressed token stands at the last position of its window: causality is
+    Queries, keys and values have width E; compressed tokens too, unless some of their features were pruned.
+    A compressed token stands at the last position of its window: causality is
     the usual mask. `order` is what the mask compares (see `block.orders`), `seen` which windows hold a real token.
     With `ends` and the cache `kv`: of a chunk, whose windows join the cache -> ((B, n, D), the cache).
     """
@@ -191,7 +198,7 @@ class CompressedAttention(nn.Module):
         self, x_BxLxD, c_BxMxE, seen, pos_1xL, order, ends: Closing | None = None, kv: cached.KV | None = None
     ):
         net, dtype = self.net, x_BxLxD.dtype
-        (B, n, _), E, H = x_BxLxD.shape, c_BxMxE.shape[2], light_heads(net)
+        (B, n, _), E, H = x_BxLxD.shape, light_width(net.compress, net.width), light_heads(net)
         last = jnp.asarray(windows(self.L, net.compress.r).last_M)[None] if ends is None else ends.last_Bxm
 
         def heads(x):
@@ -243,6 +250,6 @@ def light_flops(net: NetCfg, L: int) -> tuple[int, int]:
     """(model, executed) forward FLOPs per example of the compressed attention; model counts the visible pairs."""
     D, E = net.width, light_width(net.compress, net.width)
     last_M = windows(L, net.compress.r).last_M
-    linear = 2 * L * prices.linear_flops(D, E) + len(last_M) * prices.linear_flops(E, 2 * E)
+    linear = 2 * L * prices.linear_flops(D, E) + len(last_M) * prices.linear_flops(channels(net), 2 * E)
     pairs = L + (int((L - last_M).sum()) if net.causal else L * len(last_M))
     return linear + prices.attention_pairs_flops(pairs, E), linear + att.scores_flops(light_plan(net, L), E)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.types import Out
 
 _init = nn.initializers.normal(0.02)
@@ -95,7 +96,9 @@ def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL, ex_B) -> Out:
     if net.outputs and net.pool:
         x_BxLxD, mask_BxL = pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), None
         if net.pooler:
-            h_Bx1xD = block.FeedForward(net, True, net.branch, name="pooler")(block.Norm(name="pooler_norm")(x_BxLxD))
+            h_Bx1xD = block.FeedForward(shapes.whole(net), True, net.branch, name="pooler")(
+                block.Norm(name="pooler_norm")(x_BxLxD)
+            )
             x_BxLxD = x_BxLxD + block.Drop(net.dropout)(ex_B, h_Bx1xD)
     return Head(net, vocab, name="head")(block.Norm(name="norm")(x_BxLxD), table_VxD, mask_BxL)
 
@@ -103,7 +106,9 @@ def finish(net: NetCfg, vocab: int, x_BxLxD, table_VxD, mask_BxL, ex_B) -> Out:
 def head_flops(net: NetCfg, L: int, vocab: int) -> int:
     """Forward FLOPs per example of the logits or pooled outputs; pooling itself is elementwise work."""
     if net.outputs:
-        return prices.linear_flops(net.width, net.outputs) + (block.ffn_flops(net, 1) if net.pooler else 0)
+        return prices.linear_flops(net.width, net.outputs) + (
+            block.ffn_flops(shapes.whole(net), 1) if net.pooler else 0
+        )
     return (net.answers or L) * prices.linear_flops(net.width, vocab)
 
 

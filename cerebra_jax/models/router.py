@@ -230,9 +230,18 @@ def kept_cost(net: NetCfg, L: int, each: DecisionCost, share: float) -> float:
     return each.fixed + each.layers * (share * L * (each.token + each.mixed) + pairs * each.pair)
 
 
-def decision_flops(net: NetCfg, L: int, layers: int, token: int, cost: Cost, dense: Cost, mixed=0) -> DecisionCost:
-    """What decisions cost in FLOPs, in a model of that cost, where a kept token adds `token`, scores apart, and one
-    that takes the RBF mixer `mixed`."""
-    pair, whole, of = 4 * net.width, cost.model_flops, dense.model_flops
-    routed = layers * (L * (token + mixed) + pair * block.pairs(net, L))
-    return DecisionCost((whole - routed) / of, token / of, pair / of, layers, mixed / of)
+def decision_flops(net: NetCfg, L: int, layers: list[tuple[int, int]], cost: Cost, dense: Cost, mixed=0):
+    """`DecisionCost` in FLOPs of a model of that cost, where in each routed layer a kept token adds (its work, scores
+    apart; each key it sees), and one that takes the RBF mixer `mixed`."""
+    whole, of = cost.model_flops, dense.model_flops
+    routed = sum(L * (token + mixed) + pair * block.pairs(net, L) for token, pair in layers)
+    return decision_cost((whole - routed) / of, [(token / of, pair / of) for token, pair in layers], mixed / of)
+
+
+def decision_cost(fixed: float, layers: list[tuple[float, float]], mixed: float = 0.0) -> DecisionCost:
+    """Of layers that may cost different amounts: (a kept token, a pair) of each."""
+    R = len(layers)
+    if len(set(layers)) <= 1:
+        return DecisionCost(fixed, *(layers[0] if layers else (0.0, 0.0)), R, mixed)
+    token, pair = (sum(x) / R for x in zip(*layers, strict=True))
+    return DecisionCost(fixed, token, pair, R, mixed, tuple(layers))

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.models import block, ends
 from cerebra_jax.models.decoding import cache as cached
+from cerebra_jax.models.layers import shapes
+from cerebra_jax.models.layers.repeat import repeat
 from cerebra_jax.ops import attend as att
 from cerebra_jax.types import Aux, Cost
 
@@ -60,7 +62,7 @@ class Transformer(nn.Module):
         L, pos, mask_BxL = cached.places(batch, n, cache)
         order = self.order(L, mask_BxL) if cache is None else pos
         kwargs, layers = {"net": net} | self.attention(L), None if cache is None else cache.layers
-        x_BxLxD, y = block.repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers)
+        x_BxLxD, y = repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers)
         out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"])
@@ -68,8 +70,9 @@ class Transformer(nn.Module):
         return out, Aux(share_B, share_B, {}, {}, {}, {})
 
     def share(self, L) -> float:
-        """FLOPs relative to the dense Transformer of the same shape."""
-        return 1.0
+        """FLOPs relative to the dense Transformer of the same shape, before anything was removed from this one."""
+        net, whole = self.net, shapes.whole(self.net)
+        return 1.0 if net is whole else cost(net, L, self.vocab).model_flops / cost(whole, L, self.vocab).model_flops
 
     def attention(self, L) -> dict:
         """How every layer attends."""
@@ -84,9 +87,9 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included."""
     model = ends.embed_flops(net, L)
     executed = dict(model)
-    for i in range(net.depth):
-        model[f"layer_{i:02d}/attention"] = block.attention_model_flops(net, L)
-        executed[f"layer_{i:02d}/attention"] = block.dense_attention_flops(net, L)
-        model[f"layer_{i:02d}/ffn"] = executed[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, L)
+    for i, each in enumerate(shapes.each(net)):
+        model[f"layer_{i:02d}/attention"] = block.attention_model_flops(each, L)
+        executed[f"layer_{i:02d}/attention"] = block.dense_attention_flops(each, L)
+        model[f"layer_{i:02d}/ffn"] = executed[f"layer_{i:02d}/ffn"] = block.ffn_flops(each, L)
     model["head"] = executed["head"] = ends.head_flops(net, L, vocab)
     return Cost(model, executed)

@@ -13,6 +13,7 @@ import pytest
 from cerebra_jax.cost import jaxpr, units
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import build, router
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.models.traffic import table as traffic
 from cerebra_jax.ops.xent import chunked_xent
 
@@ -23,6 +24,12 @@ SHAPE = {"net": {"depth": 4, "width": 64, "heads": 4, "ffn_width": 256, "loss_ch
 CASES = {
     "dense": {"net.name": "transformer"},
     "dense-gated-bf16": {"net.name": "transformer", "net.ffn": "gated", "net.dtype": "bfloat16"},
+    "dense-kept": {"net.name": "transformer", "net.kept": {"heads": "1,0,2,3", "ffn": "8,256,3,9"}},
+    "chiar-kept": {"net.route.kv": "routed", "net.kept": {"heads": "0,1,3,2", "ffn": "80,0,3,9"}},
+    "cerebra-kept": {
+        "net.name": "cerebra",
+        "net.kept": {"heads": "1,2,0,3", "ffn": "20,0,9,9", "rest": "3,24,0,9", "channels": "16,5,0,20"},
+    },
     "dense-subwords": {"net.name": "transformer", "net.subwords": 7, "net.depth": 1},
     "dense-long": {"net.name": "transformer", "task.seq_len": 2048, "net.depth": 1},
     "chiar": {},
@@ -73,6 +80,9 @@ def variants(tiny_cfg):
     for causal, features, outputs, pool in itertools.product((True, False), (0, 3), (0, 2), ("", "mean")):
         more = {"causal": causal, "features": features, "outputs": outputs, "pool": pool}
         yield dataclasses.replace(base, name="transformer", **more)
+    for case, kv in itertools.product(("chiar-kept", "cerebra-kept"), ("all", "routed")):
+        net = tiny_cfg(SHAPE | CASES[case]).net
+        yield dataclasses.replace(net, route=dataclasses.replace(net.route, kv=kv))
 
 
 def test_the_operations_of_a_part_have_the_flops_of_its_price(tiny_cfg):
@@ -86,10 +96,14 @@ def test_the_operations_of_a_part_have_the_flops_of_its_price(tiny_cfg):
         if net.name == "transformer":
             continue
         flops, dense = build.MODELS[net.name].decisions(net, L, V), build.dense_of(net)
-        np.testing.assert_allclose(traffic.decisions(net, L, V, dense, units.FLOPS, flops.layers), flops, rtol=1e-9)
+        routed = [shapes.of(net, i) for i in build.MODELS[net.name].layers(net)]
+        got = traffic.decisions(net, L, V, dense, units.FLOPS, routed)
+        np.testing.assert_allclose(got[:5], flops[:5], rtol=1e-9)
+        np.testing.assert_allclose(got.each, flops.each, rtol=1e-9)
+        assert bool(got.each) == (net.kept != shapes.WHOLE)
         for unit in (BYTES, SECONDS):
-            each = traffic.decisions(net, L, V, dense, unit, flops.layers)
-            assert min(each) >= 0 < each.fixed
+            each = traffic.decisions(net, L, V, dense, unit, routed)
+            assert min(np.ravel([*each[:5], *np.ravel(each.each)])) >= 0 < each.fixed
             whole = traffic.total(parts.model, unit) / traffic.total(traffic.parts(dense, L, V).model, unit)
             np.testing.assert_allclose(router.kept_cost(net, L, each, 1.0), whole, rtol=1e-9)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block, ends, router, transformer
+from cerebra_jax.models.layers.repeat import repeat
 from cerebra_jax.ops import dispatch
 from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
 
@@ -96,7 +97,7 @@ class Mod(nn.Module):
         each = self.each or decisions(net, L, self.vocab)
         kwargs = {"net": net, "L": L, "each": each}
         shared = (knobs, *places, router.needed(net, batch))
-        x_BxLxD, y = block.repeat(Pair, net, R, kwargs, x_BxLxD, scanned, shared)
+        x_BxLxD, y = repeat(Pair, net, R, kwargs, x_BxLxD, scanned, shared)
         if net.depth % 2:
             x_BxLxD, _ = _dense(net, L, "last")(x_BxLxD, *places)
 
@@ -147,4 +148,5 @@ def _per_token(net: NetCfg) -> int:
 def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
     """What the decisions cost in FLOPs."""
     dense = transformer.cost(net, L, vocab)
-    return router.decision_flops(net, L, net.depth // 2, _per_token(net), cost(net, L, vocab), dense)
+    layers = [(_per_token(net), 4 * net.width)] * (net.depth // 2)
+    return router.decision_flops(net, L, layers, cost(net, L, vocab), dense)

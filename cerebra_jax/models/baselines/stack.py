@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.models import block, ends, transformer
+from cerebra_jax.models import ends, transformer
+from cerebra_jax.models.layers.repeat import repeat
 from cerebra_jax.types import Aux, Cost
 
 
@@ -34,7 +35,7 @@ class Stack(nn.Module):
         mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
         x_BxLxD, mask_BxL = self.start(x_BxLxD, mask_BxL)
         scanned, shared = (jnp.arange(net.depth),), (batch["ex_B"], mask_BxL)
-        x_BxLxD, _ = block.repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
+        x_BxLxD, _ = repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
         share = self.cost(net, L, self.vocab).model_flops / transformer.cost(net, L, self.vocab).model_flops
         share_B = jnp.full(B, share, jnp.float32)
         out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])

@@ -53,10 +53,10 @@ def empty_kv(B: int, heads: int, N: int, C: int, dtype: str, L: int) -> KV:
     return KV(k, v, jnp.full((B, N), L, jnp.int32))
 
 
-def empty(net: NetCfg, L: int, ex_B, routed: int, count: int, layer: Callable[[], Any], **rest: Any) -> Cache:
-    """The cache of rows that have read nothing: `layer()` for each of `count` repeated layers."""
-    layers = tuple(layer() for _ in range(count))
-    if net.scan and count:
+def empty(net: NetCfg, L: int, ex_B, routed: int, nets: list[NetCfg], layer: Callable[[NetCfg], Any], **rest: Any):
+    """The `Cache` of rows that have read nothing: `layer(net)` for each of the repeated layers."""
+    layers = tuple(layer(each) for each in nets)
+    if net.scan and nets:
         layers = jax.tree.map(lambda *x: jnp.stack(x), *layers)
     B = len(ex_B)
     return Cache(jnp.zeros(B, jnp.int32), jnp.asarray(ex_B), jnp.zeros((routed, B, L), bool), layers, rest)

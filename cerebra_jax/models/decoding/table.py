@@ -17,6 +17,7 @@ from cerebra_jax.models import block, cerebra, chiar, compressor, router
 from cerebra_jax.models.compressor import light_width
 from cerebra_jax.models.decoding import cache
 from cerebra_jax.models.decoding.cache import Cache
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.models.operators import rbf
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dispatch import Layout
@@ -29,35 +30,37 @@ class Decoder(NamedTuple):
 
 
 def _transformer_cache(net: NetCfg, L: int, ex_B) -> Cache:
-    layer = lambda: {"heavy": _keys(net, len(ex_B), L, L)} | _near(net, len(ex_B))  # noqa: E731
-    return cache.empty(net, L, ex_B, 0, net.depth, layer)
+    layer = lambda each: {"heavy": _keys(each, len(ex_B), L, L)} | _near(net, len(ex_B))  # noqa: E731
+    return cache.empty(net, L, ex_B, 0, shapes.each(net), layer)
 
 
 def _transformer_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
     always = {}
-    for i in range(net.depth):
-        always[f"layer_{i:02d}/attention"] = _dense(net, L)
-        always[f"layer_{i:02d}/ffn"] = block.ffn_flops(net, 1)
+    for i, each in enumerate(shapes.each(net)):
+        always[f"layer_{i:02d}/attention"] = _dense(each, L)
+        always[f"layer_{i:02d}/ffn"] = block.ffn_flops(each, 1)
     return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, {}, {})
 
 
 def _chiar_cache(net: NetCfg, L: int, ex_B) -> Cache:
     B, lay, R = len(ex_B), chiar.layout(net, L), net.depth - 2
 
-    def layer():
+    nets = shapes.each(net)
+
+    def layer(each: NetCfg):
         made = {}
         if net.route.mode != "always_compressed":
-            made["heavy"] = _keys(net, B, _memory(net, lay, L), L)
+            made["heavy"] = _keys(each, B, _memory(net, lay, L), L)
         if router.routed(net):
             made["used_BxS"] = jnp.zeros((B, len(lay.slots)), jnp.int32)
         if net.route.rbf:
             made["rbf"] = rbf.empty(net, B, L)
         return made
 
-    rest = {"heavy": _keys(net, B, L, L)}
+    rest = {"heavy": _keys(nets[-1], B, L, L)}
     if net.route.meta != "off":
         rest["sum_BxD"] = jnp.zeros((B, net.width))
-    return cache.empty(net, L, ex_B, R if router.routed(net) else 0, R, layer, **rest)
+    return cache.empty(net, L, ex_B, R if router.routed(net) else 0, nets[1:-1], layer, **rest)
 
 
 def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
@@ -66,9 +69,10 @@ def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
     always, kept = {"layer_00/filter": filtered}, {}
     if net.route.meta != "off":
         always["layer_00/meta_router"] = prices.linear_flops(D, 1)
-    always["layer_00/ffn"] = block.ffn_flops(net, 1)
-    heavy = _routed(net, _memory(net, chiar.layout(net, L), L))
-    for i in range(1, net.depth - 1):
+    first, *between, end = shapes.each(net)
+    always["layer_00/ffn"] = block.ffn_flops(first, 1)
+    slots = _memory(net, chiar.layout(net, L), L)
+    for i, each in enumerate(between, 1):
         layer = f"layer_{i:02d}"
         if mode != "always_full":
             always[f"{layer}/filter"] = filtered
@@ -77,9 +81,9 @@ def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
         if net.route.rbf:
             always[f"{layer}/rbf"] = rbf.rows_flops(net, 1, carried=True)
         if mode != "always_compressed":
-            always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
-        always[f"{layer}/ffn"] = block.ffn_flops(net, 1)
-    always |= {f"{last}/attention": _dense(net, L), f"{last}/ffn": block.ffn_flops(net, 1)}
+            always[f"{layer}/attention"], kept[f"{layer}/attention"] = _routed(each, slots)
+        always[f"{layer}/ffn"] = block.ffn_flops(each, 1)
+    always |= {f"{last}/attention": _dense(end, L), f"{last}/ffn": block.ffn_flops(end, 1)}
     return TokenCost(always | {"head": prices.linear_flops(net.width, vocab)}, kept, {})
 
 
@@ -88,36 +92,36 @@ def _cerebra_cache(net: NetCfg, L: int, ex_B) -> Cache:
     B, mode, lay = len(ex_B), net.route.mode, cerebra.layout(net, L)
     (M, W), E, heads = compressor.windows(L, net.compress.r).idx_MxW.shape, _light(net), compressor.light_heads(net)
 
-    def layer():
+    def layer(each: NetCfg):
         made = _near(net, B)
         if mode != "always_full":
             made["light"] = cache.empty_kv(B, heads, 1 + M, E // heads, net.dtype, L)
             made["recent"] = jnp.zeros((B, W - 1, net.width), net.dtype)
         if mode != "always_compressed":
-            made["heavy"] = _keys(net, B, _memory(net, lay, L), L)
+            made["heavy"] = _keys(each, B, _memory(net, lay, L), L)
         if cerebra.routed(net):
             made["used_BxS"] = jnp.zeros((B, len(lay.slots)), jnp.int32)
         return made
 
-    return cache.empty(net, L, ex_B, net.depth if cerebra.routed(net) else 0, net.depth, layer)
+    return cache.empty(net, L, ex_B, net.depth if cerebra.routed(net) else 0, shapes.each(net), layer)
 
 
 def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
     D, E, mode, M = net.width, _light(net), net.route.mode, len(compressor.windows(L, net.compress.r).last_M)
-    narrow, rest = (prices.ffn_flops(D, F, net.ffn) for F in cerebra.ffn_widths(net))
     both = mode in ("soft", "always_full")
     always, kept, window = {}, {}, {}
-    for i in range(net.depth):
+    for i, each in enumerate(shapes.each(net)):
         layer = f"layer_{i:02d}"
+        narrow, rest = (prices.ffn_flops(D, F, net.ffn) for F in cerebra.ffn_widths(each))
         always[f"{layer}/ffn"] = narrow
         if mode in router.SCORED:
             always[f"{layer}/router"] = router.router_flops(net, 1)
         if mode != "always_full":
             always[f"{layer}/light"] = 2 * prices.linear_flops(D, E) + att.scores_flops(cache.plan(1, 1 + M), E)
-            window[f"{layer}/compressor"] = compressor.compressor_flops(net, L) // M
-            window[f"{layer}/light"] = prices.linear_flops(E, 2 * E)
+            window[f"{layer}/compressor"] = compressor.compressor_flops(each, L) // M
+            window[f"{layer}/light"] = prices.linear_flops(compressor.channels(each), 2 * E)
         if mode != "always_compressed":
-            heavy = _routed(net, _memory(net, cerebra.layout(net, L), L))
+            heavy = _routed(each, _memory(net, cerebra.layout(net, L), L))
             always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
             always[f"{layer}/ffn"] += rest if both else 0
             kept[f"{layer}/ffn"] = 0 if both else rest
@@ -125,7 +129,7 @@ def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
 
 
 def _keys(net: NetCfg, B: int, slots: int, L: int) -> cache.KV:
-    return cache.empty_kv(B, net.heads, slots, net.width // net.heads, net.dtype, L)
+    return cache.empty_kv(B, shapes.heads(net), slots, net.width // net.heads, net.dtype, L)
 
 
 def _near(net: NetCfg, B: int) -> dict:
@@ -140,12 +144,12 @@ def _memory(net: NetCfg, lay: Layout, L: int) -> int:
 
 def _dense(net: NetCfg, slots: int) -> int:
     """Attention of one token: four projections, and scores over every slot of the cache."""
-    return block.attention_flops(net.width, 1, 1, cache.plan(1, slots))
+    return block.attention_flops(net.width, 1, 1, cache.plan(1, slots), inner=shapes.inner(net))
 
 
 def _routed(net: NetCfg, slots: int) -> tuple[int, int]:
     """(always, if kept) of one token in routed attention: with kv=all its key and value are always made."""
-    made = prices.linear_flops(net.width, 2 * net.width) if net.route.kv == "all" else 0
+    made = prices.linear_flops(net.width, 2 * shapes.inner(net)) if net.route.kv == "all" else 0
     if net.route.mode in ("soft", "always_full"):
         made = _dense(net, slots)
     return made, _dense(net, slots) - made

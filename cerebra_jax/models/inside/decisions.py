@@ -72,5 +72,7 @@ def token_flops(net: NetCfg, vocab: int, kept_RxL: np.ndarray, mixed_RxL: np.nda
     each, dense = MODELS[net.name].decisions(net, L, vocab), transformer.cost(net, L, vocab).model_flops
     keys_RxL = kept_RxL if net.route.kv == "routed" else np.ones_like(kept_RxL)
     seen_RxL = keys_RxL.cumsum(1) if net.causal else np.broadcast_to(keys_RxL.sum(1, keepdims=True), keys_RxL.shape)
-    relative_L = each.fixed / L + (kept_RxL * (each.token + each.pair * seen_RxL) + mixed_RxL * each.mixed).sum(0)
+    own = [each.of(i) for i in range(len(kept_RxL))]
+    token_Rx1, pair_Rx1 = (np.array(costs)[:, None] for costs in ([c.token for c in own], [c.pair for c in own]))
+    relative_L = each.fixed / L + (kept_RxL * (token_Rx1 + pair_Rx1 * seen_RxL) + mixed_RxL * each.mixed).sum(0)
     return dense * relative_L, dense

@@ -14,6 +14,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices, units
 from cerebra_jax.cost.units import FLOAT, Op
 from cerebra_jax.models import block
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.ops import attend as att
 
 Ops = list[Op]
@@ -53,16 +54,16 @@ def visits(net: NetCfg, plan: att.Plan, width: int, heads: int, kernel: str) -> 
 
 def heavy(net: NetCfg, queries: int, keys: int, looks: Ops) -> Ops:
     """Projections and scores of an attention layer."""
-    D, size = net.width, itemsize(net)
-    each = units.linear(D, D, size).times(queries)
-    return [each, each, units.linear(D, 2 * D, size).times(keys), *looks]
+    D, A, size = net.width, shapes.inner(net), itemsize(net)
+    ends = [units.linear(*ends, size).times(queries) for ends in ((D, A), (A, D))]
+    return [*ends, units.linear(D, 2 * A, size).times(keys), *looks]
 
 
 def dense(net: NetCfg, L: int) -> tuple[Ops, Ops]:
     """(model, executed) operations of dense attention."""
-    D, H, kernel = net.width, net.heads, block.kernel_of(net, L)
-    model = heavy(net, L, L, looks(net, block.pairs(net, L), L, L, D, H, kernel))
-    return model, heavy(net, L, L, visits(net, block.dense_plan(net, L), D, H, kernel))
+    A, H, kernel = shapes.inner(net), shapes.heads(net), block.kernel_of(net, L)
+    model = heavy(net, L, L, looks(net, block.pairs(net, L), L, L, A, H, kernel))
+    return model, heavy(net, L, L, visits(net, block.dense_plan(net, L), A, H, kernel))
 
 
 def ffn(net: NetCfg, rows: int, F: int) -> Ops:
@@ -96,8 +97,8 @@ def head(net: NetCfg, L: int, vocab: int, parts: Parts) -> None:
 def transformer(net: NetCfg, L: int, vocab: int) -> Parts:
     parts = Parts({}, {})
     embed(net, L, parts)
-    for i in range(net.depth):
-        parts.add(f"layer_{i:02d}/attention", *([norm(net, L), *ops] for ops in dense(net, L)))
-        parts.add(f"layer_{i:02d}/ffn", [norm(net, L), *ffn(net, L, net.ffn_width)])
+    for i, each in enumerate(shapes.each(net)):
+        parts.add(f"layer_{i:02d}/attention", *([norm(net, L), *ops] for ops in dense(each, L)))
+        parts.add(f"layer_{i:02d}/ffn", [norm(net, L), *ffn(net, L, shapes.hidden(each))])
     head(net, L, vocab, parts)
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from cerebra_jax.config import NetCfg
@@ -9,6 +10,7 @@ from cerebra_jax.cost import prices, units
 from cerebra_jax.cost.units import FLOAT, Op
 from cerebra_jax.models import block, cerebra, chiar, compressor, router
 from cerebra_jax.models.compressor import light_heads, light_width
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.models.traffic import common
 from cerebra_jax.models.traffic.common import Ops, Parts
 
@@ -22,24 +24,26 @@ class Routed(NamedTuple):
 
 def _attended(net: NetCfg, L: int, dispatched: bool) -> Routed:
     """A kept token is gathered, makes its query and its output (kv=routed: also its key and value), and is read."""
-    D, size = net.width, common.itemsize(net)
-    made = [units.linear(D, D, size)] * 2 + ([units.linear(D, 2 * D, size)] if net.route.kv == "routed" else [])
-    streams = [units.streamed(D, size)] * (2 if net.route.kv == "routed" else 1)
+    D, A, size = net.width, shapes.inner(net), common.itemsize(net)
+    made = [units.linear(D, A, size), units.linear(A, D, size)]
+    made += [units.linear(D, 2 * A, size)] if net.route.kv == "routed" else []
+    streams = [units.streamed(A, size)] * (2 if net.route.kv == "routed" else 1)
     gathered = [units.moved(D, size)] if dispatched else []
     # a fused kernel knows only plain causal attention of all tokens
     fused = not dispatched and net.route.kv == "all" and block.kernel_of(net, L) == "cudnn"
-    return Routed([*gathered, *made, *streams], [units.pair(D, net.heads, size, fused)])
+    return Routed([*gathered, *made, *streams], [units.pair(A, shapes.heads(net), size, fused)])
 
 
 def _routed_attention(net: NetCfg, L: int, lay, each: Routed) -> tuple[Ops, Ops]:
     """(model, executed) operations of routed attention; lay: the layout of its dispatch, None where it is masked."""
-    D, H, size, all_keys = net.width, net.heads, common.itemsize(net), net.route.kv == "all"
-    shared = [units.linear(D, 2 * D, size).times(L), units.streamed(D, size).times(L)] if all_keys else []
+    D, A, H = net.width, shapes.inner(net), shapes.heads(net)
+    size, all_keys = common.itemsize(net), net.route.kv == "all"
+    shared = [units.linear(D, 2 * A, size).times(L), units.streamed(A, size).times(L)] if all_keys else []
     model = [*(op.times(L) for op in each.token), *(op.times(block.pairs(net, L)) for op in each.pair), *shared]
     K = lay.K if lay else L
     plan = lay.plan(net.route.kv) if lay else block.dense_plan(net, L)
     kernel = block.kernel_of(net, L) if all_keys and not lay else block.masked_kernel(net, L, plan)
-    return model, common.heavy(net, K, L if all_keys else K, common.visits(net, plan, D, H, kernel))
+    return model, common.heavy(net, K, L if all_keys else K, common.visits(net, plan, A, H, kernel))
 
 
 def _dispatch(net: NetCfg, L: int, lay, gathers: int, scatters: int, reads: int) -> tuple[Ops, Ops]:
@@ -63,7 +67,7 @@ def cerebra_each(net: NetCfg, L: int) -> Routed:
 
 
 def _compressor(net: NetCfg, L: int) -> Ops:
-    D, H, E, size = net.width, net.heads, light_width(net.compress, net.width), common.itemsize(net)
+    D, H, E, size = net.width, net.heads, compressor.channels(net), common.itemsize(net)
     win = compressor.windows(L, net.compress.r)
     M, W = win.idx_MxW.shape
     cut = [] if win.tiles else [units.moved(D, size).times(M * W)]
@@ -80,7 +84,7 @@ def _light(net: NetCfg, L: int) -> tuple[Ops, Ops]:
     last_M = compressor.windows(L, net.compress.r).last_M
     M = len(last_M)
     linear = [op.times(L) for op in (units.linear(D, E, size), units.linear(E, D, size))]
-    linear.append(units.linear(E, 2 * E, size).times(M))
+    linear.append(units.linear(compressor.channels(net), 2 * E, size).times(M))
     pairs = L + (int((L - last_M).sum()) if net.causal else L * M)
     plan = compressor.light_plan(net, L)
     kernel = block.masked_kernel(net, L, plan, heads)
@@ -91,7 +95,19 @@ def _light(net: NetCfg, L: int) -> tuple[Ops, Ops]:
 
 
 def cerebra_parts(net: NetCfg, L: int, vocab: int) -> Parts:
-    parts, mode, size = Parts({}, {}), net.route.mode, common.itemsize(net)
+    parts = Parts({}, {})
+    common.embed(net, L, parts)
+    priced = functools.cache(lambda each: _cerebra_layer(each, L))  # most layers are alike
+    for i, each in enumerate(shapes.each(net)):
+        for part, ops in priced(each).items():
+            parts.add(f"layer_{i:02d}/{part}", *ops)
+    common.head(net, L, vocab, parts)
+    return parts
+
+
+def _cerebra_layer(net: NetCfg, L: int) -> dict[str, tuple[Ops, Ops]]:
+    """{part: (model, executed) operations} of one layer."""
+    mode, size = net.route.mode, common.itemsize(net)
     narrow, rest = cerebra.ffn_widths(net)
     lay = router.layout(net, L) if cerebra.dispatched(net) else None
     each = _attended(net, L, lay is not None)
@@ -106,22 +122,17 @@ def cerebra_parts(net: NetCfg, L: int, vocab: int) -> Parts:
         return common.ffn(net, rows, rest) if mode != "always_compressed" else []
 
     shared = [common.norm(net, L), *common.ffn(net, L, narrow)]
-    common.embed(net, L, parts)
-    for i in range(net.depth):
-        layer = f"layer_{i:02d}"
-        parts.add(f"{layer}/norm", [common.norm(net, L)])
-        if mode in router.SCORED:
-            parts.add(f"{layer}/router", [units.linear(net.width, 1, FLOAT).times(L)])
-        if mode != "always_full":
-            parts.add(f"{layer}/compressor", _compressor(net, L))
-            parts.add(f"{layer}/light", *_light(net, L))
-        if mode != "always_compressed":
-            parts.add(f"{layer}/attention", *attention)
-        if lay:
-            parts.add(f"{layer}/dispatch", *_dispatch(net, L, lay, moves, moves, 2))
-        parts.add(f"{layer}/ffn", [*shared, *gathered, *wide(L)], shared + wide(K))
-    common.head(net, L, vocab, parts)
-    return parts
+    found = {"norm": ([common.norm(net, L)],) * 2}
+    if mode in router.SCORED:
+        found["router"] = ([units.linear(net.width, 1, FLOAT).times(L)],) * 2
+    if mode != "always_full":
+        found["compressor"] = (_compressor(net, L),) * 2
+        found["light"] = _light(net, L)
+    if mode != "always_compressed":
+        found["attention"] = attention
+    if lay:
+        found["dispatch"] = _dispatch(net, L, lay, moves, moves, 2)
+    return found | {"ffn": ([*shared, *gathered, *wide(L)], shared + wide(K))}
 
 
 def _filter(net: NetCfg, L: int) -> Ops:
@@ -154,33 +165,40 @@ def chiar_each(net: NetCfg, L: int) -> Routed:
 def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
     parts, D = Parts({}, {}), net.width
     lay = chiar.layout(net, L) if chiar.dispatched(net) else None
-    mode, each = net.route.mode, chiar_each(net, L)
-    model, run = _routed_attention(net, L, lay, each) if router.routed(net) else common.dense(net, L)
-    run = [*run, common.norm(net, lay.K if lay else L)]
-    if not router.routed(net):  # of a kept token it is in the price of each
-        model = [*model, common.norm(net, L)]
-    ffn = [*common.ffn(net, L, net.ffn_width), common.norm(net, L)]
+    mode, (first, *between, end) = net.route.mode, shapes.each(net)
+
+    def ffn(each: NetCfg) -> Ops:
+        return [*common.ffn(net, L, shapes.hidden(each)), common.norm(net, L)]
+
     common.embed(net, L, parts)
     parts.add("layer_00/filter", _filter(net, L))
     if net.route.meta in ("prefix", "batch"):
         mean = Op(bytes=(2 if net.route.meta == "prefix" else 1) * D * FLOAT)
         parts.add("layer_00/meta_router", [mean.times(L), units.linear(D, 1, FLOAT).times(L)])
-    parts.add("layer_00/ffn", ffn)
-    for i in range(1, net.depth - 1):
+    parts.add("layer_00/ffn", ffn(first))
+    for i, each in enumerate(between, 1):
         if mode != "always_full":
             parts.add(f"layer_{i:02d}/filter", _filter(net, L))
         if mode in ("threshold", "hard", "soft"):
             parts.add(f"layer_{i:02d}/router", [op.times(L) for op in _chiar_score(net)])
         if mode != "always_compressed":
-            parts.add(f"layer_{i:02d}/attention", model, run)
+            parts.add(f"layer_{i:02d}/attention", *_chiar_attention(each, L, lay))
         if lay:
             parts.add(f"layer_{i:02d}/dispatch", *_dispatch(net, L, lay, 1, 1, 1))
-        parts.add(f"layer_{i:02d}/ffn", ffn)
+        parts.add(f"layer_{i:02d}/ffn", ffn(each))
     last = f"layer_{net.depth - 1:02d}"
-    parts.add(f"{last}/attention", *([*ops, common.norm(net, L)] for ops in common.dense(net, L)))
-    parts.add(f"{last}/ffn", ffn)
+    parts.add(f"{last}/attention", *([*ops, common.norm(net, L)] for ops in common.dense(end, L)))
+    parts.add(f"{last}/ffn", ffn(end))
     common.head(net, L, vocab, parts)
     return parts
+
+
+def _chiar_attention(net: NetCfg, L: int, lay) -> tuple[Ops, Ops]:
+    """(model, executed) operations of the attention of a layer between, and of the norm after it."""
+    model, run = _routed_attention(net, L, lay, chiar_each(net, L)) if router.routed(net) else common.dense(net, L)
+    if not router.routed(net):  # of a kept token it is in the price of each
+        model = [*model, common.norm(net, L)]
+    return model, [*run, common.norm(net, lay.K if lay else L)]
 
 
 def mod_each(net: NetCfg, L: int) -> Routed:

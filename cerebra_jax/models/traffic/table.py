@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost.units import Unit
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import block
+from cerebra_jax.models import block, router
 from cerebra_jax.models.traffic import common, routed
 from cerebra_jax.models.traffic.common import Ops, Parts
 from cerebra_jax.types import DecisionCost
@@ -36,11 +36,10 @@ def total(ops: dict[str, Ops], unit: Unit) -> float:
     return math.fsum(unit.price(part) for part in ops.values())
 
 
-def decisions(net: NetCfg, L: int, vocab: int, dense: NetCfg, unit: Unit, layers: int) -> DecisionCost:
-    """What the decisions in so many routed layers cost in a unit, relative to the dense Transformer `dense`."""
+def decisions(net: NetCfg, L: int, vocab: int, dense: NetCfg, unit: Unit, layers: list[NetCfg]) -> DecisionCost:
+    """What the decisions in the routed layers cost in a unit, relative to the dense Transformer `dense`."""
     whole = total(parts(net, L, vocab).model, unit)
     of = total(parts(dense, L, vocab).model, unit)
-    each = EACH[net.name](net, L)
-    token, pair = unit.marginal(each.token), unit.marginal(each.pair)
-    decided = layers * (L * token + block.pairs(net, L) * pair)
-    return DecisionCost((whole - decided) / of, token / of, pair / of, layers)
+    own = [(unit.marginal(each.token), unit.marginal(each.pair)) for each in (EACH[net.name](n, L) for n in layers)]
+    decided = sum(L * token + block.pairs(net, L) * pair for token, pair in own)
+    return router.decision_cost((whole - decided) / of, [(token / of, pair / of) for token, pair in own])

@@ -1,0 +1,66 @@
+"""How wide the parts of one layer are: as the configuration says, or what pruning has left of them (net.kept).
+
+Head width, light width and residual width never change: a removed head, hidden feature or channel takes its rows and
+columns with it and nothing else. A configuration with lists is `of` one layer before anything asks for a width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cerebra_jax import checks
+from cerebra_jax.config import KeptCfg, NetCfg
+
+WHOLE = KeptCfg()
+
+
+def whole(net: NetCfg) -> NetCfg:
+    """The shape before anything was removed: what costs are relative to."""
+    return net if net.kept == WHOLE else dataclasses.replace(net, kept=WHOLE)
+
+
+def of(net: NetCfg, layer: int) -> NetCfg:
+    """The configuration of one layer: net itself where nothing was removed."""
+    if net.kept == WHOLE:
+        return net
+    one = {f.name: checks.counts(getattr(net.kept, f.name)) for f in dataclasses.fields(KeptCfg)}
+    return dataclasses.replace(net, kept=KeptCfg(**{name: str(n[layer]) if n else "" for name, n in one.items()}))
+
+
+def each(net: NetCfg) -> list[NetCfg]:
+    """`of` every layer."""
+    return [of(net, i) for i in range(net.depth)]
+
+
+def heads(net: NetCfg) -> int:
+    """Attention heads of a layer."""
+    return _one(net.kept.heads) or net.heads
+
+
+def inner(net: NetCfg) -> int:
+    """Width of all heads of a layer together."""
+    return heads(net) * (net.width // net.heads)
+
+
+def hidden(net: NetCfg, width: int = 0) -> int:
+    """Hidden features of a layer's FFN, of `width` (0: net.ffn_width) before pruning."""
+    return _one(net.kept.ffn) or width or net.ffn_width
+
+
+def rest(net: NetCfg, width: int) -> int:
+    """Hidden features that kept tokens add, of `width` before pruning."""
+    return _one(net.kept.rest) or width
+
+
+def channels(net: NetCfg, width: int) -> int:
+    """Features of a layer's compressed tokens, of `width` before pruning."""
+    return _one(net.kept.channels) or width
+
+
+def with_hidden(net: NetCfg, width: int) -> NetCfg:
+    """A configuration whose FFN has exactly so many hidden features."""
+    return dataclasses.replace(net, ffn_width=width, kept=WHOLE)
+
+
+def _one(text: str) -> int:
+    return int(text or 0)  # a list is of no one layer: ValueError

@@ -1,0 +1,50 @@
+"""Widths that pruning has left: what is refused, and what a smaller model is compared with."""
+
+import dataclasses
+
+import pytest
+
+from cerebra_jax.errors import UserError
+from cerebra_jax.models import build
+from cerebra_jax.models.layers import shapes
+
+V = 40
+KEPT = {"heads": "1,0,2", "ffn": "8,64,3"}
+
+
+@pytest.mark.parametrize(
+    ("net", "what"),
+    [
+        ({"kept": {"heads": "1,2"}}, "net.kept.heads is '1,2'"),
+        ({"kept": {"heads": "1,2,3"}}, "from 0 to 2"),
+        ({"kept": {"ffn": "8,x,3"}}, "net.kept.ffn"),
+        ({"kept": {"channels": "-1,0,0"}}, "net.kept.channels"),
+        ({"kept": {"rest": "1,0,0"}, "scan": True}, "net.scan=False"),
+        ({"kept": KEPT, "name": "mod"}, "only transformer, cerebra, chiar"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(net, what, tiny_cfg):
+    with pytest.raises(UserError, match=what):
+        tiny_cfg({"net": {"name": "cerebra"} | net})
+
+
+def test_costs_are_relative_to_the_model_before_pruning(tiny_cfg):
+    """The dense Transformer stays the whole one, as a twin too, and a pruned Transformer is a share of it."""
+    small = tiny_cfg({"net": {"name": "transformer", "kept": KEPT}})
+    cfg = dataclasses.replace(small, net=shapes.whole(small.net))
+    m, full = build.build(small, V), build.build(cfg, V)
+    assert m.dense == full.dense == full.cost and m.dense_token == full.token
+    share = m.cost.model_flops / full.cost.model_flops
+    assert 0 < m.executed < 1 and m.module.share(32) == share < 1 == full.module.share(32)
+    assert build.twin(dataclasses.replace(small, twin="dense"), V).net == cfg.net
+    with pytest.raises(UserError, match="its own"):
+        build.twin(dataclasses.replace(cfg, twin="dense"), V)
+
+
+def test_a_layer_has_its_own_widths(tiny_cfg):
+    net = tiny_cfg({"net": {"name": "transformer", "kept": KEPT}}).net
+    assert [shapes.heads(each) for each in shapes.each(net)] == [1, 2, 2]
+    assert [shapes.inner(each) for each in shapes.each(net)] == [16, 32, 32]
+    assert [shapes.hidden(each) for each in shapes.each(net)] == [8, 64, 3]
+    with pytest.raises(ValueError, match="1,0,2"):
+        shapes.heads(net)
