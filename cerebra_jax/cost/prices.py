@@ -80,6 +80,12 @@ def dct_flops(n: int, method: str) -> int:
     raise ValueError(f"no DCT method {method!r}; there are fft and matmul")
 
 
+def filter_flops(n: int, method: str) -> int:
+    """iDCT(w * DCT(x)) of n points: two transforms, or "folded" one n x n matrix, 2 n^2; made of n + 1 numbers once a
+    call by elementwise work."""
+    return linear_flops(n, n) if method == "folded" else 2 * dct_flops(n, method)
+
+
 def ssm_flops(E: int, S: int) -> int:
     """Diagonal selective state space of S states per feature, per token: 7 E S.
 

@@ -1,8 +1,9 @@
 """DCT-II and its inverse over the last axis (orthonormal, float32), and the spectral entropy of a token.
 
 `fft` is Makhoul's form: one real FFT of length D (Makhoul 1980, doi:10.1109/TASSP.1980.1163351); `matmul` multiplies by
-the D x D basis. Both equal scipy.fft.dct(norm="ortho"). The transform is orthogonal, so the gradient of each is the
-other one: that is what the custom_vjp says. bf16 input is computed in float32 and cast back (rfft has no bf16).
+the D x D basis; `folded` is a whole filter, two transforms with weights between them, as one D x D matrix. Both
+transforms equal scipy.fft.dct(norm="ortho"). They are orthogonal, so the gradient of each is the other one: that is
+what the custom_vjp says. bf16 input is computed in float32 and cast back (rfft has no bf16).
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+TRANSFORMS = ("fft", "matmul")
+METHODS = (*TRANSFORMS, "folded")  # of the filter
+
 
 @functools.lru_cache(maxsize=16)
 def _twiddle(D: int) -> np.ndarray:
@@ -23,7 +27,7 @@ def _twiddle(D: int) -> np.ndarray:
     return (scale * np.exp(-1j * np.pi * k / (2 * D))).astype(np.complex64)
 
 
-def _last(row: np.ndarray, ndim: int) -> np.ndarray:
+def _last(row, ndim: int):
     """A vector as the last of `ndim` axes: ranks are never promoted silently here."""
     return row.reshape((1,) * (ndim - 1) + (-1,))
 
@@ -60,15 +64,20 @@ def _idct_fft(X):
     return jnp.stack([even, odd], axis=-1).reshape(*v.shape[:-1], -1)[..., :D]
 
 
+def _product(x, matrix_DxD):
+    """In all of float32, on a GPU or TPU too: a router compares what comes of it with a threshold."""
+    return jnp.matmul(x, matrix_DxD, precision=jax.lax.Precision.HIGHEST)
+
+
 def _forward(x, method):
     x32 = x.astype(jnp.float32)
-    X = _dct_fft(x32) if method == "fft" else x32 @ _basis(x.shape[-1]).T
+    X = _dct_fft(x32) if method == "fft" else _product(x32, _basis(x.shape[-1]).T)
     return X.astype(x.dtype)
 
 
 def _inverse(X, method):
     X32 = X.astype(jnp.float32)
-    x = _idct_fft(X32) if method == "fft" else X32 @ _basis(X.shape[-1])
+    x = _idct_fft(X32) if method == "fft" else _product(X32, _basis(X.shape[-1]))
     return x.astype(X.dtype)
 
 
@@ -86,6 +95,41 @@ def idct(X, method: str = "fft"):
 
 dct.defvjp(lambda x, method: (_forward(x, method), None), lambda method, _, g: (_inverse(g, method),))
 idct.defvjp(lambda X, method: (_inverse(X, method), None), lambda method, _, g: (_forward(g, method),))
+
+
+@functools.lru_cache(maxsize=16)
+def _cosines(D: int) -> np.ndarray:
+    """(D + 1, D): s_k² cos(πjk/D), s_k the orthonormal scale."""
+    j, k = np.arange(D + 1)[:, None], np.arange(D)[None]
+    return (np.where(k == 0, 1.0, 2.0) / D * np.cos(np.pi * (j * k % (2 * D)) / D)).astype(np.float32)
+
+
+def _sliding(u) -> jax.Array:
+    """(D, D) whose row n is u[n : n + D], of 2D − 1 numbers; without a gather, whose gradient is slow."""
+    D = (u.shape[0] + 1) // 2
+    rows = jnp.broadcast_to(u[None], (D, 2 * D - 1)).reshape(-1)
+    return jnp.pad(rows, (0, D)).reshape(D, 2 * D)[:, :D]
+
+
+def folded(w_D) -> jax.Array:
+    """Cᵀ diag(w) C, the symmetric (D, D) matrix of x -> iDCT(w ⊙ DCT(x)), float32.
+
+    M_nm = (f(n + m + 1) + f(|n − m|))/2, f(j) = Σ_k w_k s_k² cos(πjk/D): D + 1 sums instead of a product of matrices.
+    """
+    f = (_cosines(w_D.shape[0]) * w_D.astype(jnp.float32)[None]).sum(-1)  # f(2D − j) = f(j)
+    far, near = jnp.concatenate([f[1:], f[-2:0:-1]]), jnp.concatenate([f[-2:0:-1], f[:-1]])
+    return (_sliding(far) + _sliding(near)[::-1]) / 2
+
+
+def filtered(x, w_D, method: str, matrix_DxD=None):
+    """iDCT(w ⊙ DCT(x)) of the last axis, by two transforms or, "folded", by one (D, D) matrix, made here unless it is
+    given; dtype of x kept."""
+    D = x.shape[-1]
+    if method == "folded":  # a linear layer like others: in the dtype of x, where two transforms are in float32
+        matrix_DxD = folded(w_D) if matrix_DxD is None else matrix_DxD
+        return (x.reshape(-1, D) @ matrix_DxD.astype(x.dtype)).reshape(x.shape)
+    x32 = x.astype(jnp.float32)
+    return idct(_last(w_D, x.ndim) * dct(x32, method), method).astype(x.dtype)
 
 
 def published_scale(D: int) -> np.ndarray:

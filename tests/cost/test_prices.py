@@ -26,6 +26,8 @@ from cerebra_jax.cost import prices
         (prices.rfft_flops(1000), 24_914),
         (prices.dct_flops(1024, "fft"), 25_600),  # half of 5 x 1024 x 10
         (prices.dct_flops(1024, "matmul"), 2_097_152),
+        (prices.filter_flops(1024, "fft"), 51_200),
+        (prices.filter_flops(1024, "folded"), 2_097_152),
         (prices.conv_flops(10, 3, 4, 8), 1920),  # 2 x 10 x 3 x 4 x 8
         (prices.conv_flops(10, 3, 8, 8, groups=8), 480),  # depthwise: 2 x 10 x 3 x 8
     ],

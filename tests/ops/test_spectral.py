@@ -12,7 +12,7 @@ from cerebra_jax.ops import spectral
 SIZES = [2, 3, 7, 16, 33, 64, 100, 256]
 
 
-@pytest.mark.parametrize("method", ["fft", "matmul"])
+@pytest.mark.parametrize("method", spectral.TRANSFORMS)
 @pytest.mark.parametrize("D", SIZES)
 def test_dct_is_scipy_ortho_and_idct_its_inverse(D, method):
     x = np.random.RandomState(D).standard_normal((3, 5, D)).astype(np.float32)
@@ -22,7 +22,7 @@ def test_dct_is_scipy_ortho_and_idct_its_inverse(D, method):
     np.testing.assert_allclose(spectral.idct(X, method), x, atol=1e-5 * np.abs(x).max())
 
 
-@pytest.mark.parametrize("method", ["fft", "matmul"])
+@pytest.mark.parametrize("method", spectral.TRANSFORMS)
 @pytest.mark.parametrize("transform", [spectral.dct, spectral.idct])
 @pytest.mark.parametrize("D", [7, 64])
 def test_gradient_is_the_transposed_transform(transform, method, D):
@@ -31,6 +31,40 @@ def test_gradient_is_the_transposed_transform(transform, method, D):
     got = jax.grad(lambda x: (c * transform(x, method)).sum())(x)
     basis = np.stack([np.asarray(transform(e, method)) for e in np.eye(D, dtype=np.float32)])
     np.testing.assert_allclose(got, c @ basis.T, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", spectral.METHODS)
+@pytest.mark.parametrize("D", [2, 7, 64, 100])
+def test_the_filter_and_both_its_gradients_are_those_of_scipy(method, D):
+    rng = np.random.RandomState(D)
+    x, c, w = rng.standard_normal((3, 5, D)), rng.standard_normal((3, 5, D)), 1 + 0.5 * rng.standard_normal(D)
+    X, C = (scipy.fft.dct(a, norm="ortho") for a in (x, c))
+    want = scipy.fft.idct(w * X, norm="ortho"), scipy.fft.idct(w * C, norm="ortho"), (X * C).sum((0, 1))
+    y, pull = jax.vjp(lambda x, w: spectral.filtered(x, w, method), jnp.float32(x), jnp.float32(w))
+    for got, exact in zip((y, *pull(jnp.float32(c))), want, strict=True):
+        np.testing.assert_allclose(got, exact, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("D", [2, 7, 64])
+def test_a_folded_filter_is_one_symmetric_matrix_given_or_made(D):
+    w = jnp.float32(np.random.RandomState(D).standard_normal(D))
+    M_DxD = spectral.folded(w)
+    basis = scipy.fft.dct(np.eye(D), axis=0, norm="ortho")
+    np.testing.assert_allclose(M_DxD, basis.T @ np.diag(w) @ basis, atol=1e-6)
+    np.testing.assert_allclose(M_DxD, M_DxD.T, atol=1e-6)
+    x = jnp.float32(np.random.RandomState(0).standard_normal((3, D)))
+    given = spectral.filtered(x, jnp.zeros(D), "folded", M_DxD)
+    np.testing.assert_array_equal(given, spectral.filtered(x, w, "folded"))
+
+
+@pytest.mark.parametrize("method", spectral.METHODS)
+def test_a_filter_keeps_bfloat16(method):
+    rng = np.random.RandomState(0)
+    x, w = jnp.asarray(rng.standard_normal((4, 64)), jnp.bfloat16), jnp.float32(1 + 0.1 * rng.standard_normal(64))
+    y = spectral.filtered(x, w, method)
+    assert y.dtype == jnp.bfloat16
+    want = scipy.fft.idct(np.asarray(w) * scipy.fft.dct(np.asarray(x, np.float64), norm="ortho"), norm="ortho")
+    np.testing.assert_allclose(np.asarray(y, np.float64), want, atol=0.05)
 
 
 def test_bfloat16_is_computed_in_float32_and_cast_back():

@@ -1,0 +1,54 @@
+"""The benchmark of the DCT at tiny sizes: its columns are there, and what they count is what the programs run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("spectral_benchmark", BENCHMARKS / "spectral.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module.layers, "machine_rates", lambda: {"matmul": 1e11, "copy": 1e10})
+    monkeypatch.setattr(module.timing, "CELL_SECONDS", 1e-3)
+    return module
+
+
+def test_columns_of_the_spectral_benchmark(bench, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    words = ["--widths=8,12", "--tokens=16", "--rounds=1", f"--out={out}"]
+    monkeypatch.setattr(sys, "argv", ["spectral.py", *words])
+    bench.main()
+    groups = json.loads(out.read_text())["groups"]
+    assert [(g["D"], g["part"]) for g in groups] == [(D, part) for D in (8, 12) for part in bench.PARTS]
+    for g in groups:
+        rows = {r["method"]: r for r in g["rows"]}
+        assert rows.keys() - {"folded before"} == set(
+            bench.spectral.METHODS if g["part"].startswith("filter") else bench.spectral.TRANSFORMS
+        )
+        assert rows[g["best"]]["ratio"]["median"] == 1
+        for r in rows.values():
+            assert 0 < r["error"] < 1e-5 and r["ms"] > 0 and r["bytes"] > 0
+    flops = {(g["D"], g["part"], r["method"]): r["flops"] / 16 for g in groups for r in g["rows"]}
+    assert flops[8, "transform", "matmul"] == flops[8, "filter", "folded"] == 2 * 8**2
+    assert flops[8, "filter", "matmul"] == 4 * 8**2
+    assert flops[8, "filter + backward", "matmul"] == 2 * flops[8, "filter", "matmul"]
+    assert flops[8, "filter + backward", "folded"] == 3 * flops[8, "filter", "folded"]
+    assert flops[8, "filter", "fft"] == 2 * flops[8, "transform", "fft"] < flops[8, "filter", "folded"]
+    assert {"FLOP,", "byte", "error", "fastest"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_method_that_runs_other_flops_than_priced_is_not_timed(bench, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["spectral.py", "--widths=8", "--tokens=16", "--rounds=1"])
+    monkeypatch.setattr(bench.prices, "dct_flops", lambda *_: 1)
+    with pytest.raises(SystemExit, match="by the price list"):
+        bench.main()
