@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ROUTED = ("chiar", "cerebra", "mod")
 PRUNABLE = ("transformer", "cerebra", "chiar")
 PADDED = ("intent", "listops")  # tasks whose examples are of many lengths
+RECURRENT = ("lstm", "ssm")
 UNROUTED = ("window", "lstm", "ssm", "cnn", "fnet", "mlp")  # beside the dense Transformer
 
 
@@ -117,6 +118,12 @@ def together(c: RunCfg) -> None:
         "a threshold needs a share below 1; net.route.mode=always_full attends everywhere",
     )
     _routing(net)
+    need(
+        c.quant.bits == 0 or net.name not in RECURRENT,
+        f"quant.bits is 8 for {net.name}",
+        "a recurrence adds up its rounding: use quant.bits=0, or another net.name",
+    )
+    need(c.quant.bits == 8 or not c.quant.stored, "quant.stored is True without quant.bits", "use quant.bits=8")
     need(
         net.features == net.outputs == 0 or (net.name != "chiar" and not text),
         f"net.features or net.outputs is set for {'a text' if text else 'chiar'}, a language model",

@@ -220,6 +220,13 @@ class SamplerCfg:
 
 
 @dataclass(frozen=True)
+class QuantCfg:
+    bits: int = _f(0, "8: linear layers in int8, trained for it from quant.start on (extra quant); 0: off", of=(0, 8))
+    start: str = _f("0.7 frac", "when training in 8 bits begins; 1 frac: never, the end is only rounded")
+    stored: bool = _f(False, "the weights are int8: convert sets it, and such a run is not trained further")
+
+
+@dataclass(frozen=True)
 class RunCfg:
     seed: int = _f(0, "seeds everything", lo=0, hi=(1 << 31) - 1)
     twin: str = _f(
@@ -232,3 +239,4 @@ class RunCfg:
     objective: ObjectiveCfg = field(default_factory=ObjectiveCfg)
     train: TrainCfg = field(default_factory=TrainCfg)
     sampler: SamplerCfg = field(default_factory=SamplerCfg)
+    quant: QuantCfg = field(default_factory=QuantCfg)

@@ -22,6 +22,7 @@ from cerebra_jax.models.baselines import cnn, fnet, lstm, mlp, mod, ssm, window
 from cerebra_jax.models.decoding import table
 from cerebra_jax.models.decoding.cache import Cache
 from cerebra_jax.models.layers import shapes
+from cerebra_jax.models.quant import int8
 from cerebra_jax.models.traffic import table as traffic
 from cerebra_jax.types import Batch, Cost, DecisionCost, Knobs, TokenCost
 
@@ -198,7 +199,7 @@ def twin(cfg: RunCfg, vocab: int) -> RunCfg:
     if not cfg.twin:
         return cfg
     kind, plain = cfg.twin, dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
-    cfg = dataclasses.replace(cfg, twin="", objective=plain)
+    cfg = dataclasses.replace(cfg, twin="", objective=plain, quant=dataclasses.replace(cfg.quant, stored=False))
     if kind == "random":
         named = f"twin is random, but {cfg.net.name} routes nothing"
         checks.need(cfg.net.name in checks.ROUTED, named, "use twin=dense or twin=equal_flops")
@@ -244,9 +245,10 @@ def _largest(holds: Callable[[int], bool], low: int) -> int:
     return low + bisect.bisect_left(range(low + 1, high), True, key=lambda n: not holds(n))
 
 
-def build(cfg: RunCfg, vocab_size: int, whole: int = 0) -> Model:
+def build(cfg: RunCfg, vocab_size: int, whole: int = 0, eight: bool = False) -> Model:
     """The model of a configuration for a vocabulary of `vocab_size` tokens. Relative costs are shares of the dense
-    Transformer of `whole` tokens (0: of as many as the model sees, task.seq_len)."""
+    Transformer of `whole` tokens (0: of as many as the model sees, task.seq_len). `eight`: in 8 bits, with float32
+    parameters; where quant.stored says so, always and with int8 ones."""
     net, L = cfg.net, cfg.task.seq_len
     whole = whole or L
     entry = MODELS[net.name]
@@ -258,9 +260,10 @@ def build(cfg: RunCfg, vocab_size: int, whole: int = 0) -> Model:
     share = 1.0
     if whole != L:
         share = dense_costs(net, L, vocab_size, unit)[0] / dense_costs(net, whole, vocab_size, unit)[0]
+    module = entry.module(net, vocab_size, *each)
     return Model(
         net.name,
-        entry.module(net, vocab_size, *each),
+        int8.Stored(module) if cfg.quant.stored else int8.trained(module) if eight else module,
         entry.cost(net, L, vocab_size),
         transformer.cost(dense_of(net), whole, vocab_size),
         causal,

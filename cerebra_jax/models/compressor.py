@@ -136,7 +136,8 @@ class Compressor(nn.Module):
         n = real_BxMxW.sum(-1, keepdims=True).astype(jnp.float32)
         if c.kind == "conv":
             kernel = self.param("kernel", block._init((W / D) ** 0.5), (W, D, E), jnp.float32)
-            return jnp.einsum("bmwd,wde->bme", x, kernel.astype(dtype)) / jnp.maximum(n, 1).astype(dtype)
+            y = jax.lax.dot_general(x, jnp.asarray(kernel, dtype), (((2, 3), (0, 1)), ((), ())))
+            return y / jnp.maximum(n, 1).astype(dtype)
         mixed = Depthwise(dtype, name="taps")(x) if c.kind == "hybrid" else x
         score = nn.Dense(H, False, jnp.float32, kernel_init=block._init(), name="query")(x.astype(jnp.float32))
         # a window without real tokens weighs them all alike: its result is seen by no query

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import jax
 
+from cerebra_jax.checks import need
 from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import Diverged, Preempted, UserError
 from cerebra_jax.policies import sampler
@@ -52,7 +53,7 @@ class Run:
         self.environment = result.environment(s.parallel.devices)
         self.checkpoints = Checkpoints(workdir / "checkpoints", screen.say)
         self.pending: tuple[int, int, Any] | None = None  # step, length of its batch, its metrics
-        self.ran: set[tuple[int, int, bool]] = set()  # programs of this session
+        self.ran: set[tuple[int, int, bool, bool]] = set()  # programs of this session
         self.every_log = max(1, s.steps(s.cfg.train.log_every))
         self.signal_at = _chaos()
 
@@ -78,7 +79,8 @@ class Run:
             host = s.fresh()
         else:
             self.start, host, meta = found
-            self.wall, self.skipped, scored = meta["wall_s"], int(host.skipped), meta["score"] is not None
+            self.wall, self.skipped = meta["wall_s"], int(host.skipped)
+            scored = meta.get("validated", meta["score"] is not None)
             result.same_data(meta["data"], s.task)
             self.screen.say(f"resuming at step {self.start:,} of {s.total:,}")
             if line := result.drift(meta["environment"], self.environment):
@@ -117,7 +119,8 @@ class Run:
             if at in calibrate_at:
                 self._flush()
                 held_out = itertools.islice(s.task.eval_batches("valid", s.micro), CALIBRATION_BATCHES)
-                self.state = s.parallel.place(step.calibrate(s.model, self.state, held_out))
+                model = s.built(s.adopted, 0, s.eight(at))
+                self.state = s.parallel.place(step.calibrate(model, self.state, held_out))
             batch = s.batch(at, self.drawn)
             length = s.length(batch)
             program = self._program(at, length)
@@ -131,13 +134,15 @@ class Run:
     def _program(self, at: int, length: int) -> DataParallel:
         """The program of the step after `at` steps; says so where it is another than before, or must be compiled."""
         s = self.s
-        program = bucket, length, draws = s.bucket(at), length, s.draws(at)
+        program = bucket, length, _, _ = s.bucket(at), length, s.draws(at), s.eight(at)
         new, what = program not in self.ran, ""
         if bucket != self.bucket:
             size = "smaller" if bucket > self.bucket else "larger"
             what = f"compiling a {size} program" if new else f"back to the {size} program"
         elif at == s.first_draw:
             what = "the sampler begins: compiling its program"
+        elif at == s.eight_from:
+            what = "8-bit training begins: compiling its program"
         elif new and self.ran:
             what = "compiling a program"
         if what:
@@ -185,8 +190,7 @@ class Run:
 
     def _validate(self, at: int) -> float:
         self._flush()
-        if self.s.shares:
-            self.s.adopt(self.s.bucket(at))
+        self.s.adopt(self.s.bucket(at) if self.s.shares else self.s.adopted, self.s.eight(at))
         line = self.s.evaluate(self.state, at, "valid", self.stop)
         self.pace.pause()
         if line is None:
@@ -200,7 +204,10 @@ class Run:
         self._flush()
         self.log.sync()
         wall = self.wall + time.perf_counter() - self.began
-        meta = {"step": at, "score": score, "wall_s": wall, "config": to_dict(self.s.cfg)}
+        validated = score is not None
+        if self.s.cfg.quant.bits and not self.s.eight(at):  # the result is a model in 8 bits: no float one is the best
+            score = None
+        meta = {"step": at, "score": score, "validated": validated, "wall_s": wall, "config": to_dict(self.s.cfg)}
         meta |= {"data": self.s.task.info(), "environment": self.environment}
         self.checkpoints.save(at, self.state, meta, score)
         self.pace.pause()
@@ -239,6 +246,8 @@ class Run:
 
 def run(cfg: RunCfg, task: Any, workdir: Path, screen: Screen, stop: Callable[[], bool] = lambda: False):
     """Trains to the end; returns what result.json holds. Raises Preempted, Diverged, UserError, DiskError."""
+    what = "the weights of this run are int8 (quant.stored)"
+    need(not cfg.quant.stored, what, "train the run that it was converted from")
     s = Session(cfg, task)
     for line in result.opening(s):
         screen.say(line)

@@ -233,7 +233,7 @@ def _xla(s: Session, compiled: Any) -> tuple[float | None, str]:
     """(XLA's FLOPs of the forward pass, unrolled; what it cannot see), None where it gives no figure."""
     net = dataclasses.replace(s.cfg.net, scan=False, remat=False, loss_chunk=s.micro * s.cfg.task.seq_len)
     plain = Session(dataclasses.replace(s.cfg, net=net), s.task)
-    plain.adopt(s.adopted)
+    plain.adopt(s.adopted, s.in_eight)
     forward, batch = _forward(plain), s.task.example(s.micro)
     remaining = jaxpr.loops(forward, plain.like, batch)
     note = f"{remaining} loops, counted once each" if remaining else ""

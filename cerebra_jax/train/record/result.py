@@ -76,6 +76,7 @@ def opening(s: Any) -> list[str]:
         f"{forward}, {s.executed:.3f} of dense as executed{unit}",
         f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {lengths} tokens "
         f"({s.total / s.per_epoch:.2g} epochs) on {len(s.parallel.devices)} x {device.device_kind}",
+        *([f"8 bits from step {s.eight_from:,} on: the best checkpoint is one of those"] if s.cfg.quant.bits else []),
     ]
 
 
@@ -120,6 +121,7 @@ def result(s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, w
         "tokens": tokens,
         **({"steps_of_length": collections.Counter(map(str, lengths))} if s.task.shape.lengths else {}),
         "best_step": best,
+        **({"bits": 8, "bits_from_step": s.eight_from} if s.cfg.quant.bits else {}),
         "val": valid,
         "test": test,
         "costs": {

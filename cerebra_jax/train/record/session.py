@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from cerebra_jax import checks
 from cerebra_jax.config import RunCfg, to_steps
@@ -54,7 +55,8 @@ class Session:
         self.final = len(self._cfgs) - 1 if self.plan else 0  # the program that a run without demand ends in
         self.model = self.built(self.final)
         self._demanded: dict[int, int] = {}
-        self.optimizer = optim.make(t, self.total, self.per_epoch)
+        self.eight_from = self._eight_from()
+        self.optimizer = optax.identity() if cfg.quant.stored else optim.make(t, self.total, self.per_epoch)
         self.key = jax.random.key(cfg.seed)
         self.groups = task.group_N if task.shape.lengths else None
         if cfg.sampler.on:
@@ -65,7 +67,7 @@ class Session:
         self.micro = t.batch_size // t.accum
         self.devices = parallel.choose_devices(t.devices, t.batch_size, t.accum)
         self.program = functools.cache(self._program)
-        self.adopt(self.final)
+        self.adopt(self.final, self.eight(0))
 
     def _check_sampler(self) -> None:
         """UserError where there is nothing to choose from."""
@@ -74,6 +76,20 @@ class Session:
         off = "use sampler.beta=0 and sampler.gamma=0"
         checks.need(N > 0, f"{what}, but {self.cfg.task.name} makes new examples at every step", off)
         checks.need(N > B, f"{what}, but there are {N} examples for batches of {B}", f"{off}, or smaller batches")
+
+    def _eight_from(self) -> int:
+        """The first step that is in 8 bits, counted from 0; `total`: the result alone is; beyond it: nothing."""
+        q = self.cfg.quant
+        if not q.bits:
+            return self.total + 1
+        first = 0 if q.stored else self.steps(q.start)
+        what = f"quant.start is {q.start!r}, step {first:,} of {self.total:,}"
+        checks.need(first <= self.total, what, "begin before the end: quant.start='0.7 frac'")
+        return first
+
+    def eight(self, at: int) -> bool:
+        """Whether a state after `at` steps is evaluated, and trained on, in 8 bits."""
+        return at >= self.eight_from
 
     def _check_lengths(self) -> None:
         """UserError where a model for shorter examples has other parameters."""
@@ -87,25 +103,26 @@ class Session:
                 "use other task.buckets, or net.compress.kind=attention",
             )
 
-    def _build(self, bucket: int, length: int) -> models.Model:
+    def _build(self, bucket: int, length: int, eight: bool) -> models.Model:
         cfg, L = self._cfgs[bucket], self.cfg.task.seq_len  # noqa: N806
         cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, seq_len=length))
-        return models.build(cfg, self.task.shape.vocab_size, L)
+        return models.build(cfg, self.task.shape.vocab_size, L, eight)
 
-    def built(self, bucket: int, length: int = 0) -> models.Model:
+    def built(self, bucket: int, length: int = 0, eight: bool = False) -> models.Model:
         """The model of a program, for batches of `length` tokens (0: L); its costs are relative to dense at L."""
-        return self._built(bucket, length or self.cfg.task.seq_len)
+        return self._built(bucket, length or self.cfg.task.seq_len, eight)
 
     def length(self, batch: Batch) -> int:
         """Tokens of each example of a batch."""
         return batch["mask_BxL"].shape[1] if self.task.shape.lengths else self.cfg.task.seq_len
 
-    def _program(self, bucket: int, length: int, draws: bool) -> parallel.DataParallel:
-        """The compiled steps of one of the programs, of plain batches or of the sampler's, for batches of a length."""
+    def _program(self, bucket: int, length: int, draws: bool, eight: bool = False) -> parallel.DataParallel:
+        """The compiled steps of one of the programs, of plain batches or of the sampler's, for batches of a length, in
+        float or in 8 bits."""
         cfg, o, control = self._cfgs[bucket], self.cfg.objective, None
         if self.plan:
             control = budget.Control(self.plan, bucket, cfg.net.route.capacity, o.dual_rate, o.lam_max)
-        model = self.built(bucket, length)
+        model = self.built(bucket, length, eight)
         common = (model, self.task, self.optimizer, cfg, self.total, self.per_epoch)
         train = step.make_train_step(*common, control, self.shares, draws, self.groups)
         return parallel.DataParallel(train, step.make_eval_step(model, self.task), self.devices)
@@ -146,17 +163,17 @@ class Session:
         """Which program takes the step after `at` steps."""
         return self.plan.bucket(at) if self.plan else self._demanded.get(at, 0)
 
-    def adopt(self, bucket: int) -> None:
+    def adopt(self, bucket: int, eight: bool = False) -> None:
         """From here on that program evaluates and is reported."""
-        self.adopted = bucket
-        self.model = self.built(bucket)
-        self.parallel = self.program(bucket, self.model.L, False)
+        self.adopted, self.in_eight = bucket, eight
+        self.model = self.built(bucket, 0, eight)
+        self.parallel = self.program(bucket, self.model.L, False, eight)
         self.executed = self.model.executed
 
     def adopt_of(self, found: state.TrainState) -> None:
         """`adopt` for the program that takes the next step of a state."""
-        if found.demand:
-            self.adopt(int(found.demand["program"]))
+        bucket = int(found.demand["program"]) if found.demand else self.adopted
+        self.adopt(bucket, self.eight(int(found.step)))
 
     def choose(self, at: int, bucket: int) -> None:
         """Demand has it that program `bucket` takes the step after `at` steps."""
@@ -205,6 +222,7 @@ class Session:
         phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
         scalars.pop("program_next", None)
         bucket = self.bucket(at - 1) if split == "train" else self.adopted
+        eight = self.eight(at - 1) if split == "train" else self.in_eight
         all_of, unit_cost, flops = sum(ran.values()), 0.0, 0.0
         for length, n in ran.items():
             m = self.built(bucket, length)
@@ -213,6 +231,7 @@ class Session:
         executed = {"executed_rel_flops": flops / self.model.dense.executed_flops}
         head = {"step": at, "split": split, "phase": phase, "loss": loss}
         head |= {"program": bucket} if self.shares else {}
+        head |= {"bits": 8} if eight else {}
         head |= {"length": max(ran)} if split == "train" and self.task.shape.lengths else {}
         head |= {name: metrics.plain(value) for name, value in figures.items()}
         return head | scalars | executed | {cost["executed"]: unit_cost, "gates": gates}
@@ -225,7 +244,7 @@ class Session:
                 return None
             length = self.length(batch)
             ran[length] += int(batch["w_BxL"].any(1).sum())
-            now = self.program(self.adopted, length, False).eval(placed, self.parallel.shard(batch))
+            now = self.program(self.adopted, length, False, self.in_eight).eval(placed, self.parallel.shard(batch))
             if previous is not None:
                 total = metrics.add(total, jax.device_get(previous))
             previous = now
