@@ -130,6 +130,10 @@ def together(c: RunCfg) -> None:
         "use net.features=0 and net.outputs=0" if text else "use net.name=transformer or cerebra",
     )
     _kept(net)
+    pruned = f"prune is set for net.name={net.name}"
+    need(not c.prune.on or net.name in PRUNABLE or bool(c.twin), pruned, f"only {', '.join(PRUNABLE)} can be pruned")
+    need(not c.prune.on or not net.scan, "prune is set with net.scan", "layers end at different widths: net.scan=False")
+    need(c.prune.dct == 0.0 or net.name == "chiar", f"prune.dct is set for {net.name}", "it is for chiar's filters: 0")
     need(
         not net.kept.heads + net.kept.ffn or net.name != "transformer" or c.objective.unit == "flops",
         f"objective.unit is {c.objective.unit} for a Transformer that was pruned",

@@ -22,6 +22,7 @@ from cerebra_jax.config.schema import (
     KeptCfg,
     NetCfg,
     ObjectiveCfg,
+    PruneCfg,
     QuantCfg,
     RouteCfg,
     RunCfg,
@@ -32,9 +33,8 @@ from cerebra_jax.config.schema import (
 from cerebra_jax.errors import UserError
 
 __all__ = [
-    "CompressCfg", "KeptCfg", "NetCfg", "ObjectiveCfg", "QuantCfg", "RouteCfg", "RunCfg", "SamplerCfg", "TaskCfg",
-    "TrainCfg",
-    "defaults", "fields", "parse", "suggest", "to_dict", "to_steps",
+    "CompressCfg", "KeptCfg", "NetCfg", "ObjectiveCfg", "PruneCfg", "QuantCfg", "RouteCfg", "RunCfg", "SamplerCfg",
+    "TaskCfg", "TrainCfg", "defaults", "fields", "parse", "suggest", "to_dict", "to_steps",
 ]  # fmt: skip
 
 

@@ -220,6 +220,32 @@ class SamplerCfg:
 
 
 @dataclass(frozen=True)
+class PruneCfg:
+    keep: float = _f(1.0, "share of the model's executed FLOPs to end at, by removing heads, hidden features and "
+                     "channels of compressed tokens; 1: none of them", lo=1e-3, hi=1.0)  # fmt: skip
+    score: str = _f(
+        "sensitivity",
+        "what goes first: the least |loss change| per FLOP saved, the least |loss change|, small weights, or any",
+        of=("sensitivity", "taylor", "magnitude", "random"),
+    )
+    start: str = _f("0.4 frac", "when the first round of pruning is")
+    end: str = _f("0.8 frac", "when the last round is; checkpoints are judged after it")
+    rounds: int = _f(8, "rounds, whose targets fall cubically", lo=1, hi=1000)
+    tile: int = _f(
+        8, "hidden features and channels go so many at a time, so that multiples of it are left", lo=1, hi=512
+    )
+    dct: float = _f(
+        0.0, "share of the coefficients of chiar's filters to end at zero; it saves nothing", lo=0.0, hi=1.0
+    )
+    unstructured: float = _f(0.0, "share of each matrix to end at zero, small weights first; it saves nothing", lo=0.0,
+                             hi=1.0)  # fmt: skip
+
+    @property
+    def on(self) -> bool:
+        return self.keep < 1.0 or self.dct > 0.0 or self.unstructured > 0.0
+
+
+@dataclass(frozen=True)
 class QuantCfg:
     bits: int = _f(0, "8: linear layers in int8, trained for it from quant.start on (extra quant); 0: off", of=(0, 8))
     start: str = _f("0.7 frac", "when training in 8 bits begins; 1 frac: never, the end is only rounded")
@@ -239,4 +265,5 @@ class RunCfg:
     objective: ObjectiveCfg = field(default_factory=ObjectiveCfg)
     train: TrainCfg = field(default_factory=TrainCfg)
     sampler: SamplerCfg = field(default_factory=SamplerCfg)
+    prune: PruneCfg = field(default_factory=PruneCfg)
     quant: QuantCfg = field(default_factory=QuantCfg)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax import checks
-from cerebra_jax.config import NetCfg, RunCfg
+from cerebra_jax.config import NetCfg, PruneCfg, RunCfg
 from cerebra_jax.cost import units
 from cerebra_jax.cost.units import Unit
 from cerebra_jax.errors import UserError
@@ -199,7 +199,8 @@ def twin(cfg: RunCfg, vocab: int) -> RunCfg:
     if not cfg.twin:
         return cfg
     kind, plain = cfg.twin, dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
-    cfg = dataclasses.replace(cfg, twin="", objective=plain, quant=dataclasses.replace(cfg.quant, stored=False))
+    whole, pruned = dataclasses.replace(cfg.quant, stored=False), cfg.prune
+    cfg = dataclasses.replace(cfg, twin="", objective=plain, quant=whole)
     if kind == "random":
         named = f"twin is random, but {cfg.net.name} routes nothing"
         checks.need(cfg.net.name in checks.ROUTED, named, "use twin=dense or twin=equal_flops")
@@ -212,9 +213,9 @@ def twin(cfg: RunCfg, vocab: int) -> RunCfg:
     route = dataclasses.replace(cfg.net.route, score="spectral", rbf=0.0, collapse=0.0)  # of chiar alone
     net = dataclasses.replace(dense_of(cfg.net), route=route)
     if kind == "equal_flops":
-        target = MODELS[cfg.net.name].cost(cfg.net, cfg.task.seq_len, vocab).executed_flops
+        target = round(pruned.keep * MODELS[cfg.net.name].cost(cfg.net, cfg.task.seq_len, vocab).executed_flops)
         net = _shrunk(net, cfg.task.seq_len, vocab, target)
-    return dataclasses.replace(cfg, net=net)
+    return dataclasses.replace(cfg, net=net, prune=PruneCfg())
 
 
 def _shrunk(net: NetCfg, L: int, vocab: int, target: int) -> NetCfg:

@@ -25,8 +25,11 @@ def schedule(cfg: ObjectiveCfg, total: int, per_epoch: int) -> Callable[..., Kno
     return knobs_at
 
 
-def phase(cfg: ObjectiveCfg, step: int, total: int, per_epoch: int) -> str:
-    """The name of the phase a step belongs to: warm, ramp or full (dense runs and λ = 0: plain)."""
+def phase(cfg: ObjectiveCfg, step: int, total: int, per_epoch: int, pruning: tuple[int, ...] = ()) -> str:
+    """The name of the phase a step belongs to: warm, ramp or full (dense runs and λ = 0: plain); between the first and
+    the last round of `pruning`, prune."""
+    if pruning and pruning[0] <= step <= pruning[1]:
+        return "prune"
     if cfg.lam == cfg.budget == 0.0:
         return "plain"
     warm, ramp = to_steps(cfg.warm, total, per_epoch), to_steps(cfg.ramp, total, per_epoch)

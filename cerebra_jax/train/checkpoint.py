@@ -162,8 +162,11 @@ class Checkpoints:
 
     def best(self, like: Any, as_trained: bool = False) -> tuple[int, Any, dict[str, Any]] | None:
         """(step, state, meta) of the intact checkpoint with the best validation score; None where none has one. Who
-        only reads gets the thresholds that were measured for it since (`record.frozen`), unless `as_trained`."""
+        only reads gets what it runs with, pruned weights at zero, and the thresholds that were measured for it since
+        (`record.frozen`), unless `as_trained`."""
         for step, state, meta, _ in self._walk(self.by_validation(), like):
+            if self._read_only:
+                state = state.replace(params=state.effective)
             if self._read_only and not as_trained:
                 routing = frozen.applied(self.folder.parent, step, state.routing, self._say)
                 state = state.replace(routing=routing)

@@ -121,6 +121,11 @@ class Run:
                 held_out = itertools.islice(s.task.eval_batches("valid", s.micro), CALIBRATION_BATCHES)
                 model = s.built(s.adopted, 0, s.eight(at))
                 self.state = s.parallel.place(step.calibrate(model, self.state, held_out))
+            if at in s.rounds.plan.steps:
+                self._flush()
+                host, line = s.prune(at, self.state)
+                self.state = s.parallel.place(host)
+                self.screen.say(line)
             batch = s.batch(at, self.drawn)
             length = s.length(batch)
             program = self._program(at, length)
@@ -205,8 +210,8 @@ class Run:
         self.log.sync()
         wall = self.wall + time.perf_counter() - self.began
         validated = score is not None
-        if self.s.cfg.quant.bits and not self.s.eight(at):  # the result is a model in 8 bits: no float one is the best
-            score = None
+        if at <= self.s.rounds.last or (self.s.cfg.quant.bits and not self.s.eight(at)):
+            score = None  # the result is a model that is pruned, and in 8 bits: no other one is the best
         meta = {"step": at, "score": score, "validated": validated, "wall_s": wall, "config": to_dict(self.s.cfg)}
         meta |= {"data": self.s.task.info(), "environment": self.environment}
         self.checkpoints.save(at, self.state, meta, score)

@@ -11,6 +11,8 @@ import optax
 
 from cerebra_jax.config import ObjectiveCfg
 from cerebra_jax.models.build import Model
+from cerebra_jax.models.layers import units
+from cerebra_jax.models.layers.units import Masks
 from cerebra_jax.policies import budget, demand
 from cerebra_jax.types import Batch
 
@@ -27,6 +29,12 @@ class TrainState:
     dual: budget.Dual = flax.struct.field(default_factory=dict)  # the multiplier of a budget
     demand: demand.Demand = flax.struct.field(default_factory=dict)  # which program is large enough
     sampler: Any = flax.struct.field(default_factory=dict)  # a sampler.Sampler; empty without one
+    prune: Masks = flax.struct.field(default_factory=dict)  # "units", "slopes", "elements"; empty without pruning
+
+    @property
+    def effective(self) -> Any:
+        """The parameters that the model runs with: what is pruned is at zero."""
+        return units.masked(self.params, self.prune)
 
 
 def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, key: jax.Array,

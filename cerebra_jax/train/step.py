@@ -15,7 +15,8 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import build as models
 from cerebra_jax.models.build import Model, neutral_knobs
-from cerebra_jax.policies import budget, demand, phases, sampler, thresholds
+from cerebra_jax.models.layers import units
+from cerebra_jax.policies import budget, demand, phases, prune, sampler, thresholds
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import optim
 from cerebra_jax.train.objective import OWN, Metrics, objective
@@ -51,25 +52,28 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
         real = batch["w_BxL"].any(axis=1).sum().astype(jnp.float32)
         tokens, examples = psum((batch["w_BxL"].sum(), real))
 
-        def share(params, micro):
-            variables = {"params": params, "routing": state.routing}
+        masks = state.prune.get("units", {})
+
+        def share(both, micro):
+            params, masks = both
+            variables = {"params": units.masked(params, state.prune | {"units": masks}), "routing": state.routing}
             return objective(model, task, variables, micro, knobs, noise, tokens, examples, shares, draws)
 
         grad = jax.grad(share, has_aux=True)
         if accum == 1:
-            grads, (*sums, each) = grad(state.params, batch)
+            grads, (*sums, each) = grad((state.params, masks), batch)
         else:
             micros = jax.tree.map(lambda x: x.reshape(accum, x.shape[0] // accum, *x.shape[1:]), batch)
             first = jax.tree.map(lambda x: x[0], micros)
-            like, (*parts, _) = jax.eval_shape(grad, state.params, first)
+            like, (*parts, _) = jax.eval_shape(grad, (state.params, masks), first)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (like, parts))
 
             def add(total, micro):
-                grads, (*sums, each) = grad(state.params, micro)
+                grads, (*sums, each) = grad((state.params, masks), micro)
                 return jax.tree.map(jnp.add, total, (grads, sums)), each
 
             (grads, sums), each = lax.scan(add, zeros, micros)
-        grads, (metrics, observed) = psum((grads, sums))
+        (grads, slopes), (metrics, observed) = psum((grads, sums))
 
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -89,6 +93,9 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
             metrics["lost"] = (wish["lost_2xN"][0], jnp.float32(1))
         fine = jnp.isfinite(norm) & jnp.isfinite(metrics[f"{OWN}loss"][0])
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)  # noqa: E731
+        pruned = state.prune
+        if pruned:
+            pruned = pruned | {"slopes": prune.follow(pruned["slopes"], slopes, state.step)}
         table = state.sampler
         if draws:
             own = (batch["index_B"], *jax.tree.map(jnp.ravel, each))
@@ -104,6 +111,7 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
             keep(dual, state.dual),
             keep(wish, state.demand | {"program": wish["program"]}) if wish else {},
             table,
+            keep(pruned, state.prune),
         )
         one = jnp.float32(1)
         metrics |= {"grad_norm": (norm, one), "lam": (knobs.lam, one), "lr": (lr_at(state.step), one)}
@@ -135,7 +143,7 @@ def make_eval_step(model: Model, task: Task) -> Callable[..., Metrics]:
     """eval_step(state, batch, *, axis=None) -> metrics: no noise, thresholds as they stand."""
 
     def eval_step(state: TrainState, batch: Batch, *, axis: str | None = None):
-        variables = {"params": state.params, "routing": state.routing}
+        variables = {"params": state.effective, "routing": state.routing}
         one = jnp.float32(1)
         _, (metrics, _, _) = objective(model, task, variables, batch, neutral_knobs(), None, one, one)
         return lax.psum(metrics, axis) if axis else metrics
@@ -168,5 +176,6 @@ def calibrate(model: Model, state: TrainState, batches: Any) -> TrainState:
     def scores_of(params, routing, batch):
         return model.apply({"params": params, "routing": routing}, batch, neutral_knobs())[1].scores["score"]
 
-    measured = thresholds.calibrate(lambda routing, b: scores_of(state.params, routing, b), state.routing, batches)
+    params = state.effective
+    measured = thresholds.calibrate(lambda routing, b: scores_of(params, routing, b), state.routing, batches)
     return state.replace(routing=measured)

@@ -27,6 +27,10 @@ class State:
     opt_state: tuple
     routing: dict
 
+    @property
+    def effective(self) -> dict:
+        return self.params
+
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale(-0.1))
 

@@ -57,6 +57,11 @@ def channels(net: NetCfg, width: int) -> int:
     return _one(net.kept.channels) or width
 
 
+def with_kept(net: NetCfg, lists: dict[str, str]) -> NetCfg:
+    """The configuration with these lists of what is left."""
+    return dataclasses.replace(net, kept=KeptCfg(**lists))
+
+
 def with_hidden(net: NetCfg, width: int) -> NetCfg:
     """A configuration whose FFN has exactly so many hidden features."""
     return dataclasses.replace(net, ffn_width=width, kept=WHOLE)

@@ -12,6 +12,7 @@ from flax import serialization
 
 from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import UserError
+from cerebra_jax.models.layers import units
 from cerebra_jax.tasks import build as tasks
 from cerebra_jax.train.checkpoint import Checkpoints, fill, leaves
 from cerebra_jax.train.record import frozen, result
@@ -63,6 +64,12 @@ def load(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, float]:
     if found is None:
         raise UserError(f"{workdir} has no intact validated checkpoint", "train it first")
     step, named, meta = found
+    for part in ("units", "elements"):  # what is pruned goes out as zero
+        for key, mask in named.items():
+            name = key.removeprefix(f"prune/{part}/")
+            if name != key:
+                weight = named[f"params/{name}"]
+                named[f"params/{name}"] = weight * units.spread(name, mask, weight)
     params, routing = ({name: a for name, a in named.items() if name.startswith(part)} for part in PARTS)
     routing = {name.removeprefix(PARTS[1]): a for name, a in routing.items()}
     routing = frozen.applied(workdir, step, routing, say)

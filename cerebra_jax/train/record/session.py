@@ -22,6 +22,7 @@ from cerebra_jax.tasks.build import fitted
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.train import metrics, optim, parallel, state, step
 from cerebra_jax.train.objective import OWN
+from cerebra_jax.train.shrink import rounds
 from cerebra_jax.types import Batch
 
 
@@ -62,6 +63,7 @@ class Session:
         if cfg.sampler.on:
             self._check_sampler()
         self.first_draw = self.steps(cfg.sampler.start) if cfg.sampler.on else self.total
+        self.rounds = rounds.Rounds(cfg, self.model, vocab, self.total, self.per_epoch)
         self.like = jax.eval_shape(self.fresh)
         self._check_lengths()
         self.micro = t.batch_size // t.accum
@@ -171,9 +173,17 @@ class Session:
         self.executed = self.model.executed
 
     def adopt_of(self, found: state.TrainState) -> None:
-        """`adopt` for the program that takes the next step of a state."""
+        """`adopt` for the program that takes the next step of a state, and what its masks leave."""
+        if found.prune:
+            self.kept = self.rounds.relative(found.prune)
         bucket = int(found.demand["program"]) if found.demand else self.adopted
         self.adopt(bucket, self.eight(int(found.step)))
+
+    def prune(self, at: int, found: state.TrainState) -> tuple[state.TrainState, str]:
+        """The state after the round of pruning at a step, and a line about it."""
+        masks, line = self.rounds.turn(at, found.params, found.prune)
+        self.kept = self.rounds.relative(masks)
+        return found.replace(prune=masks), line
 
     def choose(self, at: int, bucket: int) -> None:
         """Demand has it that program `bucket` takes the step after `at` steps."""
@@ -188,6 +198,7 @@ class Session:
         """The state before the first step."""
         new = state.init(self.model, self.optimizer, self.task.example(1), self.key, self.cfg.objective,
                          self.shares)  # fmt: skip
+        new = new.replace(prune=rounds.init(self.cfg, new.params))
         if not self.cfg.sampler.on:
             return new
         make = functools.partial(sampler.init, self.cfg.sampler, self.task.examples, self.cfg.train.batch_size)
@@ -219,7 +230,8 @@ class Session:
         gates = {k: v for k, v in formed.items() if isinstance(v, list)}
         cost = {name: f"{name}_rel_{self.model.unit.name}" for name in ("expected", "hard", "executed")}
         scalars = {cost.get(k, k): v for k, v in formed.items() if k not in gates}
-        phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch)
+        pruning = self.rounds.plan.steps[:1] + self.rounds.plan.steps[-1:]
+        phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch, pruning)
         scalars.pop("program_next", None)
         bucket = self.bucket(at - 1) if split == "train" else self.adopted
         eight = self.eight(at - 1) if split == "train" else self.in_eight
@@ -234,6 +246,7 @@ class Session:
         head |= {"bits": 8} if eight else {}
         head |= {"length": max(ran)} if split == "train" and self.task.shape.lengths else {}
         head |= {name: metrics.plain(value) for name, value in figures.items()}
+        executed |= {"kept_rel_flops": self.kept} if self.cfg.prune.on else {}
         return head | scalars | executed | {cost["executed"]: unit_cost, "gates": gates}
 
     def evaluate(self, placed: Any, at: int, split: str, stop: Callable[[], bool]) -> dict[str, Any] | None:
