@@ -25,6 +25,7 @@ MODULES = {
     "eval": "use.evaluate",
     "generate": "use.generate",
     "predict": "use.predict",
+    "convert": "exchange.convert",
     "calibrate": "adjust.calibrate",
     "heatmap": "look.heatmap",
     "analyze": "look.analyze",

@@ -67,13 +67,18 @@ def show(found: dict[str, Any]) -> Iterator[str]:
     add(f"hard cost{unit}", lambda row: f"{row['hard']:.4f}")
     add("executed, analytic", flops("executed_flops"))
     add("executed, counted in the jaxpr", flops("counted_flops"))
+    if any(row["counted_int8"] for row in rows.values()):
+        whole = dense["counted_flops"]
+        add("  and int8 operations", lambda row: f"{si(row['counted_int8'] / L)}  {row['counted_int8'] / whole:.4f}")
     if rows["model"]["masked_flops"]:
         masked = rows["model"]["masked_flops"] / dense["counted_flops"]
         table.add_row("  without dispatch (masked)", f"{si(rows['model']['masked_flops'] / L)}  {masked:.4f}")
     if dense["xla_flops"]:
         add("XLA's count, unrolled", flops("xla_flops"))
     add("training step, counted", flops("counted_train_flops"))
-    for kind in ("forward", "train"):
+    if any(row["counted_train_int8"] for row in rows.values()):
+        add("  and int8 operations", lambda row: f"{si((row['counted_train_int8'] or 0) / L)}")
+    for kind in rows["model"]["time"]:
         add(f"{kind}: bytes moved, a batch", lambda row, kind=kind: si(row["bytes"][kind], "B"))
         if all(row["memory"][kind] for row in rows.values()):
             add(f"{kind}: temporaries", lambda row, kind=kind: si(row["memory"][kind]["temporary"], "B"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -33,12 +34,13 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from cerebra_jax.cost import device, preview, prices
+    from cerebra_jax.cost import device, jaxpr, preview, prices
     from cerebra_jax.models import build
     from cerebra_jax.train.parallel import choose_devices
 
     cfg = build.twin(cfg, task.shape.vocab_size)
-    model = build.build(cfg, task.shape.vocab_size)
+    plain = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))  # what trains
+    model = build.build(plain, task.shape.vocab_size)
     L, train = cfg.task.seq_len, cfg.train
     devices = len(choose_devices(train.devices, train.batch_size, train.accum))
     chip = device.detect()
@@ -48,7 +50,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 
     variables = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), batch_of(1))
 
-    def loss(params, batch):
+    def loss(params, batch, model=model):
         routing = {name: jnp.ones(r.shape, r.dtype) for name, r in variables["routing"].items()}
         now = {"params": params, "routing": routing}
         out, aux = model.apply(now, batch, build.neutral_knobs(), jax.random.key(0))
@@ -56,6 +58,11 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 
     micro = train.batch_size // train.accum // devices
     step = preview.step(loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK)
+    eight = None
+    if cfg.quant.bits:
+        later = build.build(plain, task.shape.vocab_size, eight=True)
+        gradient = jax.value_and_grad(lambda params, batch: loss(params, batch, later))
+        eight = jaxpr.count(gradient, variables["params"], batch_of(1))
     params_bytes = preview.tree_bytes(variables["params"])
     tokens = train.batch_size * L
     steps = to_steps(train.duration, 0, task.steps_per_epoch(train.batch_size)) or None
@@ -71,6 +78,8 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "train_step": step.flops * devices / tokens,
             "elementwise_train_step": step.elementwise * devices / tokens,
         },
+        "eight": eight
+        and {"flops_per_token": eight.flops / L, "int8_per_token": eight.int8 / L, "from": cfg.quant.start},
         "rel_flops": {
             "model": model.cost.model_flops / dense,
             "executed": model.cost.executed_flops / model.dense.executed_flops,
@@ -107,6 +116,9 @@ def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[
     say(_table(f, L))
     say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {si(per['train_step'], 'FLOP')} and "
         f"{si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
+    if in8 := f["eight"]:
+        flops, int8 = si(in8["flops_per_token"], "FLOP"), si(in8["int8_per_token"])
+        say(f"8 bits     from {in8['from']} on training takes {flops} and {int8} operations in int8 per token")
     if f["lengths"]:
         say(f"           programs for {', '.join(map(str, f['lengths']))} tokens: all figures are the last one's")
     if (unit := f["executed_in_unit"])["unit"] != "flops":

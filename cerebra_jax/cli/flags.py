@@ -29,6 +29,7 @@ COMMANDS = {
     "heatmap": "which tokens of --text take the heavy path in which layer of the run of --workdir: a page",
     "import": "make a run in --to out of --from=FILE: a checkpoint of CHIAR's authors, or .safetensors",
     "export": "write the best checkpoint of --workdir to --to=FILE.safetensors",
+    "convert": "make a run with int8 weights in --to out of the run of --workdir, trained with quant.bits=8",
     "analyze": "what the decisions of --workdir, a text run, go with: frequency, kind, loss, gradients of tokens",
     "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
     "report": "RUN... [--by-folder] [--baseline=GROUP] [--into=FILE.md] [--html=FILE] ...: finished runs compared",
@@ -39,6 +40,7 @@ _TAKES = {
     "cost": ("config", "verbose"),
     "import": ("from", "to", "tau", "verbose"),
     "export": ("workdir", "to", "format", "verbose"),
+    "convert": ("workdir", "to", "verbose"),
     "sweep": ("config", "workdir", "jobs", "dry"),
     "report": (),  # takes folders; cli/report.py reads its words
     "certify": ("workdir", "config", "out", "verbose"),
@@ -63,7 +65,7 @@ _OPTIONS = {
     "embeddings": "calibrate on token embeddings, one threshold for all layers, as the paper's code does",
     "text": "what heatmap shows; @FILE: what is in it",
     "from": "file that import reads: .pt (nothing in it is run) or .safetensors",
-    "to": "folder of a run that import makes, or file that export, heatmap or predict writes",
+    "to": "folder of a run that import or convert makes, or file that export, heatmap or predict writes",
     "tau": "of import: the threshold, or one of each routed layer with commas, where the file does not say",
     "format": "of what export writes: safetensors",
     "windows": "that analyze reads, from all over the split (default 64)",
@@ -73,7 +75,7 @@ _OPTIONS = {
     "verbose": "-v: show what goes to log.txt otherwise",
 }
 # commands about a run, which need its folder
-_FINISHED = ("eval", "generate", "predict", "calibrate", "heatmap", "analyze")
+_FINISHED = ("eval", "generate", "predict", "calibrate", "heatmap", "analyze", "convert")
 _SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
 _EVAL_KEYS = (

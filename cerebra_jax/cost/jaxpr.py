@@ -56,7 +56,8 @@ CUDNN_CAUSAL = (2, 3)  # values of MaskType.CAUSAL and PADDING_CAUSAL in JAX's c
 
 
 class Counts(NamedTuple):
-    """What a program costs, per call. `flops` = sum of `by`, whose kinds are dot, conv, fft, attention, scan."""
+    """What a program costs, per call. `flops` = sum of `by`, whose kinds are dot, conv, fft, attention, scan. Products
+    and convolutions of integers are no FLOPs: `int8`, by the same prices."""
 
     flops: int
     by: dict[str, int]
@@ -64,6 +65,7 @@ class Counts(NamedTuple):
     bytes: (
         int  # operands and results of operations that are not fused away: matmuls, convolutions, FFTs, gathers, sorts
     )
+    int8: int = 0
 
 
 class UnpricedOp(RunError):
@@ -89,8 +91,8 @@ def count_jaxpr(closed: Any, *, trips: int | None = None, weights: Sequence[floa
     """
     jaxpr = _jaxpr(closed)
     tally = _walk(jaxpr, [True] * len(jaxpr.outvars), _Rules(trips, None if weights is None else tuple(weights)))
-    elementwise, size = tally.pop("elementwise", 0), tally.pop("bytes", 0)
-    return Counts(sum(tally.values()), dict(tally), elementwise, size)
+    elementwise, size, integer = (tally.pop(kind, 0) for kind in ("elementwise", "bytes", "int8"))
+    return Counts(sum(tally.values()), dict(tally), elementwise, size, integer)
 
 
 def xla_flops(fn: Callable, *args: Any) -> float:
@@ -159,6 +161,8 @@ def _price(eqn: Any, used: list[bool], rules: _Rules) -> dict[str, int]:
         return {"elementwise": steps * _size(ins[0]), "bytes": _bytes(ins + outs)}
     if name in _PRICES:
         kind, price = _PRICES[name]
+        if kind in ("dot", "conv") and jax.numpy.issubdtype(ins[0].dtype, jax.numpy.integer):
+            kind = "int8"
         return {kind: price(eqn.params, ins, outs), "bytes": _bytes(ins + outs)}
     return _enter(name, eqn, used, rules)
 

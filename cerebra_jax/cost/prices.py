@@ -20,7 +20,7 @@ CONVENTIONS = (
     "1 MAC = 2 FLOPs; matmul, convolution, FFT and diagonal recurrences counted, elementwise work apart; head in, "
     "embedding gather 0; "
     "causal attention half the square in model FLOPs, the key blocks really visited in executed FLOPs; "
-    "complex FFT 5 n log2 n, real half; backward 2x forward"
+    "complex FFT 5 n log2 n, real half; backward 2x forward; products of int8 are operations, no FLOPs"
 )
 TRAIN_FACTOR = 3  # forward + backward (dX and dW) of a training step without remat
 """FLOPs of a training step / FLOPs of its forward pass, without remat (dX and dW cost one forward each)."""

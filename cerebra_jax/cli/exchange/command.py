@@ -59,9 +59,7 @@ def run(argv: list[str]) -> None:
 def bring(request: Request, say: Callable[[str], None]) -> None:
     """Makes the folder of a run out of a file of tensors: config.json, import.json, checkpoints/."""
     to = request.to
-    need(not to.is_file(), f"{to} is a file", "choose another --to")
-    there = {path.name for path in to.iterdir()} if to.is_dir() else set()
-    need(there <= {"log.txt"}, f"{to} is not empty", "choose another --to")  # a refused import leaves its log
+    emptied(to)
     found = read.model(files.read(request.source), request.overrides, request.tau)
     folder.prepare(to, False, say)
     with folder.quiet(to / "log.txt", request.verbose):
@@ -76,6 +74,13 @@ def bring(request: Request, say: Callable[[str], None]) -> None:
     for line in found.notes:
         say(line)
     say(f"done: {to}")
+
+
+def emptied(to: Path) -> None:
+    """UserError where something else is in a folder that a run is to be made in."""
+    need(not to.is_file(), f"{to} is a file", "choose another --to")
+    there = {path.name for path in to.iterdir()} if to.is_dir() else set()
+    need(there <= {"log.txt"}, f"{to} is not empty", "choose another --to")  # a refused attempt leaves its log
 
 
 def send(request: Request, say: Callable[[str], None]) -> None:

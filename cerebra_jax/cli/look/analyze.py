@@ -30,6 +30,7 @@ def run(request: Request) -> None:
     need(text.isdecimal() and int(text) >= 2, f"--windows is {text!r}", "give a number of windows, 2 at least")
     routed(cfg, "analyze")
     need(cfg.task.name == "text", f"the run's task is {cfg.task.name}", "analyze reads language models: task.name=text")
+    need(not cfg.quant.stored, "there are no gradients of int8 weights", "analyze the run that they were made from")
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         found = _facts(request, int(text))
     path = request.workdir / f"analysis-{found['split']}.json"

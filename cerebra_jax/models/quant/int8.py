@@ -24,8 +24,16 @@ Params = dict[str, Any]
 
 def trained(module: nn.Module) -> nn.Module:
     """The module in 8 bits, with the parameters it had; UserError where qwix is missing."""
-    qwix = _library()
-    return qwix.quantize_model(module, qwix.QtProvider(_rules(qwix)))
+    qwix, training = _library(), importlib.import_module("qwix._src.core.dot_general_qt")
+
+    class Provider(qwix.QtProvider):
+        """qwix 0.1.8 takes any operand of a kernel's shape for the kernel, so also as many tokens as it has rows: in
+        the layers of `LINEAR` the left one is activations, always. Gradients are of the operands before rounding."""
+
+        def _create_dot_general_qt_config(self, rule, op_id, lhs, rhs):
+            return training.DotGeneralQtConfig(lhs_qtype=jnp.int8, rhs_qtype=jnp.int8, use_original_residuals=True)
+
+    return qwix.quantize_model(module, Provider(_rules(qwix)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from cerebra_jax import config
 from cerebra_jax.checks import ROUTED
-from cerebra_jax.config import RunCfg
+from cerebra_jax.config import QuantCfg, RunCfg
 from cerebra_jax.cost import jaxpr, prices, timing
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import build as models
@@ -41,6 +41,8 @@ class Variant:
         s = self.s = Session(_one_device(cfg), task)
         if state is not None:
             s.adopt_of(state)
+        elif cfg.quant.bits:
+            s.adopt(s.adopted, True)
         train, forward = s.parallel.programs[0], _forward(s)
         self._batches = [s.parallel.shard(task.train_batch(cfg.seed, i, s.micro)) for i in range(3)]
         held_out = [s.parallel.shard(b) for b in itertools.islice(task.eval_batches("valid", s.micro), BATCHES)]
@@ -49,10 +51,12 @@ class Variant:
         if fresh and self._state.routing:
             self._state = self._state.replace(routing=_settle(s.model, self._state, held_out))
         self._forward = forward.lower(self._state, self._batches[0]).compile()
-        # accumulated micro-batches are a loop around the step that is timed here
-        self._train = train.lower(self._state, self._batches[0], s.key).compile()
+        self.runs = {"forward": self._run_forward}
+        if not cfg.quant.stored:  # there is no training step of stored integers
+            # accumulated micro-batches are a loop around the step that is timed here
+            self._train = train.lower(self._state, self._batches[0], s.key).compile()
+            self.runs["train"] = self._run_train
         self.row = self._figures(train, forward, held_out)
-        self.runs = {"forward": self._run_forward, "train": self._run_train}
 
     def _figures(self, train: Any, forward: Any, held_out: list) -> dict[str, Any]:
         s, B = self.s, self.s.micro
@@ -60,19 +64,21 @@ class Variant:
         costs_2xN = np.concatenate([_costs(self._forward(self._state, b), b) for b in held_out], axis=1)
         expected, hard = costs_2xN.mean(1).tolist()
         count = jaxpr.count(forward, self._state, batch)
-        step = jaxpr.count(train, self._state, batch, s.key)
+        step = jaxpr.count(train, self._state, batch, s.key) if "train" in self.runs else None
         xla, note = _xla(s, self._forward)
         return {
             "expected": expected,
             "hard": hard,
             "executed_flops": s.model.cost.executed_flops,
             "counted_flops": count.flops / B,
-            "counted_train_flops": step.flops / B,
+            "counted_int8": count.int8 / B,
+            "counted_train_flops": step and step.flops / B,
+            "counted_train_int8": step and step.int8 / B,
             "elementwise": count.elementwise / B,
             "xla_flops": xla and xla / B,
             "xla_note": note,
-            "bytes": {"forward": count.bytes, "train": step.bytes},
-            "memory": {"forward": _memory(self._forward), "train": _memory(self._train)},
+            "bytes": {"forward": count.bytes} | ({"train": step.bytes} if step else {}),
+            "memory": {"forward": _memory(self._forward)} | ({"train": _memory(self._train)} if step else {}),
         }
 
     def _run_forward(self, n: int) -> None:
@@ -101,7 +107,7 @@ def certify(cfg: RunCfg, task: Any, state: TrainState | None, say: Callable[[str
         say(f"compiling and counting {name}")
         variants[name] = Variant(twin, task, state if name == "model" else None)
     rows = {name: v.row for name, v in variants.items()}
-    for kind in ("forward", "train"):
+    for kind in variants["model"].runs:
         say(f"timing {kind}, {rounds} rounds")
         cells: dict[str, list[timing.Cell]] = {name: [] for name in variants}
         for found in timing.rounds_of({name: timing.here(v.runs[kind]) for name, v in variants.items()}, rounds):
@@ -137,28 +143,36 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
     """Why a model is not certified, one line a reason; empty where it is."""
     problems = []
     for name, row in rows.items():
-        if row["counted_flops"] != row["executed_flops"]:
+        counted = _operations(row, "counted")
+        if counted != row["executed_flops"]:
             problems.append(f"{name}: the price of the forward pass is {row['executed_flops']:,} FLOPs, "
-                            f"its program has {row['counted_flops']:,.0f}")  # fmt: skip
-    for key, what in (("counted_flops", "forward pass"), ("counted_train_flops", "training step")):
-        share = rows["model"][key] / rows["dense"][key]
+                            f"its program has {counted:,.0f}")  # fmt: skip
+    kinds = [("counted", "forward pass"), ("counted_train", "training step")]
+    for key, what in kinds[: 1 if rows["model"]["counted_train_flops"] is None else 2]:
+        share = _operations(rows["model"], key) / _operations(rows["dense"], key)
         if share >= 1.0:
             problems.append(f"the compiled {what} has {share:.4f} of the FLOPs of the dense one: it saves nothing")
     masked = rows["model"]["masked_flops"]
-    if masked is not None and rows["model"]["counted_flops"] >= masked:
+    if masked is not None and _operations(rows["model"], "counted") >= masked:
         problems.append("routing saves nothing: the program runs what it would run without dispatch")
     return problems
 
 
+def _operations(row: dict[str, Any], key: str) -> float:
+    """FLOPs and int8 operations together: what 8 bits do to a product is no saving of it."""
+    return row[f"{key}_flops"] + row.get(f"{key}_int8", 0)
+
+
 def twins(cfg: RunCfg, task: Any) -> dict[str, RunCfg]:
-    """{"model": cfg, "dense": its dense Transformer, "random": its random router, where it has one}."""
+    """{"model": cfg, "dense": its dense Transformer, "random": its random router, where it has one}, these in float."""
+    plain = dataclasses.replace(cfg, quant=QuantCfg())
     if cfg.net.name == "transformer":
-        return {"model": cfg, "dense": cfg}
-    found = {"model": cfg, "dense": dataclasses.replace(cfg, twin="dense")}
+        return {"model": cfg, "dense": plain}
+    found = {"model": cfg, "dense": dataclasses.replace(plain, twin="dense")}
     if cfg.net.route.mode == "random":
         return found
     try:
-        return found | {"random": resolved(dataclasses.replace(cfg, twin="random"), task)}
+        return found | {"random": resolved(dataclasses.replace(plain, twin="random"), task)}
     except UserError:  # this model has no random router
         return found
 
@@ -173,7 +187,8 @@ def _masked(cfg: RunCfg, task: Any) -> float | None:
     plain = dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
     masked = dataclasses.replace(cfg, objective=plain, net=dataclasses.replace(cfg.net, route=route))
     s = Session(_one_device(masked), task)
-    return jaxpr.count(_forward(s), s.like, task.example(s.micro)).flops / s.micro
+    count = jaxpr.count(_forward(s), s.like, task.example(s.micro))
+    return (count.flops + count.int8) / s.micro
 
 
 def trained(cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None], as_trained=False) -> TrainState:

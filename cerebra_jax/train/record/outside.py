@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from flax import serialization
+from flax import serialization, traverse_util
 
 from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import UserError
 from cerebra_jax.models.layers import units
+from cerebra_jax.models.quant import int8, names
 from cerebra_jax.tasks import build as tasks
 from cerebra_jax.train.checkpoint import Checkpoints, fill, leaves
 from cerebra_jax.train.record import frozen, result
@@ -54,8 +56,39 @@ def save(cfg: RunCfg, workdir: Path, named: Named, step: int, score: float | Non
         checkpoints.close()
 
 
+def convert(cfg: RunCfg, workdir: Path, to: Path, say: Callable[[str], None]) -> tuple[int, dict, dict]:
+    """Writes the best checkpoint of a run with int8 weights into another folder; cfg: of the new run. -> (its step,
+    bytes of the weights that are int8 now and of all parameters before, and the same after)."""
+    step, named, meta = _best(workdir, say)
+    params = {name.removeprefix("params/"): a for name, a in named.items() if name.startswith("params/")}
+    rounded = int8.convert(traverse_util.unflatten_dict(params, sep="/"), cfg.net.dtype)
+    after = {name: np.asarray(a) for name, a in traverse_util.flatten_dict(rounded, sep="/").items()}
+    left = ("params/", "opt_state/", "sampler/", "prune/")  # what only training needs goes; masks are in the weights
+    state = {name: a for name, a in named.items() if not name.startswith(left)}
+    state |= {f"params/{name}": a for name, a in after.items()}
+    checkpoints = Checkpoints(to / "checkpoints", say)
+    try:
+        checkpoints.save(step, state, meta | {"config": to_dict(cfg)}, meta["score"])
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+
+    def sizes(tree: Named) -> dict[str, int]:
+        linear = sum(a.nbytes for name, a in tree.items() if names.holds(re.sub("/(int8|scale)$", "", name)))
+        return {"linear": linear, "all": sum(a.nbytes for a in tree.values())}
+
+    return step, sizes(params), sizes(after)
+
+
 def load(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, float]:
     """(step, parameters and thresholds by name, validation score) of the best checkpoint of a run, as `eval` has it."""
+    step, named, meta = _best(workdir, say)
+    return step, {name: a for name, a in named.items() if name.startswith(PARTS)}, meta["score"]
+
+
+def _best(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, dict]:
+    """(step, everything in it by name, what was saved beside it) of the best checkpoint, thresholds as readers take
+    them."""
     checkpoints = Checkpoints(workdir / "checkpoints", say, read_only=True)
     try:
         found = checkpoints.named()
@@ -70,7 +103,6 @@ def load(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, float]:
             if name != key:
                 weight = named[f"params/{name}"]
                 named[f"params/{name}"] = weight * units.spread(name, mask, weight)
-    params, routing = ({name: a for name, a in named.items() if name.startswith(part)} for part in PARTS)
-    routing = {name.removeprefix(PARTS[1]): a for name, a in routing.items()}
+    routing = {name.removeprefix(PARTS[1]): a for name, a in named.items() if name.startswith(PARTS[1])}
     routing = frozen.applied(workdir, step, routing, say)
-    return step, params | {PARTS[1] + name: a for name, a in routing.items()}, meta["score"]
+    return step, named | {PARTS[1] + name: a for name, a in routing.items()}, meta

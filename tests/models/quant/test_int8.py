@@ -17,7 +17,7 @@ from cerebra_jax.models import build
 from cerebra_jax.models.quant import int8, names
 from cerebra_jax.trees import named_leaves
 
-V, B, L = 40, 2, 16
+V, B, L = 40, 2, 8  # as many tokens as features: an operand is no kernel because it has the shape of one
 BATCH = {"inputs_BxL": np.random.RandomState(0).randint(0, V, (B, L)).astype(np.int32), "ex_B": np.arange(B)}
 ATTENTION, FFN = ("q", "kv", "out"), ("up", "down")
 LIGHT = ("compressor", *(f"light/{x}" for x in ATTENTION))
