@@ -36,6 +36,7 @@ VARIANTS = {
     "chiar-raw": {"net.route.score": "raw"},
     "chiar-meta-off": {"net.route.meta": "off"},
     "chiar-dct-matmul": {"net.route.dct": "matmul"},
+    "chiar-dct-folded": {"net.route": {"dct": "folded", "mode": "hard"}},
     "chiar-scan-remat": {"net.scan": True, "net.remat": True, "net.depth": 5},
     "chiar-compat": {"net.compat": True, "net.route.dispatch": False},
     "chiar-blockwise": {"net.attention": "blockwise"},

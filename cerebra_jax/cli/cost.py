@@ -69,6 +69,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     dense = model.dense.model_flops
     found = {
         "model": model.name,
+        "how": build.MODELS[model.name].how(model.net),
         "params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "flops_per_token": {
             "model": model.cost.model_flops / L,
@@ -111,7 +112,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[[str], None]) -> None:
     L, net, per, memory, timed = cfg.task.seq_len, cfg.net, f["flops_per_token"], f["memory_bytes"], f["timed_examples"]
     say(f"model      {f['model']}: {si(f['params'])} params, {net.depth} layers, D {net.width}, H {net.heads}, "
-        f"F {net.ffn_width}, L {L}, V {vocab}")  # fmt: skip
+        f"F {net.ffn_width}, L {L}, V {vocab}{f['how'] and '; ' + f['how']}")  # fmt: skip
     say("FLOPs per token, forward; dense: what the dense Transformer of this shape executes")
     say(_table(f, L))
     say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {si(per['train_step'], 'FLOP')} and "

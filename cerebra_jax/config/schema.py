@@ -102,7 +102,11 @@ class RouteCfg:
         "what the MetaRouter sees: running mean, batch mean (leaks), the task of a row (mixed), nothing",
         of=("prefix", "batch", "task", "off"),
     )
-    dct: str = _f("fft", "how the DCT is computed", of=("fft", "matmul"))
+    dct: str = _f(
+        "auto",
+        "how chiar's DCT is computed; folded: as one matrix where no router sees it; auto: by device and net.width",
+        of=("auto", "fft", "matmul", "folded"),
+    )
 
 
 @dataclass(frozen=True)

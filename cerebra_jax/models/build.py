@@ -22,6 +22,7 @@ from cerebra_jax.models.baselines import cnn, fnet, lstm, mlp, mod, ssm, window
 from cerebra_jax.models.decoding import table
 from cerebra_jax.models.decoding.cache import Cache
 from cerebra_jax.models.layers import shapes
+from cerebra_jax.models.operators import parts
 from cerebra_jax.models.quant import int8
 from cerebra_jax.models.traffic import table as traffic
 from cerebra_jax.types import Batch, Cost, DecisionCost, Knobs, TokenCost
@@ -34,11 +35,13 @@ class Entry:
     routing: Callable[[NetCfg], dict[str, jax.Array]] = lambda net: {}
     decisions: Callable[[NetCfg, int, int], DecisionCost] | None = None  # (net, L, vocab), in FLOPs
     layers: Callable[[NetCfg], range] = lambda net: range(0)  # the routed ones
+    fold: Callable[[NetCfg, Any], dict[str, Any]] = lambda net, params: {}  # of fixed weights: `Model.fold`
+    how: Callable[[NetCfg], str] = lambda net: ""  # what it chose for this device, for a person
 
 
 MODELS = {
     "transformer": Entry(transformer.Transformer, transformer.cost),
-    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.decisions, chiar.layers),
+    "chiar": Entry(chiar.Chiar, chiar.cost, chiar.init_routing, chiar.decisions, chiar.layers, parts.fold, parts.how),
     "cerebra": Entry(cerebra.Cerebra, cerebra.cost, router.init_routing, cerebra.decisions, cerebra.layers),
     "mod": Entry(mod.Mod, mod.cost, mod.init_routing, mod.decisions, mod.layers),
     "window": Entry(window.Window, window.cost),
@@ -76,7 +79,7 @@ class Model:
     def apply(self, variables: Any, batch: Batch, knobs: Knobs, key: jax.Array | None = None):
         """-> (Out, Aux). `key` switches dropout and routing noise on: give it in training only."""
         rngs = None if key is None else {"dropout": key, "route": jax.random.fold_in(key, 1)}
-        out, aux = self.module.apply({"params": variables["params"]}, batch, knobs, variables["routing"], rngs=rngs)
+        out, aux = self.module.apply(_weights(variables), batch, knobs, variables["routing"], rngs=rngs)
         if self.share != 1.0:
             aux = aux._replace(expected_B=self.share * aux.expected_B, hard_B=self.share * aux.hard_B)
         if self.net.answers:  # nothing is asked at the other positions, so they get no logits
@@ -113,7 +116,16 @@ class Model:
         n = tokens_Bxn.shape[1]
         real_Bxn = jnp.ones(tokens_Bxn.shape, bool) if new_B is None else jnp.arange(n)[None] < new_B[:, None]
         batch = {"inputs_BxL": tokens_Bxn, "mask_BxL": real_Bxn, "ex_B": cache.ex_B}
-        return self.module.apply({"params": variables["params"]}, batch, neutral_knobs(), variables["routing"], cache)
+        return self.module.apply(_weights(variables), batch, neutral_knobs(), variables["routing"], cache)
+
+    def fold(self, variables: Any) -> Any:
+        """The variables with what is computed of their parameters alone, once for all calls of `apply` and `decode`:
+        the matrices of chiar's folded filters. For fixed weights: `params` beside them do not change these filters."""
+        return variables | {"folded": MODELS[self.name].fold(self.net, variables["params"])}
+
+
+def _weights(variables: Any) -> dict[str, Any]:
+    return {name: variables[name] for name in ("params", "folded") if name in variables}
 
 
 def neutral_knobs() -> Knobs:

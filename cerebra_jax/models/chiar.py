@@ -21,7 +21,16 @@ from cerebra_jax.models.layers.repeat import repeat
 from cerebra_jax.models.operators import rbf
 from cerebra_jax.models.operators.decide import entropy
 from cerebra_jax.models.operators.layer import RoutedLayer
-from cerebra_jax.models.operators.parts import AttentionLN, FeedForwardLN, Filter, dispatched, layout
+from cerebra_jax.models.operators.parts import (
+    AttentionLN,
+    FeedForwardLN,
+    Filter,
+    dispatched,
+    filter_flops,
+    layout,
+    methods,
+    seen,
+)
 from cerebra_jax.models.router import MetaRouter, routed
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
@@ -37,7 +46,7 @@ def static_scores(net: NetCfg, params, ids_BxL):
     """Entropies of the tokens' embeddings, (B, L): what the paper calibrates thresholds on, though the layers that use
     them see something else."""
     x_BxLxD = params["embed"]["table"][ids_BxL].astype(net.dtype)
-    _, X_BxLxD = Filter(net).apply({"params": params["first_filter"]}, x_BxLxD)
+    _, X_BxLxD = Filter(net, seen=True).apply({"params": params["first_filter"]}, x_BxLxD)
     return entropy(net, x_BxLxD, X_BxLxD)
 
 
@@ -122,7 +131,7 @@ class Chiar(nn.Module):
 def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     """Forward FLOPs per example, head included. `model` prices every routed token as attending (the ceiling)."""
     D, R = net.width, net.depth - 2
-    filter_flops = 2 * L * prices.dct_flops(D, net.route.dct)
+    filtered = L * filter_flops(net, seen(net))
     score = score_flops(net, L)
     model, executed = {}, {}
     first, *between, end = shapes.each(net)
@@ -130,13 +139,13 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     def add(name: str, flops: int, run: int | None = None) -> None:
         model[name], executed[name] = flops, flops if run is None else run
 
-    add("layer_00/filter", filter_flops)
+    add("layer_00/filter", L * filter_flops(net, seen=False))
     if net.route.meta in ("prefix", "batch"):
         add("layer_00/meta_router", L * prices.linear_flops(D, 1))
     add("layer_00/ffn", block.ffn_flops(first, L))
     for i, each in enumerate(between, 1):
         if net.route.mode != "always_full":
-            add(f"layer_{i:02d}/filter", filter_flops)
+            add(f"layer_{i:02d}/filter", filtered)
         if routed(net):
             add(f"layer_{i:02d}/router", score)
         if net.route.rbf:
@@ -172,7 +181,7 @@ def score_flops(net: NetCfg, L: int) -> int:
     in another order, which have a DCT of their own; chance looks at nothing."""
     if net.route.mode in ("hard", "soft"):
         return L * prices.linear_flops(net.width, 3 if net.route.rbf else 1)
-    return L * prices.dct_flops(net.width, net.route.dct) if net.route.score == "permuted" else 0
+    return L * prices.dct_flops(net.width, methods(net).transform) if net.route.score == "permuted" else 0
 
 
 def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,34 @@ import numpy as np
 
 TRANSFORMS = ("fft", "matmul")
 METHODS = (*TRANSFORMS, "folded")  # of the filter
+
+
+class Methods(NamedTuple):
+    """How a DCT is computed whose coefficients are looked at, and how a filter is whose coefficients nobody sees."""
+
+    transform: str
+    filter: str
+
+
+# What `auto` takes up to a width D. cpu, measured (benchmarks/README.md): up to D = 256 a matmul alone is faster, but
+# no whole step by more than its noise, and it executes 0.04 to 0.08 of the dense model's FLOPs more. gpu and tpu, not
+# measured here: vendors' rates and bytes. Transforms need all of float32, 67 TFLOP/s of an H100, or six bfloat16 passes
+# of a TPU, whose FFT is slow; a folded filter has half the FLOPs, and is as precise as any other linear layer.
+_FFT = Methods("fft", "fft")
+_AUTO = {
+    "cpu": ((math.inf, _FFT),),
+    "gpu": ((256, Methods("matmul", "folded")), (1024, Methods("fft", "folded")), (math.inf, _FFT)),
+    "tpu": ((math.inf, Methods("matmul", "folded")),),
+}
+
+
+def methods(choice: str, D: int, backend: str = "") -> Methods:
+    """What net.route.dct stands for at width D on a backend ("": JAX's default); the FFT on one that is not known."""
+    widths = _AUTO.get(backend or jax.default_backend(), ((math.inf, _FFT),))
+    auto = next(found for most, found in widths if most >= D)
+    if choice == "folded":
+        return auto._replace(filter=choice)
+    return auto if choice == "auto" else Methods(choice, choice)
 
 
 @functools.lru_cache(maxsize=16)

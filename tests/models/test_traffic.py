@@ -63,7 +63,7 @@ def variants(tiny_cfg):
         yield tiny_cfg(SHAPE | {"net.route": {"mode": mode, "kv": kv, "dispatch": dispatch}}).net
     for mode, kv in itertools.product(("random", "always_full", "always_compressed"), both[0]):
         yield tiny_cfg(SHAPE | {"net.route": {"mode": mode, "kv": kv}}).net
-    for score, dct in itertools.product(("permuted", "raw"), ("fft", "matmul")):
+    for score, dct in itertools.product(("permuted", "raw", "spectral"), ("fft", "matmul", "folded")):
         yield tiny_cfg(SHAPE | {"net.route": {"score": score, "dct": dct}}).net
     for mode, kv, dispatch in itertools.product(("threshold", "random"), *both):
         route = {"mode": mode, "kv": kv, "dispatch": dispatch, "lowering": "onehot" if mode == "random" else "gather"}

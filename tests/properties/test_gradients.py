@@ -36,7 +36,7 @@ def draw(seed: int) -> RunCfg:
     route = RouteCfg(mode=mode, z_loss=0.0, rate=pick(0.25, 0.4), kv=pick("all", "routed"),
                      part=pick("attention", "block"),
                      tau=tau, dispatch=pick(True, True, False), meta=pick("prefix", "batch", "off"),
-                     dct=pick("fft", "matmul"))  # fmt: skip
+                     dct=pick("fft", "matmul", "folded"))  # fmt: skip
     compress = CompressCfg(kind=pick("conv", "attention", "hybrid"), r=pick(0.25, 0.3, 0.6), s=pick(0.5, 0.7, 1.0),
                            reconstruct=pick(0.0, 0.1))  # fmt: skip
     free = name != "chiar"

@@ -32,7 +32,7 @@ def generate(model: Model, variables: Any, key: jax.Array, prompt_BxP, length_B,
     The first length_B tokens (at least one) of each row are its prompt; with `count` more they must fit into the
     context length. Pure, to be jitted with `model` and `count` static.
     """
-    B = prompt_BxP.shape[0]
+    B, variables = prompt_BxP.shape[0], model.fold(variables)  # here, not in every step of the scan
     out, cache = model.decode(variables, model.init_cache(jnp.arange(B)), prompt_BxP, length_B)
     last_BxD = jnp.take_along_axis(out.h, (length_B - 1)[:, None, None], axis=1)[:, 0]
 

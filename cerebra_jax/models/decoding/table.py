@@ -18,7 +18,7 @@ from cerebra_jax.models.compressor import light_width
 from cerebra_jax.models.decoding import cache
 from cerebra_jax.models.decoding.cache import Cache
 from cerebra_jax.models.layers import shapes
-from cerebra_jax.models.operators import rbf
+from cerebra_jax.models.operators import parts, rbf
 from cerebra_jax.ops import attend as att
 from cerebra_jax.ops.dispatch import Layout
 from cerebra_jax.types import TokenCost
@@ -65,8 +65,8 @@ def _chiar_cache(net: NetCfg, L: int, ex_B) -> Cache:
 
 def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
     D, last = net.width, f"layer_{net.depth - 1:02d}"
-    mode, filtered = net.route.mode, 2 * prices.dct_flops(D, net.route.dct)
-    always, kept = {"layer_00/filter": filtered}, {}
+    mode, filtered = net.route.mode, parts.filter_flops(net, parts.seen(net))
+    always, kept = {"layer_00/filter": parts.filter_flops(net, seen=False)}, {}
     if net.route.meta != "off":
         always["layer_00/meta_router"] = prices.linear_flops(D, 1)
     first, *between, end = shapes.each(net)

@@ -24,8 +24,8 @@ def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry,
         layer = nn.remat(layer, prevent_cse=not net.scan)
     if net.scan:
         axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared) + (0,) * len(more)
-        over = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "route": True},
-                       in_axes=axes, length=count)  # fmt: skip
+        rngs = {"params": True, "dropout": True, "route": True}
+        over = nn.scan(layer, {"params": 0, "folded": 0}, split_rngs=rngs, in_axes=axes, length=count)
         return over(**kwargs, name="layers")(carry, *scanned, *shared, *more)
     ys, caches = [], []
     for i in range(count):

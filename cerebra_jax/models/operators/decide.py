@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax.config import NetCfg
+from cerebra_jax.models.operators.parts import methods
 from cerebra_jax.models.router import Route, chance
 from cerebra_jax.ops import spectral
 from cerebra_jax.ops.gates import st_above, st_argmax
@@ -27,7 +28,7 @@ def entropy(net: NetCfg, x_BxLxD, X_BxLxD):
     """What a threshold of CHIAR is compared with, (B, L), of tokens and their spectrum."""
     if net.route.score == "permuted":
         order_D = np.random.RandomState(0).permutation(net.width)
-        X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32)[..., order_D], net.route.dct)
+        X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32)[..., order_D], methods(net).transform)
     return spectral.spectral_entropy(x_BxLxD if net.route.score == "raw" else X_BxLxD)
 
 

@@ -10,7 +10,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.models import block, router
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.models.operators.decide import Decision, uses
-from cerebra_jax.models.operators.parts import AttentionLN, FeedForwardLN, Filter, dispatched, layout
+from cerebra_jax.models.operators.parts import AttentionLN, FeedForwardLN, Filter, dispatched, layout, seen
 from cerebra_jax.models.operators.rbf import Between
 from cerebra_jax.models.router import routed
 from cerebra_jax.ops import attend as att
@@ -33,7 +33,7 @@ class RoutedLayer(nn.Module):
         net, route, L = self.net, self.net.route, self.L
         if not routed(net):
             return self._always(x_BxLxD, pos_1xL, ex_B, cache)
-        light_BxLxD, X_BxLxD = Filter(net, name="filter")(x_BxLxD)
+        light_BxLxD, X_BxLxD = Filter(net, seen(net), name="filter")(x_BxLxD)
         decide, drawn = Decision(net, name="router"), () if cache is None else (pos_1xL, L)
         choice = decide(x_BxLxD, X_BxLxD, temperature, tau, low, spread, layer, ex_B, *drawn)
         wanted, gate, p, score = choice.attention

@@ -5,10 +5,15 @@ x = LN(x + op(x)), then x = LN(x + FFN(x)).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
+from cerebra_jax.cost import prices
 from cerebra_jax.models import block
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.models.router import routed
@@ -16,20 +21,63 @@ from cerebra_jax.ops import attend as att
 from cerebra_jax.ops import dispatch, spectral
 
 
+def methods(net: NetCfg) -> spectral.Methods:
+    """How this model computes its DCTs, and filters that are not `seen`, on the present device."""
+    return spectral.methods(net.route.dct, net.width)
+
+
+def how(net: NetCfg) -> str:
+    """`methods` for a person."""
+    transform, whole = methods(net)
+    return f"DCT by {transform}" + ("" if whole == transform else f", {whole} where no router looks at it")
+
+
+def seen(net: NetCfg) -> bool:
+    """Whether the routers look at what the filters of their layers compute."""
+    return net.route.mode == "threshold" and net.route.score == "spectral"
+
+
+def filter_flops(net: NetCfg, seen: bool) -> int:
+    """Forward FLOPs per token of a filter."""
+    return prices.filter_flops(net.width, methods(net).transform if seen else methods(net).filter)
+
+
 class Filter(nn.Module):
-    """LN(x + iDCT(w ⊙ DCT(x))) over the features of each token, w = 1 at the start; also returns DCT(x), float32."""
+    """(LN(x + iDCT(w ⊙ DCT(x))) over the features of each token, w = 1 at the start; DCT(x) in float32 where a router
+    looks at it, `seen`, else None). The matrix of a folded filter may be there as `folded/matrix`, from `fold`."""
 
     net: NetCfg
+    seen: bool = False
 
     @nn.compact
     def __call__(self, x_BxLxD):
-        method = self.net.route.dct
-        w_D = self.param("w", nn.initializers.ones, (self.net.width,), jnp.float32)
-        X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32), method)
-        y_BxLxD = spectral.idct(w_D[None, None] * X_BxLxD, method).astype(x_BxLxD.dtype)
-        if self.net.compat:
-            y_BxLxD, X_BxLxD = 2 * y_BxLxD, spectral.published_scale(self.net.width)[None, None] * X_BxLxD
+        net, how = self.net, methods(self.net)
+        w_D, X_BxLxD = self.param("w", nn.initializers.ones, (net.width,), jnp.float32), None
+        if self.seen:
+            X_BxLxD = spectral.dct(x_BxLxD.astype(jnp.float32), how.transform)
+            y_BxLxD = spectral.idct(w_D[None, None] * X_BxLxD, how.transform).astype(x_BxLxD.dtype)
+        else:
+            made = self.has_variable("folded", "matrix")
+            matrix_DxD = self.get_variable("folded", "matrix") if made else None
+            y_BxLxD = spectral.filtered(x_BxLxD, w_D, how.filter, matrix_DxD)
+        if net.compat:
+            y_BxLxD = 2 * y_BxLxD
+            X_BxLxD = spectral.published_scale(net.width)[None, None] * X_BxLxD if self.seen else None
         return block.Norm(name="norm")(x_BxLxD + y_BxLxD), X_BxLxD
+
+
+def fold(net: NetCfg, params: Any) -> dict[str, Any]:
+    """The collection `folded`: of fixed weights, the matrix of each filter that is computed as one, if any is."""
+    if methods(net).filter != "folded":
+        return {}
+    found = {}
+    for name, layer in params.items():
+        if name == "first_filter":
+            found[name] = {"matrix": spectral.folded(layer["w"])}
+        elif isinstance(layer, Mapping) and "filter" in layer and not seen(net):
+            make = jax.vmap(spectral.folded) if net.scan else spectral.folded
+            found[name] = {"filter": {"matrix": make(layer["filter"]["w"])}}
+    return found
 
 
 class FeedForwardLN(nn.Module):

@@ -61,7 +61,7 @@ class Stored:
             return {k: boxed(v) for k, v in node.items()} if isinstance(node, dict) else node
 
         module = qwix.quantize_model(self.module, qwix.PtqProvider(_rules(qwix)))
-        return module.apply({"params": boxed(variables["params"])}, *args, **kwargs)
+        return module.apply({**variables, "params": boxed(variables["params"])}, *args, **kwargs)
 
 
 def convert(params: Params, dtype: str) -> Params:

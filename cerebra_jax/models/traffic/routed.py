@@ -11,6 +11,7 @@ from cerebra_jax.cost.units import FLOAT, Op
 from cerebra_jax.models import block, cerebra, chiar, compressor, router
 from cerebra_jax.models.compressor import light_heads, light_width
 from cerebra_jax.models.layers import shapes
+from cerebra_jax.models.operators import parts as operators
 from cerebra_jax.models.traffic import common
 from cerebra_jax.models.traffic.common import Ops, Parts
 
@@ -135,15 +136,18 @@ def _cerebra_layer(net: NetCfg, L: int) -> dict[str, tuple[Ops, Ops]]:
     return found | {"ffn": ([*shared, *gathered, *wide(L)], shared + wide(K))}
 
 
-def _filter(net: NetCfg, L: int) -> Ops:
-    """DCT and its inverse in float32, then the norm."""
-    once = _transform(net).times(L)
+def _filter(net: NetCfg, L: int, seen: bool) -> Ops:
+    """DCT and its inverse in float32, or one matrix, then the norm."""
+    how = operators.methods(net)
+    if not seen and how.filter == "folded":
+        return [units.linear(net.width, net.width, common.itemsize(net)).times(L), common.norm(net, L)]
+    once = _transform(net, how.transform if seen else how.filter).times(L)
     return [once, once, common.norm(net, L)]
 
 
-def _transform(net: NetCfg) -> Op:
+def _transform(net: NetCfg, method: str) -> Op:
     """A DCT, or its inverse, of one token in float32."""
-    D, method = net.width, net.route.dct
+    D = net.width
     spectrum = 2 * (D // 2 + 1) * FLOAT  # of one real FFT
     return Op(prices.dct_flops(D, method), D * FLOAT + spectrum) if method == "fft" else units.linear(D, D, FLOAT)
 
@@ -154,7 +158,11 @@ def _chiar_score(net: NetCfg) -> Ops:
     if net.route.mode != "threshold":
         return [units.linear(D, 1, FLOAT)]
     read = Op(bytes=2 * D * FLOAT)
-    return [units.moved(D, size), _transform(net), read] if net.route.score == "permuted" else [read]
+    return (
+        [units.moved(D, size), _transform(net, operators.methods(net).transform), read]
+        if net.route.score == "permuted"
+        else [read]
+    )
 
 
 def chiar_each(net: NetCfg, L: int) -> Routed:
@@ -171,14 +179,14 @@ def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
         return [*common.ffn(net, L, shapes.hidden(each)), common.norm(net, L)]
 
     common.embed(net, L, parts)
-    parts.add("layer_00/filter", _filter(net, L))
+    parts.add("layer_00/filter", _filter(net, L, False))
     if net.route.meta in ("prefix", "batch"):
         mean = Op(bytes=(2 if net.route.meta == "prefix" else 1) * D * FLOAT)
         parts.add("layer_00/meta_router", [mean.times(L), units.linear(D, 1, FLOAT).times(L)])
     parts.add("layer_00/ffn", ffn(first))
     for i, each in enumerate(between, 1):
         if mode != "always_full":
-            parts.add(f"layer_{i:02d}/filter", _filter(net, L))
+            parts.add(f"layer_{i:02d}/filter", _filter(net, L, operators.seen(net)))
         if mode in ("threshold", "hard", "soft"):
             parts.add(f"layer_{i:02d}/router", [op.times(L) for op in _chiar_score(net)])
         if mode != "always_compressed":

@@ -70,10 +70,11 @@ def opening(s: Any) -> list[str]:
     lengths = f"{', '.join(map(str, s.task.shape.lengths or (L,)))}"
     forward = f"{s.model.cost.executed_flops / L / 1e6:.3g} MFLOP/token forward"
     unit = "" if s.model.unit.name == "flops" else f" in {s.model.unit.label}"
+    how = models.MODELS[net.name].how(s.model.net)
     return [
         *([s.notice] if s.notice else []),
         f"model {net.name} · {parameters(s.like.params):,} parameters · {net.depth} layers of width {net.width} · "
-        f"{forward}, {s.executed:.3f} of dense as executed{unit}",
+        f"{forward}, {s.executed:.3f} of dense as executed{unit}{how and f' · {how}'}",
         f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {lengths} tokens "
         f"({s.total / s.per_epoch:.2g} epochs) on {len(s.parallel.devices)} x {device.device_kind}",
         *([f"8 bits from step {s.eight_from:,} on: the best checkpoint is one of those"] if s.cfg.quant.bits else []),

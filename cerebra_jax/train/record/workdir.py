@@ -19,7 +19,8 @@ from typing import Any
 from cerebra_jax import config
 from cerebra_jax.errors import Busy, UserError
 
-MAY_CHANGE = ("task.cache_dir", "train.devices")  # where prepared data lies, and who computes: not what
+# where prepared data lies, who computes, and how a DCT is computed: not what
+MAY_CHANGE = ("task.cache_dir", "train.devices", "net.route.dct")
 
 
 def write_json(path: Path, value: Any) -> None:
