@@ -210,18 +210,17 @@ class CompressedAttention(nn.Module):
 
         q = heads(block._dense(E, False, x_BxLxD, net.init_std, "q"))
         made = cached.when(None if ends is None else ends.run, keys, self, c_BxMxE, 2 * E)
-        null = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
-        null_k, null_v = (jnp.broadcast_to(x.reshape(1, H, 1, E // H), (B, H, 1, E // H)) for x in null)
-        k = jnp.concatenate([null_k, _rope(heads(made[..., :E]), last)], axis=2)
-        v = jnp.concatenate([null_v, heads(made[..., E:])], axis=2)
+        null_2xE = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
+        null = tuple(x.reshape(H, E // H) for x in null_2xE)
+        k, v = _rope(heads(made[..., :E]), last), heads(made[..., E:])
         korder = jnp.where(seen, last if net.causal else 0, self.L)
-        korder = jnp.pad(korder, ((0, 0), (1, 0)), constant_values=-1)
         plan = light_plan(net, self.L)
-        if ends is not None:  # the null key is in slot 0
-            kv = cached.write(kv, jnp.pad(1 + ends.j_Bxm, ((0, 0), (1, 0))), k, v, korder)
+        if ends is not None:
+            kv = cached.write(kv, ends.j_Bxm, k, v, korder)
             k, v, korder = kv
             plan = cached.plan(n, korder.shape[1])
-        o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, block.masked_kernel(net, n, plan, H))
+        kernel = block.masked_kernel(net, n, plan, H)
+        o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, kernel, null=null)
         o_BxLxE = o.swapaxes(1, 2).reshape(B, n, E)
         y_BxLxD = block._dense(net.width, False, o_BxLxE, net.init_std * self.out_scale, "out")
         return y_BxLxD if ends is None else (y_BxLxD, kv)
@@ -240,17 +239,18 @@ def light_heads(net: NetCfg) -> int:
 
 
 def light_plan(net: NetCfg, L: int) -> att.Plan:
-    """Attention plan of all queries over the null key and the windows; causal: those that end by the segment's end."""
+    """Attention plan of all queries over the windows; causal: those that end by the segment's end."""
     last_M = windows(L, net.compress.r).last_M
     if not net.causal:
-        return ((0, L, 0, 1 + len(last_M)),)
-    return tuple((a, b, 0, 1 + int((last_M < b).sum())) for a, b, _, _ in att.causal_plan(L))
+        return ((0, L, 0, len(last_M)),)
+    return tuple((a, b, 0, int((last_M < b).sum())) for a, b, _, _ in att.causal_plan(L))
 
 
 def light_flops(net: NetCfg, L: int) -> tuple[int, int]:
-    """(model, executed) forward FLOPs per example of the compressed attention; model counts the visible pairs."""
+    """(model, executed) forward FLOPs per example of the compressed attention; model counts the visible pairs. What the
+    null key adds is elementwise work."""
     D, E = net.width, light_width(net.compress, net.width)
     last_M = windows(L, net.compress.r).last_M
     linear = 2 * L * prices.linear_flops(D, E) + len(last_M) * prices.linear_flops(channels(net), 2 * E)
-    pairs = L + (int((L - last_M).sum()) if net.causal else L * len(last_M))
+    pairs = int((L - last_M).sum()) if net.causal else L * len(last_M)
     return linear + prices.attention_pairs_flops(pairs, E), linear + att.scores_flops(light_plan(net, L), E)

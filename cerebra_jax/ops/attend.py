@@ -21,6 +21,9 @@ Reach = tuple[int | None, int]
 
 PAST: Reach = (None, 0)
 
+Null = tuple[jax.Array, jax.Array]
+"""A key and its value, (H, C) each, that every query sees."""
+
 CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 128 to 256 measured best on CPU
 KEPT = 1024  # scores per token and head that are kept for the backward pass; more are formed again, chunk by chunk
 
@@ -95,24 +98,26 @@ def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> ja
 
 def chunk_of(plan: Plan, count: int, kernel: str) -> int:
     """Queries whose scores exist at once, of a segment of `count`: all of them, or in the blockwise kernel a chunk."""
-    # few keys (a compressed memory, and its null key): more queries a chunk, for scores of the same size
-    all_q, most = plan[-1][1], max(k1 - k0 for _, _, k0, k1 in plan) - 1
+    # few keys (a compressed memory): more queries a chunk, for scores of the same size
+    all_q, most = plan[-1][1], max(k1 - k0 for _, _, k0, k1 in plan)
     more = next(m for m in (4, 2, 1) if m == 1 or m * most <= all_q and count % (m * CHUNK) == 0)
     return more * CHUNK if kernel == "blockwise" and count % (more * CHUNK) == 0 else count
 
 
 def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kernel: str,
-           reach: Reach = PAST) -> jax.Array:  # fmt: skip
+           reach: Reach = PAST, null: Null | None = None) -> jax.Array:  # fmt: skip
     """softmax(q·kᵀ/√C + mask)·v with mask kpos <= qpos, or `reach`; softmax in float32; -> (B, H, Q, C).
 
     Positions are (B, n) or (1, n) int32. Each query must see at least one key of its segment (its own, in self
-    attention): the mask is −inf, not a finite sentinel. `cudnn` needs the causal plan of all tokens.
+    attention) or the `null` key, (H, C) twice: the mask is −inf, not a finite sentinel. `cudnn` needs the causal plan
+    of all tokens. The null key is not one of the matmul's: with 2,049 columns XLA's CPU takes a tenth longer for all
+    of it than with 2,048.
     """
     if kernel == "cudnn":
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
     outs = []
-    scores = functools.partial(_scores, reach)
+    scores = functools.partial(_scores, reach, null=null)
     ranges = tuple((k0, k1) for _, _, k0, k1 in plan)
     keys, values = _ranges(ranges, k_BxHxKxC), _ranges(ranges, v_BxHxKxC)
     for (q0, q1, k0, k1), k, v in zip(plan, keys, values, strict=True):
@@ -150,8 +155,8 @@ _ranges.defvjp(lambda ranges, x: (_ranges(ranges, x), x), _ranges_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(reach, q, k, v, qpos, kpos):
-    return _scores_fwd(reach, q, k, v, qpos, kpos)[0]
+def _scores(reach, q, k, v, qpos, kpos, null):
+    return _scores_fwd(reach, q, k, v, qpos, kpos, null)[0]
 
 
 def _seen(reach, qpos_BxQ, kpos_BxK):
@@ -162,31 +167,57 @@ def _seen(reach, qpos_BxQ, kpos_BxK):
     return seen if back is None else seen & (k >= q - back)
 
 
-def _scores_fwd(reach, q, k, v, qpos, kpos):
+def _scores_fwd(reach, q, k, v, qpos, kpos, null):
+    """Σ eᵢ vᵢ / Σ eᵢ: what is divided has the size of the queries, not that of the scores."""
     q = q * q.shape[-1] ** -0.5
     mask = jnp.where(_seen(reach, qpos, kpos), 0.0, -jnp.inf)[:, None]
     s = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + mask
-    p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
-    o = jnp.einsum("bhqk,bhkc->bhqc", p, v)
-    return o, (q, k, v, p, o)
+    top = s.max(-1, keepdims=True, initial=-jnp.inf)
+    if null is not None:
+        k0, v0 = _wide(null)
+        s0 = (q.astype(jnp.float32) * k0).sum(-1, keepdims=True)
+        top = jnp.maximum(top, s0)
+    e = jnp.exp(s - top)
+    total, o = e.sum(-1, keepdims=True), jnp.einsum("bhqk,bhkc->bhqc", e.astype(v.dtype), v).astype(jnp.float32)
+    e0 = None
+    if null is not None:
+        e0 = jnp.exp(s0 - top)
+        total, o = total + e0, o + e0 * v0
+    share = 1 / total
+    o = (o * share).astype(v.dtype)
+    return o, (q, k, v, null, e.astype(v.dtype), e0, share, o)
+
+
+def _wide(null):
+    """(H, C) -> (1, H, 1, C) float32, twice."""
+    return tuple(x.astype(jnp.float32)[None, :, None] for x in null)
 
 
 def _scores_bwd(reach, res, do):
-    """The derivative by hand: it keeps p and nothing else of size Q x K (Dao et al. 2022, arXiv:2205.14135, B.2).
+    """The derivative by hand: it keeps e and nothing else of size Q x K (Dao et al. 2022, arXiv:2205.14135, B.2).
 
-    Products with pᵀ and dsᵀ are written from the left, doᵀ·p: XLA's CPU matmul is 3 times slower with the big matrix
+    Products with eᵀ and dsᵀ are written from the left, doᵀ·e: XLA's CPU matmul is 3 times slower with the big matrix
     transposed. The barriers keep the transposes of the small matrices from being folded back into the product.
     """
-    q, k, v, p, o = res
+    q, k, v, null, e, e0, share, o = res
     alone = jax.lax.optimization_barrier
     flip = lambda x: alone(x.swapaxes(2, 3))  # noqa: E731
-    dv = alone(jnp.einsum("bhcq,bhqk->bhck", flip(do), p)).swapaxes(2, 3)
-    delta = (do.astype(jnp.float32) * o.astype(jnp.float32)).sum(-1, keepdims=True)
+    scale = q.shape[-1] ** -0.5
+    do = do.astype(jnp.float32) * share
+    delta = (do * o.astype(jnp.float32)).sum(-1, keepdims=True)
+    do = do.astype(v.dtype)
+    dv = alone(jnp.einsum("bhcq,bhqk->bhck", flip(do), e)).swapaxes(2, 3)
     dp = jnp.einsum("bhqc,bhkc->bhqk", do, v, preferred_element_type=jnp.float32)
-    ds = (p * (dp - delta)).astype(p.dtype)
-    dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k) * q.shape[-1] ** -0.5
+    ds = (e * (dp - delta)).astype(v.dtype)
+    dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k)
     dk = alone(jnp.einsum("bhcq,bhqk->bhck", flip(q), ds)).swapaxes(2, 3)
-    return dq, dk, dv, None, None
+    if null is None:
+        return dq * scale, dk, dv, None, None, None
+    k0, v0 = _wide(null)
+    ds0 = e0 * ((do * v0).sum(-1, keepdims=True) - delta)
+    dq = (dq + ds0 * k0).astype(q.dtype)
+    found = ((w * x.astype(jnp.float32)).sum((0, 2)) for w, x in ((ds0, q), (e0, do)))
+    return dq * scale, dk, dv, None, None, tuple(g.astype(x.dtype) for g, x in zip(found, null, strict=True))
 
 
 _scores.defvjp(_scores_fwd, _scores_bwd)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from cerebra_jax.cost import prices
 from cerebra_jax.ops.attend import Plan, segment_bounds, segments_for
 
+FEWEST = 32  # slots of a segment
+
 
 class Layout(NamedTuple):
     """Static shape of a dispatch: token ranges and slot ranges, one pair a segment."""
@@ -38,9 +40,10 @@ class Layout(NamedTuple):
 
 
 def layout(L: int, share: float) -> Layout:
-    """Slots for `share` of L tokens, rounded up in each segment; segments are at least 512 tokens long, because the
-    share of tokens that overflow grows as segments shrink."""
-    tokens = segment_bounds(L, max(1, min(segments_for(L), L // 512)))
+    """Slots for `share` of L tokens, rounded up in each segment. Segments have at least 512 tokens and FEWEST slots,
+    because the share of tokens that overflow grows as segments shrink, and because with kv=all each of them reads all
+    keys before its end: for few queries that takes longer than the scores it saves."""
+    tokens = segment_bounds(L, max(1, min(segments_for(L), L // 512, int(share * L) // FEWEST)))
     slots, c = [], 0
     for a, b in tokens:
         size = min(b - a, math.ceil(share * (b - a) - 1e-9))

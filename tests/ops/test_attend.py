@@ -74,6 +74,30 @@ def test_gathered_queries_see_their_own_past():
 
 
 @pytest.mark.parametrize("kernel", ["full", "blockwise"])
+def test_a_null_key_is_a_key_that_every_query_sees(kernel):
+    """Also by the queries of the first segment, which sees no other key, and of the second, where the first queries do
+    not either: no gradient is lost."""
+    H, L, C, M = 2, 256, 8, 64
+    q, k, v, do, k0, v0 = _random(7, (2, H, L, C), (2, H, M, C), (2, H, M, C), (2, H, L, C), (H, C), (H, C))
+    qpos, kpos = jnp.arange(L)[None], 80 + 2 * jnp.arange(M)[None]
+    plan = ((0, 64, 0, 0), (64, 128, 0, 24), (128, 256, 0, M))
+
+    def mine(q, k, v, k0, v0):
+        return att.attend(q, k, v, qpos, kpos, plan, kernel, null=(k0, v0))
+
+    def joined(q, k, v, k0, v0):
+        k, v = (
+            jnp.concatenate([jnp.broadcast_to(x0[None, :, None], (2, H, 1, C)), x], 2) for x0, x in ((k0, k), (v0, v))
+        )
+        return _plain(q, k, v, qpos, jnp.pad(kpos, ((0, 0), (1, 0)), constant_values=-1))
+
+    got, want = (jax.vjp(f, q, k, v, k0, v0) for f in (jax.jit(mine), joined))
+    names = ("dq", "dk", "dv", "dk0", "dv0")
+    got, want = ({"o": o} | dict(zip(names, back(do), strict=True)) for o, back in (got, want))
+    _assert_close(got, want, 1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["full", "blockwise"])
 def test_the_future_has_no_gradient(kernel):
     mine, _ = _dense(300, kernel)
     q, k, v = _random(4, *[(1, 2, 300, 8)] * 3)

@@ -49,12 +49,13 @@ def test_tokens_that_come_in_chunks_get_the_same_slots(seed, L, share, rate):
     np.testing.assert_array_equal(slot, dispatch.assign(jnp.asarray(keep), lay).slot_BxL)
 
 
-@pytest.mark.parametrize(("L", "share"), [(64, 0.25), (1024, 0.3), (1500, 1.0), (10, 0.01)])
+@pytest.mark.parametrize(("L", "share"), [(64, 0.25), (1024, 0.3), (1500, 1.0), (10, 0.01), (4096, 1 / 128)])
 def test_layout_tiles_the_sequence_and_has_room_for_the_share(L, share):
     lay = dispatch.layout(L, share)
     assert [a for a, _ in lay.tokens] + [L] == [0] + [b for _, b in lay.tokens]
     assert [a for a, _ in lay.slots] + [lay.K] == [0] + [b for _, b in lay.slots]
     assert share * L <= lay.K <= share * L + len(lay.tokens)
+    assert len(lay.slots) == 1 or min(c1 - c0 for c0, c1 in lay.slots) >= dispatch.FEWEST
     assert lay.plan("all")[-1] == (lay.slots[-1][0], lay.K, 0, L) and lay.plan("routed")[-1][3] == lay.K
 
 

@@ -88,14 +88,14 @@ def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
 
 
 def _cerebra_cache(net: NetCfg, L: int, ex_B) -> Cache:
-    """For the light path, the null key, the M windows, and the W − 1 tokens before the next one."""
+    """For the light path, the M windows, and the W − 1 tokens before the next one."""
     B, mode, lay = len(ex_B), net.route.mode, cerebra.layout(net, L)
     (M, W), E, heads = compressor.windows(L, net.compress.r).idx_MxW.shape, _light(net), compressor.light_heads(net)
 
     def layer(each: NetCfg):
         made = _near(net, B)
         if mode != "always_full":
-            made["light"] = cache.empty_kv(B, heads, 1 + M, E // heads, net.dtype, L)
+            made["light"] = cache.empty_kv(B, heads, M, E // heads, net.dtype, L)
             made["recent"] = jnp.zeros((B, W - 1, net.width), net.dtype)
         if mode != "always_compressed":
             made["heavy"] = _keys(each, B, _memory(net, lay, L), L)
@@ -117,7 +117,7 @@ def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
         if mode in router.SCORED:
             always[f"{layer}/router"] = router.router_flops(net, 1)
         if mode != "always_full":
-            always[f"{layer}/light"] = 2 * prices.linear_flops(D, E) + att.scores_flops(cache.plan(1, 1 + M), E)
+            always[f"{layer}/light"] = 2 * prices.linear_flops(D, E) + att.scores_flops(cache.plan(1, M), E)
             window[f"{layer}/compressor"] = compressor.compressor_flops(each, L) // M
             window[f"{layer}/light"] = prices.linear_flops(compressor.channels(each), 2 * E)
         if mode != "always_compressed":

@@ -86,11 +86,12 @@ def _light(net: NetCfg, L: int) -> tuple[Ops, Ops]:
     M = len(last_M)
     linear = [op.times(L) for op in (units.linear(D, E, size), units.linear(E, D, size))]
     linear.append(units.linear(compressor.channels(net), 2 * E, size).times(M))
-    pairs = L + (int((L - last_M).sum()) if net.causal else L * M)
+    linear.append(Op(bytes=L * E * FLOAT))  # queries times the null key
+    pairs = int((L - last_M).sum()) if net.causal else L * M
     plan = compressor.light_plan(net, L)
     kernel = block.masked_kernel(net, L, plan, heads)
     return (
-        [*linear, *common.looks(net, pairs, L, 1 + M, E, heads)],
+        [*linear, *common.looks(net, pairs, L, M, E, heads)],
         [*linear, *common.visits(net, plan, E, heads, kernel)],
     )
 
