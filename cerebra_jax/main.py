@@ -27,6 +27,7 @@ MODULES = {
     "predict": "use.predict",
     "convert": "exchange.convert",
     "calibrate": "adjust.calibrate",
+    "shrink": "adjust.shrink",
     "heatmap": "look.heatmap",
     "analyze": "look.analyze",
 }

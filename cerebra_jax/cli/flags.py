@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "continue --prompt with the best checkpoint of --workdir, a text run",
     "predict": "answer for the rows of --data, a CSV file, with the best checkpoint of --workdir: tables and intents",
     "calibrate": "set the thresholds of --workdir, a run of chiar, by its text or --data, and say how far they drifted",
+    "shrink": "cut out what the run of --workdir has pruned: a smaller run in --to, which every command takes",
     "heatmap": "which tokens of --text take the heavy path in which layer of the run of --workdir: a page",
     "import": "make a run in --to out of --from=FILE: a checkpoint of CHIAR's authors, or .safetensors",
     "export": "write the best checkpoint of --workdir to --to=FILE.safetensors",
@@ -45,6 +46,7 @@ _TAKES = {
     "report": (),  # takes folders; cli/report.py reads its words
     "certify": ("workdir", "config", "out", "verbose"),
     "calibrate": ("workdir", "data", "share", "embeddings", "verbose"),
+    "shrink": ("workdir", "to", "tile", "verbose"),
     "heatmap": ("workdir", "text", "to", "verbose"),
     "analyze": ("workdir", "split", "windows", "verbose"),
     "predict": ("workdir", "data", "to", "verbose"),
@@ -65,7 +67,8 @@ _OPTIONS = {
     "embeddings": "calibrate on token embeddings, one threshold for all layers, as the paper's code does",
     "text": "what heatmap shows; @FILE: what is in it",
     "from": "file that import reads: .pt (nothing in it is run) or .safetensors",
-    "to": "folder of a run that import or convert makes, or file that export, heatmap or predict writes",
+    "tile": "hidden features and channels stay in multiples of it in shrink (default 8; on a TPU 128)",
+    "to": "folder of a run that import, shrink or convert makes, or file that export, heatmap or predict writes",
     "tau": "of import: the threshold, or one of each routed layer with commas, where the file does not say",
     "format": "of what export writes: safetensors",
     "windows": "that analyze reads, from all over the split (default 64)",
@@ -75,7 +78,7 @@ _OPTIONS = {
     "verbose": "-v: show what goes to log.txt otherwise",
 }
 # commands about a run, which need its folder
-_FINISHED = ("eval", "generate", "predict", "calibrate", "heatmap", "analyze", "convert")
+_FINISHED = ("eval", "generate", "predict", "calibrate", "shrink", "heatmap", "analyze", "convert")
 _SWITCHES = ("fresh", "verbose", "dry", "embeddings")
 # what may differ from the run
 _EVAL_KEYS = (
@@ -122,7 +125,8 @@ def parse(argv: list[str]) -> Request:
         if "workdir" not in options:
             also = ", or --config=FILE.py" if command == "certify" else ""
             raise UserError(f"{command} needs --workdir", f"give the folder of a run: --workdir=runs/NAME{also}")
-        if wrong := [key for key in overrides if key not in _EVAL_KEYS]:
+        further = command == "shrink"  # its run is trained further, as long as it is told to
+        if wrong := [k for k in overrides if k not in _EVAL_KEYS and not (further and k.startswith("train."))]:
             raise UserError(
                 f"{command} cannot change {wrong[0]}", f"the run's config.json rules; only {_list(_EVAL_KEYS)} may"
             )

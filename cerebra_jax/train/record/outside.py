@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import serialization, traverse_util
@@ -24,10 +25,13 @@ Named = dict[str, np.ndarray]
 PARTS = ("params/", "routing/")  # what goes out and comes in; the optimizer begins anew
 
 
-def save(cfg: RunCfg, workdir: Path, named: Named, step: int, score: float | None, say: Callable[[str], None]) -> None:
-    """Writes the checkpoint of a run that ended after `step` steps with these parameters, and thresholds if given.
+def save(cfg: RunCfg, workdir: Path, named: Named, step: int, score: float | None, say: Callable[[str], None],
+         data: dict[str, Any] | None = None) -> None:  # fmt: skip
+    """Writes the checkpoint of a run that ended after `step` steps with these parameters, and thresholds if given, or
+    anything else of its state.
 
-    `score`: of its validation, if known. UserError where an array is missing, unknown or of another shape.
+    `score`: of its validation, `data`: what it was trained on, if known. UserError where an array is missing, unknown
+    or of another shape.
     """
     task = tasks.sketch(cfg)
     table = named.get("params/embed/table")
@@ -46,7 +50,7 @@ def save(cfg: RunCfg, workdir: Path, named: Named, step: int, score: float | Non
     if score is None:  # as good as guessing: whatever is trained further is better
         score = math.log(task.shape.vocab_size)
     meta = {"step": step, "score": score, "wall_s": 0.0, "config": to_dict(cfg)}
-    meta |= {"data": {"dataset": "not known here"}, "environment": result.environment(s.parallel.devices)}
+    meta |= {"data": data or {"dataset": "not known here"}, "environment": result.environment(s.parallel.devices)}
     checkpoints = Checkpoints(workdir / "checkpoints", say)
     try:
         checkpoints.preflight(s.like)
@@ -80,6 +84,18 @@ def convert(cfg: RunCfg, workdir: Path, to: Path, say: Callable[[str], None]) ->
     return step, sizes(params), sizes(after)
 
 
+def masked(named: Named) -> Named:
+    """The arrays of a checkpoint with what is pruned at zero."""
+    out = dict(named)
+    for part in ("units", "elements"):
+        for key, mask in named.items():
+            name = key.removeprefix(f"prune/{part}/")
+            if name != key:
+                weights = out[f"params/{name}"]
+                out[f"params/{name}"] = weights * units.spread(name, mask, weights)
+    return out
+
+
 def load(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, float]:
     """(step, parameters and thresholds by name, validation score) of the best checkpoint of a run, as `eval` has it."""
     step, named, meta = _best(workdir, say)
@@ -97,12 +113,7 @@ def _best(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, dict]:
     if found is None:
         raise UserError(f"{workdir} has no intact validated checkpoint", "train it first")
     step, named, meta = found
-    for part in ("units", "elements"):  # what is pruned goes out as zero
-        for key, mask in named.items():
-            name = key.removeprefix(f"prune/{part}/")
-            if name != key:
-                weight = named[f"params/{name}"]
-                named[f"params/{name}"] = weight * units.spread(name, mask, weight)
+    named = masked(named)
     routing = {name.removeprefix(PARTS[1]): a for name, a in named.items() if name.startswith(PARTS[1])}
     routing = frozen.applied(workdir, step, routing, say)
     return step, named | {PARTS[1] + name: a for name, a in routing.items()}, meta
