@@ -15,7 +15,7 @@ from cerebra_jax.cli.flags import Request
 from cerebra_jax.cli.look.heatmap import PATHS, routed
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.report import tables
-from cerebra_jax.report.look import routing
+from cerebra_jax.report.look import routing, words
 from cerebra_jax.report.look.classes import CLASSES, classes
 from cerebra_jax.tasks.build import build
 from cerebra_jax.train.record import workdir as folder
@@ -73,7 +73,8 @@ def _facts(request: Request, windows: int) -> dict[str, Any]:
     real_WxL = (w_WxL > 0) & (ids_WxL != task.bos)
     real_WxL[:, 1:] &= w_WxL[:, :-1] > 0  # the loss of a token itself is told by the one before it
     real_WxL[:, 0] = False
-    features, shares = _features(task, ids_WxL, nats_WxL, norm, real_WxL)
+    kinds_N, words_N = _kinds(task, ids_WxL, real_WxL)
+    features = _features(task, ids_WxL, nats_WxL, norm, real_WxL, kinds_N, words_N)
     window_N = np.nonzero(real_WxL)[0]
     decided = {"kept": kept[:, real_WxL].astype(float), "score": score[:, real_WxL]}
     return _plain({
@@ -89,8 +90,9 @@ def _facts(request: Request, windows: int) -> dict[str, Any]:
         "windows": len(np.unique(window_N)),
         "layers": list(models.MODELS[net.name].layers(net)),
         "kept": decided["kept"].mean(1).tolist(),
-        "shares": shares,
         "correlations": routing.correlations(decided, features, window_N),
+        "characters": routing.by_class(decided["kept"], kinds_N, CLASSES, window_N),
+        "words": routing.by_class(decided["kept"], words_N, words.KINDS, window_N),
         "gradients": routing.gradients(norm, kept, real_WxL),
         "notes": [s.notice] if s.notice else [],
     })  # fmt: skip
@@ -103,22 +105,33 @@ def _spread(task: Any, split: str, windows: int) -> list[dict[str, Any]]:
     return [batch for i, batch in batches if i % every == 0]
 
 
+def _kinds(task: Any, ids_WxL: np.ndarray, real_WxL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(class of its first character, kind of its word) of each of the N real tokens."""
+    pieces = task.pieces(range(task.shape.vocab_size))
+    rows = [[pieces[i] for i in row] for row in ids_WxL]
+    return tuple(np.array([of(row) for row in rows])[real_WxL] for of in (classes, words.kinds))
+
+
 def _features(
-    task: Any, ids_WxL: np.ndarray, nats_WxL: np.ndarray, norm_RxWxL: np.ndarray, real_WxL: np.ndarray
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """({feature: (N,) or (R, N)} of the N real tokens, {class: share of them})."""
-    words = task.pieces(range(task.shape.vocab_size))
-    kinds_WxL = np.array([classes([words[i] for i in row]) for row in ids_WxL])
+    task: Any,
+    ids_WxL: np.ndarray,
+    nats_WxL: np.ndarray,
+    norm_RxWxL: np.ndarray,
+    real_WxL: np.ndarray,
+    kinds_N: np.ndarray,
+    words_N: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """{feature: (N,) or (R, N)} of the N real tokens."""
     own_WxL = np.roll(nats_WxL, 1, axis=1)
-    features = {
+    return {
         "frequency in the training text": task.counts("train")[ids_WxL][real_WxL],
-        **{name: (kinds_WxL == name)[real_WxL] for name in CLASSES},
+        **{name: kinds_N == name for name in CLASSES},
+        "closed-class word": np.isin(words_N, words.CLOSED),
         "its own loss": own_WxL[real_WxL],
         "loss of the next token": nats_WxL[real_WxL],
         "position in the window": np.nonzero(real_WxL)[1],
         "gradient norm at the layer": norm_RxWxL[:, real_WxL],
     }
-    return features, {name: float(features[name].mean()) for name in CLASSES}
 
 
 def _plain(value: Any) -> Any:

@@ -17,9 +17,15 @@ def test_it_tells_every_layer_and_feature(trained, capsys):
     shown = capsys.readouterr().out
     found = json.loads((run / "analysis-valid.json").read_text())
     assert found["layers"] == [1, 2] and found["split"] == "valid" and 8 <= found["windows"] <= 12
-    assert np.isclose(sum(found["shares"].values()), 1) and found["shares"]["digit"] > 0.02
+    shares = {name: row["share"] for kind in routing.CLASSES for name, row in found[kind].items()}
+    assert np.isclose(sum(row["share"] for row in found["characters"].values()), 1) and shares["digit"] > 0.02
+    assert shares["determiner"] > 0.02 < shares["conjunction"] and shares["pronoun"] == 0  # the, and
+    for i, kept in enumerate(found["kept"]):
+        rows = [(row["share"], row["kept"][i]) for row in found["characters"].values() if row["share"]]
+        assert np.isclose(sum(share * of[0] for share, of in rows), kept)
+        assert all(low <= value <= high for _, (value, low, high) in rows)
     for decision in routing.DECISIONS:
-        assert len(found["correlations"][decision]) == 11
+        assert len(found["correlations"][decision]) == 12
         for layers in found["correlations"][decision].values():
             for value, low, high in layers:
                 assert value is None or -1 <= low <= value <= high <= 1
@@ -27,7 +33,7 @@ def test_it_tells_every_layer_and_feature(trained, capsys):
     assert any(value is not None and (low > 0.05 or high < -0.05) for value, low, high in told)
     page = (run / "analysis-valid.md").read_text()
     assert routing.verdict(found) in page and routing.verdict(found) in shown.replace("\n", " ")
-    assert "| digit | " in page and "gradient norm at the layer" in shown
+    assert "| digit | " in page and "| determiner | " in page and "gradient norm at the layer" in shown
     assert page.count("\n| ") == sum(1 + len(rows) for _, rows in routing.tables(found))
     assert all(0 < share < 1 for share in found["kept"])
 

@@ -1,10 +1,12 @@
-"""What a token begins with, in its text; a router that keeps only digits goes with digits and with nothing else."""
+"""What a token begins with, in its text, and of which kind its word is; a router that keeps only digits goes with
+digits and with nothing else."""
 
 import numpy as np
 import pytest
 
 from cerebra_jax.report.look import routing
 from cerebra_jax.report.look.classes import CLASSES, classes
+from cerebra_jax.report.look.words import KINDS, kinds
 
 
 def test_a_class_is_of_the_first_character_in_its_text():
@@ -18,6 +20,38 @@ def test_a_class_is_of_the_first_character_in_its_text():
     assert classes([piece.encode() for piece, _ in told]) == [kind for _, kind in told]
     cut = classes([b"a\xc3", b"\xa9", b"\xe6\xbc", b"\xa2 ", b"b", b"\xe6"])
     assert cut[1] == cut[3] == "continuation" and cut[0] == cut[4] == "word start" and set(cut) <= set(CLASSES)
+
+
+def test_a_token_has_the_kind_of_its_word():
+    told = [
+        ("Th", "determiner"), ("e", "determiner"), (" d", "other word"), ("og", "other word"), ("'", "other word"),
+        ("s", "other word"), (" It", "pronoun"), ("’s", "pronoun"), (" n", "other word"), ("ot", "other word"),
+        (" do", "auxiliary"), ("n't", "auxiliary"), ("  and", "conjunction"), (" ", ""), ("12", ""),
+        ("th", "other word"), (" of", "preposition"), (",", ""), ("of", "other word"), ("é", "other word"), (" ", ""),
+        ("tat", "other word"), (" the", "determiner"), ("–", ""), ("the", "determiner"), ("", ""), ("_a", ""),
+    ]  # fmt: skip
+    want = [kind for _, kind in told]
+    assert kinds([piece.encode() for piece, _ in told]) == want and set(want) - {""} <= set(KINDS)
+    assert kinds([b"a\xc3", b"\xa9", b" \xff", b"the"]) == ["other word", "other word", "", "determiner"]
+
+
+def test_shares_by_class_and_their_intervals():
+    """Of windows that are all alike there is nothing to be unsure of; of two kinds, as unsure as a binomial."""
+    rng = np.random.RandomState(0)
+    windows, each = 40, 25
+    window_N = np.repeat(np.arange(windows), each)
+    class_N = np.tile(np.array(["a", "b", "b", "b", "b"]), windows * each // 5)
+    heavy_W = rng.rand(windows) < 0.3
+    kept = np.stack([class_N == "a", heavy_W[window_N]]).astype(float)
+    found = routing.by_class(kept, class_N, ("a", "b", "c"), window_N)
+    assert [round(found[name]["share"], 6) for name in "abc"] == [0.2, 0.8, 0]
+    assert found["a"]["kept"][0] == (1, 1, 1) and found["b"]["kept"][0] == (0, 0, 0)
+    value, low, high = found["b"]["kept"][1]
+    assert value == pytest.approx(heavy_W.mean()) and low < value < high
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(value * (1 - value) / windows), rel=0.15)
+    assert np.isnan(found["c"]["kept"]).all()
+    alone = routing.by_class(kept[:, :each], class_N[:each], ("a",), window_N[:each])["a"]["kept"][0]
+    assert alone.value == 1 and np.isnan(alone.low)
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
