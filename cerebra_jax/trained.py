@@ -48,7 +48,8 @@ class Trained:
             cfg = config.parse(file.read_text(encoding="utf-8"))
         self.cfg, self.task = cfg, task or build(cfg)
         s = session.Session(cfg, self.task)
-        state = certificate.trained(cfg, self.task, workdir, print)
+        state, self.score = certificate.scored(cfg, self.task, workdir, print)
+        self.step = int(state.step)
         s.adopt_of(state)
         self.model = s.model
         self.variables = {"params": state.params, "routing": state.routing}

@@ -29,7 +29,7 @@ COMMANDS = {
     "shrink": "cut out what the run of --workdir has pruned: a smaller run in --to, which every command takes",
     "heatmap": "which tokens of --text take the heavy path in which layer of the run of --workdir: a page",
     "import": "make a run in --to out of --from=FILE: a checkpoint of CHIAR's authors, or .safetensors",
-    "export": "write the best checkpoint of --workdir to --to=FILE.safetensors",
+    "export": "write the best checkpoint of --workdir to --to=FILE: its tensors, or a program that needs JAX alone",
     "convert": "make a run with int8 weights in --to out of the run of --workdir, trained with quant.bits=8",
     "analyze": "what the decisions of --workdir, a text run, go with: frequency, kind, loss, gradients of tokens",
     "sweep": "train every point of a list, or search with Optuna, --jobs at once; the same command goes on",
@@ -40,7 +40,7 @@ _TAKES = {
     "eval": ("workdir", "split", "verbose"),
     "cost": ("config", "verbose"),
     "import": ("from", "to", "tau", "verbose"),
-    "export": ("workdir", "to", "format", "verbose"),
+    "export": ("workdir", "to", "format", "platforms", "materialise", "verbose"),
     "convert": ("workdir", "to", "verbose"),
     "sweep": ("config", "workdir", "jobs", "dry"),
     "report": (),  # takes folders; cli/report.py reads its words
@@ -70,7 +70,9 @@ _OPTIONS = {
     "tile": "hidden features and channels stay in multiples of it in shrink (default 8; on a TPU 128)",
     "to": "folder of a run that import, shrink or convert makes, or file that export, heatmap or predict writes",
     "tau": "of import: the threshold, or one of each routed layer with commas, where the file does not say",
-    "format": "of what export writes: safetensors",
+    "format": "of what export writes: safetensors or stablehlo",
+    "platforms": "that an exported program is for (default cpu,cuda,tpu)",
+    "materialise": "in an exported program, DCT filters that no router sees are matrices",
     "windows": "that analyze reads, from all over the split (default 64)",
     "split": "valid or test: what eval measures (default test) and analyze reads (default valid)",
     "jobs": "runs of a sweep at once (default 1); each has its share of the cores",
@@ -79,7 +81,7 @@ _OPTIONS = {
 }
 # commands about a run, which need its folder
 _FINISHED = ("eval", "generate", "predict", "calibrate", "shrink", "heatmap", "analyze", "convert")
-_SWITCHES = ("fresh", "verbose", "dry", "embeddings")
+_SWITCHES = ("fresh", "verbose", "dry", "embeddings", "materialise")
 # what may differ from the run
 _EVAL_KEYS = (
     "task.data_dir",

@@ -10,10 +10,17 @@ from typing import NamedTuple
 from cerebra_jax import config
 from cerebra_jax.checks import need
 from cerebra_jax.cli import flags
-from cerebra_jax.cli.exchange import files, read
+from cerebra_jax.cli.exchange import card, files, program, read
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.settings import load as settings
+from cerebra_jax.errors import UserError
+from cerebra_jax.tasks.build import build
 from cerebra_jax.train.record import workdir as folder
+
+FORMATS = ("safetensors", "stablehlo")
+HOW = """from safetensors.numpy import load_file
+
+tensors = load_file("{name}")  # name -> array; to go on with it: cerebra import --from={name} --to=runs/NAME"""
 
 
 class Request(NamedTuple):
@@ -25,6 +32,9 @@ class Request(NamedTuple):
     tau: tuple[float, ...]
     overrides: dict[str, str]
     verbose: bool
+    form: str = FORMATS[0]
+    platforms: tuple[str, ...] = program.PLATFORMS
+    materialise: bool = False
 
 
 def parse(argv: list[str]) -> Request:
@@ -33,8 +43,12 @@ def parse(argv: list[str]) -> Request:
     source = "from" if command == "import" else "workdir"
     for name in (source, "to"):
         need(bool(options.get(name)), f"--{name} is missing", f"write {command} --{source}=... --to=...")
-    form = options.get("format", "safetensors")
-    need(form == "safetensors", f"--format is {form!r}", "choose safetensors")
+    form, platforms = options.get("format", FORMATS[0]), tuple(options.get("platforms", "cpu,cuda,tpu").split(","))
+    need(form in FORMATS, f"--format is {form!r}", f"choose one of {', '.join(FORMATS)}")
+    known = set(platforms) <= set(program.PLATFORMS)
+    need(known, f"--platforms is {','.join(platforms)}", f"choose among {', '.join(program.PLATFORMS)}, with commas")
+    for name in ("materialise", "platforms"):
+        need(form == "stablehlo" or name not in options, f"--{name} is given for {form}", "use --format=stablehlo")
     changed = next(iter(overrides), "")
     need(command == "import" or not changed, f"export cannot change {changed}", "a run's config.json rules")
     try:
@@ -47,7 +61,8 @@ def parse(argv: list[str]) -> Request:
         f"--tau is {options.get('tau')!r}",
         "give a threshold from 0 to 1, or one a routed layer with commas",
     )
-    return Request(command, Path(options[source]), Path(options["to"]), tau, overrides, "verbose" in options)
+    switches = form, platforms, "materialise" in options
+    return Request(command, Path(options[source]), Path(options["to"]), tau, overrides, "verbose" in options, *switches)
 
 
 def run(argv: list[str]) -> None:
@@ -84,13 +99,27 @@ def emptied(to: Path) -> None:
 
 
 def send(request: Request, say: Callable[[str], None]) -> None:
-    """Writes the best checkpoint of a run as a .safetensors file, with its configuration in the file's own text."""
+    """Writes the best checkpoint of a run: as a .safetensors file, with its configuration in the file's own text, or as
+    a program. A card, the configuration and the tokenizer stand beside it."""
     cfg = settings.load(str(request.source / "config.json"), {})
+    need(not request.to.is_dir(), f"{request.to} is a folder", "give the name of a file")
+    if request.form == "stablehlo":
+        with folder.quiet(request.source / "log.txt", request.verbose):
+            program.write(cfg, request.source, request.to, request.platforms, request.materialise, say)
+        return
     with folder.quiet(request.source / "log.txt", request.verbose):
         from cerebra_jax.train.record import outside  # JAX from here on
 
         step, named, score = outside.load(request.source, say)
     tensors, about, line = read.plain(cfg, named)
     files.write(request.to, tensors, about | {"step": str(step), "score": repr(score)})
+    try:
+        task = build(cfg, lambda line: None)
+    except UserError as e:  # its data have gone: the weights are worth exporting all the same
+        task = None
+        say(f"no tokenizer beside it: {e}")
+    facts = [f"{len(tensors)} tensors; {line}"]
+    for path in card.write(request.to, cfg, task, step, score, facts, HOW.format(name=request.to.name)):
+        say(f"written: {path}")
     say(f"checkpoint {step:,} · {len(tensors)} tensors · {line}")
     say(f"done: {request.to}")

@@ -40,6 +40,7 @@ class IntentTask(Examples):
                  subwords: Subwords | None, cfg: TaskCfg, about: dict[str, Any]):  # fmt: skip
         super().__init__(splits)
         self.dataset, self.notice, self._classes, self._about = dataset, notice, classes, about
+        self.bos, self.vocabulary = tok.bos, tok.json
         self._tok, self._noise, self._subwords, self._column = tok, cfg.word_noise, subwords, cfg.columns
         self._out = classes.index(read.OUT) if read.OUT in classes else None
         self._subwords_WxG = subwords.table() if subwords else None

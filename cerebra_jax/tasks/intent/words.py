@@ -28,6 +28,7 @@ class Words:
         self._ids = {word: 1 + i for i, word in enumerate(often[: limit - 2])}
         self.bos = 1 + len(self._ids)
         self.vocab_size = self.bos + 1
+        self.json = json.dumps(list(self._ids), ensure_ascii=False)  # in the order of their ids, from 1 on
         self.sha256 = hashlib.sha256(json.dumps(sorted(self._ids)).encode()).hexdigest()
 
     def encode_each(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ BPE_BYTES_OFFLINE = 3 << 20  # the offline corpus must be ready in seconds
 class Bytes:
     """One token per UTF-8 byte; 256 stands before the first."""
 
-    name, vocab_size, bos, sha256 = "bytes", 257, 256, ""
+    name, vocab_size, bos, sha256, json = "bytes", 257, 256, "", ""
 
     def encode_blocks(self, blocks: Sequence[bytes]) -> np.ndarray:
         """The tokens of consecutive blocks of whole lines, joined."""
@@ -45,7 +45,7 @@ class Bpe:
     """A byte-level BPE in the JSON of the `tokenizers` library; loaded when it is first used."""
 
     def __init__(self, text: str, name: str):
-        self.name, self.sha256, self._text, self._tok = name, hashlib.sha256(text.encode()).hexdigest(), text, None
+        self.name, self.sha256, self.json, self._tok = name, hashlib.sha256(text.encode()).hexdigest(), text, None
         vocab = json.loads(text)["model"]["vocab"]
         # <|endoftext|> is GPT-2's own; a BPE of ours gets one more token, which no text can contain
         self.bos = vocab.get("<|endoftext|>", len(vocab)) if name == "gpt2" else len(vocab)
@@ -56,7 +56,7 @@ class Bpe:
         if self._tok is None:
             from tokenizers import Tokenizer
 
-            self._tok = Tokenizer.from_str(self._text)
+            self._tok = Tokenizer.from_str(self.json)
         return self._tok
 
     def encode_blocks(self, blocks: Sequence[bytes]) -> np.ndarray:

@@ -193,6 +193,12 @@ def _masked(cfg: RunCfg, task: Any) -> float | None:
 
 def trained(cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None], as_trained=False) -> TrainState:
     """The best checkpoint of a run (`Checkpoints.best`); UserError where there is none."""
+    return scored(cfg, task, workdir, say, as_trained)[0]
+
+
+def scored(cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None],
+           as_trained: bool = False) -> tuple[TrainState, float]:  # fmt: skip
+    """`trained`, and its validation score; less is better."""
     s = Session(_one_device(cfg), task)
     checkpoints = Checkpoints(workdir / "checkpoints", say, read_only=True)
     try:
@@ -202,7 +208,7 @@ def trained(cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None], a
     if best is None:
         raise UserError(f"{workdir} has no intact validated checkpoint", "train it first, or certify its --config")
     result.same_data(best[2]["data"], task)
-    return best[1]
+    return best[1], best[2]["score"]
 
 
 def _one_device(cfg: RunCfg) -> RunCfg:
