@@ -27,7 +27,7 @@ def bpe(tmp_path_factory):
 
 def gpt2_files(folder, bpe):
     """GPT-2's two files as they would be for our little BPE."""
-    model = json.loads(bpe._text)["model"]
+    model = json.loads(bpe.json)["model"]
     vocab = [t for t in model["vocab"] if t != tokenizer.UNK] + ["<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocab)}), encoding="utf-8")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -83,7 +83,7 @@ def test_sizes_and_the_rare_word_mark(all_three):
     bpe = all_three["bpe"]
     assert len(bpe.encode_blocks([b" <unk>"])) == 1
     assert len(bpe.encode_blocks([b" the <unk> <unk> ,"])) == 4
-    assert "unk" not in json.loads(bpe._text)["model"]["vocab"]  # and no merge was spent on it
+    assert "unk" not in json.loads(bpe.json)["model"]["vocab"]  # and no merge was spent on it
 
 
 def test_training_is_deterministic():
