@@ -28,9 +28,9 @@ class Methods(NamedTuple):
 
 
 # What `auto` takes up to a width D. cpu, measured (benchmarks/README.md): up to D = 256 a matmul alone is faster, but
-# no whole step by more than its noise, and it executes 0.04 to 0.08 of the dense model's FLOPs more. gpu and tpu, not
-# measured here: vendors' rates and bytes. Transforms need all of float32, 67 TFLOP/s of an H100, or six bfloat16 passes
-# of a TPU, whose FFT is slow; a folded filter has half the FLOPs, and is as precise as any other linear layer.
+# no whole step is by more than its noise, and such a step executes 5 to 9 % more FLOPs. gpu and tpu, not measured here:
+# vendors' rates and bytes. Transforms need all of float32, 67 TFLOP/s of an H100, or six bfloat16 passes of a TPU,
+# whose FFT is slow; a folded filter has half the FLOPs, and is as precise as any other linear layer.
 _FFT = Methods("fft", "fft")
 _AUTO = {
     "cpu": ((math.inf, _FFT),),

@@ -26,7 +26,7 @@ _UNUSED = {
 }
 _OTHERS = {
     r"layers\.\d+\.router\..*": "it routes by a learned gate, and only routing by a threshold can be imported",
-    r".*rbf_mix\..*": "it has RBF operators, and only DCT and attention can be imported",
+    r".*rbf_mix\..*": "it has RBF operators that see later tokens, and only DCT and attention can be imported",
     r"attns\..*": "it is the dense baseline, and only CHIAR can be imported",
     r"classifier\..*": "it is a classifier, and only a language model can be imported",
 }
