@@ -63,9 +63,14 @@ class TextTask(Sketch):
         self._ready, self._seq_len, self._context = ready, seq_len, eval_context
         self._tokens = {split: ready.memmap(split) for split in prepare.SPLITS}
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}  # (seed, epoch) -> its last two
-        self._tok, self.bos, self.vocabulary = ready.tokenizer, ready.tokenizer.bos, ready.tokenizer.json
+        self._tok, self.bos = ready.tokenizer, ready.tokenizer.bos
         self.dataset, self.notice = ready.dataset, ready.source.notice
         self.examples = self.windows("train")
+
+    @property
+    def vocabulary(self) -> str:
+        """Of the tokenizer, as JSON; "" where it is bytes."""
+        return self._tok.json
 
     def windows(self, split: str) -> int:
         """Windows of an epoch (train) or of a pass (valid, test)."""
