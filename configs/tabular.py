@@ -4,6 +4,8 @@ python -m cerebra_jax.main --config=configs/tabular.py[:PART[-PART…]]
 python -m cerebra_jax.main --config=configs/tabular.py --config.task.path=FILE.csv --config.task.target=NAME
 
     model   cerebra (default) | dense            smoke: ends in seconds
+    full    the paper's whole recipe on cerebra: warm, ramp of λ on a learned threshold, pruning, 8 bits (extra quant),
+            sampler, one after the other; metrics.jsonl names the phases. Then come `shrink` and `convert`
     data    made-up rents (default, from a seed: no file, no network) | salaries (ai-jobs.net; give --config.task.path)
 
 Types of columns are inferred; --config.task.types=NAME:category,OTHER:number says otherwise, --config.task.ignore=A,B
@@ -20,7 +22,7 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
 MODELS = ("cerebra", "dense")
-PARTS = (*MODELS, "salaries", "smoke")
+PARTS = (*MODELS, "salaries", "full", "smoke")
 
 
 def get_config(arg: str = ""):
@@ -47,8 +49,16 @@ def get_config(arg: str = ""):
     c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "10 epochs", 128, 1e-3, "0.05 frac"
     c.train.weight_decay = 0.01
     c.train.eval_every, c.train.checkpoint_every = "1 epochs", "2 epochs"
+    if "full" in parts:
+        if c.net.name != "cerebra":
+            raise UserError("configs/tabular.py: full is for cerebra", "leave out dense")
+        c.net.route.mode, c.net.route.tau, c.objective.lam = "threshold", "learned", 1e-2
+        c.prune.keep, c.prune.start, c.prune.end = 0.75, "0.5 frac", "0.7 frac"
+        c.quant.bits, c.quant.start = 8, "0.75 frac"
+        c.sampler.beta, c.sampler.gamma, c.sampler.start = 0.5, 2.0, "0.85 frac"
     if "smoke" in parts:
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 2, 32, 2, 64
         c.train.duration, c.train.batch_size = "40 steps", 64
         c.train.eval_every, c.train.checkpoint_every = "20 steps", "20 steps"
+        c.prune.rounds = 3
     return c

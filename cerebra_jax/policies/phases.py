@@ -25,11 +25,14 @@ def schedule(cfg: ObjectiveCfg, total: int, per_epoch: int) -> Callable[..., Kno
     return knobs_at
 
 
-def phase(cfg: ObjectiveCfg, step: int, total: int, per_epoch: int, pruning: tuple[int, ...] = ()) -> str:
+def phase(cfg: ObjectiveCfg, step: int, total: int, per_epoch: int, pruning: tuple[int, ...] = (),
+          eight: bool = False) -> str:  # fmt: skip
     """The name of the phase a step belongs to: warm, ramp or full (dense runs and λ = 0: plain); between the first and
-    the last round of `pruning`, prune."""
+    the last round of `pruning`, prune; after it, in `eight` bits, qat."""
     if pruning and pruning[0] <= step <= pruning[1]:
         return "prune"
+    if eight:
+        return "qat"
     if cfg.lam == cfg.budget == 0.0:
         return "plain"
     warm, ramp = to_steps(cfg.warm, total, per_epoch), to_steps(cfg.ramp, total, per_epoch)

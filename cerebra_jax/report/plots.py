@@ -35,6 +35,8 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
             scale = run.result["costs"]["train_total"] / spent[-1] / 1e12
             y = _smooth([line["loss"] for line in lines], window)
             x = [scale * s for s in spent[window - 1 :]]
+            if run is runs[0]:
+                _phases(axes, [line.get("phase") for line in lines][window - 1 :], x, y, _COLOURS[i % 6])
             axes.plot(_thin(x, most), _thin(y, most), _DASHES[i % 4], color=_COLOURS[i % 6], lw=1.2, alpha=0.8,
                       label=name)  # fmt: skip
             name = None  # once in the legend
@@ -43,6 +45,14 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     axes.set_title(f"{next(iter(groups.values()))[0].result['dataset']}: loss against compute, a line a seed")
     axes.legend(frameon=False, fontsize=8)
     _save(plt, figure, into)
+
+
+def _phases(axes, phases: list[str | None], x: list[float], y: list[float], colour: str) -> None:
+    """A mark on a curve where another phase of its recipe begins, with its name."""
+    for k in range(1, len(phases)):
+        if phases[k] != phases[k - 1]:
+            axes.plot([x[k]], [y[k]], "|", ms=9, color=colour)
+            axes.annotate(phases[k], (x[k], y[k]), fontsize=6, xytext=(2, 6), textcoords="offset points", color=colour)
 
 
 def front(groups: Groups, into: Path | BinaryIO) -> None:

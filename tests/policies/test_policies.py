@@ -23,6 +23,8 @@ def test_lambda_is_zero_while_warm_then_linear_then_constant():
     np.testing.assert_allclose(temperature, [2, 2, 1, 0.5, 0.5], rtol=1e-5)
     assert [phases.phase(cfg, s, 100, 50) for s in (0, 9, 10, 29, 30)] == ["warm", "warm", "ramp", "ramp", "full"]
     assert phases.phase(objective(), 50, 100, 50) == "plain"
+    told = [phases.phase(cfg, s, 100, 50, (20, 40), s >= 30) for s in (10, 19, 20, 40, 41)]
+    assert told == ["ramp", "ramp", "prune", "prune", "qat"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -83,3 +84,14 @@ def test_many_groups_are_drawn_with_a_short_legend(make_run, tmp_path):
     text = (tmp_path / "f.svg").read_text()
     assert text.count(">chiar<") == 1 and text.count(">chiar, rate=") == 12  # all are on the front, which is labelled
     assert (tmp_path / "c.svg").read_text().count(">chiar<") == 1
+
+
+def test_where_phases_begin_is_marked_once_a_group(make_run, tmp_path):
+    made = [make_run(f"r{seed}", "chiar", seed, 100.0, {}, **at(1e6)) for seed in (0, 1)]
+    for path in made:
+        lines = [{"step": i, "split": "train", "loss": 8 - i / 20, "executed_rel_flops": 1.0, "phase": phase}
+                 for i, phase in enumerate(20 * ["warm"] + 20 * ["prune"] + 20 * ["qat"])]  # fmt: skip
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plots.curves(runs.load(made), tmp_path / "c.svg")
+    text = (tmp_path / "c.svg").read_text()
+    assert text.count(">prune<") == text.count(">qat<") == 1 and ">warm<" not in text

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
+from cerebra_jax.main import main
 from cerebra_jax.models.build import build as build_model
 from cerebra_jax.tasks import build
 
@@ -35,6 +38,38 @@ def test_every_part_is_a_configuration_and_others_are_refused(name):
     for wrong in ("nothing", "cerebra-dense"):
         with pytest.raises(UserError):
             make.get_config(wrong)
+
+
+def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_path):
+    """Warm, ramp, prune, 8 bits, sampler in one run; then the smaller run, and its int8 weights."""
+    file = str(ROOT / "configs" / "tabular.py")
+    for wrong in ("dense-full", "full-dense"):
+        with pytest.raises(UserError, match="full is for cerebra"):
+            module("tabular").get_config(wrong)
+    with pytest.raises(UserError, match="cerebra-full"):
+        module("wikitext").get_config("full")
+    full = config.parse(module("wikitext").get_config("cerebra-full-400m"))
+    assert full.prune.on and full.quant.bits == 8 and full.sampler.on and full.objective.lam > 0 and not full.net.scan
+    rows = "\n".join(f"{'abc'[i % 3]},{i % 7},{i % 5 + 10 * (i % 3)}" for i in range(200))
+    (tmp_path / "t.csv").write_text(f"kind,x,y\n{rows}\n")
+    data = [f"--config.task.path={tmp_path / 't.csv'}", "--config.task.target=y"]
+    words = [*data, f"--config={file}:full-smoke", "--config.net.depth=1", "--config.train.duration=20 steps",
+             "--config.train.batch_size=16", "--config.train.devices=1", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    assert main(words) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["split"] == "train"]
+    assert list(dict.fromkeys(line["phase"] for line in steps)) == ["warm", "ramp", "prune", "qat"]
+    assert [line["step"] for line in steps if "sampler_effective" in line] == [18, 19, 20]
+    assert (
+        all(math.isfinite(line["loss"]) for line in lines)
+        and steps[-1]["kept_rel_flops"] < 0.8 * steps[0]["kept_rel_flops"]
+    )
+    small, stored = (f"--to={tmp_path / name}" for name in ("small", "int8"))
+    assert main(["shrink", f"--workdir={tmp_path / 'run'}", small]) == 0
+    assert main(["convert", f"--workdir={tmp_path / 'small'}", stored]) == 0
+    assert main(["eval", f"--workdir={tmp_path / 'int8'}", "--split=valid"]) == 0
+    found = [json.loads((tmp_path / path).read_text()) for path in ("run/result.json", "int8/eval-valid.json")]
+    assert abs(found[1]["rmse"] / found[0]["val"]["rmse"] - 1) < 0.02
 
 
 SHARES = [("tabular", "cerebra", 0.3), ("intent", "routed", 0.3), ("intent", "cerebra", 0.2)]

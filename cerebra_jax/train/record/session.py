@@ -231,10 +231,10 @@ class Session:
         cost = {name: f"{name}_rel_{self.model.unit.name}" for name in ("expected", "hard", "executed")}
         scalars = {cost.get(k, k): v for k, v in formed.items() if k not in gates}
         pruning = self.rounds.plan.steps[:1] + self.rounds.plan.steps[-1:]
-        phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch, pruning)
+        eight = self.eight(at - 1) if split == "train" else self.in_eight
+        phase = phases.phase(self.cfg.objective, max(0, at - 1), self.total, self.per_epoch, pruning, eight)
         scalars.pop("program_next", None)
         bucket = self.bucket(at - 1) if split == "train" else self.adopted
-        eight = self.eight(at - 1) if split == "train" else self.in_eight
         all_of, unit_cost, flops = sum(ran.values()), 0.0, 0.0
         for length, n in ran.items():
             m = self.built(bucket, length)

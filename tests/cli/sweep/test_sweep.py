@@ -235,6 +235,6 @@ def test_a_dry_run_prices_and_writes_nothing_and_needs_no_jax(tmp_path, clean_en
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(tmp_path.iterdir())
     *rows, total = done.stdout.splitlines()
-    assert len(rows) == 18 and total.startswith("18 of 18 points to run") and "720 steps" in total
+    assert len(rows) == 24 and total.startswith("24 of 24 points to run") and "960 steps" in total
     dense = next(row for row in rows if " dense-s0 " in row)
     assert dense.startswith("new ") and "40 steps · 8.05 GFLOP · 1.000 of dense" in dense
