@@ -74,6 +74,7 @@ def test_the_command_prints_what_it_returns(name, tiny_cfg, monkeypatch):
     monkeypatch.setattr(command, "QUICK", float("inf"))  # however loaded the machine is
     found = command.preview(cfg, lines.append)
     text = "\n".join(lines)
+    assert ("DCT by fft" in text) == (name == "chiar")
     rows = found["blocks"]
     assert sum(r["executed"] for r in rows) == round(found["flops_per_token"]["executed"] * cfg.task.seq_len)
     assert sum(r["model"] for r in rows) == round(found["flops_per_token"]["model"] * cfg.task.seq_len)

@@ -76,6 +76,7 @@ def test_a_run_writes_what_it_promises(go, cfg_of, tmp_path):
         assert isinstance(first[key], float), key
     assert len(first["gates"]["kept"]) == cfg.net.depth - 2
     json.dumps(result, allow_nan=False)
+    assert any("of dense as executed · DCT by fft" in line for line in screen.lines)
     best = min(lines(tmp_path / "run", "valid"), key=lambda x: x["loss"])
     assert (result["best_step"], result["val"]["loss"]) == (best["step"], best["loss"])
     costs = result["costs"]

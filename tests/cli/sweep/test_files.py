@@ -32,6 +32,7 @@ def test_the_controls_of_chiar_differ_in_what_their_names_say(arg):
     flops = {name: m.cost.executed_flops for name, m in found.items()}
     routed = ("chiar", "random", "permuted", "no-dct")
     assert len({attention(found[name]) for name in routed}) == 1
+    assert {m.net.route.dct for m in found.values()} == {"fft"}  # whatever the device
     assert flops["chiar"] == flops["random"] == flops["no-dct"] < flops["permuted"] < 1.02 * flops["chiar"]
     assert attention(found["all-light"]) == 0 and attention(found["all-heavy"]) == attention(found["dense"])
     assert flops["all-light"] < flops["chiar"] < flops["all-heavy"] < flops["dense"]
