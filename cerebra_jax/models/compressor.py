@@ -8,7 +8,8 @@ is what the first queries see. Cerebra 3.2.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -134,8 +135,11 @@ class Compressor(nn.Module):
         c, H, x, dtype = self.net.compress, self.net.heads, x_BxMxWxD, x_BxMxWxD.dtype
         (B, M, W, D), E = x.shape, channels(self.net)
         n = real_BxMxW.sum(-1, keepdims=True).astype(jnp.float32)
+        whole = self.get_variable("folded", "whole") if self.has_variable("folded", "whole") else None
         if c.kind == "conv":
-            kernel = self.param("kernel", block._init((W / D) ** 0.5), (W, D, E), jnp.float32)
+            kernel = whole
+            if kernel is None:
+                kernel = self.param("kernel", block._init((W / D) ** 0.5), (W, D, E), jnp.float32)
             y = jax.lax.dot_general(x, jnp.asarray(kernel, dtype), (((2, 3), (0, 1)), ((), ())))
             return y / jnp.maximum(n, 1).astype(dtype)
         mixed = Depthwise(dtype, name="taps")(x) if c.kind == "hybrid" else x
@@ -144,6 +148,8 @@ class Compressor(nn.Module):
         score = jnp.where(real_BxMxW[..., None] | (n[..., None] == 0), score, -jnp.inf)
         p = jax.nn.softmax(score, axis=2).astype(dtype)
         pooled = jnp.einsum("bmwh,bmwhc->bmhc", p, mixed.reshape(B, M, W, H, D // H)).reshape(B, M, D)
+        if whole is not None:
+            return pooled @ whole.astype(dtype)
         return nn.Dense(E, False, dtype, kernel_init=block._init(D**-0.5), name="project")(pooled)
 
     def _reconstruction(self, x_BxMxWxD, y_BxMxE, real):
@@ -181,6 +187,27 @@ def compressor_flops(net: NetCfg, L: int) -> int:
     return M * (W * prices.linear_flops(D, net.heads) + prices.matmul_flops(1, W, D) + prices.linear_flops(D, E))
 
 
+def fold(net: NetCfg, params: Any) -> dict[str, Any]:
+    """The collection `folded`: of fixed float weights, keys and values of the windows in one map instead of two, in
+    each layer where that is no more work: W·D·2E against W·D·E + 2E² (conv), D·2E against D·E + 2E² (else)."""
+    found = {}
+    for name, layer in params.items():
+        if not isinstance(layer, Mapping) or "compressor" not in layer:
+            continue
+        conv = net.compress.kind == "conv"
+        first = layer["compressor"]["kernel"] if conv else layer["compressor"]["project"]["kernel"]
+        second = layer["light"]["kv"]["kernel"]
+        if isinstance(first, Mapping):  # int8
+            continue
+        stacked = name == "layers"  # by net.scan
+        rows, (E, wide) = math.prod(first.shape[int(stacked) : -1]), second.shape[-2:]
+        if rows * wide <= rows * E + E * wide:
+            one = lambda a, b: jnp.einsum("...e,ef->...f", a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+            whole = (jax.vmap(one) if stacked else one)(first, second)
+            found[name] = {"compressor": {"whole": whole}, "light": {"whole": jnp.ones(second.shape[:-2])}}
+    return found
+
+
 class CompressedAttention(nn.Module):
     """Every token attends to the M compressed ones and to a learned null key: (B, L, D), (B, M, E) -> (B, L, D).
 
@@ -206,6 +233,8 @@ class CompressedAttention(nn.Module):
             return x.reshape(B, x.shape[1], H, E // H).swapaxes(1, 2)
 
         def keys(module, c):
+            if self.has_variable("folded", "whole"):
+                return c
             return nn.Dense(2 * E, False, dtype, kernel_init=block._init(net.init_std), name="kv")(c)
 
         q = heads(block._dense(E, False, x_BxLxD, net.init_std, "q"))

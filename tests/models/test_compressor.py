@@ -1,12 +1,16 @@
 """The compressor: exact windows for any r and s, padding that never enters, and an attention that waits for windows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cerebra_jax import config
 from cerebra_jax.config import CompressCfg, NetCfg
-from cerebra_jax.models import block, compressor
+from cerebra_jax.cost import jaxpr
+from cerebra_jax.models import block, build, compressor
 
 KINDS = ("conv", "attention", "hybrid")
 RATIOS = (0.01, 0.07, 0.25, 0.3, 0.5, 0.6, 0.75, 1.0)
@@ -114,3 +118,29 @@ def test_each_segment_visits_the_windows_that_its_last_query_sees(n):
         assert plan[-1][1:] == (n, 0, len(last_M))
         model, executed = compressor.light_flops(net_of(r=r), n)
         assert model <= executed <= compressor.light_flops(net_of(r=r, causal=False), n)[1]
+
+
+@pytest.mark.parametrize(("kind", "r", "s", "scan"), [("conv", 1.0, 0.6, False), ("conv", 0.5, 1.0, True),
+                                                      ("hybrid", 0.3, 1.0, False)])  # fmt: skip
+def test_two_maps_become_one_where_that_is_no_more_work(kind, r, s, scan):
+    """Keys and values of a window straight from its tokens: the same features, fewer products, no more FLOPs."""
+    net = {"name": "cerebra", "depth": 2, "width": D, "heads": 2, "ffn_width": 8, "scan": scan,
+           "compress": {"kind": kind, "r": r, "s": s}}  # fmt: skip
+    model = build.build(config.parse({"task": {"seq_len": 12}, "net": net}), 20)
+    batch = {"inputs_BxL": np.random.RandomState(0).randint(0, 20, (2, 12)), "ex_B": np.arange(2)}
+    variables = jax.jit(lambda: model.init(jax.random.key(0), batch))()
+    folded = compressor.fold(model.net, variables["params"])
+    assert len(folded) == (1 if scan else 2)
+
+    def features(variables):
+        return model.apply(variables, batch, build.neutral_knobs())[0].h
+
+    want, got = jax.jit(features)(variables), jax.jit(features)(variables | {"folded": folded})
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    before, after = (jaxpr.count(features, v) for v in (variables, variables | {"folded": folded}))
+    assert after.flops <= before.flops and after.bytes < before.bytes
+    spoilt = jax.tree.map(lambda x: x * 1.1, folded)
+    assert np.abs(jax.jit(features)(variables | {"folded": spoilt}) - want).max() > 1e-4
+    few = dataclasses.replace(model.net, compress=CompressCfg("conv", 0.25, 0.5))
+    layer = {"compressor": {"kernel": np.zeros((4, D, 4))}, "light": {"kv": {"kernel": np.zeros((4, 8))}}}
+    assert compressor.fold(few, {"layer_00": layer, "norm": {}}) == {}

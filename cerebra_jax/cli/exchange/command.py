@@ -17,7 +17,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.build import build
 from cerebra_jax.train.record import workdir as folder
 
-FORMATS = ("safetensors", "stablehlo")
+FORMATS = ("safetensors", "stablehlo", "onnx")
 HOW = """from safetensors.numpy import load_file
 
 tensors = load_file("{name}")  # name -> array; to go on with it: cerebra import --from={name} --to=runs/NAME"""
@@ -35,6 +35,7 @@ class Request(NamedTuple):
     form: str = FORMATS[0]
     platforms: tuple[str, ...] = program.PLATFORMS
     materialise: bool = False
+    rows: int = 1
 
 
 def parse(argv: list[str]) -> Request:
@@ -61,7 +62,10 @@ def parse(argv: list[str]) -> Request:
         f"--tau is {options.get('tau')!r}",
         "give a threshold from 0 to 1, or one a routed layer with commas",
     )
-    switches = form, platforms, "materialise" in options
+    rows = options.get("rows", "1")
+    need(rows.isdecimal() and int(rows) > 0, f"--rows is {rows!r}", "give a number: --rows=1")
+    need(form == "onnx" or "rows" not in options, f"--rows is given for {form}", "use --format=onnx")
+    switches = form, platforms, "materialise" in options, int(rows)
     return Request(command, Path(options[source]), Path(options["to"]), tau, overrides, "verbose" in options, *switches)
 
 
@@ -106,6 +110,10 @@ def send(request: Request, say: Callable[[str], None]) -> None:
     if request.form == "stablehlo":
         with folder.quiet(request.source / "log.txt", request.verbose):
             program.write(cfg, request.source, request.to, request.platforms, request.materialise, say)
+        return
+    if request.form == "onnx":
+        with folder.quiet(request.source / "log.txt", request.verbose):
+            program.onnx(cfg, request.source, request.to, request.rows, say)
         return
     with folder.quiet(request.source / "log.txt", request.verbose):
         from cerebra_jax.train.record import outside  # JAX from here on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import random
@@ -79,7 +80,7 @@ def exported(runs, clean_env, tmp_path_factory):
             assert main(["export", f"--workdir={workdir}", *words]) == 0
         run = cerebra_jax.load(workdir)
         batch = next(iter(run.task.eval_batches("valid", 3)))
-        np.savez(folder / "batch.npz", **{key: x for key, x in batch.items() if key not in program._NOT_READ})
+        np.savez(folder / "batch.npz", **program.given(batch))
         found[name] = folder, run, batch, said.getvalue()
     env = {key: value for key, value in clean_env.items() if key != "PYTHONPATH"}
     words = [sys.executable, "-P", "-c", ALONE, *(folder for folder, *_ in found.values())]
@@ -131,11 +132,15 @@ def test_int8_weights_go_into_a_program(runs, exported, tmp_path, capsys):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * float(np.abs(want).max()))
 
 
-def test_what_cannot_be_exported_is_one_line(runs, tmp_path, capsys):
+def test_what_cannot_be_exported_is_one_line(runs, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax2onnx" else find(name))
     run = f"--workdir={runs['transformer']}"
     for words, line in (
-        (["--format=tflite"], "choose one of safetensors, stablehlo"),
+        (["--format=tflite"], "choose one of safetensors, stablehlo, onnx"),
         (["--format=stablehlo", "--platforms=gpu"], "choose among cpu, cuda, tpu"),
+        (["--format=onnx"], "jax2onnx is not installed; pip install jax2onnx"),
+        (["--format=onnx", "--rows=0"], "--rows is '0'"),
         (["--materialise"], "--materialise is given for safetensors"),
     ):
         assert main(["export", run, f"--to={tmp_path / 'x'}", *words]) == 2
