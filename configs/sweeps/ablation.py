@@ -17,6 +17,8 @@ from cerebra_jax.errors import UserError
 
 SAMPLER = {"sampler.beta": 0.5, "sampler.gamma": 2.0}
 PRUNE = {"prune.keep": 0.75}
+# at 17m most FLOPs are those of the logits, which stay; pruned layers differ in width, so they are not scanned over
+PRUNE_AT = {"17m": {"prune.keep": 0.94}, "400m": PRUNE | {"net.scan": False}}
 ROWS = {
     "dense": {"twin": "dense"},
     "compression": {"net.route.mode": "always_compressed"},
@@ -37,5 +39,6 @@ def get_sweep(arg: str = "cpu"):
     if arg not in ARGS:
         raise UserError(f"configs/sweeps/ablation.py has no part {arg!r}", f"use {', '.join(ARGS)}")
     for name, keys in ROWS.items():
+        keys = keys | PRUNE_AT[arg] if "prune.keep" in keys and arg in PRUNE_AT else keys
         for seed in range(3):
             yield {"config": ARGS[arg], "name": name, **keys, "seed": seed}

@@ -15,6 +15,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
 from cerebra_jax.models.build import build as build_model
 from cerebra_jax.tasks import build
+from cerebra_jax.train.shrink import rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,11 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
             module("tabular").get_config(wrong)
     with pytest.raises(UserError, match="cerebra-full"):
         module("wikitext").get_config("full")
+    for part in ("smoke", "cpu", "17m", "400m"):  # the target can be reached
+        cfg = config.parse(module("wikitext").get_config(f"cerebra-full-{part}"))
+        task = build.sketch(cfg)
+        cfg, vocab = build.fitted(cfg, task.shape), task.shape.vocab_size
+        assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, 1000, 100).last == 700
     full = config.parse(module("wikitext").get_config("cerebra-full-400m"))
     assert full.prune.on and full.quant.bits == 8 and full.sampler.on and full.objective.lam > 0 and not full.net.scan
     rows = "\n".join(f"{'abc'[i % 3]},{i % 7},{i % 5 + 10 * (i % 3)}" for i in range(200))

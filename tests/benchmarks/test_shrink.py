@@ -1,0 +1,35 @@
+"""The benchmark of shrunk models at a tiny size: its columns are there, and smaller models count fewer FLOPs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def test_columns_of_the_shrink_benchmark(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("shrink", BENCHMARKS / "shrink.py")
+    shrink = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shrink)
+    out = tmp_path / "found.json"
+    words = [
+        "--models=transformer",
+        "--keep=1,0.5",
+        "--rounds=1",
+        "--batch=1",
+        "--length=16",
+        "--width=64",
+        "--depth=1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["shrink.py", *words, f"--out={out}"])
+    shrink.main()
+    (found,) = json.loads(out.read_text())["models"]
+    big, small = found["rows"]
+    assert small["params"] < big["params"] and small["analytic"] < big["analytic"] == 1
+    for kind in ("forward", "step"):
+        assert small[kind]["compiled"] < big[kind]["compiled"] == 1 and small[kind]["ms"] > 0
+    assert capsys.readouterr().out.count("\n") == 4
