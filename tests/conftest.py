@@ -126,3 +126,9 @@ def _remove_cache() -> Iterator[None]:
     import shutil
 
     shutil.rmtree(_CACHE["CEREBRA_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def eight_bits() -> None:
+    """For tests that train or run in 8 bits: they are skipped where the library is not installed."""
+    pytest.importorskip("qwix", reason="8 bits take qwix: the extra `quant`")

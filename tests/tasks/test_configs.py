@@ -41,6 +41,7 @@ def test_every_part_is_a_configuration_and_others_are_refused(name):
             make.get_config(wrong)
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_path):
     """Warm, ramp, prune, 8 bits, sampler in one run; then the smaller run, and its int8 weights."""
     file = str(ROOT / "configs" / "tabular.py")

@@ -21,6 +21,8 @@ from cerebra_jax.train import loop
 from cerebra_jax.train.record import certificate
 from cerebra_jax.trees import named_leaves
 
+pytestmark = pytest.mark.usefixtures("eight_bits")
+
 
 @pytest.fixture(scope="module")
 def runs(tiny_cfg, Screen, tmp_path_factory):

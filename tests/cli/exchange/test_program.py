@@ -113,6 +113,7 @@ def test_materialised_filters_are_matrices_and_logits_stay(runs, exported):
     assert int(said[1]) == 1 and float(said[2]) < 1e-5 * float(said[3])
 
 
+@pytest.mark.usefixtures("eight_bits")
 def test_int8_weights_go_into_a_program(runs, exported, tmp_path, capsys):
     cfg = config.parse((runs["cerebra"] / "config.json").read_text())
     eight = dataclasses.replace(cfg, quant=config.QuantCfg(bits=8, start="1 frac"))

@@ -17,6 +17,8 @@ from cerebra_jax.models import build
 from cerebra_jax.models.quant import int8, names
 from cerebra_jax.trees import named_leaves
 
+pytestmark = pytest.mark.usefixtures("eight_bits")
+
 V, B, L = 40, 2, 8  # as many tokens as features: an operand is no kernel because it has the shape of one
 BATCH = {"inputs_BxL": np.random.RandomState(0).randint(0, V, (B, L)).astype(np.int32), "ex_B": np.arange(B)}
 ATTENTION, FFN = ("q", "kv", "out"), ("up", "down")

@@ -13,6 +13,8 @@ from cerebra_jax.train import loop, metrics
 from cerebra_jax.train.checkpoint import Checkpoints
 from cerebra_jax.train.record.session import Session
 
+pytestmark = pytest.mark.usefixtures("eight_bits")
+
 TIMING = ("tokens_per_s", "step_ms")
 
 
