@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import build
+from cerebra_jax.models.inside import decisions
 from cerebra_jax.models.layers import shapes
 
 V = 40
@@ -48,3 +51,24 @@ def test_a_layer_has_its_own_widths(tiny_cfg):
     assert [shapes.hidden(each) for each in shapes.each(net)] == [8, 64, 3]
     with pytest.raises(ValueError, match="1,0,2"):
         shapes.heads(net)
+
+
+@pytest.mark.parametrize("name", ["cerebra", "chiar"])
+def test_each_layer_pays_for_its_own_heads(name, tiny_cfg):
+    """The cost of decisions in layers of different widths is that of their tokens, one by one, and of the program."""
+    kept = {"heads": "0,1,0,1", "ffn": "8,0,3,9"}
+    cfg = tiny_cfg({"net": {"name": name, "depth": 4, "kept": kept}, "net.route": {"mode": "random", "capacity": 4.0}})
+    m, ids = build.build(cfg, V), np.arange(2 * 32).reshape(2, 32).astype(np.int32) % V
+    batch = {"inputs_BxL": ids, "ex_B": np.arange(2, dtype=np.int32)}
+
+    @jax.jit
+    def decided(batch):
+        return m.apply(m.init(jax.random.key(0), batch), batch, build.neutral_knobs())[1]
+
+    aux = decided(batch)
+    for b in range(2):
+        kept_RxL = np.asarray(aux.scores["kept"])[:, b]
+        flops_L, dense = decisions.token_flops(cfg.net, V, kept_RxL, np.zeros_like(kept_RxL))
+        np.testing.assert_allclose(flops_L.sum() / dense, aux.hard_B[b], rtol=1e-6)
+        each = build.MODELS[name].decisions(cfg.net, 32, V)
+        assert len(set(each.each)) > 1 and kept_RxL.sum(1).std() > 0
