@@ -12,7 +12,6 @@ import pytest
 
 import cerebra_jax
 from cerebra_jax import config
-from cerebra_jax.cli.certify import show
 from cerebra_jax.cost import jaxpr
 from cerebra_jax.main import main
 from cerebra_jax.models import build as models
@@ -81,13 +80,17 @@ def test_operations_in_int8_are_counted_apart_and_certified(converted):
     cfg = config.parse((converted[1] / "config.json").read_text())
     task = build(cfg, print)
     state = certificate.trained(cfg, task, converted[1], print)
-    found = certificate.certify(cfg, task, state, rounds=1)
-    assert not [p for p in found["problems"] if "price" in p]
-    row, dense = (found["rows"][name] for name in ("model", "dense"))
+    found = certificate.Variant(cfg, task, state)
+    row = found.row | {"masked_flops": None}
+    assert list(found.runs) == ["forward"] and row["counted_train_flops"] is None
     assert row["counted_flops"] + row["counted_int8"] == row["executed_flops"]
-    assert row["counted_int8"] > row["counted_flops"] / 10 > 0 == dense["counted_int8"]
-    assert row["counted_train_flops"] is None and "train" not in row["time"]
-    assert "and int8 operations" in "\n".join(show(found))
+    assert row["counted_int8"] > row["counted_flops"] / 10 > 0
+    plain = {"counted_flops": row["executed_flops"], "counted_int8": 0, "executed_flops": row["executed_flops"],
+             "counted_train_flops": 1, "counted_train_int8": 0}  # fmt: skip
+    (problem,) = certificate.verdict({"model": row, "dense": plain})  # int8 alone is no saving of FLOPs
+    assert "forward pass has 1.0000 of the FLOPs" in problem
+    more = plain | {"counted_flops": 2 * row["executed_flops"], "executed_flops": 2 * row["executed_flops"]}
+    assert certificate.verdict({"model": row, "dense": more}) == []
     trained = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))
     s = certificate.Session(trained, task)
     s.adopt(0, True)

@@ -29,7 +29,6 @@ CHIAR = (*(f"heavy/attention/{x}" for x in ATTENTION), *(f"mlp/ffn/{x}" for x in
 MODELS = {  # what is int8 in layer 1 of each, and what else is, outside of the layers
     "transformer": ({}, BLOCK, ()),
     "transformer, gated": ({"ffn": "gated"}, (*BLOCK, "ffn/gate"), ()),
-    "window": ({}, BLOCK, ()),
     "cerebra": ({}, (*HEAVY, *LIGHT, *(f"{x}/{y}" for x in ("ffn_light", "ffn_rest") for y in FFN)), ()),
     "cerebra, attention": (
         {"compress": {"kind": "hybrid"}, "route": {"part": "attention"}, "local": 3},
