@@ -55,6 +55,11 @@ _COSTS = (
 )
 
 
+_SHRUNK = Column(
+    "shrunk", "shrunk", lambda r: r["test"].get("kept_rel_flops", r["costs"]["relative"]["executed"]), 3
+)  # executed once `shrink` has cut out what the run pruned
+
+
 def columns(groups: Groups) -> list[Column]:
     """Figures of the task, the headline on both splits and the others on test data; then costs and times."""
 
@@ -63,7 +68,9 @@ def columns(groups: Groups) -> list[Column]:
 
     head, *rest = [m for m in next(iter(groups.values()))[0].metrics if m["table"]]
     first = [quality("val", "valid", head), quality("test", "test", head)]
-    return [*first, *(quality("test", "test", m) for m in rest), *_COSTS]
+    pruned = any("kept_rel_flops" in run.result["test"] for runs in groups.values() for run in runs)
+    costs = [*_COSTS[:3], _SHRUNK, *_COSTS[3:]] if pruned else _COSTS
+    return [*first, *(quality("test", "test", m) for m in rest), *costs]
 
 
 def cell(runs: Sequence[Run], column: Column) -> Cell | None:
@@ -74,7 +81,7 @@ def cell(runs: Sequence[Run], column: Column) -> Cell | None:
     return Cell(*mean_sd(values), half_width(values), len(values))
 
 
-BRIEF = ("executed", "executed_mflop", "minutes")
+BRIEF = ("executed", "shrunk", "executed_mflop", "minutes")
 
 
 def grid(groups: Groups, also: dict[str, float], brief: bool = False) -> list[list[str]]:

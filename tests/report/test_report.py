@@ -32,6 +32,14 @@ def test_a_figure_that_is_not_known_is_empty(make_run):
     assert row[2] == "" and row[3] == "1.500"
 
 
+def test_what_pruning_leaves_has_a_column_where_any_run_pruned(make_run, folders):
+    test = {"ppl_word": 201.0, "bits_per_byte": 1.5, "kept_rel_flops": 0.4}
+    pruned = make_run("p", "transformer", 0, 201.0, {"prune.keep": 0.5}, test=test)
+    assert "shrunk" not in tables.grid(runs.load(folders), {})[0]
+    head, *rows = tables.grid(runs.load([*folders, pruned]), {})
+    assert sorted(row[head.index("shrunk")] for row in rows) == ["0.400", "0.700", "0.700"]
+
+
 def test_costs_in_another_unit_are_told_apart_and_priced_in_flops_too(make_run):
     relative = {"expected": 0.9, "hard": 0.8, "executed": 0.7}
     costs = {"counts": "bytes", "relative": relative, "executed": 5e6, "executed_flops": 1e6, "dense": 9e6}
