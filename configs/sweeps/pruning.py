@@ -6,8 +6,8 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/pruning.py:tabular --dr
     smoke, cpu (default)    text at that size of configs/wikitext.py
     tabular, salaries       a table (configs/tabular.py): rents, or salaries with --config.task.path=salaries.csv
 
-15 runs: nothing pruned, and four scores at 0.75 of the executed FLOPs, 3 seeds each. The dense Transformer for a text,
-Cerebra for a table: in both, a head and a hidden feature cost different amounts.
+15 runs: nothing pruned, and four scores at 0.75 (text) or 0.4 (table) of the executed FLOPs, 3 seeds each. The dense
+Transformer for a text, Cerebra for a table: in both, a head and a hidden feature cost different amounts.
 """
 
 from cerebra_jax.errors import UserError
@@ -21,7 +21,8 @@ def get_sweep(arg: str = "cpu"):
     """Every score with seeds 0, 1 and 2."""
     if arg not in ARGS:
         raise UserError(f"configs/sweeps/pruning.py has no part {arg!r}", f"use {', '.join(ARGS)}")
+    keep = 0.4 if "tabular" in ARGS[arg] else 0.75
     for seed in range(3):
         yield {"config": ARGS[arg], "name": "whole", "seed": seed}
         for score in SCORES:
-            yield {"config": ARGS[arg], "name": score, "prune.keep": 0.75, "prune.score": score, "seed": seed}
+            yield {"config": ARGS[arg], "name": score, "prune.keep": keep, "prune.score": score, "seed": seed}

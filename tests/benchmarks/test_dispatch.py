@@ -42,7 +42,9 @@ def test_columns_of_the_dispatch_benchmark(mask, part, dispatch, monkeypatch, tm
         assert (r["analytic"] < 1) == (name in routed)
     assert dense["analytic"] == dense["ratio"]["median"] == dense["temp_ratio"] == 1
     assert rows["k=16, keys=all"]["analytic"] > rows["k=2, keys=all"]["analytic"] > rows["k=2, keys=routed"]["analytic"]
-    assert rows["masked"]["analytic"] > 1 < rows["masked"]["analytic_train"]
+    assert rows["masked"]["analytic"] > 1
+    trained = {name: r["analytic_train"] for name, r in rows.items()}  # the dense one forms its scores twice
+    assert trained["masked"] > trained["k=16, keys=all"] > trained["k=2, keys=routed"]
     assert all(0 < rows[name]["share"] <= rows[name]["kept"] / 128 for name in routed)
     assert {"measured", "realised", "analytic", "temp"} <= set(capsys.readouterr().out.replace("[", " ").split())
 

@@ -59,16 +59,19 @@ def test_a_run_goes_on_when_its_reader_leaves(clean_env):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_the_program_before_the_loop_and_are_a_question_in_it(number):
-    before = signal.getsignal(number)
-    with Stop() as stop:
-        with pytest.raises(Preempted):
+    found = signal.signal(number, signal.SIG_DFL)  # tests under nohup ignore SIGHUP
+    try:
+        with Stop() as stop:
+            with pytest.raises(Preempted):
+                os.kill(os.getpid(), number)
+            stop.asked, stop.in_loop = False, True
+            assert not stop()
             os.kill(os.getpid(), number)
-        stop.asked, stop.in_loop = False, True
-        assert not stop()
-        os.kill(os.getpid(), number)
-        os.kill(os.getpid(), number)  # a second one while it saves changes nothing
-        assert stop()
-    assert signal.getsignal(number) == before
+            os.kill(os.getpid(), number)  # a second one while it saves changes nothing
+            assert stop()
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, found)
 
 
 def test_nohup_is_respected():

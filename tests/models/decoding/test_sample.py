@@ -8,16 +8,20 @@ import pytest
 from cerebra_jax.models.build import build, neutral_knobs
 from cerebra_jax.models.decoding import sample
 
-V, L, COUNT = 30, 24, 10
+V, L, COUNT, B, P = 30, 24, 10, 200, 14
 
 
-@pytest.mark.parametrize("name", ["transformer", "chiar", "cerebra"])
-def test_greedy_generation_with_a_cache_is_greedy_generation_without(name, tiny_cfg):
-    model = build(tiny_cfg({"net.name": name, "task.seq_len": L}), V)
-    rng, length_B = np.random.RandomState(0), np.array([1, 5, 14, 9], np.int32)
-    ids = rng.randint(0, V, (4, 14)).astype(np.int32)
-    ex_B = np.arange(4, dtype=np.int32)
-    variables = model.init(jax.random.key(0), {"inputs_BxL": np.zeros((4, L), np.int32), "ex_B": ex_B})
+@pytest.mark.parametrize("kv", ["all", "routed"])
+@pytest.mark.parametrize("name", ["transformer", "window", "chiar", "cerebra"])
+def test_greedy_generation_with_a_cache_is_greedy_generation_without(name, kv, tiny_cfg):
+    if kv == "routed" and name in ("transformer", "window"):
+        pytest.skip("every token is a key there")
+    model = build(tiny_cfg({"net.name": name, "net.route.kv": kv, "net.window": 6, "task.seq_len": L}), V)
+    rng = np.random.RandomState(0)
+    length_B = rng.randint(1, P + 1, B).astype(np.int32)
+    ids = rng.randint(0, V, (B, P)).astype(np.int32)
+    ex_B = np.arange(B, dtype=np.int32)
+    variables = model.init(jax.random.key(0), {"inputs_BxL": np.zeros((B, L), np.int32), "ex_B": ex_B})
     leaves, tree = jax.tree.flatten(variables["params"])  # large weights: the likeliest token changes from step to step
     variables["params"] = tree.unflatten([x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype) for x in leaves])
 
@@ -26,7 +30,7 @@ def test_greedy_generation_with_a_cache_is_greedy_generation_without(name, tiny_
         out, _ = model.apply(variables, {"inputs_BxL": ids_BxL, "ex_B": ex_B}, neutral_knobs())
         return jnp.argmax(jnp.einsum("bd,vd->bv", out.h[ex_B, at_B - 1], out.head_VxD), axis=-1)
 
-    text, at_B = np.concatenate([ids, np.zeros((4, L - 14), np.int32)], axis=1), length_B.copy()
+    text, at_B = np.concatenate([ids, np.zeros((B, L - P), np.int32)], axis=1), length_B.copy()
     for _ in range(COUNT):
         text[ex_B, at_B] = likeliest(text, at_B)
         at_B += 1
