@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -107,6 +108,33 @@ class _Screen:
 def _screen() -> type[_Screen]:
     """Screen(): shows nothing and keeps its lines."""
     return _Screen
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 60 rows: a category, a number, and y to predict."""
+    rng = random.Random(0)
+    rows = [f"{rng.choice('abc')},{rng.gauss(0, 1):.3f},{rng.gauss(5, 2):.3f}" for _ in range(60)]
+    path = tmp_path_factory.mktemp("table") / "t.csv"
+    path.write_text("kind,x,y\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def go(Screen: type[_Screen]) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]], _Screen]]:
+    """go(cfg, folder, stop) trains: its result, its lines of metrics.jsonl without times, its screen."""
+    from cerebra_jax.tasks.build import build
+    from cerebra_jax.train import loop, metrics
+
+    def run(cfg: config.RunCfg, folder: Path, stop: Callable[[], bool] = lambda: False):
+        folder.mkdir(exist_ok=True)
+        screen = Screen()
+        found = loop.run(cfg, build(cfg, lambda line: None), folder, screen, stop)
+        times = ("tokens_per_s", "step_ms")
+        kept = [{k: v for k, v in x.items() if k not in times} for x in metrics.read(folder / "metrics.jsonl")]
+        return found, kept, screen
+
+    return run
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:

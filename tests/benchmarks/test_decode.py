@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def test_columns_of_the_decode_benchmark(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("decode", BENCHMARKS / "decode.py")
-    decode = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(decode)
+def test_columns_of_the_decode_benchmark(script, monkeypatch, tmp_path, capsys):
+    decode = script("decode")
     sizes = {"batch": 2, "length": 16, "prompt": 4, "steps": 2, "width": 32, "depth": 1, "rounds": 1}
     words = ["--models=transformer", *(f"--{name}={n}" for name, n in sizes.items())]
     out = tmp_path / "found.json"

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-def test_columns_of_the_shrink_benchmark(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("shrink", BENCHMARKS / "shrink.py")
-    shrink = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shrink)
+def test_columns_of_the_shrink_benchmark(script, monkeypatch, tmp_path, capsys):
+    shrink = script("shrink")
     out = tmp_path / "found.json"
     words = [
         "--models=transformer",

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("spectral_benchmark", BENCHMARKS / "spectral.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def bench(script, monkeypatch):
+    module = script("spectral")
     monkeypatch.setattr(module.layers, "machine_rates", lambda: {"matmul": 1e11, "copy": 1e10})
     monkeypatch.setattr(module.timing, "CELL_SECONDS", 1e-3)
     return module

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import jax
 import numpy as np
 import pytest
@@ -11,20 +9,9 @@ import pytest
 from cerebra_jax import config
 from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.tasks.build import build
-from cerebra_jax.train import loop, metrics
 from cerebra_jax.train.record.session import Session
 
-TIMING = ("tokens_per_s", "step_ms")
 ON = {"beta": 1.0, "gamma": 3.0, "start": "3 steps", "floor": 0.2}
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    rng = random.Random(0)
-    rows = [f"{rng.choice('abc')},{rng.gauss(0, 1):.3f},{rng.gauss(5, 2):.3f}" for _ in range(60)]
-    path = tmp_path_factory.mktemp("table") / "t.csv"
-    path.write_text("kind,x,y\n" + "\n".join(rows) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +28,12 @@ def cfg_of(table):
 
 
 @pytest.fixture(scope="module")
-def go(Screen):
-    def run(cfg, folder, stop=lambda: False):
-        folder.mkdir(exist_ok=True)
-        found = loop.run(cfg, build(cfg, lambda line: None), folder, Screen(), stop)
-        kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
-        return found, kept
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def plain(go, cfg_of, tmp_path_factory):
     return go(cfg_of(), tmp_path_factory.mktemp("plain") / "run")
 
 
 def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(go, cfg_of, plain, tmp_path):
-    want, kept = go(cfg_of(ON), tmp_path / "whole")
+    want, kept, _ = go(cfg_of(ON), tmp_path / "whole")
     train = [x for x in kept if x["split"] == "train"]
     for ours, theirs in zip(train[:3], plain[1][:3], strict=True):
         assert ours == theirs  # losses, gradient norms: bit for bit
@@ -76,7 +52,7 @@ def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(go, cfg_of, 
 
     for _ in range(20):
         try:
-            got, again = go(cfg_of(ON), tmp_path / "run", stop)
+            got, again, _ = go(cfg_of(ON), tmp_path / "run", stop)
             break
         except Preempted:
             pass
@@ -89,7 +65,7 @@ def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(go, cfg_of, 
 
 
 def test_without_beta_and_gamma_it_is_the_plain_run(go, cfg_of, plain, tmp_path):
-    got, kept = go(cfg_of({"floor": 0.5, "start": "0 steps", "mode": "curriculum", "decay": 0.9}), tmp_path / "run")
+    got, kept, _ = go(cfg_of({"floor": 0.5, "start": "0 steps", "mode": "curriculum", "decay": 0.9}), tmp_path / "run")
     assert got["params_sha256"] == plain[0]["params_sha256"] and kept == plain[1]
 
 

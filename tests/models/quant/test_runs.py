@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.tasks.build import build
-from cerebra_jax.train import loop, metrics
+from cerebra_jax.train import loop
 from cerebra_jax.train.checkpoint import Checkpoints
 from cerebra_jax.train.record.session import Session
 
 pytestmark = pytest.mark.usefixtures("eight_bits")
 
-TIMING = ("tokens_per_s", "step_ms")
-
 
 @pytest.fixture(scope="module")
-def cfg_of(tmp_path_factory):
-    rng = random.Random(0)
-    rows = [f"{rng.choice('abc')},{rng.gauss(0, 1):.3f},{rng.gauss(5, 2):.3f}" for _ in range(60)]
-    path = tmp_path_factory.mktemp("table") / "t.csv"
-    path.write_text("kind,x,y\n" + "\n".join(rows) + "\n")
+def cfg_of(table):
     net = {"name": "cerebra", "causal": False, "depth": 1, "width": 16, "heads": 2, "ffn_width": 16, "dropout": 0.1}
     train = {"duration": "8 steps", "batch_size": 8, "eval_every": "2 steps", "checkpoint_every": "3 steps",
              "devices": 1, "lr": 1e-2}  # fmt: skip
 
     def make(start: str = "5 steps", bits: int = 8):
-        return config.parse({"task": {"name": "tabular", "path": str(path), "target": "y", "seq_len": 0}, "net": net,
+        return config.parse({"task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}, "net": net,
                              "train": train, "quant": {"bits": bits, "start": start}})  # fmt: skip
 
     return make
-
-
-@pytest.fixture(scope="module")
-def go(Screen):
-    def run(cfg, folder, stop=lambda: False):
-        folder.mkdir(exist_ok=True)
-        screen = Screen()
-        found = loop.run(cfg, build(cfg, lambda line: None), folder, screen, stop)
-        kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
-        return found, kept, screen
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import jax
 import numpy as np
 import pytest
@@ -14,43 +12,26 @@ from cerebra_jax.models.build import build
 from cerebra_jax.models.layers import units
 from cerebra_jax.policies import prune
 from cerebra_jax.tasks.build import build as build_task
-from cerebra_jax.train import loop, metrics, optim, parallel, state, step
+from cerebra_jax.train import metrics, optim, parallel, state, step
 from cerebra_jax.train.checkpoint import Checkpoints
 from cerebra_jax.train.record import outside
 from cerebra_jax.train.record.session import Session
 from cerebra_jax.train.shrink import rounds
 
-TIMING = ("tokens_per_s", "step_ms")
 PRUNE = {"keep": 0.6, "start": "3 steps", "end": "10 steps", "rounds": 4, "tile": 1}
 
 
 @pytest.fixture(scope="module")
-def cfg_of(tmp_path_factory):
-    rng = random.Random(0)
-    rows = [f"{rng.choice('abc')},{rng.gauss(0, 1):.3f},{rng.gauss(5, 2):.3f}" for _ in range(60)]
-    path = tmp_path_factory.mktemp("table") / "t.csv"
-    path.write_text("kind,x,y\n" + "\n".join(rows) + "\n")
+def cfg_of(table):
 
     def make(pruned: dict, **more):
         net = {"name": "cerebra", "causal": False, "depth": 1, "width": 16, "heads": 4, "ffn_width": 24, "dropout": 0.1}
         net["route"] = {"mode": "topk"}
         every = {"duration": "12 steps", "batch_size": 8, "eval_every": "2 steps", "checkpoint_every": "2 steps"}
-        return config.parse({"task": {"name": "tabular", "path": str(path), "target": "y", "seq_len": 0}, "net": net,
+        return config.parse({"task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}, "net": net,
                              "train": every | {"devices": 1}, "prune": PRUNE | pruned} | more)  # fmt: skip
 
     return make
-
-
-@pytest.fixture(scope="module")
-def go(Screen):
-    def run(cfg, folder, stop=lambda: False):
-        folder.mkdir(exist_ok=True)
-        screen = Screen()
-        found = loop.run(cfg, build_task(cfg, lambda line: None), folder, screen, stop)
-        kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
-        return found, kept, screen
-
-    return run
 
 
 @pytest.fixture(scope="module")
