@@ -9,6 +9,7 @@ How it is measured, and what the columns mean: benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -55,8 +56,7 @@ def shrunk(cfg: config.RunCfg, keep: float) -> config.RunCfg:
 
     values = config.to_dict(cfg)
     net = units.shape_of(cfg.net, {g.name: left(g) for g in units.groups(cfg.net)})
-    values["net"]["kept"] = {"heads": net.kept.heads, "ffn": net.kept.ffn, "rest": net.kept.rest,
-                             "channels": net.kept.channels}  # fmt: skip
+    values["net"]["kept"] = dataclasses.asdict(net.kept)
     return config.parse(values)
 
 

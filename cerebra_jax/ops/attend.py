@@ -178,14 +178,15 @@ def _scores_fwd(reach, q, k, v, qpos, kpos, null):
         s0 = (q.astype(jnp.float32) * k0).sum(-1, keepdims=True)
         top = jnp.maximum(top, s0)
     e = jnp.exp(s - top)
-    total, o = e.sum(-1, keepdims=True), jnp.einsum("bhqk,bhkc->bhqc", e.astype(v.dtype), v).astype(jnp.float32)
+    total, e = e.sum(-1, keepdims=True), e.astype(v.dtype)
+    o = jnp.einsum("bhqk,bhkc->bhqc", e, v).astype(jnp.float32)
     e0 = None
     if null is not None:
         e0 = jnp.exp(s0 - top)
         total, o = total + e0, o + e0 * v0
     share = 1 / total
     o = (o * share).astype(v.dtype)
-    return o, (q, k, v, null, e.astype(v.dtype), e0, share, o)
+    return o, (q, k, v, null, e, e0, share, o)
 
 
 def _wide(null):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from cerebra_jax.checks import need
@@ -31,9 +32,7 @@ def run(request: Request) -> None:
 
         found = cut.shrink(cfg, request.cfg, task, workdir, to, int(tile), screen.say)
     a, b = found.before, found.after
-    kept = found.net.kept
-    lists = {"heads": kept.heads, "ffn": kept.ffn, "rest": kept.rest, "channels": kept.channels}
-    for kind, counts in lists.items():
+    for kind, counts in dataclasses.asdict(found.net.kept).items():
         if counts:
             screen.say(f"left in each layer (0: all) · {kind} {counts}")
     if found.filled:

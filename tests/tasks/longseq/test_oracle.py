@@ -36,6 +36,21 @@ def decided(s):
     return batch, jax.jit(run)(batch)
 
 
+@pytest.mark.parametrize("kv", ["all", "routed"])
+def test_an_oracle_in_slots_learns_what_a_masked_one_does(kv, session):
+    def of(s, params):
+        def loss(params):
+            out, _ = s.model.apply({"params": params, "routing": {}}, batch, models.neutral_knobs())
+            return s.task.loss(out, batch, 1024)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    slots, masked = (session(rate=3 * K / L, kv=kv, part="block", dispatch=dispatch) for dispatch in (True, False))
+    batch, params = slots.task.train_batch(0, 0, 4), slots.fresh().params
+    got, want = of(slots, params), of(masked, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
 def test_what_is_needed_is_kept_and_nothing_else(session):
     batch, aux = decided(session(rate=3 * K / L))
     for kept_BxL in aux.scores["kept"]:
