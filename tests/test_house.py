@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "cerebra_jax").rglob("*.py"))
 CODE = PACKAGE + sorted(p for d in ("configs", "benchmarks") for p in (ROOT / d).rglob("*.py"))
 ALL_PY = [*CODE, ROOT / "setup.py", *sorted((ROOT / "tests").rglob("*.py"))]
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md"]
+TEXTS = [ROOT / f"{where}README.md" for where in ("", "benchmarks/", "benchmarks/results/", "configs/", "launch/")]
+TEXTS.append(ROOT / "CONTRIBUTING.md")
 NOTEBOOK = ROOT / "launch" / "colab_tpu.ipynb"
 
 

@@ -25,6 +25,7 @@ Null = tuple[jax.Array, jax.Array]
 """A key and its value, (H, C) each, that every query sees."""
 
 CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 128 to 256 measured best on CPU
+LOWEST = -1e30  # stands for the largest of no scores: finite, so that −inf − LOWEST is a number
 KEPT = 1024  # scores per token and head that are kept for the backward pass; more are formed again, chunk by chunk
 
 
@@ -120,8 +121,9 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     scores = functools.partial(_scores, reach, null=null)
     ranges = tuple((k0, k1) for _, _, k0, k1 in plan)
     keys, values = _ranges(ranges, k_BxHxKxC), _ranges(ranges, v_BxHxKxC)
-    for (q0, q1, k0, k1), k, v in zip(plan, keys, values, strict=True):
-        q, qpos, kpos = q_BxHxQxC[:, :, q0:q1], qpos_BxQ[:, q0:q1], kpos_BxK[:, k0:k1]
+    queries = jax.lax.split(q_BxHxQxC, [q1 - q0 for q0, q1, _, _ in plan], axis=2)  # its gradient is not a sum
+    for (q0, q1, k0, k1), q, k, v in zip(plan, queries, keys, values, strict=True):
+        qpos, kpos = qpos_BxQ[:, q0:q1], kpos_BxK[:, k0:k1]
         chunk = chunk_of(plan, q1 - q0, kernel)
         if chunk < q1 - q0:
             outs.append(_chunked(chunk, scores, q, k, v, qpos, kpos))
@@ -168,25 +170,28 @@ def _seen(reach, qpos_BxQ, kpos_BxK):
 
 
 def _scores_fwd(reach, q, k, v, qpos, kpos, null):
-    """Σ eᵢ vᵢ / Σ eᵢ: what is divided has the size of the queries, not that of the scores."""
+    """Σ eᵢ vᵢ / Σ eᵢ: what is divided has the size of the queries, not that of the scores. The null key joins after the
+    sums, so that XLA makes one loop of product, mask and exponential; a query may see no other key."""
     q = q * q.shape[-1] ** -0.5
     mask = jnp.where(_seen(reach, qpos, kpos), 0.0, -jnp.inf)[:, None]
     s = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + mask
-    top = s.max(-1, keepdims=True, initial=-jnp.inf)
-    if null is not None:
-        k0, v0 = _wide(null)
-        s0 = (q.astype(jnp.float32) * k0).sum(-1, keepdims=True)
-        top = jnp.maximum(top, s0)
+    top = s.max(-1, keepdims=True, initial=-jnp.inf if null is None else LOWEST)
     e = jnp.exp(s - top)
     total, e = e.sum(-1, keepdims=True), e.astype(v.dtype)
     o = jnp.einsum("bhqk,bhkc->bhqc", e, v).astype(jnp.float32)
-    e0 = None
-    if null is not None:
-        e0 = jnp.exp(s0 - top)
-        total, o = total + e0, o + e0 * v0
-    share = 1 / total
-    o = (o * share).astype(v.dtype)
-    return o, (q, k, v, null, e, e0, share, o)
+    if null is None:
+        share, share0 = 1 / total, None
+        o = o * share
+    else:
+        k0, v0 = _wide(null)
+        s0 = (q.astype(jnp.float32) * k0).sum(-1, keepdims=True)
+        most = jnp.maximum(top, s0)
+        share, share0 = jnp.exp(top - most), jnp.exp(s0 - most)
+        total = share * total + share0
+        share, share0 = share / total, share0 / total
+        o = o * share + share0 * v0
+    o = o.astype(v.dtype)
+    return o, (q, k, v, null, e, share, share0, o)
 
 
 def _wide(null):
@@ -200,24 +205,24 @@ def _scores_bwd(reach, res, do):
     Products with eᵀ and dsᵀ are written from the left, doᵀ·e: XLA's CPU matmul is 3 times slower with the big matrix
     transposed. The barriers keep the transposes of the small matrices from being folded back into the product.
     """
-    q, k, v, null, e, e0, share, o = res
+    q, k, v, null, e, share, share0, o = res
     alone = jax.lax.optimization_barrier
     flip = lambda x: alone(x.swapaxes(2, 3))  # noqa: E731
     scale = q.shape[-1] ** -0.5
-    do = do.astype(jnp.float32) * share
-    delta = (do * o.astype(jnp.float32)).sum(-1, keepdims=True)
-    do = do.astype(v.dtype)
+    whole = do.astype(jnp.float32)
+    delta = (whole * o.astype(jnp.float32)).sum(-1, keepdims=True)
+    do = (whole * share).astype(v.dtype)
     dv = alone(jnp.einsum("bhcq,bhqk->bhck", flip(do), e)).swapaxes(2, 3)
     dp = jnp.einsum("bhqc,bhkc->bhqk", do, v, preferred_element_type=jnp.float32)
-    ds = (e * (dp - delta)).astype(v.dtype)
+    ds = (e * (dp - share * delta)).astype(v.dtype)
     dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k)
     dk = alone(jnp.einsum("bhcq,bhqk->bhck", flip(q), ds)).swapaxes(2, 3)
     if null is None:
         return dq * scale, dk, dv, None, None, None
     k0, v0 = _wide(null)
-    ds0 = e0 * ((do * v0).sum(-1, keepdims=True) - delta)
+    ds0 = share0 * ((whole * v0).sum(-1, keepdims=True) - delta)
     dq = (dq + ds0 * k0).astype(q.dtype)
-    found = ((w * x.astype(jnp.float32)).sum((0, 2)) for w, x in ((ds0, q), (e0, do)))
+    found = ((w * x.astype(jnp.float32)).sum((0, 2)) for w, x in ((ds0, q), (share0, whole)))
     return dq * scale, dk, dv, None, None, tuple(g.astype(x.dtype) for g, x in zip(found, null, strict=True))
 
 

@@ -8,9 +8,8 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py --dry
     salaries                           the same of salaries, with --config.task.path=salaries.csv
 
 24 runs: 8 rows of 3 seeds. A pruned run computes with zeros to its end: `executed` is that of the whole model, and
-kept_rel_flops in result.json ("test") what it costs after `shrink`. 8 bits take the extra quant. Not measured yet at
-the cpu size, about three hours of two cores; what `tabular` gives on the made-up rents stands in the README, but for
-the rows with pruning.
+kept_rel_flops in result.json ("test") what it costs after `shrink`. 8 bits take the extra quant. What came out,
+with times, stands in benchmarks/results/README.md.
 """
 
 from cerebra_jax.errors import UserError

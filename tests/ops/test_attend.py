@@ -116,6 +116,17 @@ def test_large_scores_do_not_overflow():
     assert max(np.abs(got[name] - want[name]).max() for name in ("dq", "dk")) < 100 * 1e-5
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_null_key_far_above_or_below_the_others_takes_all_or_nothing(sign):
+    q, k, v, do = _random(6, *[(1, 1, 8, 8)] * 4)
+    q, k, v0, pos = jnp.abs(q) + 1, jnp.abs(k), jnp.ones((1, 8)), jnp.arange(8)[None]
+    null = (sign * jnp.full((1, 8), 1000.0), v0)
+    o, back = jax.vjp(lambda *a: att.attend(*a, pos, pos, ((0, 8, 0, 8),), "full", null=null), q, k, v)
+    want = jnp.ones_like(o) if sign > 0 else _plain(q, k, v, pos, pos)
+    np.testing.assert_allclose(o, want, rtol=1e-5, atol=1e-6)
+    assert all(np.isfinite(g).all() for g in back(do))
+
+
 @pytest.mark.parametrize("L", [2048, 4096])
 def test_long_sequences_never_hold_all_scores(L):
     B, H, C = 1, 2, 8
