@@ -91,7 +91,7 @@ class Run:
             s.choose(self.start, int(host.demand["program"]))
             s.choose(self.start + 1, int(host.demand["next"]))
         if found is None:
-            step.check_cost_gradient(s.model, self.state, s.task.example(1), s.penalty)
+            step.check_cost_gradient(s.model, self.state, s.task.example(4), s.penalty)
         self.log = metrics.Log(self.workdir / "metrics.jsonl", self.start, scored)
         self.tracker = metrics.tracker(self.workdir / "tensorboard", self.start)
         self.screen.begin(s.total, self.start)
