@@ -12,7 +12,6 @@ import math
 import pytest
 
 from cerebra_jax import config
-from cerebra_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("eight_bits")
 
