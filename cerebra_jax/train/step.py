@@ -155,7 +155,8 @@ def check_cost_gradient(model: Model, state: TrainState, batch: Batch, lam: floa
     """UserError if λ > 0 but the expected cost has a zero gradient in every parameter: nothing could move it."""
     if lam == 0.0:
         return
-    few = {name: x[:4] for name, x in batch.items()}  # more than one: the cost of an example that fills its slots is flat
+    # more than one: the cost of an example that fills its slots is flat
+    few = {name: x[:4] for name, x in batch.items()}
 
     @jax.jit
     def largest(params):
