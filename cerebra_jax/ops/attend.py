@@ -25,7 +25,7 @@ Null = tuple[jax.Array, jax.Array]
 """A key and its value, (H, C) each, that every query sees."""
 
 CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 128 to 256 measured best on CPU
-LOWEST = -1e30  # stands for the largest of no scores: finite, so that −inf − LOWEST is a number
+LOWEST = -1e30  # masks where there is a null key: of a query that sees no other, what these weigh is 0 in the end
 KEPT = 1024  # scores per token and head that are kept for the backward pass; more are formed again, chunk by chunk
 
 
@@ -110,9 +110,9 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     """softmax(q·kᵀ/√C + mask)·v with mask kpos <= qpos, or `reach`; softmax in float32; -> (B, H, Q, C).
 
     Positions are (B, n) or (1, n) int32. Each query must see at least one key of its segment (its own, in self
-    attention) or the `null` key, (H, C) twice: the mask is −inf, not a finite sentinel. `cudnn` needs the causal plan
-    of all tokens. The null key is not one of the matmul's: with 2,049 columns XLA's CPU takes a tenth longer for all
-    of it than with 2,048.
+    attention) or the `null` key, (H, C) twice: without one the mask is −inf, no finite sentinel. `cudnn` needs the
+    causal plan of all tokens. The null key is not one of the matmul's: with 2,049 columns XLA's CPU takes a tenth
+    longer for all of it than with 2,048.
     """
     if kernel == "cudnn":
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
@@ -171,11 +171,11 @@ def _seen(reach, qpos_BxQ, kpos_BxK):
 
 def _scores_fwd(reach, q, k, v, qpos, kpos, null):
     """Σ eᵢ vᵢ / Σ eᵢ: what is divided has the size of the queries, not that of the scores. The null key joins after the
-    sums, so that XLA makes one loop of product, mask and exponential; a query may see no other key."""
+    sums; a query may see no other."""
     q = q * q.shape[-1] ** -0.5
-    mask = jnp.where(_seen(reach, qpos, kpos), 0.0, -jnp.inf)[:, None]
+    mask = jnp.where(_seen(reach, qpos, kpos), 0.0, -jnp.inf if null is None else LOWEST)[:, None]
     s = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + mask
-    top = s.max(-1, keepdims=True, initial=-jnp.inf if null is None else LOWEST)
+    top = s.max(-1, keepdims=True, initial=-jnp.inf)
     e = jnp.exp(s - top)
     total, e = e.sum(-1, keepdims=True), e.astype(v.dtype)
     o = jnp.einsum("bhqk,bhkc->bhqc", e, v).astype(jnp.float32)
