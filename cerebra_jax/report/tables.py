@@ -60,6 +60,21 @@ _SHRUNK = Column(
 )  # executed once `shrink` has cut out what the run pruned
 
 
+def _attending(result: dict[str, Any]) -> float | None:
+    """Attention calls per token and layer on test data; of CHIAR those of its routed layers, and of the last one."""
+    if result["model"] == "transformer":
+        return 1.0
+    if result["model"] != "chiar" or "net" not in result:
+        return None
+    depth, mode = result["net"]["depth"], result["net"]["route"]["mode"]
+    calls = {"always_full": [1.0] * (depth - 2), "always_compressed": []}.get(mode)
+    calls = result["test"].get("gates", {}).get("kept") if calls is None else calls
+    return None if calls is None else (sum(calls) + 1) / depth
+
+
+_CALLS = Column("attending", "attention calls", _attending, 3)
+
+
 def columns(groups: Groups) -> list[Column]:
     """Figures of the task, the headline on both splits and the others on test data; then costs and times."""
 
@@ -69,7 +84,9 @@ def columns(groups: Groups) -> list[Column]:
     head, *rest = [m for m in next(iter(groups.values()))[0].metrics if m["table"]]
     first = [quality("val", "valid", head), quality("test", "test", head)]
     pruned = any("kept_rel_flops" in run.result["test"] for runs in groups.values() for run in runs)
-    costs = [*_COSTS[:3], _SHRUNK, *_COSTS[3:]] if pruned else _COSTS
+    costs = [*_COSTS[:3], *[_SHRUNK] * pruned, *_COSTS[3:]]
+    if any(_attending(run.result) not in (None, 1.0) for runs in groups.values() for run in runs):
+        costs = [_CALLS, *costs]
     return [*first, *(quality("test", "test", m) for m in rest), *costs]
 
 
@@ -81,7 +98,7 @@ def cell(runs: Sequence[Run], column: Column) -> Cell | None:
     return Cell(*mean_sd(values), half_width(values), len(values))
 
 
-BRIEF = ("executed", "shrunk", "executed_mflop", "minutes")
+BRIEF = ("attending", "executed", "shrunk", "executed_mflop", "minutes")
 
 
 def grid(groups: Groups, also: dict[str, float], brief: bool = False) -> list[list[str]]:
