@@ -1,7 +1,7 @@
 """Policies at once: penalty, sampler, pruning, 8 bits in overlapping phases, every pair of their settings in some run.
 
-The runs are rows of an orthogonal array, so that no pair is left out; what went wrong with two policies together was a
-scale of 0 (a matrix that is all pruned has no largest weight) and a phase that began before another ended.
+The runs are rows of an orthogonal array: no pair is left out. Matrices that are pruned to nothing are among them, whose
+largest weight, the scale of 8 bits, is 0.
 """
 
 from __future__ import annotations
