@@ -7,13 +7,14 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py:selective --d
     mqar-L, selective-L   any other L: of mqar L/16 pairs and a vocabulary that filler leaves room in
     smoke                 mqar in seconds
 
-21 runs: 7 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=... for another).
-Cerebra, the oracle and chance begin with every token on the heavy path and end at half the dense FLOPs. Window: L/4.
+24 runs: 8 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=... for another).
+Cerebra, the oracles and chance end at half the dense FLOPs; in oracle-all every token is a key, in the other three the
+kept ones are. Window: L/4.
 """
 
 from cerebra_jax.errors import UserError
 
-MODELS = ("dense", "window", "ssm", "lstm", "cerebra", "random", "oracle")
+MODELS = ("dense", "window", "ssm", "lstm", "cerebra", "random", "oracle", "oracle-all")
 TASKS = ("mqar", "selective")
 
 
@@ -29,7 +30,7 @@ def get_sweep(arg: str = "mqar"):
     if task == "mqar":
         keys |= {"task.pairs": max(1, L // 16), "task.vocab_size": max(256, 2 * L)}
     for model in MODELS:
-        own = {"net.window": L // 4} if model == "window" else {}
+        own = {"window": {"net.window": L // 4}, "oracle-all": {"net.route.kv": "all"}}.get(model, {})
         for seed in range(3):
-            config = f"configs/longseq.py:{task}-{model}" + "-smoke" * (arg == "smoke")
+            config = f"configs/longseq.py:{task}-{model.removesuffix('-all')}" + "-smoke" * (arg == "smoke")
             yield {"config": config, "name": model, **keys, **own, "seed": seed}

@@ -33,7 +33,8 @@ def save(cfg: RunCfg, workdir: Path, named: Named, step: int, score: float | Non
     `score`: of its validation, `data`: what it was trained on, if known. UserError where an array is missing, unknown
     or of another shape.
     """
-    task = tasks.sketch(cfg)
+    # the sampler has a table of the examples, which only the text itself can count
+    task = tasks.build(cfg, say) if cfg.sampler.on else tasks.sketch(cfg)
     table = named.get("params/embed/table")
     if cfg.task.name == "text" and table is not None:  # a small text gives a BPE fewer tokens than were asked for
         task.shape = task.shape._replace(vocab_size=len(table))
