@@ -109,6 +109,22 @@ def test_training_goes_on_from_the_smaller_run(small, tmp_path, capsys):
     )
 
 
+def test_a_sampled_run_on_text_keeps_its_table(tmp_path):
+    """The sampler counts the text's examples, which no other model needs to be built."""
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"the {split} text is short\n" * 40)
+    task = {"data_dir": str(tmp_path), "tokenizer": "bytes", "seq_len": 32}
+    prune = {"keep": 0.7, "start": "2 steps", "end": "5 steps", "rounds": 2, "tile": 1}
+    values = {"task": task, "net": NET | {"name": "transformer", "causal": True}, "train": TRAIN, "prune": prune}
+    record.write_json(tmp_path / "c.json", config.to_dict(config.parse(values | {"sampler": {"beta": 0.5}})))
+    run, to = tmp_path / "run", tmp_path / "small"
+    assert main.main(["--config", str(tmp_path / "c.json"), "--workdir", str(run)]) == 0
+    assert main.main(["shrink", "--workdir", str(run), "--to", str(to), "--tile=1"]) == 0
+    before, after = arrays(run), arrays(to)
+    table = [name for name in before if name.startswith("sampler/")]
+    assert table and all(np.array_equal(before[name], after[name]) for name in table)
+
+
 def test_what_stays_for_the_tile_is_the_most_important_of_what_was_pruned():
     mask, slope = np.array([1, 0, 1, 0, 0, 0, 1, 0], np.float32), np.array([0, 5, 0, 1, 9, 2, 0, 3], np.float32)
     group = units.Group("x", 0, "ffn", 8, ())
