@@ -164,6 +164,22 @@ def test_a_penalty_that_can_move_nothing_is_refused(tiny_cfg):
     step.check_cost_gradient(model, s, batch_at(0), 0.5)
 
 
+def test_a_router_that_keeps_no_more_than_its_floor_is_not_refused(tiny_cfg):
+    """Its cost is flat where it stands; the task may move it to where it is not."""
+    route = {"mode": "threshold", "tau": "learned", "floor": 0.2}
+    cfg = config(tiny_cfg, net={"name": "cerebra", "depth": 2, "route": route})
+    model, optimizer = build(cfg, V), optim.make(cfg.train, TOTAL, TOTAL)
+    s = state.init(model, optimizer, batch_at(0), jax.random.key(0))
+    low = lambda path, p: p - 20.0 * (path[-2].key == "score" and path[-1].key == "bias")  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(low, s.params)
+
+    def cost(params):
+        return model.apply({"params": params, "routing": s.routing}, batch_at(0), neutral_knobs())[1].expected_B.sum()
+
+    assert all(not g.any() for g in jax.tree.leaves(jax.jit(jax.grad(cost))(params)))
+    step.check_cost_gradient(model, s.replace(params=params), batch_at(0), 0.5)
+
+
 def test_devices_are_chosen_to_divide_the_batch():
     assert len(parallel.choose_devices(0, 12, 1)) == 6
     assert len(parallel.choose_devices(2, 8, 2)) == 2
