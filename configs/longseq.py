@@ -11,10 +11,14 @@ ends at half of the dense FLOPs (objective.budget), an encoder keeps a quarter o
 answers need is 3 task.pairs of mqar, 2 of selective and masked; `overflow` in metrics.jsonl says what found no slot.
 copy needs every token: no oracle there.
 
-Measured on one core of a shared 2-core AMD EPYC (Zen 5), mqar, seed 0, test accuracy after 4,000 steps, about 8 minutes
-where nothing else runs: dense 1.000; at 0.498 of its FLOPs cerebra 0.927, random 0.664, oracle 0.128. With every
-token a key (--config.net.route.kv=all): cerebra 0.665, oracle 0.9999 after 1,500 steps. dense, L = 256, 16 pairs and
-512 symbols: 0.9925 (validation) after 1,250 steps, 7 minutes of CPU time. The other tasks: not measured yet.
+Measured on one core of a shared 2-core AMD EPYC (Zen 5), 3 seeds, test accuracy; cerebra, random and oracle at half of
+dense's FLOPs:
+    mqar, 4,000 steps, 3 to 7 minutes    dense 1.000, cerebra 0.678 ± 0.099, random 0.598 ± 0.101, oracle 0.127 ± 0.002,
+                                         with every token a key (--config.net.route.kv=all) 1.000
+    selective, 2,000 steps, 1 to 3       dense 0.981 ± 0.011, cerebra 0.848 ± 0.031, random 0.601 ± 0.008,
+                                         oracle 0.845 ± 0.010, with every token a key 0.658 ± 0.005
+Dense, L = 256, 16 pairs and 512 symbols: 0.9925 (validation) after 1,250 steps, 7 minutes of CPU time. All of it:
+configs/sweeps/recall.py and benchmarks/results/README.md. copy and induction: not measured.
 """
 
 from cerebra_jax import config
