@@ -169,9 +169,8 @@ def check_cost_gradient(model: Model, state: TrainState, batch: Batch, lam: floa
         return jnp.stack([jnp.abs(g).max() for g in jax.tree.leaves(jax.grad(cost)(params))]).max()
 
     def near(seed):
-        keys = jax.random.split(jax.random.key(seed), len(jax.tree.leaves(state.params)))
-        keys = jax.tree.unflatten(jax.tree.structure(state.params), list(keys))
-        return jax.tree.map(lambda p, key: p + jax.random.normal(key, p.shape, p.dtype), state.params, keys)
+        noise = optax.tree_utils.tree_random_like(jax.random.key(seed), state.params)
+        return optax.tree_utils.tree_add(state.params, noise)
 
     if not (largest(state.params) > 0 or any(largest(near(seed)) > 0 for seed in range(8))):
         raise UserError(f"objective.lam is {lam:g}, but no parameter of {model.name} changes its cost",
