@@ -79,7 +79,8 @@ class Attention(nn.Module):
             return _dense(2 * A, self.bias, m, net.init_std, "kv")
 
         kv = cached.when(run if step is not None and step.lazy else None, remember, self, m_BxKxD, 2 * A)
-        k, v = att.rope(heads(kv[..., :A]), kpos), heads(kv[..., A:])
+        k, v = (heads(x) for x in jnp.split(kv, 2, axis=2))
+        k = att.rope(k, kpos)
         qorder, korder = (qpos, kpos) if qorder is None else (qorder, korder)
         plan, kernel = self.plan, self.kernel
         if step is not None:

@@ -241,7 +241,8 @@ class CompressedAttention(nn.Module):
         made = cached.when(None if ends is None else ends.run, keys, self, c_BxMxE, 2 * E)
         null_2xE = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
         null = tuple(x.reshape(H, E // H) for x in null_2xE)
-        k, v = _rope(heads(made[..., :E]), last), heads(made[..., E:])
+        k, v = (heads(x) for x in jnp.split(made, 2, axis=2))
+        k = _rope(k, last)
         korder = jnp.where(seen, last if net.causal else 0, self.L)
         plan = light_plan(net, self.L)
         if ends is not None:

@@ -117,21 +117,20 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     if kernel == "cudnn":
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
+    if kernel == "full":
+        return _segments(plan, reach, q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, null)
     outs = []
-    scores = functools.partial(_scores, reach, null=null)
     ranges = tuple((k0, k1) for _, _, k0, k1 in plan)
     keys, values = _ranges(ranges, k_BxHxKxC), _ranges(ranges, v_BxHxKxC)
-    queries = jax.lax.split(q_BxHxQxC, [q1 - q0 for q0, q1, _, _ in plan], axis=2)  # its gradient is not a sum
-    for (q0, q1, k0, k1), q, k, v in zip(plan, queries, keys, values, strict=True):
+    for (q0, q1, k0, k1), q, k, v in zip(plan, _cut(plan, q_BxHxQxC), keys, values, strict=True):
         qpos, kpos = qpos_BxQ[:, q0:q1], kpos_BxK[:, k0:k1]
-        chunk = chunk_of(plan, q1 - q0, kernel)
-        if chunk < q1 - q0:
-            outs.append(_chunked(chunk, scores, q, k, v, qpos, kpos))
-        elif kernel == "blockwise":
-            outs.append(jax.checkpoint(scores)(q, k, v, qpos, kpos))
-        else:
-            outs.append(scores(q, k, v, qpos, kpos))
+        outs.append(_chunked(chunk_of(plan, q1 - q0, kernel), reach, q, k, v, qpos, kpos, null))
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
+
+
+def _cut(plan, x_BxHxQxC):
+    """The queries' rows of each segment. The gradient of a split is no sum of padded arrays."""
+    return jax.lax.split(x_BxHxQxC, [q1 - q0 for q0, q1, _, _ in plan], axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -140,25 +139,24 @@ def _ranges(ranges, x_BxHxKxC):
     return tuple(x_BxHxKxC[:, :, a:b] for a, b in ranges)
 
 
-def _ranges_bwd(ranges, like, grads):
+def _ranges_sum(ranges, like_BxHxKxC, flipped):
     """Between two ends of ranges, the sum of those that hold it. What JAX makes of slices, a sum of padded arrays,
     visits every key for every range: a tenth of the layer's time where few queries look at 8,192 keys. The sums are
-    of the transposes that `_scores_bwd` makes, whose rows are contiguous."""
-    grads = [g.swapaxes(2, 3) for g in grads]
-    cuts = sorted({0, like.shape[2], *(end for pair in ranges for end in pair)})
+    of transposes (B, H, C, k), whose rows are contiguous."""
+    if like_BxHxKxC.size == 0:  # a causal segment before the first compressed token
+        return like_BxHxKxC
+    cuts = sorted({0, like_BxHxKxC.shape[2], *(end for pair in ranges for end in pair)})
     parts = []
     for a, b in zip(cuts[:-1], cuts[1:], strict=True):
-        held = [g[..., a - k0 : b - k0] for (k0, k1), g in zip(ranges, grads, strict=True) if k0 <= a and b <= k1]
-        parts.append(sum(held[1:], held[0]) if held else jnp.zeros_like(like[:, :, a:b].swapaxes(2, 3)))
-    return (jax.lax.optimization_barrier(jnp.concatenate(parts, axis=3)).swapaxes(2, 3),)
+        held = [g[..., a - k0 : b - k0] for (k0, k1), g in zip(ranges, flipped, strict=True) if k0 <= a and b <= k1]
+        parts.append(sum(held[1:], held[0]) if held else jnp.zeros_like(like_BxHxKxC[:, :, a:b].swapaxes(2, 3)))
+    return jax.lax.optimization_barrier(jnp.concatenate(parts, axis=3)).swapaxes(2, 3)
 
 
-_ranges.defvjp(lambda ranges, x: (_ranges(ranges, x), x), _ranges_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scores(reach, q, k, v, qpos, kpos, null):
-    return _scores_fwd(reach, q, k, v, qpos, kpos, null)[0]
+_ranges.defvjp(
+    lambda ranges, x: (_ranges(ranges, x), x),
+    lambda ranges, like, grads: (_ranges_sum(ranges, like, [g.swapaxes(2, 3) for g in grads]),),
+)
 
 
 def _seen(reach, qpos_BxQ, kpos_BxK):
@@ -169,16 +167,28 @@ def _seen(reach, qpos_BxQ, kpos_BxK):
     return seen if back is None else seen & (k >= q - back)
 
 
-def _scores_fwd(reach, q, k, v, qpos, kpos, null):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _segments(plan, reach, q, k, v, qpos, kpos, null):
+    """All segments with whole score blocks. What is not of size Q x K is done for all of them at once: on a CPU a
+    layer of 2,048 tokens is a few hundred kernels, whose starts are felt."""
+    return _segments_fwd(plan, reach, q, k, v, qpos, kpos, null)[0]
+
+
+def _segments_fwd(plan, reach, q, k, v, qpos, kpos, null):
     """Σ eᵢ vᵢ / Σ eᵢ: what is divided has the size of the queries, not that of the scores. The null key joins after the
     sums; a query may see no other."""
     q = q * q.shape[-1] ** -0.5
-    mask = jnp.where(_seen(reach, qpos, kpos), 0.0, -jnp.inf if null is None else LOWEST)[:, None]
-    s = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + mask
-    top = s.max(-1, keepdims=True, initial=-jnp.inf)
-    e = jnp.exp(s - top)
-    total, e = e.sum(-1, keepdims=True), e.astype(v.dtype)
-    o = jnp.einsum("bhqk,bhkc->bhqc", e, v).astype(jnp.float32)
+    weights, found = [], []
+    for (q0, q1, k0, k1), q_s in zip(plan, _cut(plan, q), strict=True):
+        seen = _seen(reach, qpos[:, q0:q1], kpos[:, k0:k1])
+        mask = jnp.where(seen, 0.0, -jnp.inf if null is None else LOWEST)[:, None]
+        s = jnp.einsum("bhqc,bhkc->bhqk", q_s, k[:, :, k0:k1], preferred_element_type=jnp.float32) + mask
+        top = s.max(-1, keepdims=True, initial=-jnp.inf)
+        e = jnp.exp(s - top)
+        weights.append(e.astype(v.dtype))
+        found.append((top, e.sum(-1, keepdims=True), jnp.einsum("bhqk,bhkc->bhqc", weights[-1], v[:, :, k0:k1])))
+    top, total, o = found[0] if len(plan) == 1 else (jnp.concatenate(x, axis=2) for x in zip(*found, strict=True))
+    o = o.astype(jnp.float32)
     if null is None:
         share, share0 = 1 / total, None
         o = o * share
@@ -191,7 +201,7 @@ def _scores_fwd(reach, q, k, v, qpos, kpos, null):
         share, share0 = share / total, share0 / total
         o = o * share + share0 * v0
     o = o.astype(v.dtype)
-    return o, (q, k, v, null, e, share, share0, o)
+    return o, (q, k, v, null, weights, share, share0, o)
 
 
 def _wide(null):
@@ -199,42 +209,48 @@ def _wide(null):
     return tuple(x.astype(jnp.float32)[None, :, None] for x in null)
 
 
-def _scores_bwd(reach, res, do):
+def _segments_bwd(plan, reach, res, do):
     """The derivative by hand: it keeps e and nothing else of size Q x K (Dao et al. 2022, arXiv:2205.14135, B.2).
 
     Products with eᵀ and dsᵀ are written from the left, doᵀ·e: XLA's CPU matmul is 3 times slower with the big matrix
     transposed. The barriers keep the transposes of the small matrices from being folded back into the product.
     """
-    q, k, v, null, e, share, share0, o = res
+    q, k, v, null, weights, share, share0, o = res
     alone = jax.lax.optimization_barrier
     flip = lambda x: alone(x.swapaxes(2, 3))  # noqa: E731
-    scale = q.shape[-1] ** -0.5
     whole = do.astype(jnp.float32)
     delta = (whole * o.astype(jnp.float32)).sum(-1, keepdims=True)
-    do = (whole * share).astype(v.dtype)
-    dv = alone(jnp.einsum("bhcq,bhqk->bhck", flip(do), e)).swapaxes(2, 3)
-    dp = jnp.einsum("bhqc,bhkc->bhqk", do, v, preferred_element_type=jnp.float32)
-    ds = (e * (dp - share * delta)).astype(v.dtype)
-    dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k)
-    dk = alone(jnp.einsum("bhcq,bhqk->bhck", flip(q), ds)).swapaxes(2, 3)
-    if null is None:
-        return dq * scale, dk, dv, None, None, None
-    k0, v0 = _wide(null)
-    ds0 = share0 * ((whole * v0).sum(-1, keepdims=True) - delta)
-    dq = (dq + ds0 * k0).astype(q.dtype)
-    found = ((w * x.astype(jnp.float32)).sum((0, 2)) for w, x in ((ds0, q), (share0, whole)))
-    return dq * scale, dk, dv, None, None, tuple(g.astype(x.dtype) for g, x in zip(found, null, strict=True))
+    parts, found = (_cut(plan, x) for x in (q, (whole * share).astype(v.dtype), share * delta)), []
+    for (_, _, k0, k1), e, q_s, do_s, less_s in zip(plan, weights, *parts, strict=True):
+        dv = alone(jnp.einsum("bhcq,bhqk->bhck", flip(do_s), e))
+        dp = jnp.einsum("bhqc,bhkc->bhqk", do_s, v[:, :, k0:k1], preferred_element_type=jnp.float32)
+        ds = (e * (dp - less_s)).astype(v.dtype)
+        dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k[:, :, k0:k1])
+        found.append((dq, alone(jnp.einsum("bhcq,bhqk->bhck", flip(q_s), ds)), dv))
+    dq, dk, dv = zip(*found, strict=True)
+    dq, ranges = jnp.concatenate(dq, axis=2), tuple((k0, k1) for _, _, k0, k1 in plan)
+    dk, dv, dnull = _ranges_sum(ranges, k, dk), _ranges_sum(ranges, v, dv), None
+    if null is not None:
+        k0, v0 = _wide(null)
+        ds0 = share0 * ((whole * v0).sum(-1, keepdims=True) - delta)
+        dq = (dq + ds0 * k0).astype(q.dtype)
+        sums = ((w * x.astype(jnp.float32)).sum((0, 2)) for w, x in ((ds0, q), (share0, whole)))
+        dnull = tuple(g.astype(x.dtype) for g, x in zip(sums, null, strict=True))
+    return dq * q.shape[-1] ** -0.5, dk, dv, None, None, dnull
 
 
-_scores.defvjp(_scores_fwd, _scores_bwd)
+_segments.defvjp(_segments_fwd, _segments_bwd)
 
 
-def _chunked(chunk, scores, q, k, v, qpos, kpos):
-    """Scan over query chunks, scores recomputed in the backward pass: chunk x K scores live, never Q x K."""
+def _chunked(chunk, reach, q, k, v, qpos, kpos, null):
+    """A segment, scores recomputed in the backward pass: by a scan over chunks of its queries, if it is longer than
+    one, chunk x K scores live, never Q x K."""
     B, H, Q, C = q.shape
     n = Q // chunk
+    scores = jax.checkpoint(functools.partial(_segments, ((0, chunk, 0, k.shape[2]),), reach))
+    if n == 1:
+        return scores(q, k, v, qpos, kpos, null)
     q_n = jnp.moveaxis(q.reshape(B, H, n, chunk, C), 2, 0)
     qpos_n = jnp.moveaxis(jnp.broadcast_to(qpos, (qpos.shape[0], Q)).reshape(-1, n, chunk), 1, 0)
-    body = jax.checkpoint(functools.partial(scores, kpos=kpos))
-    _, out_n = jax.lax.scan(lambda _, x: (None, body(x[0], k, v, x[1])), None, (q_n, qpos_n))
+    _, out_n = jax.lax.scan(lambda _, x: (None, scores(x[0], k, v, x[1], kpos, null)), None, (q_n, qpos_n))
     return jnp.moveaxis(out_n, 0, 2).reshape(B, H, Q, C)
