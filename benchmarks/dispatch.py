@@ -1,7 +1,7 @@
 """Do routed FLOPs save time? Cerebra's routed attention, forward and backward, against the best dense variant.
 
 python benchmarks/dispatch.py [--lengths=2048,4096,8192] [--kept=L/8,L/16,32] [--masks=causal,encoder] [--kv=all,routed]
-                              [--parts=attention,block] [--rounds=7] [--tokens=8192] [--width=256] [--heads=4]
+                              [--parts=attention,block] [--rounds=7] [--batch=1] [--width=256] [--heads=4]
                               [--r=0.25] [--s=0.5] [--quick] [--out=FILE.json]
 
 How it is measured, and what the columns mean: benchmarks/README.md.
@@ -112,7 +112,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--kv", type=words, default="all,routed", help="which tokens are keys")
     parser.add_argument("--parts", type=words, default="attention,block", help="one layer, or one with its FFN")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a batch: tokens/L examples, at least one")
+    parser.add_argument("--batch", type=int, default=1, help="sequences of a batch")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--r", type=float, default=0.25, help="compressed tokens per token")
@@ -128,7 +128,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     args = options()
     found, before = [], timing.machine()
-    print(f"D {args.width}, H {args.heads}, r {args.r:g}, s {args.s:g}, float32, batches of {args.tokens} tokens; "
+    print(f"D {args.width}, H {args.heads}, r {args.r:g}, s {args.s:g}, float32, batches of {args.batch}; "
           f"{args.rounds} rounds on {before['cores']} x {before['cpu']}")  # fmt: skip
     for mask, part, length in itertools.product(args.masks, args.parts, args.lengths):
         group = layers.group(mask, part, int(length), args)

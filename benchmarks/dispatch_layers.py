@@ -55,8 +55,7 @@ class Program(NamedTuple):
 
 def group(mask: str, part: str, L: int, args: argparse.Namespace) -> Group:
     kept = tuple(dict.fromkeys(L // int(k[2:]) if k.startswith("L/") else int(k) for k in args.kept))
-    B = max(1, args.tokens // L)
-    return Group(mask, part, L, B, kept, tuple(args.kv), args.width, args.heads, args.r, args.s,
+    return Group(mask, part, L, args.batch, kept, tuple(args.kv), args.width, args.heads, args.r, args.s,
                  args.light_heads or max(1, round(args.heads * args.s)))  # fmt: skip
 
 

@@ -225,7 +225,7 @@ class CompressedAttention(nn.Module):
     def __call__(
         self, x_BxLxD, c_BxMxE, seen, pos_1xL, order, ends: Closing | None = None, kv: cached.KV | None = None
     ):
-        net, dtype = self.net, x_BxLxD.dtype
+        net = self.net
         (B, n, _), E, H = x_BxLxD.shape, light_width(net.compress, net.width), light_heads(net)
         last = jnp.asarray(windows(self.L, net.compress.r).last_M)[None] if ends is None else ends.last_Bxm
 
@@ -235,11 +235,11 @@ class CompressedAttention(nn.Module):
         def keys(module, c):
             if self.has_variable("folded", "whole"):
                 return c
-            return nn.Dense(2 * E, False, dtype, kernel_init=block._init(net.init_std), name="kv")(c)
+            return block._dense(2 * E, False, c, net.init_std, "kv")
 
         q = heads(block._dense(E, False, x_BxLxD, net.init_std, "q"))
         made = cached.when(None if ends is None else ends.run, keys, self, c_BxMxE, 2 * E)
-        null_2xE = self.param("null", block._init(), (2, E), jnp.float32).astype(dtype)
+        null_2xE = self.param("null", block._init(), (2, E), jnp.float32).astype(x_BxLxD.dtype)
         null = tuple(x.reshape(H, E // H) for x in null_2xE)
         k, v = (heads(x) for x in jnp.split(made, 2, axis=2))
         k = _rope(k, last)

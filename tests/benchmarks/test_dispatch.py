@@ -19,7 +19,7 @@ def dispatch(script, monkeypatch):
 def test_columns_of_the_dispatch_benchmark(mask, part, dispatch, monkeypatch, tmp_path, capsys):
     out = tmp_path / "found.json"
     words = [f"--masks={mask}", f"--parts={part}", "--lengths=128", "--kept=L/8,L/64", "--kv=all,routed", "--rounds=1",
-             "--tokens=128", "--width=32", "--heads=2", "--quick", f"--out={out}"]  # fmt: skip
+             "--batch=2", "--width=32", "--heads=2", "--quick", f"--out={out}"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["dispatch.py", *words])
     dispatch.main()
     (group,) = json.loads(out.read_text())["groups"]
@@ -43,7 +43,7 @@ def test_columns_of_the_dispatch_benchmark(mask, part, dispatch, monkeypatch, tm
 
 
 def test_a_program_that_runs_other_flops_than_priced_is_not_timed(dispatch, monkeypatch):
-    words = ["--masks=encoder", "--lengths=64", "--kept=8", "--tokens=64", "--width=16", "--heads=2", "--quick"]
+    words = ["--masks=encoder", "--lengths=64", "--kept=8", "--batch=1", "--width=16", "--heads=2", "--quick"]
     monkeypatch.setattr(sys, "argv", ["dispatch.py", *words, "--parts=attention"])
     monkeypatch.setattr(dispatch.layers.block, "attention_flops", lambda *_: 1)
     with pytest.raises(SystemExit, match="FLOPs by the price list"):
