@@ -11,6 +11,7 @@ from cerebra_jax.cost import prices
 from cerebra_jax.models.decoding import cache as cached
 from cerebra_jax.models.layers import shapes
 from cerebra_jax.ops import attend as att
+from cerebra_jax.ops import dispatch
 from cerebra_jax.ops.dropout import dropout
 
 
@@ -40,10 +41,15 @@ def _dense(width: int, bias: bool, x, std: float, name: str):
     return y.reshape(*x.shape[:-1], width)
 
 
-def mix(g_BxLx1, heavy_BxLxD, light_BxLxD=None):
-    """g · heavy + (1 − g) · light, or g · heavy, each token its own g. As matrices, as in `Norm`: of (1, 8192, 256)
-    the gradient of g is a sum over D that XLA's CPU takes 16 times longer for with three axes."""
-    g, heavy = g_BxLx1.reshape(-1, 1), heavy_BxLxD.reshape(-1, heavy_BxLxD.shape[-1])
+def mix(g_BxL, heavy_BxLxD, light_BxLxD=None, slots: dispatch.Slots | None = None):
+    """g · heavy + (1 − g) · light, or g · heavy, each token its own g, (B, L) or (B, L, 1). With slots, heavy is
+    (B, K, D), and g is 0 (gate · kept) where a token has none. As matrices, as in `Norm`: of (1, 8192, 256) the
+    gradient of g is a sum over D that XLA's CPU takes 16 times longer for with three axes."""
+    if slots is not None and not slots.onehot:
+        return dispatch.merge(g_BxL.reshape(*slots.slot_BxL.shape, 1), heavy_BxLxD, light_BxLxD, slots)
+    if slots is not None:
+        heavy_BxLxD = dispatch.scatter(heavy_BxLxD, slots)
+    g, heavy = g_BxL.reshape(-1, 1), heavy_BxLxD.reshape(-1, heavy_BxLxD.shape[-1])
     y = g * heavy if light_BxLxD is None else g * heavy + (1 - g) * light_BxLxD.reshape(heavy.shape)
     return y.reshape(heavy_BxLxD.shape)
 

@@ -69,7 +69,7 @@ class RoutedBlock(nn.Module):
         if mode != "always_full":
             light, more = self._light(h_BxLxD, pos_1xL, order, mask_BxL, scale, cache)
             (y if cache is None else new).update(more)
-        mixed = light if heavy is None else heavy if light is None else block.mix(g, heavy, light)
+        mixed = light if heavy is None else heavy if light is None else block.mix(g, heavy, light, slots)
         if net.local:
             mixed += block.local(net, h_BxLxD, mask_BxL, cache, new)
         x_BxLxD += drop(ex_B, mixed)
@@ -94,7 +94,7 @@ class RoutedBlock(nn.Module):
         return light, {"light": kv, "recent": recent}
 
     def _attention(self, h_BxLxD, kept, slots, pos_1xL, order, scale):
-        """The heavy attention: of the slots, back at their tokens, or of all tokens."""
+        """The heavy attention: of the slots (B, K, D), or of all tokens."""
         net, L, all_keys = self.net, self.L, self.net.route.kv == "all" or self.net.route.mode in _UNROUTED
         if slots is None:
             if not all_keys:  # a token that is not kept is no key, and as a query it is thrown away
@@ -108,7 +108,7 @@ class RoutedBlock(nn.Module):
         q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
         order_BxK = dispatch.read(order, slots, L)  # an empty slot stands at L: no real query sees it as a key
         memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
-        return dispatch.scatter(heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder), slots)
+        return heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder)
 
     def _ffn(self, h_BxLxD, g, slots, scale, run=None):
         net = self.net
@@ -123,7 +123,7 @@ class RoutedBlock(nn.Module):
             return out
         if slots is not None:
             extra = part(rest, "ffn_rest")
-            return out + block.mix(g, dispatch.scatter(extra(dispatch.gather(h_BxLxD, slots)), slots))
+            return out + block.mix(g, extra(dispatch.gather(h_BxLxD, slots)), slots=slots)
         wide = cached.when(run, lambda module, x: part(rest, "ffn_rest")(x), self, h_BxLxD, net.width)
         return out + (wide if g is None else block.mix(g, wide))
 

@@ -150,6 +150,34 @@ def _products(how: str, x_BxNxD, slots: Slots, axis: int):
 
 
 @jax.custom_vjp
+def merge(g_BxLx1, y_BxKxD, light_BxLxD, slots: Slots) -> jax.Array:
+    """g · y at the tokens of the slots, plus (1 − g) · light if there is one, without a pass over rows that hold
+    nothing. g has no gradient where a token has no slot, and must be 0 there. Not for one-hot slots."""
+    return _merge_fwd(g_BxLx1, y_BxKxD, light_BxLxD, slots)[0]
+
+
+def _merge_fwd(g_BxLx1, y_BxKxD, light_BxLxD, slots):
+    g_BxKx1 = _take(g_BxLx1, slots.idx_BxK)
+    out_BxLxD, light_BxKxD = _take(g_BxKx1 * y_BxKxD, slots.slot_BxL), None
+    if light_BxLxD is not None:
+        light_BxKxD = _take(light_BxLxD, slots.idx_BxK)
+        out_BxLxD = out_BxLxD + (1 - g_BxLx1) * light_BxLxD
+    return out_BxLxD, (g_BxLx1, g_BxKx1, y_BxKxD, light_BxKxD, slots)
+
+
+def _merge_bwd(res, d_BxLxD):
+    g_BxLx1, g_BxKx1, y_BxKxD, light_BxKxD, slots = res
+    d_BxKxD = _take(d_BxLxD, slots.idx_BxK)
+    weight_BxKxD = d_BxKxD * (y_BxKxD if light_BxKxD is None else y_BxKxD - light_BxKxD)
+    dg_BxKx1 = weight_BxKxD.reshape(-1, d_BxKxD.shape[-1]).sum(-1).reshape(g_BxKx1.shape)
+    dlight_BxLxD = None if light_BxKxD is None else (1 - g_BxLx1) * d_BxLxD
+    return _take(dg_BxKx1, slots.slot_BxL), g_BxKx1 * d_BxKxD, dlight_BxLxD, None
+
+
+merge.defvjp(_merge_fwd, _merge_bwd)
+
+
+@jax.custom_vjp
 def _gather(x_BxLxD, slots: Slots):
     return _take(x_BxLxD, slots.idx_BxK)
 

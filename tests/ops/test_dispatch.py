@@ -93,3 +93,28 @@ def test_no_float_scatter_in_the_gradient():
     grad = jax.grad(lambda x: (dispatch.scatter(jnp.tanh(dispatch.gather(x, slots)), slots) ** 2).sum())
     text = str(jax.make_jaxpr(grad)(jnp.ones((2, 32, 4))))
     assert "scatter-add" not in text and "scatter_add" not in text
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_merging_slots_is_a_scatter_and_a_mix_with_the_same_gradients(light):
+    rng, L, D = np.random.RandomState(0), 1500, 8
+    wanted = rng.random((2, L)) < np.array([[0.4], [0.1]])  # one overflows, one leaves slots empty
+    slots = dispatch.assign(jnp.asarray(wanted), dispatch.layout(L, 0.25))
+    kept_BxLx1 = slots.kept_BxL[..., None]
+    assert (slots.idx_BxK == L).any(1).tolist() == [False, True]
+    assert (wanted & ~np.asarray(slots.kept_BxL)).any(1).tolist() == [True, False]
+    gate = jnp.asarray(rng.rand(2, L, 1), jnp.float32)
+    y, rest, do = (jnp.asarray(rng.randn(2, n, D), jnp.float32) for n in (slots.idx_BxK.shape[1], L, L))
+
+    def merged(gate, y, rest):
+        return dispatch.merge(gate * kept_BxLx1, y, rest if light else None, slots)
+
+    def plain(gate, y, rest):
+        g = gate * kept_BxLx1
+        return g * dispatch.scatter(y, slots) + ((1 - g) * rest if light else 0.0)
+
+    (out, back), (want, its) = (jax.vjp(f, gate, y, rest) for f in (merged, plain))
+    np.testing.assert_allclose(out, want, atol=1e-6)
+    for got, g in zip(back(do), its(do), strict=True):
+        assert (np.abs(g).max() > 0) == (got is not None and np.abs(got).max() > 0)
+        np.testing.assert_allclose(got, g, atol=1e-5)

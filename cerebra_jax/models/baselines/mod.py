@@ -41,7 +41,7 @@ class RoutedLayer(nn.Module):
             taken = (norm(x_BxKxD), slots.idx_BxK, dispatch.read(order, slots, L))  # an empty slot stands at L
             plan = router.layout(net, L).plan(net.route.kv)
         else:
-            kept_BxL, x_BxKxD = r.wanted, x_BxLxD
+            slots, kept_BxL, x_BxKxD = None, r.wanted, x_BxLxD
             taken = (h_BxLxD, pos_1xL, order if net.route.kv == "all" else jnp.where(kept_BxL, order, L))
             plan = block.dense_plan(net, L)
         (q, qpos, qorder), (m, kpos, korder) = taken, (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken
@@ -52,9 +52,8 @@ class RoutedLayer(nn.Module):
         a_BxKxD = attention(q, m, qpos, kpos, qorder, korder)
         ffn = block.FeedForward(net, out_scale=scale, name="ffn")
         f_BxKxD = a_BxKxD + ffn(block.Norm(name="ffn_norm")(x_BxKxD + a_BxKxD))
-        f_BxLxD = dispatch.scatter(f_BxKxD, slots) if net.route.dispatch else f_BxKxD
         gate_BxL = r.gate * kept_BxL
-        x_BxLxD += block.Drop(net.dropout)(ex_B, block.mix(gate_BxL.astype(f_BxLxD.dtype), f_BxLxD))
+        x_BxLxD += block.Drop(net.dropout)(ex_B, block.mix(gate_BxL.astype(x_BxLxD.dtype), f_BxKxD, slots=slots))
         return x_BxLxD, router.report(net, L, self.each, r, kept_BxL, gate_BxL, mask_BxL, knobs.rate)
 
 

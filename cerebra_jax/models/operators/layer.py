@@ -37,15 +37,15 @@ class RoutedLayer(nn.Module):
         decide, drawn = Decision(net, name="router"), () if cache is None else (pos_1xL, L)
         choice = decide(x_BxLxD, X_BxLxD, temperature, tau, low, spread, layer, ex_B, *drawn)
         wanted, gate, p, score = choice.attention
-        rbf_kept = rbf_memory = None
+        slots = rbf_kept = rbf_memory = None
         if choice.rbf:
             memory = None if cache is None else cache["rbf"]
             between = Between(net, L, name="rbf")
             light_BxLxD, rbf_kept, rbf_memory = between(x_BxLxD, light_BxLxD, choice.rbf, pos_1xL, ex_B, memory)
         if cache is not None:
             kept, qorder, used_BxS, step = cached.routed(net, cache, wanted, pos_1xL, layout(net, L))
-            heavy = AttentionLN(net, (), self.kernel, name="heavy")
-            heavy_BxLxD, kv = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, qorder, step)
+            attend = AttentionLN(net, (), self.kernel, name="heavy")
+            heavy, kv = attend(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, qorder, step)
         elif dispatched(net):
             lay = layout(net, L)
             slots = dispatch.assign(wanted, lay, route.lowering)
@@ -54,17 +54,17 @@ class RoutedLayer(nn.Module):
             q_BxKxD = dispatch.gather(x_BxLxD, slots)
             memory, kpos = (x_BxLxD, pos_1xL) if route.kv == "all" else (q_BxKxD, spos_BxK)
             plan = lay.plan(route.kv)
-            heavy = AttentionLN(net, plan, block.masked_kernel(net, L, plan), name="heavy")
-            heavy_BxLxD = dispatch.scatter(heavy(q_BxKxD, memory, spos_BxK, kpos, ex_B), slots)
+            attend = AttentionLN(net, plan, block.masked_kernel(net, L, plan), name="heavy")
+            heavy = attend(q_BxKxD, memory, spos_BxK, kpos, ex_B)
         else:
             kept, pos = wanted, pos_1xL
             if route.kv == "routed":  # a token that is not routed is no key, and as a query it is thrown away
                 pos = jnp.where(kept, pos_1xL, L)
             plan = att.causal_plan(L)
             kernel = self.kernel if route.kv == "all" else block.masked_kernel(net, L, plan)
-            heavy = AttentionLN(net, plan, kernel, name="heavy")
-            heavy_BxLxD = heavy(x_BxLxD, x_BxLxD, pos, pos, ex_B)
-        x_BxLxD = block.mix((gate * kept).astype(x_BxLxD.dtype), heavy_BxLxD, light_BxLxD)
+            attend = AttentionLN(net, plan, kernel, name="heavy")
+            heavy = attend(x_BxLxD, x_BxLxD, pos, pos, ex_B)
+        x_BxLxD = block.mix((gate * kept).astype(x_BxLxD.dtype), heavy, light_BxLxD, slots)
         x_BxLxD = FeedForwardLN(net, name="mlp")(x_BxLxD, ex_B)
         if cache is not None:
             new = {"heavy": kv, "used_BxS": used_BxS} | ({"rbf": rbf_memory} if choice.rbf else {})

@@ -66,7 +66,7 @@ class Between(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxLxD, light_BxLxD, r: Route, pos_1xL, ex_B, memory: Memory | None = None):
-        net, mixer, after = self.net, RbfLN(self.net, name="mixer"), None
+        net, mixer, found, after = self.net, RbfLN(self.net, name="mixer"), None, None
         if memory is not None:
             slot_Bxn, used_BxS = dispatch.place(r.wanted, pos_1xL, memory.used_BxS, slots(net, self.L))
             kept = slot_Bxn < slots(net, self.L).K
@@ -76,12 +76,12 @@ class Between(nn.Module):
         elif gathered(net):
             found = dispatch.assign(r.wanted, slots(net, self.L), net.route.lowering)
             kept, idx_BxK = found.kept_BxL, found.idx_BxK  # an empty slot stands at position L: no key
-            y = dispatch.scatter(mixer(dispatch.gather(x_BxLxD, found), idx_BxK, idx_BxK < self.L, ex_B), found)
+            y = mixer(dispatch.gather(x_BxLxD, found), idx_BxK, idx_BxK < self.L, ex_B)
         else:
             kept = r.wanted
             key = kept if net.route.kv == "routed" else jnp.ones(kept.shape, bool)
             y = mixer(x_BxLxD, pos_1xL, key, ex_B)
-        return block.mix((r.gate * kept).astype(x_BxLxD.dtype), y, light_BxLxD), kept, after
+        return block.mix((r.gate * kept).astype(x_BxLxD.dtype), y, light_BxLxD, found), kept, after
 
 
 def gathered(net: NetCfg) -> bool:

@@ -16,6 +16,8 @@ from cerebra_jax.cli.exchange import files
 from cerebra_jax.main import main
 from cerebra_jax.models import build as models
 from cerebra_jax.models.published import chiar
+from cerebra_jax.tasks.build import build
+from cerebra_jax.train.checkpoint import Checkpoints
 from cerebra_jax.train.record import outside
 from cerebra_jax.trees import named_leaves
 
@@ -80,6 +82,19 @@ def test_an_imported_run_is_one_for_eval_generate_and_train(run, tmp_path, capsy
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["best_step"], result["causal"], result["test"]["loss"]) == (7, False, line["loss"])
     assert "later tokens" in result["notice"]
+
+
+def test_a_run_with_a_sampler_has_a_table_of_the_texts_examples(sd, data, tmp_path):
+    """Which no other model needs to be made, and only the text itself can count."""
+    save_file(sd, tmp_path / "model.safetensors", {"step": "7", "format": "pt"})
+    words = ["import", f"--from={tmp_path / 'model.safetensors'}", f"--to={tmp_path / 'run'}", "--config.net.heads=2"]
+    assert main([*words, "--config.sampler.beta=0.5", "--config.train.batch_size=2", *data]) == 0
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", print, read_only=True)
+    _, named, _ = checkpoints.named()
+    checkpoints.close()
+    cfg = config.parse(json.loads((tmp_path / "run" / "config.json").read_text()))
+    examples = build(cfg, print).examples
+    assert examples > 1 and any(a.shape[:1] == (examples,) for name, a in named.items() if name.startswith("sampler/"))
 
 
 def test_there_and_back_again_is_bitwise(run, sd, data, tmp_path, capsys):
