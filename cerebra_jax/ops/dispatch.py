@@ -151,8 +151,9 @@ def _products(how: str, x_BxNxD, slots: Slots, axis: int):
 
 @jax.custom_vjp
 def merge(g_BxLx1, y_BxKxD, light_BxLxD, slots: Slots) -> jax.Array:
-    """g · y at the tokens of the slots, plus (1 − g) · light if there is one, without a pass over rows that hold
-    nothing. g has no gradient where a token has no slot, and must be 0 there. Not for one-hot slots."""
+    """g · y at the tokens of the slots, plus (1 − g) · light unless that is None, -> (B, L, D): `scatter` and a mix
+    without a pass over rows that hold nothing. Where a token has no slot g must be 0, and has no gradient. Not for
+    one-hot slots."""
     return _merge_fwd(g_BxLx1, y_BxKxD, light_BxLxD, slots)[0]
 
 
