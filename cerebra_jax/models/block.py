@@ -93,7 +93,7 @@ class Attention(nn.Module):
             memory = cached.write(step.kv, step.at_Bxn, k, v, korder)
             k, v, korder = memory
             plan = cached.plan(Q, korder.shape[1])
-            kernel = masked_kernel(net, Q, plan)
+            kernel = masked_kernel(net, plan)
 
         def look(module, q):
             q = att.rope(heads(_dense(A, self.bias, q, net.init_std, "q")), qpos)
@@ -137,14 +137,14 @@ def kernel_of(net: NetCfg, L: int) -> str:
     """The kernel of plain self-attention of L tokens on the present device."""
     if net.causal and att.fused(net.attention, net.dtype, net.width // net.heads):
         return "cudnn"
-    return masked_kernel(net, L, dense_plan(net, L))
+    return masked_kernel(net, dense_plan(net, L))
 
 
-def masked_kernel(net: NetCfg, L: int, plan: att.Plan, heads: int = 0) -> str:
+def masked_kernel(net: NetCfg, plan: att.Plan, heads: int = 0) -> str:
     """The kernel where masks are more than plain causality, which is all that cuDNN's knows here. `heads`: of them, 0:
     as many as the net's."""
     auto = net.attention in ("auto", "cudnn")
-    return att.score_kernel(plan, L, (heads or net.heads) / net.heads) if auto else net.attention
+    return att.score_kernel(plan, (heads or net.heads) / net.heads) if auto else net.attention
 
 
 def pairs(net: NetCfg, L: int) -> int:

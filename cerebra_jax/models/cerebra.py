@@ -100,11 +100,11 @@ class RoutedBlock(nn.Module):
             if not all_keys:  # a token that is not kept is no key, and as a query it is thrown away
                 order = jnp.where(kept, order, L)
             plan = block.dense_plan(net, L)
-            kernel = block.kernel_of(net, L) if all_keys else block.masked_kernel(net, L, plan)
+            kernel = block.kernel_of(net, L) if all_keys else block.masked_kernel(net, plan)
             heavy = block.Attention(net, plan, kernel, out_scale=scale, name="heavy")
             return heavy(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
         plan = router.layout(net, L).plan(net.route.kv)
-        heavy = block.Attention(net, plan, block.masked_kernel(net, L, plan), out_scale=scale, name="heavy")
+        heavy = block.Attention(net, plan, block.masked_kernel(net, plan), out_scale=scale, name="heavy")
         q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
         order_BxK = dispatch.read(order, slots, L)  # an empty slot stands at L: no real query sees it as a key
         memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)

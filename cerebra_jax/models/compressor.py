@@ -249,7 +249,7 @@ class CompressedAttention(nn.Module):
             kv = cached.write(kv, ends.j_Bxm, k, v, korder)
             k, v, korder = kv
             plan = cached.plan(n, korder.shape[1])
-        kernel = block.masked_kernel(net, n, plan, H)
+        kernel = block.masked_kernel(net, plan, H)
         o = att.attend(_rope(q, pos_1xL), k, v, order, korder, plan, kernel, null=null)
         o_BxLxE = o.swapaxes(1, 2).reshape(B, n, E)
         y_BxLxD = block._dense(net.width, False, o_BxLxE, net.init_std * self.out_scale, "out")

@@ -24,9 +24,9 @@ PAST: Reach = (None, 0)
 Null = tuple[jax.Array, jax.Array]
 """A key and its value, (H, C) each, that every query sees."""
 
-CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 128 to 256 measured best on CPU
+CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 256 takes 3 to 7 % less time on a CPU
 LOWEST = -1e30  # masks where there is a null key: of a query that sees no other, what these weigh is 0 in the end
-KEPT = 1024  # scores per token and head that are kept for the backward pass; more are formed again, chunk by chunk
+KEPT = 1 << 20  # scores per example and head that are kept for the backward pass; more are formed again, by chunks
 
 
 def segment_bounds(L: int, count: int) -> tuple[tuple[int, int], ...]:
@@ -69,11 +69,10 @@ def fused(kernel: str, dtype: str, head_width: int) -> bool:
     return kernel == "cudnn" or (kernel == "auto" and able)
 
 
-def score_kernel(plan: Plan, tokens: int, heads: float = 1.0) -> str:
-    """Whole score blocks where all of them are few for a sequence of so many tokens, else query chunks whose scores
-    are formed again in the backward pass, a third more FLOPs. `heads`: as a share of what KEPT is per."""
-    scores = heads * sum((q1 - q0) * (k1 - k0) for q0, q1, k0, k1 in plan)
-    return "full" if scores // tokens <= KEPT else "blockwise"
+def score_kernel(plan: Plan, heads: float = 1.0) -> str:
+    """Whole score blocks, kept for the backward pass, where they are few; else query chunks whose weights are formed
+    again in it, a sixth more FLOPs. `heads`: as a share of what KEPT is per."""
+    return "full" if heads * sum((q1 - q0) * (k1 - k0) for q0, q1, k0, k1 in plan) <= KEPT else "blockwise"
 
 
 @functools.cache
@@ -97,12 +96,18 @@ def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> ja
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxHxLxC.dtype)
 
 
-def chunk_of(plan: Plan, count: int, kernel: str) -> int:
-    """Queries whose scores exist at once, of a segment of `count`: all of them, or in the blockwise kernel a chunk."""
+def pieces(plan: Plan, kernel: str) -> tuple[tuple[tuple[int, int, int, int], int], ...]:
+    """The segments, each with how many of its queries have scores at once: all, or in the blockwise kernel a chunk. A
+    segment that is not a number of whole chunks is cut in two."""
+    if kernel != "blockwise":
+        return tuple((segment, segment[1] - segment[0]) for segment in plan)
     # few keys (a compressed memory): more queries a chunk, for scores of the same size
-    all_q, most = plan[-1][1], max(k1 - k0 for _, _, k0, k1 in plan)
-    more = next(m for m in (4, 2, 1) if m == 1 or m * most <= all_q and count % (m * CHUNK) == 0)
-    return more * CHUNK if kernel == "blockwise" and count % (more * CHUNK) == 0 else count
+    all_q, most, found = plan[-1][1], max(k1 - k0 for _, _, k0, k1 in plan), []
+    chunk = CHUNK * next(m for m in (4, 2, 1) if m == 1 or m * most <= all_q)
+    for q0, q1, k0, k1 in plan:
+        cut = q1 - (q1 - q0) % chunk
+        found += [((a, b, k0, k1), min(b - a, chunk)) for a, b in ((q0, cut), (cut, q1)) if a < b]
+    return tuple(found)
 
 
 def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kernel: str,
@@ -117,46 +122,16 @@ def attend(q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, plan: Plan, kern
     if kernel == "cudnn":
         q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").swapaxes(1, 2)
-    if kernel == "full":
-        return _segments(plan, reach, q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, null)
-    outs = []
-    ranges = tuple((k0, k1) for _, _, k0, k1 in plan)
-    keys, values = _ranges(ranges, k_BxHxKxC), _ranges(ranges, v_BxHxKxC)
-    for (q0, q1, k0, k1), q, k, v in zip(plan, _cut(plan, q_BxHxQxC), keys, values, strict=True):
-        qpos, kpos = qpos_BxQ[:, q0:q1], kpos_BxK[:, k0:k1]
-        outs.append(_chunked(chunk_of(plan, q1 - q0, kernel), reach, q, k, v, qpos, kpos, null))
-    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
+    return _segments(plan, kernel, reach, q_BxHxQxC, k_BxHxKxC, v_BxHxKxC, qpos_BxQ, kpos_BxK, null)
 
 
-def _cut(plan, x_BxHxQxC):
+def _cut(segments, x_BxHxQxC):
     """The queries' rows of each segment. The gradient of a split is no sum of padded arrays."""
-    return jax.lax.split(x_BxHxQxC, [q1 - q0 for q0, q1, _, _ in plan], axis=2)
+    return jax.lax.split(x_BxHxQxC, [q1 - q0 for q0, q1, _, _ in segments], axis=2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ranges(ranges, x_BxHxKxC):
-    """The keys or values of each segment."""
-    return tuple(x_BxHxKxC[:, :, a:b] for a, b in ranges)
-
-
-def _ranges_sum(ranges, like_BxHxKxC, flipped):
-    """Between two ends of ranges, the sum of those that hold it. What JAX makes of slices, a sum of padded arrays,
-    visits every key for every range: a tenth of the layer's time where few queries look at 8,192 keys. The sums are
-    of transposes (B, H, C, k), whose rows are contiguous."""
-    if like_BxHxKxC.size == 0:  # a causal segment before the first compressed token
-        return like_BxHxKxC
-    cuts = sorted({0, like_BxHxKxC.shape[2], *(end for pair in ranges for end in pair)})
-    parts = []
-    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
-        held = [g[..., a - k0 : b - k0] for (k0, k1), g in zip(ranges, flipped, strict=True) if k0 <= a and b <= k1]
-        parts.append(sum(held[1:], held[0]) if held else jnp.zeros_like(like_BxHxKxC[:, :, a:b].swapaxes(2, 3)))
-    return jax.lax.optimization_barrier(jnp.concatenate(parts, axis=3)).swapaxes(2, 3)
-
-
-_ranges.defvjp(
-    lambda ranges, x: (_ranges(ranges, x), x),
-    lambda ranges, like, grads: (_ranges_sum(ranges, like, [g.swapaxes(2, 3) for g in grads]),),
-)
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
 
 def _seen(reach, qpos_BxQ, kpos_BxK):
@@ -167,27 +142,55 @@ def _seen(reach, qpos_BxQ, kpos_BxK):
     return seen if back is None else seen & (k >= q - back)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _segments(plan, reach, q, k, v, qpos, kpos, null):
-    """All segments with whole score blocks. What is not of size Q x K is done for all of them at once: on a CPU a
-    layer of 2,048 tokens is a few hundred kernels, whose starts are felt."""
-    return _segments_fwd(plan, reach, q, k, v, qpos, kpos, null)[0]
+def _chunks(chunk, x_BxHxQxC):
+    """(n, B, H, chunk, C) of n chunks."""
+    B, H, Q, C = x_BxHxQxC.shape
+    return jnp.moveaxis(x_BxHxQxC.reshape(B, H, Q // chunk, chunk, C), 2, 0)
 
 
-def _segments_fwd(plan, reach, q, k, v, qpos, kpos, null):
-    """Σ eᵢ vᵢ / Σ eᵢ: what is divided has the size of the queries, not that of the scores. The null key joins after the
-    sums; a query may see no other."""
-    q = q * q.shape[-1] ** -0.5
-    weights, found = [], []
-    for (q0, q1, k0, k1), q_s in zip(plan, _cut(plan, q), strict=True):
-        seen = _seen(reach, qpos[:, q0:q1], kpos[:, k0:k1])
-        mask = jnp.where(seen, 0.0, -jnp.inf if null is None else LOWEST)[:, None]
-        s = jnp.einsum("bhqc,bhkc->bhqk", q_s, k[:, :, k0:k1], preferred_element_type=jnp.float32) + mask
-        top = s.max(-1, keepdims=True, initial=-jnp.inf)
-        e = jnp.exp(s - top)
-        weights.append(e.astype(v.dtype))
-        found.append((top, e.sum(-1, keepdims=True), jnp.einsum("bhqk,bhkc->bhqc", weights[-1], v[:, :, k0:k1])))
-    top, total, o = found[0] if len(plan) == 1 else (jnp.concatenate(x, axis=2) for x in zip(*found, strict=True))
+def _over_chunks(f, chunk, carry, arrays):
+    """carry, outs = f(carry, arrays) for one chunk of the queries after the other; the arrays are (B or 1, H or 1, Q,
+    C), the outs (B, H, Q, C)."""
+    if arrays[0].shape[2] == chunk:
+        return f(carry, arrays)
+    carry, outs = jax.lax.scan(f, carry, tuple(_chunks(chunk, x) for x in arrays))
+    whole = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[4])  # noqa: E731
+    return carry, jax.tree.map(whole, outs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _segments(plan, kernel, reach, q, k, v, qpos, kpos, null):
+    """All segments. What is not of size Q x K is done for all of them at once: on a CPU a layer of 2,048 tokens is a
+    few hundred kernels, whose starts are felt."""
+    return _segments_fwd(plan, kernel, reach, q, k, v, qpos, kpos, null)[0]
+
+
+def _scores(reach, null, q, k, qpos, kpos):
+    """q·kᵀ + mask; positions are (B or 1, Q) and (B or 1, K)."""
+    mask = jnp.where(_seen(reach, qpos, kpos), 0.0, -jnp.inf if null is None else LOWEST)[:, None]
+    return jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) + mask
+
+
+def _segments_fwd(plan, kernel, reach, q, k, v, qpos, kpos, null):
+    """Σ eᵢ vᵢ / Σ eᵢ, eᵢ = exp(sᵢ − max s): what is divided has the size of the queries, not that of the scores. The
+    null key joins after the sums; a query may see no other."""
+    q, parts = q * q.shape[-1] ** -0.5, pieces(plan, kernel)
+    segments, kept, found = [segment for segment, _ in parts], [], []
+    for ((q0, q1, k0, k1), chunk), q_s in zip(parts, _cut(segments, q), strict=True):
+        k_s, v_s, kpos_s = k[:, :, k0:k1], v[:, :, k0:k1], kpos[:, k0:k1]
+
+        def look(_, x, k_s=k_s, v_s=v_s, kpos_s=kpos_s):
+            s = _scores(reach, null, x[0], k_s, x[1][:, 0, :, 0], kpos_s)
+            top = s.max(-1, keepdims=True, initial=-jnp.inf)
+            e = jnp.exp(s - top)
+            low = e.astype(v.dtype)
+            o = jnp.einsum("bhqk,bhkc->bhqc", low, v_s)
+            return None, (top, e.sum(-1, keepdims=True), o, *([low] if kernel == "full" else []))
+
+        (top, total, o, *e) = _over_chunks(look, chunk, None, (q_s, qpos[:, None, q0:q1, None]))[1]
+        found.append((top, total, o))
+        kept += e
+    top, total, o = (_joined(x) for x in zip(*found, strict=True))
     o = o.astype(jnp.float32)
     if null is None:
         share, share0 = 1 / total, None
@@ -201,7 +204,7 @@ def _segments_fwd(plan, reach, q, k, v, qpos, kpos, null):
         share, share0 = share / total, share0 / total
         o = o * share + share0 * v0
     o = o.astype(v.dtype)
-    return o, (q, k, v, null, weights, share, share0, o)
+    return o, (q, k, v, qpos, kpos, null, kept, top, share, share0, o)
 
 
 def _wide(null):
@@ -209,26 +212,43 @@ def _wide(null):
     return tuple(x.astype(jnp.float32)[None, :, None] for x in null)
 
 
-def _segments_bwd(plan, reach, res, do):
-    """The derivative by hand: it keeps e and nothing else of size Q x K (Dao et al. 2022, arXiv:2205.14135, B.2).
+def _segments_bwd(plan, kernel, reach, res, do):
+    """The derivative by hand: of what has the size Q x K it needs e alone, kept or formed again from the scores and
+    their maxima (Dao et al. 2022, arXiv:2205.14135, B.2).
 
     Products with eᵀ and dsᵀ are written from the left, doᵀ·e: XLA's CPU matmul is 3 times slower with the big matrix
     transposed. The barriers keep the transposes of the small matrices from being folded back into the product.
     """
-    q, k, v, null, weights, share, share0, o = res
+    q, k, v, qpos, kpos, null, kept, top, share, share0, o = res
     alone = jax.lax.optimization_barrier
     flip = lambda x: alone(x.swapaxes(2, 3))  # noqa: E731
     whole = do.astype(jnp.float32)
     delta = (whole * o.astype(jnp.float32)).sum(-1, keepdims=True)
-    parts, found = (_cut(plan, x) for x in (q, (whole * share).astype(v.dtype), share * delta)), []
-    for (_, _, k0, k1), e, q_s, do_s, less_s in zip(plan, weights, *parts, strict=True):
-        dv = alone(jnp.einsum("bhcq,bhqk->bhck", flip(do_s), e))
-        dp = jnp.einsum("bhqc,bhkc->bhqk", do_s, v[:, :, k0:k1], preferred_element_type=jnp.float32)
-        ds = (e * (dp - less_s)).astype(v.dtype)
-        dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k[:, :, k0:k1])
-        found.append((dq, alone(jnp.einsum("bhcq,bhqk->bhck", flip(q_s), ds)), dv))
+    parts = pieces(plan, kernel)
+    segments, found = [segment for segment, _ in parts], []
+    rows = (_cut(segments, x) for x in (q, (whole * share).astype(v.dtype), share * delta, top))
+    for i, (((q0, q1, k0, k1), chunk), *own) in enumerate(zip(parts, *rows, strict=True)):
+        k_s, v_s, kpos_s = k[:, :, k0:k1], v[:, :, k0:k1], kpos[:, k0:k1]
+
+        def back(sums, x, i=i, k_s=k_s, v_s=v_s, kpos_s=kpos_s):
+            q_c, do_c, less_c, top_c, qpos_c = x
+            if kernel == "full":
+                e = kept[i]
+            else:
+                s = _scores(reach, null, q_c, k_s, qpos_c[:, 0, :, 0], kpos_s)
+                e = jnp.exp(s - top_c).astype(v.dtype)
+            dv = alone(jnp.einsum("bhcq,bhqk->bhck", flip(do_c), e, preferred_element_type=jnp.float32))
+            dp = jnp.einsum("bhqc,bhkc->bhqk", do_c, v_s, preferred_element_type=jnp.float32)
+            ds = (e * (dp - less_c)).astype(v.dtype)
+            dq = jnp.einsum("bhqk,bhkc->bhqc", ds, k_s)
+            dk = alone(jnp.einsum("bhcq,bhqk->bhck", flip(q_c), ds, preferred_element_type=jnp.float32))
+            return (dk, dv) if sums is None else (sums[0] + dk, sums[1] + dv), dq
+
+        sums = None if chunk == q1 - q0 else (jnp.zeros((*k.shape[:2], k.shape[3], k1 - k0)),) * 2
+        sums, dq = _over_chunks(back, chunk, sums, (*own, qpos[:, None, q0:q1, None]))
+        found.append((dq, *sums))
     dq, dk, dv = zip(*found, strict=True)
-    dq, ranges = jnp.concatenate(dq, axis=2), tuple((k0, k1) for _, _, k0, k1 in plan)
+    dq, ranges = _joined(dq), tuple((k0, k1) for _, _, k0, k1 in segments)
     dk, dv, dnull = _ranges_sum(ranges, k, dk), _ranges_sum(ranges, v, dv), None
     if null is not None:
         k0, v0 = _wide(null)
@@ -242,15 +262,16 @@ def _segments_bwd(plan, reach, res, do):
 _segments.defvjp(_segments_fwd, _segments_bwd)
 
 
-def _chunked(chunk, reach, q, k, v, qpos, kpos, null):
-    """A segment, scores recomputed in the backward pass: by a scan over chunks of its queries, if it is longer than
-    one, chunk x K scores live, never Q x K."""
-    B, H, Q, C = q.shape
-    n = Q // chunk
-    scores = jax.checkpoint(functools.partial(_segments, ((0, chunk, 0, k.shape[2]),), reach))
-    if n == 1:
-        return scores(q, k, v, qpos, kpos, null)
-    q_n = jnp.moveaxis(q.reshape(B, H, n, chunk, C), 2, 0)
-    qpos_n = jnp.moveaxis(jnp.broadcast_to(qpos, (qpos.shape[0], Q)).reshape(-1, n, chunk), 1, 0)
-    _, out_n = jax.lax.scan(lambda _, x: (None, scores(x[0], k, v, x[1], kpos, null)), None, (q_n, qpos_n))
-    return jnp.moveaxis(out_n, 0, 2).reshape(B, H, Q, C)
+def _ranges_sum(ranges, like_BxHxKxC, flipped):
+    """Between two ends of ranges of keys, the sum of those that hold it. What JAX makes of slices, a sum of padded
+    arrays, visits every key for every range: a tenth of the layer's time where few queries look at 8,192 keys. The sums
+    are of transposes (B, H, C, k), whose rows are contiguous."""
+    if like_BxHxKxC.size == 0:  # a causal segment before the first compressed token
+        return like_BxHxKxC
+    cuts = sorted({0, like_BxHxKxC.shape[2], *(end for pair in ranges for end in pair)})
+    parts = []
+    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        held = [g[..., a - k0 : b - k0] for (k0, k1), g in zip(ranges, flipped, strict=True) if k0 <= a and b <= k1]
+        parts.append(sum(held[1:], held[0]) if held else jnp.zeros_like(like_BxHxKxC[:, :, a:b].swapaxes(2, 3)))
+    whole = jnp.concatenate(parts, axis=3).astype(like_BxHxKxC.dtype)
+    return jax.lax.optimization_barrier(whole).swapaxes(2, 3)

@@ -44,7 +44,15 @@ def _dense(L, kernel):
     return (lambda q, k, v: att.attend(q, k, v, pos, pos, plan, kernel)), (lambda q, k, v: _plain(q, k, v, pos, pos))
 
 
-@pytest.mark.parametrize("kernel", ["full", "blockwise"])
+@pytest.fixture(params=["full", "blockwise", "blockwise, 24 queries at once"])
+def kernel(request, monkeypatch):
+    """Chunks of 24 leave a rest in most segments, and loop over whole ones."""
+    name, *chunk = request.param.split(", ")
+    if chunk:
+        monkeypatch.setattr(att, "CHUNK", 24)
+    return name
+
+
 @pytest.mark.parametrize("L", [1, 37, 64, 200, 2048])
 def test_dense_is_plain_causal_attention(L, kernel):
     mine, plain = _dense(L, kernel)
@@ -53,7 +61,6 @@ def test_dense_is_plain_causal_attention(L, kernel):
     _assert_close(got, want, 1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["full", "blockwise"])
 def test_bfloat16_stays_near_float32(kernel):
     mine, plain = _dense(200, kernel)
     args = _random(0, *[(2, 2, 200, 8)] * 4, dtype=jnp.bfloat16)
@@ -62,18 +69,17 @@ def test_bfloat16_stays_near_float32(kernel):
     _assert_close(got, want, 2e-2)
 
 
-def test_gathered_queries_see_their_own_past():
+def test_gathered_queries_see_their_own_past(kernel):
     B, L, n = 2, 96, 40
     q, k, v, do = _random(3, (B, 2, n, 8), (B, 2, L, 8), (B, 2, L, 8), (B, 2, n, 8))
     rows = [np.random.default_rng(b).choice(L, n, replace=False) for b in range(B)]
     qpos = jnp.sort(jnp.array(np.stack(rows)), axis=1).at[1, -3:].set(L)  # the last three slots are empty
     kpos = jnp.arange(L)[None]
     plan = ((0, n, 0, L),)
-    got = _with_gradients(lambda *a: att.attend(*a, qpos, kpos, plan, "full"), q, k, v, do)
+    got = _with_gradients(lambda *a: att.attend(*a, qpos, kpos, plan, kernel), q, k, v, do)
     _assert_close(got, _with_gradients(lambda *a: _plain(*a, qpos, kpos), q, k, v, do), 1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["full", "blockwise"])
 def test_a_null_key_is_a_key_that_every_query_sees(kernel):
     """Also by the queries of the first segment, which sees no other key, and of the second, where the first queries do
     not either: no gradient is lost."""
@@ -97,7 +103,6 @@ def test_a_null_key_is_a_key_that_every_query_sees(kernel):
     _assert_close(got, want, 1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["full", "blockwise"])
 def test_the_future_has_no_gradient(kernel):
     mine, _ = _dense(300, kernel)
     q, k, v = _random(4, *[(1, 2, 300, 8)] * 3)
@@ -107,8 +112,8 @@ def test_the_future_has_no_gradient(kernel):
     assert dk[:, :, :t].any(axis=-1).all() and dv[:, :, :t].any(axis=-1).all()
 
 
-def test_large_scores_do_not_overflow():
-    mine, plain = _dense(64, "full")
+def test_large_scores_do_not_overflow(kernel):
+    mine, plain = _dense(64, kernel)
     q, k, v, do = _random(5, *[(1, 1, 64, 8)] * 4)
     got, want = (_with_gradients(f, 100 * q, 100 * k, v, do) for f in (mine, plain))
     _assert_close(got, {name: want[name] for name in ("o", "dv")}, 1e-5)
@@ -117,11 +122,11 @@ def test_large_scores_do_not_overflow():
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_a_null_key_far_above_or_below_the_others_takes_all_or_nothing(sign):
+def test_a_null_key_far_above_or_below_the_others_takes_all_or_nothing(sign, kernel):
     q, k, v, do = _random(6, *[(1, 1, 8, 8)] * 4)
     q, k, v0, pos = jnp.abs(q) + 1, jnp.abs(k), jnp.ones((1, 8)), jnp.arange(8)[None]
     null = (sign * jnp.full((1, 8), 1000.0), v0)
-    o, back = jax.vjp(lambda *a: att.attend(*a, pos, pos, ((0, 8, 0, 8),), "full", null=null), q, k, v)
+    o, back = jax.vjp(lambda *a: att.attend(*a, pos, pos, ((0, 8, 0, 8),), kernel, null=null), q, k, v)
     want = jnp.ones_like(o) if sign > 0 else _plain(q, k, v, pos, pos)
     np.testing.assert_allclose(o, want, rtol=1e-5, atol=1e-6)
     assert all(np.isfinite(g).all() for g in back(do))
@@ -130,7 +135,7 @@ def test_a_null_key_far_above_or_below_the_others_takes_all_or_nothing(sign):
 @pytest.mark.parametrize("L", [2048, 4096])
 def test_long_sequences_never_hold_all_scores(L):
     B, H, C = 1, 2, 8
-    kernel = att.score_kernel(att.causal_plan(L), L)
+    kernel = att.score_kernel(att.causal_plan(L))
     mine, plain = _dense(L, kernel)
     x = jax.ShapeDtypeStruct((B, H, L, C), jnp.float32)
 
@@ -163,11 +168,27 @@ def test_price_is_the_count(L, heads, kernel):
 
 
 @pytest.mark.parametrize("L", [64, 256])
-def test_the_backward_pass_costs_twice_the_forward(L):
-    mine, _ = _dense(L, "full")
+def test_the_backward_pass_costs_twice_the_forward_and_half_of_it_more_to_form_the_weights_again(L, kernel):
+    mine, _ = _dense(L, kernel)
     x = jax.ShapeDtypeStruct((1, 2, L, 8), jnp.float32)
     both = jaxpr.count(lambda q, k, v, do: _with_gradients(mine, q, k, v, do), x, x, x, x).flops
-    assert both == 3 * att.scores_flops(att.causal_plan(L), 16)
+    assert both == (3 if kernel == "full" else 3.5) * att.scores_flops(att.causal_plan(L), 16)
+
+
+def test_few_scores_are_kept_many_are_formed_again():
+    kernels = [att.score_kernel(((0, L, 0, L),)) for L in (64, 1024, 1025, 8192)]
+    assert kernels == ["full", "full", "blockwise", "blockwise"]
+    assert att.score_kernel(((0, 2048, 0, 1024),), heads=0.5) == "full"
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_pieces_tile_the_segments_in_whole_chunks(Q, K):
+    plan = tuple((a, b, 0, K) for a, b in att.segment_bounds(Q, 3))
+    got = att.pieces(plan, "blockwise")
+    assert att.scores_flops(tuple(segment for segment, _ in got), 8) == att.scores_flops(plan, 8)
+    assert [p[0] for p, _ in got] == [0, *(p[1] for p, _ in got[:-1])] and got[-1][0][1] == Q
+    assert all((b - a) % chunk == 0 and chunk <= 4 * att.CHUNK and chunk * K <= att.CHUNK * max(Q, K)
+               for (a, b, _, _), chunk in got if a < b)  # fmt: skip
 
 
 @given(st.integers(1, 5000))
@@ -177,7 +198,6 @@ def test_causal_plans_tile_the_queries(L):
     assert all((k0, k1) == (0, q1) for _, q1, k0, k1 in plan)
 
 
-@pytest.mark.parametrize("kernel", ["full", "blockwise"])
 @pytest.mark.parametrize("reach", [(2, 0), (64, 0), (9, 3)])
 @pytest.mark.parametrize("L", [37, 700])
 def test_a_window_is_masked_attention_and_its_plan_costs_what_it_visits(L, reach, kernel):

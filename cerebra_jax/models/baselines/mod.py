@@ -47,7 +47,7 @@ class RoutedLayer(nn.Module):
         (q, qpos, qorder), (m, kpos, korder) = taken, (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken
         scale = block.out_scale(net)
         plain = net.route.kv == "all" and not net.route.dispatch
-        kernel = block.kernel_of(net, L) if plain else block.masked_kernel(net, L, plan)
+        kernel = block.kernel_of(net, L) if plain else block.masked_kernel(net, plan)
         attention = block.Attention(net, plan, kernel, out_scale=scale, name="attention")
         a_BxKxD = attention(q, m, qpos, kpos, qorder, korder)
         ffn = block.FeedForward(net, out_scale=scale, name="ffn")

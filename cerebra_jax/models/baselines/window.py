@@ -31,7 +31,7 @@ class Window(transformer.Transformer):
     def attention(self, L):
         span = reach(self.net)
         plan = att.window_plan(L, span)
-        return {"plan": plan, "kernel": block.masked_kernel(self.net, L, plan), "reach": span}
+        return {"plan": plan, "kernel": block.masked_kernel(self.net, plan), "reach": span}
 
     def order(self, L, mask_BxL):
         pos_1xL = jnp.arange(L)[None]

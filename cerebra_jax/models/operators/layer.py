@@ -54,14 +54,14 @@ class RoutedLayer(nn.Module):
             q_BxKxD = dispatch.gather(x_BxLxD, slots)
             memory, kpos = (x_BxLxD, pos_1xL) if route.kv == "all" else (q_BxKxD, spos_BxK)
             plan = lay.plan(route.kv)
-            attend = AttentionLN(net, plan, block.masked_kernel(net, L, plan), name="heavy")
+            attend = AttentionLN(net, plan, block.masked_kernel(net, plan), name="heavy")
             heavy = attend(q_BxKxD, memory, spos_BxK, kpos, ex_B)
         else:
             kept, pos = wanted, pos_1xL
             if route.kv == "routed":  # a token that is not routed is no key, and as a query it is thrown away
                 pos = jnp.where(kept, pos_1xL, L)
             plan = att.causal_plan(L)
-            kernel = self.kernel if route.kv == "all" else block.masked_kernel(net, L, plan)
+            kernel = self.kernel if route.kv == "all" else block.masked_kernel(net, plan)
             attend = AttentionLN(net, plan, kernel, name="heavy")
             heavy = attend(x_BxLxD, x_BxLxD, pos, pos, ex_B)
         x_BxLxD = block.mix((gate * kept).astype(x_BxLxD.dtype), heavy, light_BxLxD, slots)

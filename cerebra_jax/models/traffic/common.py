@@ -46,9 +46,9 @@ def visits(net: NetCfg, plan: att.Plan, width: int, heads: int, kernel: str) -> 
     if kernel == "cudnn":
         return looks(net, prices.causal_pairs(queries), queries, queries, width, heads, kernel)
     pairs = reads = 0
-    for q0, q1, k0, k1 in plan:
+    for (q0, q1, k0, k1), chunk in att.pieces(plan, kernel):
         pairs += (q1 - q0) * (k1 - k0)
-        reads += (k1 - k0) * ((q1 - q0) // att.chunk_of(plan, q1 - q0, kernel))
+        reads += (k1 - k0) * ((q1 - q0) // chunk)
     return looks(net, pairs, queries, reads, width, heads)
 
 

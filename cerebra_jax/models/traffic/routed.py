@@ -43,7 +43,7 @@ def _routed_attention(net: NetCfg, L: int, lay, each: Routed) -> tuple[Ops, Ops]
     model = [*(op.times(L) for op in each.token), *(op.times(block.pairs(net, L)) for op in each.pair), *shared]
     K = lay.K if lay else L
     plan = lay.plan(net.route.kv) if lay else block.dense_plan(net, L)
-    kernel = block.kernel_of(net, L) if all_keys and not lay else block.masked_kernel(net, L, plan)
+    kernel = block.kernel_of(net, L) if all_keys and not lay else block.masked_kernel(net, plan)
     return model, common.heavy(net, K, L if all_keys else K, common.visits(net, plan, A, H, kernel))
 
 
@@ -89,7 +89,7 @@ def _light(net: NetCfg, L: int) -> tuple[Ops, Ops]:
     linear.append(Op(bytes=L * E * FLOAT))  # queries times the null key
     pairs = int((L - last_M).sum()) if net.causal else L * M
     plan = compressor.light_plan(net, L)
-    kernel = block.masked_kernel(net, L, plan, heads)
+    kernel = block.masked_kernel(net, plan, heads)
     return (
         [*linear, *common.looks(net, pairs, L, M, E, heads)],
         [*linear, *common.visits(net, plan, E, heads, kernel)],
