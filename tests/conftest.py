@@ -21,9 +21,10 @@ _CACHE = {
 }
 os.environ |= _CACHE | {
     "JAX_PLATFORMS": "cpu",
-    # the tests compile many tiny programs: unoptimised code takes two thirds of the time to make
+    # the tests compile many tiny programs: unoptimised code takes two thirds of the time to make, and the older code
+    # generator of fusions two thirds of that
     "XLA_FLAGS": f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
-    " --xla_force_host_platform_device_count=8",
+    " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8",
     # XLA's CPU pool is sized by core count: with fewer threads than devices, collectives deadlock on jax < 0.12
     "NPROC": "16",
 }
