@@ -130,6 +130,7 @@ def together(c: RunCfg) -> None:
         "use net.features=0 and net.outputs=0" if text else "use net.name=transformer or cerebra",
     )
     _kept(net)
+    _by_layer(net)
     pruned = f"prune is set for net.name={net.name}"
     need(not c.prune.on or net.name in PRUNABLE or bool(c.twin), pruned, f"only {', '.join(PRUNABLE)} can be pruned")
     need(not c.prune.on or not net.scan, "prune is set with net.scan", "layers end at different widths: net.scan=False")
@@ -151,6 +152,31 @@ def together(c: RunCfg) -> None:
 def counts(text: str) -> tuple[int, ...]:
     """The numbers of "3,0,2", one a layer; ValueError where they are none."""
     return tuple(int(n) for n in text.split(",")) if text else ()
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The numbers of "0.5,1.5", one a layer; ValueError where they are none."""
+    return tuple(float(n) for n in text.split(",")) if text else ()
+
+
+def _by_layer(net: NetCfg) -> None:
+    """Every layer has its share of the slots, and something that gives them to tokens."""
+    route, text = net.route, net.route.by_layer
+    if not text:
+        return
+    try:
+        good = len(found := numbers(text)) == net.depth and all(0.0 < n <= 1e3 for n in found)
+    except ValueError:
+        good = False
+    what = f"net.route.by_layer is {text!r}"
+    need(good, what, f"give {net.depth} numbers above 0 with commas, or none")
+    need(net.name == "cerebra", f"{what} for {net.name}", "only the layers of cerebra have rates of their own: use ''")
+    need(not net.scan, f"{what} with net.scan", "layers with different slots: use net.scan=False")
+    need(
+        route.k == 0 and route.mode in ("threshold", "topk", "random", "oracle"),
+        f"{what} with net.route.{f'k={route.k}' if route.k else f'mode={route.mode}'}",
+        "it divides what net.route.rate gives: use net.route.by_layer=''",
+    )
 
 
 def _kept(net: NetCfg) -> None:

@@ -43,6 +43,7 @@ VARIANTS = {
     "chiar-two-layers": {"net.depth": 2},
     "cerebra-threshold": {"net.name": "cerebra", "net.route.kv": "routed"},
     "cerebra-kv-all": {"net.name": "cerebra", "net.compress.kind": "attention"},
+    "cerebra-by-layer": {"net.name": "cerebra", "net.route": {"kv": "routed", "by_layer": "0.4,3,1"}},
     "cerebra-masked": {"net.name": "cerebra", "net.route.kv": "routed", "net.route.dispatch": False},
     "cerebra-local": {"net.name": "cerebra", "net.route.kv": "routed", "net.local": 4},
     "dense-local": {"net.name": "transformer", "net.local": 3},

@@ -125,6 +125,13 @@ CASES = {
         "net": {"name": "cerebra", "depth": 1, "route": {"mode": "oracle", "kv": "routed"}},
         "task.seq_len": 2048,
     },
+    **{
+        f"cerebra-by-layer-{mode}-{kv}": {
+            "net": {"name": "cerebra", "route": {"mode": mode, "kv": kv, "by_layer": "0.1,1,9"}},
+            "task.seq_len": 200,
+        }
+        for mode, kv in (("threshold", "routed"), ("threshold", "all"), ("random", "routed"))
+    },
     "cerebra-odd": {"net": {"name": "cerebra", "width": 36, "compress": {"r": 0.37, "s": 0.7}}, "task.seq_len": 97},
     "cerebra-scan-remat": {"net": {"name": "cerebra", "scan": True, "remat": True, "dtype": "bfloat16"}},
     "cerebra-local": {"net": {"name": "cerebra", "local": 4}},

@@ -63,6 +63,9 @@ class RouteCfg:
         of=("threshold", "hard", "soft", "topk", "random", "oracle", "always_full", "always_compressed"),
     )
     rate: float = _f(0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0)
+    by_layer: str = _f(
+        "", "cerebra: rate, floor and ceiling of each layer in units of these keys, with commas; empty: 1"
+    )
     k: int = _f(0, "tokens that topk keeps; 0: rate of them", lo=0)
     part: str = _f("block", "what cerebra routes: attention, or attention and FFN", of=("attention", "block"))
     noise: float = _f(1.0, "Gumbel noise on the scores of topk in training, in temperatures", lo=0.0, hi=10.0)

@@ -17,6 +17,7 @@ from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import prices
 from cerebra_jax.models import block
 from cerebra_jax.models.compressor import ceil_share
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.ops import dispatch, topk
 from cerebra_jax.ops.gates import expected_pairs
 from cerebra_jax.types import Cost, DecisionCost
@@ -171,8 +172,9 @@ def init_routing(net: NetCfg) -> dict[str, jax.Array]:
     """Thresholds before any data: those of scores from a normal distribution. Empty without a threshold."""
     if net.route.mode != "threshold":
         return {}
-    tau = 0.0 if learned(net.route) else NormalDist().inv_cdf(1 - net.route.rate)
-    return {"tau": jnp.full(net.depth, tau, jnp.float32), "spread": jnp.ones(net.depth, jnp.float32)}
+    own = lambda route: 0.0 if learned(route) else NormalDist().inv_cdf(1 - route.rate)  # noqa: E731
+    tau_R = jnp.asarray([own(each.route) for each in shapes.each(net)], jnp.float32)
+    return {"tau": tau_R, "spread": jnp.ones(net.depth, jnp.float32)}
 
 
 def router_flops(net: NetCfg, L: int) -> int:
@@ -223,11 +225,16 @@ def decided(net: NetCfg, p_BxL, L: int, each: DecisionCost):
 
 
 def kept_cost(net: NetCfg, L: int, each: DecisionCost, share: float) -> float:
-    """Relative cost per example when that share of tokens, wherever they stand, is kept in every layer, on average."""
-    pairs = share * block.pairs(net, L)
-    if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `share`
-        pairs = share * (share * (block.pairs(net, L) - L) + L)
-    return each.fixed + each.layers * (share * L * (each.token + each.mixed) + pairs * each.pair)
+    """Relative cost per example when that share of tokens, wherever they stand, is kept in every layer, on average; of
+    a layer with a rate of its own as many times more or fewer."""
+    total = each.fixed
+    for i in range(each.layers):
+        one, own = each.of(i), min(1.0, share * shapes.scale(net, i))
+        pairs = own * block.pairs(net, L)
+        if net.route.kv == "routed":  # a token sees itself for certain, another one with probability `own`
+            pairs = own * (own * (block.pairs(net, L) - L) + L)
+        total += own * L * (one.token + one.mixed) + pairs * one.pair
+    return total
 
 
 def decision_flops(net: NetCfg, L: int, layers: list[tuple[int, int]], cost: Cost, dense: Cost, mixed=0):

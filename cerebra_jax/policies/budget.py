@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cerebra_jax.checks import numbers
 from cerebra_jax.config import NetCfg, ObjectiveCfg, to_steps
 from cerebra_jax.errors import UserError
 from cerebra_jax.types import Knobs
@@ -61,7 +62,8 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, executed: Callable[[float], flo
     Raises UserError, with the interval that can be reached, for a budget outside of it.
     """
     capacity = net.route.capacity
-    rates = [k / (L * capacity) for k in range(1, math.floor(L * capacity * (1 - 1 / L)) + 1)]
+    unit = L * capacity * max(1.0, *numbers(net.route.by_layer or "1"))  # a slot more in the layer that gets the most
+    rates = [k / unit for k in range(1, math.floor(unit * (1 - 1 / L)) + 1)]
     floor, ceiling = executed(rates[0]), executed(rates[-1])
     steers = _steers(net)
     if not floor < ceiling:

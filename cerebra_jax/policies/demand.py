@@ -38,8 +38,9 @@ def programs(cfg: RunCfg) -> list[RunCfg]:
 def _learns(net: NetCfg) -> bool:
     route = net.route
     learned = route.mode == "hard" or (route.mode == "threshold" and route.tau == "learned")
-    # the slots of an RBF mixer would shrink with those of attention, whoever wants them
-    return learned and route.dispatch and route.rate > 0.0 and route.rbf == 0.0
+    # slots are halved in all layers alike, and those of an RBF mixer with those of attention, whoever wants them
+    alike = not route.by_layer and route.rbf == 0.0
+    return learned and route.dispatch and route.rate > 0.0 and alike
 
 
 def shares(cfgs: list[RunCfg]) -> tuple[float, ...]:

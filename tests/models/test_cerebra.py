@@ -13,6 +13,7 @@ from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import jaxpr
 from cerebra_jax.models import cerebra, router, transformer
 from cerebra_jax.models.build import neutral_knobs
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.models.router import init_routing
 
 V, B, L = 20, 3, 24
@@ -94,6 +95,36 @@ def test_topk_keeps_exactly_k_in_every_layer_with_and_without_dispatch(kv):
     np.testing.assert_allclose(aux.stats["kept"], 8 / L)
     np.testing.assert_array_equal(aux.stats["overflow"], 0)
     np.testing.assert_allclose(h, masked.run(IDS)[0], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kv", ["all", "routed"])
+def test_a_layer_keeps_and_pays_for_its_own_share(kv):
+    """As rates of layers say, with and without dispatch; with all of them 1 it is the model without."""
+    m = Made(net_of(route={"kv": kv, "by_layer": "0.5,2"}))
+    masked = Made(net_of(route={"kv": kv, "by_layer": "0.5,2", "dispatch": False}))
+    h, aux = m.run(IDS)
+    np.testing.assert_allclose(aux.stats["kept"], np.repeat([[3 / L], [12 / L]], B, 1))
+    np.testing.assert_allclose(h, masked.run(IDS)[0], rtol=2e-4, atol=2e-4)
+    each = cerebra.decisions(m.net, L, V)
+    p_RxL = np.repeat([[0.125], [0.5]], L, 1).astype(np.float32)
+    drawn = each.fixed + float(router.decided(m.net, p_RxL, L, each).sum())
+    np.testing.assert_allclose(router.kept_cost(m.net, L, each, 0.25), drawn, rtol=1e-5)
+    alike, plain = Made(net_of(route={"kv": kv, "by_layer": "1,1"})), Made(net_of(route={"kv": kv}))
+    np.testing.assert_array_equal(alike.run(IDS)[0], plain.run(IDS)[0])
+    even = np.full((1, L), 0.25, np.float32)
+    assert router.kept_cost(alike.net, L, each, 0.25) == router.kept_cost(plain.net, L, each, 0.25)
+    assert drawn > each.fixed + 2 * float(router.decided(m.net, even, L, each)[0]) or kv == "all"  # a square is convex
+
+
+@pytest.mark.parametrize("tau", ["running", "learned"])
+def test_thresholds_floors_and_ceilings_follow_the_rate_of_a_layer(tau):
+    route = {"mode": "threshold", "tau": tau, "by_layer": "0.4,2", "floor": 0.1, "ceiling": 0.6}
+    net = net_of(True, route=route)
+    first, second = (each.route for each in shapes.each(net))
+    assert (first.rate, first.floor, first.ceiling) == pytest.approx((0.1, 0.04, 0.24))
+    assert (second.rate, second.floor, second.ceiling) == pytest.approx((0.5, 0.2, 1.0))
+    np.testing.assert_allclose(init_routing(net)["tau"], [0, 0] if tau == "learned" else [1.2816, 0.0], atol=1e-4)
+    assert shapes.each(net_of(True, route={"mode": "threshold", "rate": 0.9, "by_layer": "9,1"}))[0].route.rate < 1
 
 
 @pytest.mark.parametrize("name", ENCODERS)

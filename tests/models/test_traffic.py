@@ -30,6 +30,7 @@ CASES = {
         "net.name": "cerebra",
         "net.kept": {"heads": "1,2,0,3", "ffn": "20,0,9,9", "rest": "3,24,0,9", "channels": "16,5,0,20"},
     },
+    "cerebra-by-layer": {"net.name": "cerebra", "net.route": {"kv": "routed", "by_layer": "0.1,3,1,2"}},
     "dense-subwords": {"net.name": "transformer", "net.subwords": 7, "net.depth": 1},
     "dense-long": {"net.name": "transformer", "task.seq_len": 2048, "net.depth": 1},
     "chiar": {},

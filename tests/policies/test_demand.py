@@ -87,6 +87,6 @@ def test_programs_differ_in_slots_and_only_where_a_router_can_learn_to_keep_less
     chiar = {"net": {"name": "chiar", "route": {"mode": "hard", "tau": "running"}}}
     assert len(programs(**chiar)) == 3
     for keys in ({"objective.lam": 0.0}, {"objective.lam": 0.0, "objective.budget": 0.7}, {"net.route.tau": "running"},
-                 {"net.route.dispatch": False}, {"objective.buckets": 1}):  # fmt: skip
+                 {"net.route.dispatch": False}, {"net.route.by_layer": "1,1,2"}, {"objective.buckets": 1}):  # fmt: skip
         assert len(programs(**keys)) == 1, keys
     assert demand.init((0.3,)) == {}

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cerebra_jax.models import build
+from cerebra_jax.models import build, router
+from cerebra_jax.models.layers import shapes
 from cerebra_jax.ops.xent import chunked_xent
 from cerebra_jax.policies import budget
 from cerebra_jax.train import optim, parallel, state, step
@@ -67,6 +68,18 @@ def test_a_threshold_lands_on_the_budget_in_one_trace(landed):
     assert abs(np.mean([m["hard"] for m in history[-40:]]) / target - 1) < 0.02
     assert all(m["multiplier"] >= 0 for m in history) and float(s.dual["multiplier"]) >= 0
     np.testing.assert_allclose(history[-1]["budget_gap"], history[-1]["hard"] - target, atol=1e-6)
+
+
+def test_a_budget_scales_the_slots_of_layers_with_rates_of_their_own(tiny_cfg):
+    """The last program still spends all of it, and its slots stand as net.route.by_layer says."""
+    cfg = config(tiny_cfg, **{"net.name": "cerebra", "net.route.by_layer": "0.25,0.25,0.5,3", "task.seq_len": 128})
+    plan = step.plan_budget(cfg, V, TOTAL, TOTAL)
+    assert 0.98 * 0.75 < plan.levels[-1] <= 0.75
+    net = build.at_rate(cfg, plan.rates[-1]).net
+    slots = np.array([router.layout(each, 128).K for each in shapes.each(net)])
+    assert (abs(slots - np.minimum(128, slots[3] / 3 * np.array([0.25, 0.25, 0.5, 3]))) <= 2).all() and slots[3] < 128
+    even = build.pricing(config(tiny_cfg, **{"net.name": "cerebra", "task.seq_len": 128}), V)[1]
+    assert build.pricing(cfg, V)[1](0.3) == pytest.approx(even(0.3), rel=0.02)  # a mean of 1, every token a key
 
 
 @pytest.mark.parametrize("mode", ["threshold", "hard"])

@@ -89,11 +89,11 @@ def _chiar_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
 
 def _cerebra_cache(net: NetCfg, L: int, ex_B) -> Cache:
     """For the light path, the M windows, and the W − 1 tokens before the next one."""
-    B, mode, lay = len(ex_B), net.route.mode, cerebra.layout(net, L)
+    B, mode = len(ex_B), net.route.mode
     (M, W), E, heads = compressor.windows(L, net.compress.r).idx_MxW.shape, _light(net), compressor.light_heads(net)
 
     def layer(each: NetCfg):
-        made = _near(net, B)
+        made, lay = _near(net, B), cerebra.layout(each, L)
         if mode != "always_full":
             made["light"] = cache.empty_kv(B, heads, M, E // heads, net.dtype, L)
             made["recent"] = jnp.zeros((B, W - 1, net.width), net.dtype)
@@ -121,7 +121,7 @@ def _cerebra_token(net: NetCfg, L: int, vocab: int) -> TokenCost:
             window[f"{layer}/compressor"] = compressor.compressor_flops(each, L) // M
             window[f"{layer}/light"] = prices.linear_flops(compressor.channels(each), 2 * E)
         if mode != "always_compressed":
-            heavy = _routed(each, _memory(net, cerebra.layout(net, L), L))
+            heavy = _routed(each, _memory(net, cerebra.layout(each, L), L))
             always[f"{layer}/attention"], kept[f"{layer}/attention"] = heavy
             always[f"{layer}/ffn"] += rest if both else 0
             kept[f"{layer}/ffn"] = 0 if both else rest

@@ -1,4 +1,4 @@
-"""How wide the parts of one layer are: as the configuration says, or what pruning has left of them (net.kept).
+"""What one layer has: the widths of its parts, all of them or what pruning has left (net.kept), and its routed share.
 
 Head width, light width and residual width never change: a removed head, hidden feature or channel takes its rows and
 columns with it and nothing else. A configuration with lists is `of` one layer before anything asks for a width.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 
 from cerebra_jax import checks
-from cerebra_jax.config import KeptCfg, NetCfg
+from cerebra_jax.config import KeptCfg, NetCfg, RouteCfg
 
 WHOLE = KeptCfg()
+MOST = 0.999  # rate of a layer: a threshold needs a share below 1
 
 
 def whole(net: NetCfg) -> NetCfg:
@@ -20,11 +21,24 @@ def whole(net: NetCfg) -> NetCfg:
 
 
 def of(net: NetCfg, layer: int) -> NetCfg:
-    """The configuration of one layer: net itself where nothing was removed."""
+    """The configuration of one layer: net itself where all layers are alike."""
+    if net.route.by_layer:
+        net = dataclasses.replace(net, route=_share(net.route, scale(net, layer)))
     if net.kept == WHOLE:
         return net
     one = {f.name: checks.counts(getattr(net.kept, f.name)) for f in dataclasses.fields(KeptCfg)}
     return dataclasses.replace(net, kept=KeptCfg(**{name: str(n[layer]) if n else "" for name, n in one.items()}))
+
+
+def scale(net: NetCfg, layer: int) -> float:
+    """The rate of a layer in units of net.route.rate."""
+    return checks.numbers(net.route.by_layer)[layer] if net.route.by_layer else 1.0
+
+
+def _share(route: RouteCfg, n: float) -> RouteCfg:
+    ceiling = min(1.0, route.ceiling * n) if route.ceiling < 1.0 else 1.0
+    rate, floor = min(MOST, route.rate * n), min(1.0, route.floor * n)
+    return dataclasses.replace(route, by_layer="", rate=rate, floor=floor, ceiling=ceiling)
 
 
 def each(net: NetCfg) -> list[NetCfg]:

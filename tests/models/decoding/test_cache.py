@@ -38,6 +38,7 @@ def made(cfg):
 @pytest.mark.parametrize("net", [
     {"name": "chiar", "depth": 3},
     {"name": "cerebra", "depth": 2, "route": {"mode": "random", "kv": "routed"}, "compress": {"r": 0.07}},
+    {"name": "cerebra", "depth": 2, "route": {"mode": "random", "kv": "routed", "by_layer": "0.1,2"}},
 ])  # fmt: skip
 def test_every_segment_has_its_own_slots(net, tiny_cfg):
     """1,100 tokens are two segments; more want the heavy path than there are slots."""

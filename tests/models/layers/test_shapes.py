@@ -24,6 +24,13 @@ KEPT = {"heads": "1,0,2", "ffn": "8,64,3"}
         ({"kept": {"channels": "-1,0,0"}}, "net.kept.channels"),
         ({"kept": {"rest": "1,0,0"}, "scan": True}, "net.scan=False"),
         ({"kept": KEPT, "name": "mod"}, "only transformer, cerebra, chiar"),
+        ({"route": {"by_layer": "1,2"}}, "net.route.by_layer is '1,2'; give 3 numbers"),
+        ({"route": {"by_layer": "1,0,2"}}, "above 0"),
+        ({"route": {"by_layer": "1,x,2"}}, "with commas"),
+        ({"route": {"by_layer": "1,1,2"}, "scan": True}, "net.scan=False"),
+        ({"route": {"by_layer": "1,1,2"}, "name": "chiar"}, "only the layers of cerebra"),
+        ({"route": {"by_layer": "1,1,2", "mode": "soft"}}, "net.route.mode=soft"),
+        ({"route": {"by_layer": "1,1,2", "k": 3}}, "net.route.k=3"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(net, what, tiny_cfg):
