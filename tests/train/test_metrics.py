@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebra_jax.train import metrics
+from cerebra_jax.train.record.closing import closing
 
 
 def line(step: int, split: str = "train", **more) -> dict:
@@ -101,3 +102,24 @@ def test_tensorboard_draws_scalars_and_gates(tmp_path):
     drawn.close()
     data = b"".join(p.read_bytes() for p in (tmp_path / "tb").iterdir())
     assert b"train/loss" in data and b"train/kept/01" in data and b"phase" not in data
+
+
+@pytest.mark.parametrize(
+    ("by_layer", "wanted", "kept", "want"),
+    [
+        ("", [0.02, 0.86], [0.02, 0.375], "net.route.by_layer=0.05,2"),
+        ("2,0.5", [0.2, 0.6], [0.2, 0.1875], "net.route.by_layer=0.5,1.5"),
+        ("", [0.6, 0.8], [0.375, 0.375], ""),  # both are full
+        ("", [0.02, 0.4], [0.02, 0.375], ""),  # nothing to speak of is turned away
+        ("0.1,1.9", [0.02, 0.9], [0.02, 0.7125], ""),  # the slots are where they are wanted
+    ],
+)
+def test_slots_that_one_layer_lacks_and_another_has_to_spare_are_told(by_layer, wanted, kept, want, tmp_path):
+    overflow = [a - b for a, b in zip(wanted, kept, strict=True)]
+    net = {"scan": False, "route": {"rate": 0.3, "capacity": 1.25, "by_layer": by_layer}}
+    test = {"loss": 1.0, "hard_rel_flops": 0.5, "gates": {"wanted": wanted, "kept": kept, "overflow": overflow}}
+    r = {"model": "cerebra", "net": net, "test": test, "metrics": [], "best_step": 1, "step_ms": None, "wall_s": 1.0,
+         "costs": {"relative": dict.fromkeys(("expected", "hard", "executed"), 0.5)}, "notice": ""}  # fmt: skip
+    said = [line for line in closing(r, tmp_path) if line.startswith("slots")]
+    assert len(said) == bool(want) and want in "".join(said)
+    assert not [line for line in closing(r | {"model": "chiar"}, tmp_path) if line.startswith("slots")]
