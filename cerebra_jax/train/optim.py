@@ -18,9 +18,13 @@ DECAY_RULES = [
 
 
 def learning_rate(cfg: TrainCfg, total: int, per_epoch: int) -> optax.Schedule:
-    """Linear from 0 to `lr` over the warm-up, then a cosine to `lr · lr_end` at the last step."""
+    """Returns the schedule: linear up to `lr` over the warm-up, then a cosine to `lr · lr_end` at the last step.
+
+    The first step has `lr / warm-up`, not 0: a step that changes nothing costs as much as any other.
+    """
     warmup = min(to_steps(cfg.warmup, total, per_epoch), total - 1)
-    return optax.warmup_cosine_decay_schedule(0.0, cfg.lr, warmup, total, cfg.lr * cfg.lr_end)
+    from_zero = optax.warmup_cosine_decay_schedule(0.0, cfg.lr, warmup, total, cfg.lr * cfg.lr_end)
+    return lambda step: from_zero(step + 1)
 
 
 def make(cfg: TrainCfg, total: int, per_epoch: int) -> optax.GradientTransformation:

@@ -188,6 +188,13 @@ def test_devices_are_chosen_to_divide_the_batch():
             parallel.choose_devices(wanted, batch, accum)
 
 
+def test_the_first_step_learns(tiny_cfg, single):
+    cfg = tiny_cfg({"train": {"warmup": "4 steps", "duration": "8 steps"}}).train
+    lr_at = optim.learning_rate(cfg, 8, 8)
+    np.testing.assert_allclose([float(lr_at(i)) for i in range(4)], [cfg.lr * n / 4 for n in (1, 2, 3, 4)], rtol=1e-6)
+    np.testing.assert_allclose(float(lr_at(7)), cfg.lr * cfg.lr_end, rtol=1e-5)
+
+
 def test_decay_reaches_matrices_only_and_every_parameter_has_one_rule(tiny_cfg):
     for name in ("transformer", "chiar"):
         model = build(tiny_cfg({"net.name": name, "task.seq_len": L}), V)
