@@ -25,8 +25,8 @@ import numpy as np  # noqa: E402
 
 from cerebra_jax import config  # noqa: E402
 from cerebra_jax.cost import timing  # noqa: E402
-from cerebra_jax.models import build as models  # noqa: E402
-from cerebra_jax.models.decoding import sample  # noqa: E402
+from cerebra_jax.models import model as models  # noqa: E402
+from cerebra_jax.models import sampling as sample  # noqa: E402
 
 VOCAB = 4096
 
@@ -42,15 +42,21 @@ def measure(name: str, kv: str, batch: int, args: argparse.Namespace) -> dict[st
     model, L, P = model_of(name, kv, args), args.length, args.prompt
     rng, ex_B = np.random.default_rng(0), np.arange(batch, dtype=np.int32)
     ids_BxP = rng.integers(0, VOCAB, (batch, P)).astype(np.int32)
-    variables = model.init(jax.random.key(0), {"inputs_BxL": np.zeros((batch, L), np.int32), "ex_B": ex_B})
+    variables = model.init(
+        jax.random.key(0), {"inputs_BxL": np.zeros((batch, L), np.int32), "ex_B": ex_B}
+    )
 
     def cached(count: int):
-        return jax.jit(lambda ids, n: sample.generate(model, variables, jax.random.key(0), ids, n, count))
+        return jax.jit(
+            lambda ids, n: sample.generate(model, variables, jax.random.key(0), ids, n, count)
+        )
 
     @jax.jit
     def whole(ids_BxP):
         def step(text_BxL, at):
-            out, _ = model.apply(variables, {"inputs_BxL": text_BxL, "ex_B": ex_B}, models.neutral_knobs())
+            out, _ = model.apply(
+                variables, {"inputs_BxL": text_BxL, "ex_B": ex_B}, models.neutral_knobs()
+            )
             logits_BxV = out.h[:, at - 1].astype(jnp.float32) @ out.head_VxD.T
             token_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
             return text_BxL.at[:, at].set(token_B), token_B
@@ -79,7 +85,9 @@ def measure(name: str, kv: str, batch: int, args: argparse.Namespace) -> dict[st
     for found in timing.rounds_of(runs, args.rounds):
         for way, cell in found.items():
             cells[way].append(timing.Cell(cell.wall / tokens_of[way], cell.cpu / tokens_of[way]))
-    rates = {way: batch / statistics.median(cell.wall for cell in found) for way, found in cells.items()}
+    rates = {
+        way: batch / statistics.median(cell.wall for cell in found) for way, found in cells.items()
+    }
     return {
         "model": name, "kv": kv, "batch": batch, "kept": share, "tokens_per_s": rates,
         "flops": {"cached": model.token.mean(share), "whole": model.cost.executed_flops},
@@ -95,12 +103,23 @@ def show(r: dict[str, Any]) -> str:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words = lambda s: s.split(",")  # noqa: E731
     parser.add_argument("--models", type=words, default="transformer,chiar,cerebra")
-    parser.add_argument("--kv", type=words, default="all,routed", help="which tokens are keys, of routed models")
+    parser.add_argument(
+        "--kv", type=words, default="all,routed", help="which tokens are keys, of routed models"
+    )
     parser.add_argument("--batch", type=lambda s: [int(x) for x in s.split(",")], default="1,8")
-    for name, value in (("length", 512), ("prompt", 64), ("steps", 16), ("width", 128), ("depth", 4), ("rounds", 5)):
+    for name, value in (
+        ("length", 512),
+        ("prompt", 64),
+        ("steps", 16),
+        ("width", 128),
+        ("depth", 4),
+        ("rounds", 5),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
     return parser.parse_args()

@@ -41,7 +41,9 @@ def measure(group: layers.Group, rounds: int, full: bool) -> dict[str, Any]:
     first = next(timing.rounds_of(runs, 1))
     dense = [name for name, program in programs.items() if program.kept is None]
     bound = SLOWER * min(first[name].wall for name in dense)
-    kept = {name: run for name, run in runs.items() if name not in dense or first[name].wall <= bound}
+    kept = {
+        name: run for name, run in runs.items() if name not in dense or first[name].wall <= bound
+    }
     before, start = timing.machine()["load"], time.perf_counter()
     cells: dict[str, list[timing.Cell]] = {name: [] for name in kept}
     rates: dict[str, list[float]] = {"matmul": [], "copy": []}
@@ -50,10 +52,21 @@ def measure(group: layers.Group, rounds: int, full: bool) -> dict[str, Any]:
             cells[name].append(cell)
         for name, rate in layers.machine_rates().items():
             rates[name].append(rate)
-    best = min((name for name in dense if name in cells), key=lambda n: statistics.median(c.wall for c in cells[n]))
+    best = min(
+        (name for name in dense if name in cells),
+        key=lambda n: statistics.median(c.wall for c in cells[n]),
+    )
     peak = {name: max(values) for name, values in rates.items()}
     rows = [
-        row(name, program, cells.get(name, [first[name]]), programs[best], cells[best], peak, name in cells)
+        row(
+            name,
+            program,
+            cells.get(name, [first[name]]),
+            programs[best],
+            cells[best],
+            peak,
+            name in cells,
+        )
         for name, program in programs.items()
     ]
     return group._asdict() | {
@@ -93,7 +106,13 @@ def show(found: dict[str, Any]) -> Iterator[str]:
         if r["kept"] is None:
             continue
         t = r["ratio"]
-        verdict = "" if r["name"].startswith("masked") else "  met" if r["realised"] <= MET else "  MISSED"
+        verdict = (
+            ""
+            if r["name"].startswith("masked")
+            else "  met"
+            if r["realised"] <= MET
+            else "  MISSED"
+        )
         yield (
             f"  {r['kept']:5} {r['name'] if r['name'].startswith('masked') else r['kv']:7} {r['analytic']:8.3f} "
             f"{r['analytic_to_model']:8.3f} {t['median']:7.3f} [{t['q1']:.3f}, {t['q3']:.3f}] {t['minima']:7.3f} "
@@ -104,13 +123,19 @@ def show(found: dict[str, Any]) -> Iterator[str]:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words = lambda s: s.split(",")  # noqa: E731
     parser.add_argument("--lengths", type=words, default="2048,4096,8192")
-    parser.add_argument("--kept", type=words, default="L/8,L/16,32", help="kept tokens: numbers, or L/number")
+    parser.add_argument(
+        "--kept", type=words, default="L/8,L/16,32", help="kept tokens: numbers, or L/number"
+    )
     parser.add_argument("--masks", type=words, default="causal,encoder")
     parser.add_argument("--kv", type=words, default="all,routed", help="which tokens are keys")
-    parser.add_argument("--parts", type=words, default="attention,block", help="one layer, or one with its FFN")
+    parser.add_argument(
+        "--parts", type=words, default="attention,block", help="one layer, or one with its FFN"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=1, help="sequences of a batch")
     parser.add_argument("--width", type=int, default=256)
@@ -118,9 +143,16 @@ def options() -> argparse.Namespace:
     parser.add_argument("--r", type=float, default=0.25, help="compressed tokens per token")
     parser.add_argument("--s", type=float, default=0.5, help="width of the light path per width")
     parser.add_argument(
-        "--light-heads", type=int, default=0, help="heads of the light path; 0: as wide as the heavy ones"
+        "--light-heads",
+        type=int,
+        default=0,
+        help="heads of the light path; 0: as wide as the heavy ones",
     )
-    parser.add_argument("--quick", action="store_true", help="one dense variant instead of all: no verdict on the best")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one dense variant instead of all: no verdict on the best",
+    )
     parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
     return parser.parse_args()
 
@@ -134,8 +166,15 @@ def main() -> None:
         group = layers.group(mask, part, int(length), args)
         found.append(measure(group, args.rounds, not args.quick))
         print("\n".join(show(found[-1])), flush=True)
-    rows = [r for g in found for r in g["rows"] if r["kept"] is not None and not r["name"].startswith("masked")]
-    print(f"{sum(r['realised'] <= MET for r in rows)} of {len(rows)} cells measured <= {MET} x analytic")
+    rows = [
+        r
+        for g in found
+        for r in g["rows"]
+        if r["kept"] is not None and not r["name"].startswith("masked")
+    ]
+    print(
+        f"{sum(r['realised'] <= MET for r in rows)} of {len(rows)} cells measured <= {MET} x analytic"
+    )
     if args.out:
         text = {"args": {k: str(v) for k, v in vars(args).items()}, "machine": before, "versions": layers.versions(),
                 "groups": found}  # fmt: skip

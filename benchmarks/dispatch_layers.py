@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax.config import CompressCfg, NetCfg, RouteCfg
-from cerebra_jax.cost import jaxpr
+from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.cost.timing import best_rate
-from cerebra_jax.models import block, build, cerebra, router, transformer
-from cerebra_jax.ops import attend as att
-from cerebra_jax.ops import dispatch as dispatching
+from cerebra_jax.kernels import attention as att
+from cerebra_jax.layers import block
+from cerebra_jax.models import cerebra, transformer
+from cerebra_jax.models import model as build
+from cerebra_jax.routing import dispatch as dispatching
+from cerebra_jax.routing import routers as router
 
 
 class Group(NamedTuple):
@@ -54,7 +57,9 @@ class Program(NamedTuple):
 
 
 def group(mask: str, part: str, L: int, args: argparse.Namespace) -> Group:
-    kept = tuple(dict.fromkeys(L // int(k[2:]) if k.startswith("L/") else int(k) for k in args.kept))
+    kept = tuple(
+        dict.fromkeys(L // int(k[2:]) if k.startswith("L/") else int(k) for k in args.kept)
+    )
     return Group(mask, part, L, args.batch, kept, tuple(args.kv), args.width, args.heads, args.r, args.s,
                  args.light_heads or max(1, round(args.heads * args.s)))  # fmt: skip
 
@@ -83,17 +88,24 @@ class RoutedAttention(cerebra.RoutedBlock):
 def net_of(g: Group, k: int, kv: str, dispatch: bool = True) -> NetCfg:
     """Cerebra with k of L tokens on the heavy path, without slack."""
     mode = "threshold" if g.mask == "causal" else "topk"
-    route = RouteCfg(mode=mode, rate=k / g.L, k=k, capacity=1.0, kv=kv, part=g.part, noise=0.0, dispatch=dispatch)
+    route = RouteCfg(
+        mode=mode, rate=k / g.L, k=k, capacity=1.0, kv=kv, part=g.part, noise=0.0, dispatch=dispatch
+    )
     compress = CompressCfg(r=g.r, s=g.s, heads=g.light_heads)
     return NetCfg(name="cerebra", causal=g.mask == "causal", depth=1, width=g.width, heads=g.heads,
                   ffn_width=4 * g.width, route=route, compress=compress)  # fmt: skip
 
 
-def dense_variants(g: Group, full: bool) -> Iterator[tuple[str, att.Plan, str, int, contextlib.AbstractContextManager]]:
+def dense_variants(
+    g: Group, full: bool
+) -> Iterator[tuple[str, att.Plan, str, int, contextlib.AbstractContextManager]]:
     """(name, plan, kernel, chunk, what changes while it is traced) of the dense layers to choose the best from."""
     variants = [(1, "full", att.CHUNK), *((1, "blockwise", chunk) for chunk in (64, 128, 256))]
     if g.mask == "causal":  # the whole square is never the best of them
-        variants = [(8, kernel, chunk) for _, kernel, chunk in variants] + [(16, "full", 128), (16, "blockwise", 128)]
+        variants = [(8, kernel, chunk) for _, kernel, chunk in variants] + [
+            (16, "full", 128),
+            (16, "blockwise", 128),
+        ]
     for prefixes, kernel, chunk in variants if full else variants[2:3]:
         plan = tuple((a, b, 0, b) for a, b in att.segment_bounds(g.L, prefixes))
         how = "whole" if kernel == "full" else f"chunks of {chunk}"
@@ -111,7 +123,9 @@ def dense_variants(g: Group, full: bool) -> Iterator[tuple[str, att.Plan, str, i
 
 def _library(causal: bool, q, k, v, *_):
     """Attention by jax.nn.dot_product_attention, in place of `attend`."""
-    return jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=causal).swapaxes(1, 2)
+    return jax.nn.dot_product_attention(
+        *(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=causal
+    ).swapaxes(1, 2)
 
 
 def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
@@ -124,7 +138,9 @@ def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
 
     layer = DenseAttention if g.part == "attention" else transformer.DenseLayer
     args = (pos, order, ex, None)
-    params = jax.jit(lambda key: layer(net, ((0, g.L, 0, g.L),), "full").init(key, x, *args))(jax.random.key(0))
+    params = jax.jit(lambda key: layer(net, ((0, g.L, 0, g.L),), "full").init(key, x, *args))(
+        jax.random.key(0)
+    )
     model = own(transformer.cost(net, g.L, 1).model)
     reference = None
     for name, plan, kernel, chunk, change in dense_variants(g, full):
@@ -132,7 +148,9 @@ def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
             module = layer(net, plan, kernel)
             run = lambda params, x, module=module: (module.apply(params, x, *args)[0], {})  # noqa: E731
             made, results = compiled(run, params, x, do)
-        executed = block.attention_flops(g.width, g.L, g.L, plan) + block.ffn_flops(net, g.L) * (g.part == "block")
+        executed = block.attention_flops(g.width, g.L, g.L, plan) + block.ffn_flops(net, g.L) * (
+            g.part == "block"
+        )
         reference = same(name, results, reference)
         yield name, made._replace(executed=g.B * executed, model=model)
 
@@ -147,13 +165,17 @@ def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
     params = jax.jit(init)(jax.random.key(0))
     score_BxL = np.asarray(jax.jit(lambda params, x: run(params, x)[1]["score"])(params, x))
     first = None
-    for k, kv, dispatch in [(k, kv, True) for k in g.kept for kv in g.kv] + [(g.kept[0], g.kv[0], False)]:
+    for k, kv, dispatch in [(k, kv, True) for k in g.kept for kv in g.kv] + [
+        (g.kept[0], g.kv[0], False)
+    ]:
         tau = float(np.quantile(score_BxL, 1 - k / g.L))  # what top-k does not look at
         made, (out, _, y) = compiled(routed(k, kv, dispatch, tau)[0], params, x, do)
         if not np.isfinite(out).all():
             raise SystemExit(f"k={k}, keys={kv}: not finite")
         first = out if first is None else first
-        if not dispatch and (g.mask == "encoder" or kv == "all"):  # it keeps the tokens that overflow: not compared
+        if not dispatch and (
+            g.mask == "encoder" or kv == "all"
+        ):  # it keeps the tokens that overflow: not compared
             wanted_BxL = jnp.asarray(score_BxL > tau)
             kept_BxL = dispatching.assign(wanted_BxL, router.layout(net_of(g, k, kv), g.L)).kept_BxL
             fits_BxL = (kept_BxL == wanted_BxL) | (g.mask == "encoder")
@@ -161,7 +183,10 @@ def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
         cost = cerebra.cost(net_of(g, k, kv, dispatch), g.L, 1)
         made = made._replace(kept=k, kv=kv, executed=own(cost.executed), model=own(cost.model))
         name = f"k={k}, keys={kv}" if dispatch else "masked"
-        yield name, made._replace(share=float(y["kept"].mean()), overflow=float(y["overflow"].mean()))
+        yield (
+            name,
+            made._replace(share=float(y["kept"].mean()), overflow=float(y["overflow"].mean())),
+        )
 
 
 def _counts(g: Group, part: str) -> bool:

@@ -26,19 +26,26 @@ import jax  # noqa: E402
 from step_ours import TOTAL, random_batch  # noqa: E402  (the checkout's, installed or not)
 
 from cerebra_jax import config  # noqa: E402
-from cerebra_jax.cost import jaxpr, timing  # noqa: E402
-from cerebra_jax.models import build as models  # noqa: E402
-from cerebra_jax.models.layers import units  # noqa: E402
-from cerebra_jax.models.quant import int8  # noqa: E402
+from cerebra_jax.cost import count as jaxpr  # noqa: E402
+from cerebra_jax.cost import timing
+from cerebra_jax.models import model as models  # noqa: E402
+from cerebra_jax.models import prunable as units  # noqa: E402
+from cerebra_jax.models import quantization as int8  # noqa: E402
 from cerebra_jax.tasks.text import sketch  # noqa: E402
-from cerebra_jax.train import optim, state  # noqa: E402
-from cerebra_jax.train.step import make_train_step  # noqa: E402
+from cerebra_jax.training import optimizer as optim  # noqa: E402
+from cerebra_jax.training import state
+from cerebra_jax.training.step import make_train_step  # noqa: E402
 
 
 def whole(name: str, args: argparse.Namespace) -> config.RunCfg:
     """The configuration of a model before anything is removed."""
     c = config.defaults()
-    c.net.name, c.net.depth, c.net.width, c.net.heads = name, args.depth, args.width, max(1, args.width // 32)
+    c.net.name, c.net.depth, c.net.width, c.net.heads = (
+        name,
+        args.depth,
+        args.width,
+        max(1, args.width // 32),
+    )
     c.net.ffn_width, c.task.seq_len, c.train.batch_size, c.train.warmup = (
         4 * args.width,
         args.length,
@@ -86,8 +93,13 @@ class Program:
         train = jax.jit(make_train_step(model, task, optimizer, cfg, TOTAL, TOTAL))
         counts = jaxpr.count(forward, variables, batch)
         if counts.flops + counts.int8 != cfg.train.batch_size * model.cost.executed_flops:
-            raise SystemExit(f"{cfg.net.name}: {model.cost.executed_flops} FLOPs by the price list, {counts} counted")
-        forward, train = jax.jit(forward).lower(variables, batch).compile(), train.lower(now, batch, key).compile()
+            raise SystemExit(
+                f"{cfg.net.name}: {model.cost.executed_flops} FLOPs by the price list, {counts} counted"
+            )
+        forward, train = (
+            jax.jit(forward).lower(variables, batch).compile(),
+            train.lower(now, batch, key).compile(),
+        )
         self.flops, self.int8 = model.cost.executed_flops, counts.int8 // cfg.train.batch_size
         self.params = sum(x.size for x in jax.tree.leaves(now.params))
         self.bytes = sum(x.nbytes for x in jax.tree.leaves(weights))
@@ -108,12 +120,16 @@ class Program:
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """All sizes of a model, timed in the same interleaved rounds; ratios are to the first."""
-    sizes = {(keep, bits): shrunk(whole(name, args), keep) for bits in args.bits for keep in args.keep}
+    sizes = {
+        (keep, bits): shrunk(whole(name, args), keep) for bits in args.bits for keep in args.keep
+    }
     programs = {size: Program(cfg, size[1]) for size, cfg in sizes.items()}
     rows = []
     cells: dict[str, dict[str, list[timing.Cell]]] = {}
     for kind in ("forward", "step"):
-        runs = {str(size): timing.here(getattr(program, kind)) for size, program in programs.items()}
+        runs = {
+            str(size): timing.here(getattr(program, kind)) for size, program in programs.items()
+        }
         cells[kind] = {size: [] for size in runs}
         for found in timing.rounds_of(runs, args.rounds):
             for size, cell in found.items():
@@ -136,7 +152,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> Iterator[str]:
     """A model as text."""
     time = f"{'compiled':>8} {'time [q1, q3]':>22} {'cpu':>6}"
-    head = f"{found['model']:12} {'keep':>5} {'bits':>4} {'weights kB':>10} {'FLOPs':>6} {'int8':>5}"
+    head = (
+        f"{found['model']:12} {'keep':>5} {'bits':>4} {'weights kB':>10} {'FLOPs':>6} {'int8':>5}"
+    )
     yield f"{head} | {'forward ms':>10} {time} | {'step ms':>8} {time}"
     for r in found["rows"]:
         parts = [f"{'':12} {r['keep']:5.2f} {r['bits']:4} {r['weight_bytes'] / 1e3:10,.0f} {r['analytic']:6.3f} "
@@ -144,15 +162,25 @@ def show(found: dict[str, Any]) -> Iterator[str]:
         for kind, width in (("forward", 10), ("step", 8)):
             t = r[kind]["ratio"]
             times = f"{t['median']:.3f} [{t['q1']:.3f}, {t['q3']:.3f}]{'*' if t['noisy'] else ' '}"
-            parts.append(f"{r[kind]['ms']:{width}.1f} {r[kind]['compiled']:8.3f} {times:>22} {t['cpu']:6.3f}")
+            parts.append(
+                f"{r[kind]['ms']:{width}.1f} {r[kind]['compiled']:8.3f} {times:>22} {t['cpu']:6.3f}"
+            )
         yield " | ".join(parts)
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=lambda s: s.split(","), default="transformer,cerebra,chiar")
-    parser.add_argument("--keep", type=lambda s: [float(x) for x in s.split(",")], default="1,0.75,0.5,0.25")
-    parser.add_argument("--bits", type=lambda s: [int(x) for x in s.split(",")], default="32,8", help="of 32 and 8")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", type=lambda s: s.split(","), default="transformer,cerebra,chiar"
+    )
+    parser.add_argument(
+        "--keep", type=lambda s: [float(x) for x in s.split(",")], default="1,0.75,0.5,0.25"
+    )
+    parser.add_argument(
+        "--bits", type=lambda s: [int(x) for x in s.split(",")], default="32,8", help="of 32 and 8"
+    )
     for name, value in (("rounds", 7), ("batch", 8), ("length", 256), ("width", 128), ("depth", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
@@ -171,7 +199,11 @@ def main() -> None:
         found.append(measure(name, args))
         print("\n".join(show(found[-1])), flush=True)
     if args.out:
-        text = {"args": {k: str(v) for k, v in vars(args).items()}, "machine": before, "models": found}
+        text = {
+            "args": {k: str(v) for k, v in vars(args).items()},
+            "machine": before,
+            "models": found,
+        }
         args.out.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
 
 

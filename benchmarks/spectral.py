@@ -26,24 +26,28 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import dispatch_layers as layers  # noqa: E402  (the checkout's, installed or not)
 
 from cerebra_jax import config  # noqa: E402
-from cerebra_jax.cost import jaxpr, prices, timing  # noqa: E402
-from cerebra_jax.models import build  # noqa: E402
-from cerebra_jax.ops import spectral  # noqa: E402
-from cerebra_jax.ops.xent import chunked_xent  # noqa: E402
+from cerebra_jax.cost import count as jaxpr  # noqa: E402
+from cerebra_jax.cost import prices, timing
+from cerebra_jax.kernels import dct as spectral  # noqa: E402
+from cerebra_jax.kernels.cross_entropy import chunked_xent  # noqa: E402
+from cerebra_jax.models import model as build  # noqa: E402
 
 ELEMENTS = 1 << 22  # of a batch of tokens, where --tokens does not say otherwise
 LEAST, MOST = 1024, 16_384  # tokens
 PARTS = ("transform", "transform + backward", "filter", "filter + backward")
-STEP = {"depth": 4, "L": 256, "texts": 8, "vocab": 1024}  # of a whole model; F = 4 D, 64 features a head
+STEP = {
+    "depth": 4,
+    "L": 256,
+    "texts": 8,
+    "vocab": 1024,
+}  # of a whole model; F = 4 D, 64 features a head
 
 
 class Program(NamedTuple):
     run: Callable[[int], None]  # n repetitions, finished
     flops: int
     bytes: int  # of what goes in and what comes out
-    error: (
-        float  # largest, of any output, relative to the largest of scipy's in float64; of a step, of its loss to fft's
-    )
+    error: float  # largest, of any output, relative to the largest of scipy's in float64; of a step, of its loss to fft's
 
 
 def programs(part: str, D: int, tokens: int, dtype: str) -> dict[str, Program]:
@@ -59,7 +63,9 @@ def programs(part: str, D: int, tokens: int, dtype: str) -> dict[str, Program]:
     else:
         fns = {m: lambda x, w, m=m: spectral.filtered(x, w, m) for m in spectral.METHODS}
         args = (x, w)
-    made = {m: _program(_with_gradients(fn, c) if backward else fn, args, want) for m, fn in fns.items()}
+    made = {
+        m: _program(_with_gradients(fn, c) if backward else fn, args, want) for m, fn in fns.items()
+    }
     for method, program in made.items():
         once = prices.filter_flops(D, method) if kind == "filter" else prices.dct_flops(D, method)
         if not backward and program.flops != tokens * once:
@@ -67,7 +73,9 @@ def programs(part: str, D: int, tokens: int, dtype: str) -> dict[str, Program]:
                 f"{part} by {method}: {once} FLOPs a token by the price list, {program.flops / tokens} in it"
             )
     if part == "filter":
-        made["folded before"] = _program(lambda x, M_DxD: x @ M_DxD, (x, spectral.folded(w).astype(dtype)), want)
+        made["folded before"] = _program(
+            lambda x, M_DxD: x @ M_DxD, (x, spectral.folded(w).astype(dtype)), want
+        )
     return made
 
 
@@ -75,7 +83,12 @@ def steps(D: int, dtype: str) -> dict[str, Program]:
     """{net.route.dct: forward and backward pass of a whole CHIAR}, routed by thresholds as it is by default."""
     B, L, V = STEP["texts"], STEP["L"], STEP["vocab"]
     ids = np.random.default_rng(0).integers(0, V, (B, L)).astype(np.int32)
-    batch, made, variables, loss = {"inputs_BxL": ids, "ex_B": np.arange(B, dtype=np.int32)}, {}, None, None
+    batch, made, variables, loss = (
+        {"inputs_BxL": ids, "ex_B": np.arange(B, dtype=np.int32)},
+        {},
+        None,
+        None,
+    )
     for method in spectral.METHODS:
         net = {"depth": STEP["depth"], "width": D, "heads": max(1, D // 64), "ffn_width": 4 * D, "dtype": dtype,
                "route": {"dct": method}}  # fmt: skip
@@ -85,7 +98,9 @@ def steps(D: int, dtype: str) -> dict[str, Program]:
         def run(params, routing, m=model):
             known = {"params": params, "routing": routing}
             out, aux = m.apply(known, batch, build.neutral_knobs(), jax.random.key(1))
-            nats = chunked_xent(out.h, out.head_VxD, ids, np.ones((B, L), np.float32), m.net.loss_chunk)
+            nats = chunked_xent(
+                out.h, out.head_VxD, ids, np.ones((B, L), np.float32), m.net.loss_chunk
+            )
             penalty = aux.expected_B.mean()  # for its gradient: its value differs, as prices do
             return nats / ids.size + penalty - jax.lax.stop_gradient(penalty)
 
@@ -126,7 +141,9 @@ def _program(fn: Callable, args: tuple, want: list[np.ndarray]) -> Program:
     return Program(run, counted.flops, sum(a.nbytes for a in (*jax.tree.leaves(args), *got)), error)
 
 
-def measure(part: str, D: int, tokens: int, made: dict[str, Program], rounds: int) -> dict[str, Any]:
+def measure(
+    part: str, D: int, tokens: int, made: dict[str, Program], rounds: int
+) -> dict[str, Any]:
     """Every method of a part, in the same interleaved rounds."""
     load = timing.machine()["load"][0]
     cells: dict[str, list[timing.Cell]] = {name: [] for name in made}
@@ -165,13 +182,21 @@ def show(found: dict[str, Any]) -> Iterator[str]:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     numbers = lambda s: [int(n) for n in s.split(",")]  # noqa: E731
     parser.add_argument("--widths", type=numbers, default="64,128,256,512,768,1024,2048,4096")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the tokens")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the tokens"
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=0, help="0: so that a batch has 4 M features, 1,024 to 16,384")
-    parser.add_argument("--steps", type=numbers, default="64,128,256,512", help="widths of whole models; 0: none")
+    parser.add_argument(
+        "--tokens", type=int, default=0, help="0: so that a batch has 4 M features, 1,024 to 16,384"
+    )
+    parser.add_argument(
+        "--steps", type=numbers, default="64,128,256,512", help="widths of whole models; 0: none"
+    )
     parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
     return parser.parse_args()
 
@@ -181,7 +206,9 @@ def main() -> None:
     device = jax.devices()[0]
     on = f"{before['cores']} x {before['cpu']}" if device.platform == "cpu" else device.device_kind
     print(f"{args.dtype}, {args.rounds} rounds on {on}, jax {jax.__version__}")
-    print(f"  {'method':13} {'time':>11} {'to the fastest':>19} {'minima':>6} {'cpu':>5}   FLOP, byte     error")
+    print(
+        f"  {'method':13} {'time':>11} {'to the fastest':>19} {'minima':>6} {'cpu':>5}   FLOP, byte     error"
+    )
     for D in args.widths:
         tokens = args.tokens or min(MOST, max(LEAST, ELEMENTS // D))
         for part in PARTS:
@@ -189,7 +216,9 @@ def main() -> None:
             found.append(measure(part, D, tokens, made, args.rounds))
             print("\n".join(show(found[-1])), flush=True)
     for D in filter(None, args.steps):
-        found.append(measure("step", D, STEP["texts"] * STEP["L"], steps(D, args.dtype), args.rounds))
+        found.append(
+            measure("step", D, STEP["texts"] * STEP["L"], steps(D, args.dtype), args.rounds)
+        )
         print("\n".join(show(found[-1])), flush=True)
     print(f"{'fastest':21}" + "".join(f"{D:>8}" for D in args.widths))
     for part in PARTS:

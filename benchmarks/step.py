@@ -64,9 +64,13 @@ def check(infos: dict[str, dict[str, Any]]) -> None:
         if not all(map(math.isfinite, info["losses"])):
             raise SystemExit(f"{name}: losses {info['losses']}")
         if name in TORCH and "dense" in infos:
-            for mine, theirs, bound in zip(infos["dense"]["losses"], info["losses"], (1e-4, 1e-3, 1e-3), strict=True):
+            for mine, theirs, bound in zip(
+                infos["dense"]["losses"], info["losses"], (1e-4, 1e-3, 1e-3), strict=True
+            ):
                 if abs(mine - theirs) > bound:
-                    raise SystemExit(f"not the same model: losses {infos['dense']['losses']} and {info['losses']}")
+                    raise SystemExit(
+                        f"not the same model: losses {infos['dense']['losses']} and {info['losses']}"
+                    )
 
 
 def rows(infos, cells, rates, peaks, tokens: int) -> dict[str, dict[str, Any]]:
@@ -75,7 +79,9 @@ def rows(infos, cells, rates, peaks, tokens: int) -> dict[str, dict[str, Any]]:
     base = min((n for n in speed if n in TORCH), key=speed.get, default="dense")
     table = {}
     for name, cs in cells.items():
-        flops = infos[name].get("flops") or infos["dense"]["flops"]  # PyTorch's: as our dense model's
+        flops = (
+            infos[name].get("flops") or infos["dense"]["flops"]
+        )  # PyTorch's: as our dense model's
         rate = statistics.median(rates[name])
         table[name] = {
             "step_ms": 1e3 * speed[name],
@@ -111,12 +117,18 @@ def show(table: dict[str, dict[str, Any]], missing: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="cpu", choices=("cpu", "17m"))
-    parser.add_argument("--models", default="dense,chiar,torch", help="any of dense, chiar, torch (both variants)")
+    parser.add_argument(
+        "--models", default="dense,chiar,torch", help="any of dense, chiar, torch (both variants)"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=16, help="windows a step")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our matmuls")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of our matmuls"
+    )
     parser.add_argument("--out", type=Path, help="write everything measured here, as JSON")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -126,7 +138,9 @@ def main() -> None:
         return
     wanted = args.models.split(",")
     if unknown := set(wanted) - {*OURS, "torch"}:
-        parser.error(f"no model {', '.join(sorted(unknown))}; choose among {', '.join(OURS)}, torch")
+        parser.error(
+            f"no model {', '.join(sorted(unknown))}; choose among {', '.join(OURS)}, torch"
+        )
     if "torch" in wanted and "dense" not in wanted:
         parser.error("torch starts from the weights of dense: add dense to --models")
     if args.dtype != "float32" and "torch" in wanted:
@@ -137,7 +151,13 @@ def main() -> None:
     workers, missing = {}, {}
     with tempfile.TemporaryDirectory() as folder, timing.closing(workers):
         for name in names:  # dense comes before torch, which needs its weights
-            command = [sys.executable, __file__, *sys.argv[1:], f"--worker={name}", f"--folder={folder}"]
+            command = [
+                sys.executable,
+                __file__,
+                *sys.argv[1:],
+                f"--worker={name}",
+                f"--folder={folder}",
+            ]
             try:
                 workers[name] = timing.Worker(command)
             except timing.Unavailable as e:

@@ -14,11 +14,12 @@ from cerebra_jax import trees
 from cerebra_jax.config import RunCfg
 from cerebra_jax.cost.prices import TRAIN_FACTOR
 from cerebra_jax.cost.timing import Variant, best_rate
-from cerebra_jax.models import build as models
+from cerebra_jax.models import model as models
 from cerebra_jax.tasks.text import sketch
-from cerebra_jax.train import optim, state
-from cerebra_jax.train.parallel import DataParallel
-from cerebra_jax.train.step import make_train_step
+from cerebra_jax.training import optimizer as optim
+from cerebra_jax.training import state
+from cerebra_jax.training.parallel import DataParallel
+from cerebra_jax.training.step import make_train_step
 
 TOTAL = 1_000_000  # steps of the schedule: the learning rate is constant over a benchmark
 
@@ -52,7 +53,12 @@ def build(cfg: RunCfg, folder: Path) -> Variant:
     held = SimpleNamespace(state=run.place(now), batches=[run.shard(b) for b in batches], done=0)
     memory = run._train.lower(held.state, held.batches[0], key).compile().memory_analysis()
     temp = memory.temp_size_in_bytes
-    whole = temp + memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    whole = (
+        temp
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
 
     def steps(n: int) -> float:
         for _ in range(n):
@@ -74,4 +80,6 @@ def build(cfg: RunCfg, folder: Path) -> Variant:
         "device": device.device_kind,
         "versions": {"jax": jax.__version__},
     }
-    return Variant(steps, lambda: best_rate(lambda: matmul(a, a).block_until_ready(), 2 * n**3), info)
+    return Variant(
+        steps, lambda: best_rate(lambda: matmul(a, a).block_until_ready(), 2 * n**3), info
+    )

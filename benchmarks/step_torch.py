@@ -28,7 +28,9 @@ def build(cfg: RunCfg, folder: Path, compiled: bool) -> Variant:
     net = _module()(cfg)
     _load(net, dict(np.load(folder / "transformer.npz")))
     batches = [dict(np.load(folder / f"batch_{i}.npz")) for i in range(3)]
-    pairs = [tuple(torch.from_numpy(b[k]).long() for k in ("inputs_BxL", "labels_BxL")) for b in batches]
+    pairs = [
+        tuple(torch.from_numpy(b[k]).long() for k in ("inputs_BxL", "labels_BxL")) for b in batches
+    ]
     optimizer = _adamw(net, cfg.train)
     loss_of = torch.compile(net) if compiled else net
     done = 0
@@ -49,7 +51,9 @@ def build(cfg: RunCfg, folder: Path, compiled: bool) -> Variant:
     except Exception as e:  # torch.compile needs a C++ compiler; its errors have no common base
         if not compiled:
             raise
-        raise Unavailable(f"torch.compile does not work here: {type(e).__name__}: {str(e)[:200]}") from e
+        raise Unavailable(
+            f"torch.compile does not work here: {type(e).__name__}: {str(e)[:200]}"
+        ) from e
     n = 1024
     a = torch.from_numpy(np.random.default_rng(0).standard_normal((n, n)).astype(np.float32))
     info = {
@@ -74,7 +78,11 @@ def _module():
 
         def forward(self, x_BxLxD, cos_LxC, sin_LxC):
             B, L, D = x_BxLxD.shape
-            qkv = self.qkv(self.norm1(x_BxLxD)).view(B, L, 3, self.H, D // self.H).permute(2, 0, 3, 1, 4)
+            qkv = (
+                self.qkv(self.norm1(x_BxLxD))
+                .view(B, L, 3, self.H, D // self.H)
+                .permute(2, 0, 3, 1, 4)
+            )
             q, k, v = qkv.unbind(0)
             q, k = _rope(q, cos_LxC, sin_LxC), _rope(k, cos_LxC, sin_LxC)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -86,7 +94,9 @@ def _module():
             super().__init__()
             D, H, L = cfg.net.width, cfg.net.heads, cfg.task.seq_len
             self.table = nn.Embedding(cfg.task.vocab_size, D)
-            self.layers = nn.ModuleList(Layer(D, H, cfg.net.ffn_width) for _ in range(cfg.net.depth))
+            self.layers = nn.ModuleList(
+                Layer(D, H, cfg.net.ffn_width) for _ in range(cfg.net.depth)
+            )
             self.norm = nn.LayerNorm(D)
             half = D // H // 2
             angle = torch.arange(L)[:, None] * 10_000.0 ** (-torch.arange(half) / half)

@@ -27,10 +27,14 @@ def to_steps(spec: str, total: int, per_epoch: int) -> int:
     """Steps of a duration: "0.1 frac" (of `total`), "3 epochs" (of `per_epoch` steps) or "500 steps"."""
     try:
         number, unit = spec.split()
-        scale = {"step": 1, "steps": 1, "epoch": per_epoch, "epochs": per_epoch, "frac": total}[unit]
+        scale = {"step": 1, "steps": 1, "epoch": per_epoch, "epochs": per_epoch, "frac": total}[
+            unit
+        ]
         steps = round(float(number) * scale)
     except (ValueError, KeyError, OverflowError):
-        raise UserError(f"cannot read the duration {spec!r}", 'write "500 steps", "3 epochs" or "0.1 frac"') from None
+        raise UserError(
+            f"cannot read the duration {spec!r}", 'write "500 steps", "3 epochs" or "0.1 frac"'
+        ) from None
     if steps < 0:
         raise UserError(f"the duration {spec!r} is negative", "use a positive one")
     return steps
@@ -44,22 +48,36 @@ def together(c: RunCfg) -> None:
         f"net.width {net.width} is not divisible by net.heads {net.heads}",
         f"use net.heads={math.gcd(net.width, net.heads)}",
     )
-    need((net.width // net.heads) % 2 == 0, f"head width {net.width // net.heads} is odd", "RoPE needs an even one")
+    need(
+        (net.width // net.heads) % 2 == 0,
+        f"head width {net.width // net.heads} is odd",
+        "RoPE needs an even one",
+    )
     need(
         c.train.batch_size % c.train.accum == 0,
         f"train.batch_size {c.train.batch_size} is not divisible by train.accum {c.train.accum}",
         "change one of them",
     )
     text = c.task.name in ("text", "mixed")
-    need(not text or c.task.seq_len > 1, f"task.seq_len is {c.task.seq_len}", "a text needs at least 2: 256, say")
-    need(not text or c.task.tokenizer != "words", "task.tokenizer is words for a text", "use bpe, bytes or gpt2")
+    need(
+        not text or c.task.seq_len > 1,
+        f"task.seq_len is {c.task.seq_len}",
+        "a text needs at least 2: 256, say",
+    )
+    need(
+        not text or c.task.tokenizer != "words",
+        "task.tokenizer is words for a text",
+        "use bpe, bytes or gpt2",
+    )
     need(
         not text or c.task.eval_context < c.task.seq_len,
         f"task.eval_context {c.task.eval_context} leaves nothing to score",
         f"keep it under task.seq_len={c.task.seq_len}",
     )
     need(
-        c.task.name not in ("text", "intent", "mixed") or c.task.tokenizer != "bpe" or c.task.vocab_size >= 260,
+        c.task.name not in ("text", "intent", "mixed")
+        or c.task.tokenizer != "bpe"
+        or c.task.vocab_size >= 260,
         f"task.vocab_size is {c.task.vocab_size}",
         "a BPE vocabulary holds 256 bytes first: use 260 or more",
     )
@@ -73,8 +91,16 @@ def together(c: RunCfg) -> None:
         f"task.tfds is set beside task.{'path' if c.task.path else 'name'}={c.task.path or c.task.name}",
         "it is for task.name=intent, in the place of task.path",
     )
-    need(net.name != "chiar" or net.depth >= 2, "net.depth is 1", "chiar needs a first and a last layer: depth >= 2")
-    need(net.name != "mod" or net.depth >= 2, "net.depth is 1", "mod routes every second block: depth >= 2")
+    need(
+        net.name != "chiar" or net.depth >= 2,
+        "net.depth is 1",
+        "chiar needs a first and a last layer: depth >= 2",
+    )
+    need(
+        net.name != "mod" or net.depth >= 2,
+        "net.depth is 1",
+        "mod routes every second block: depth >= 2",
+    )
     need(
         net.name not in ("fnet", "mlp") or not net.causal,
         f"net.causal is True for {net.name}, which sees the whole input at once",
@@ -103,7 +129,11 @@ def together(c: RunCfg) -> None:
     if c.task.buckets > 1:
         what = f"task.buckets is {c.task.buckets}"
         all_alike = f"{what}, but the examples of task.name={c.task.name} are of one length"
-        need(c.task.name in PADDED, all_alike, f"use task.buckets=0, or a task among {', '.join(PADDED)}")
+        need(
+            c.task.name in PADDED,
+            all_alike,
+            f"use task.buckets=0, or a task among {', '.join(PADDED)}",
+        )
         both = f"{what} and objective.budget is set"
         need(c.objective.budget == 0.0, both, "a budget is one program's: use one of them")
         whole = f"{what}, but what {net.name} computes depends on the length that it is padded to"
@@ -123,7 +153,11 @@ def together(c: RunCfg) -> None:
         f"quant.bits is 8 for {net.name}",
         "a recurrence adds up its rounding: use quant.bits=0, or another net.name",
     )
-    need(c.quant.bits == 8 or not c.quant.stored, "quant.stored is True without quant.bits", "use quant.bits=8")
+    need(
+        c.quant.bits == 8 or not c.quant.stored,
+        "quant.stored is True without quant.bits",
+        "use quant.bits=8",
+    )
     need(
         net.features == net.outputs == 0 or (net.name != "chiar" and not text),
         f"net.features or net.outputs is set for {'a text' if text else 'chiar'}, a language model",
@@ -132,15 +166,33 @@ def together(c: RunCfg) -> None:
     _kept(net)
     _by_layer(net)
     pruned = f"prune is set for net.name={net.name}"
-    need(not c.prune.on or net.name in PRUNABLE or bool(c.twin), pruned, f"only {', '.join(PRUNABLE)} can be pruned")
-    need(not c.prune.on or not net.scan, "prune is set with net.scan", "layers end at different widths: net.scan=False")
-    need(c.prune.dct == 0.0 or net.name == "chiar", f"prune.dct is set for {net.name}", "it is for chiar's filters: 0")
     need(
-        not net.kept.heads + net.kept.ffn or net.name != "transformer" or c.objective.unit == "flops",
+        not c.prune.on or net.name in PRUNABLE or bool(c.twin),
+        pruned,
+        f"only {', '.join(PRUNABLE)} can be pruned",
+    )
+    need(
+        not c.prune.on or not net.scan,
+        "prune is set with net.scan",
+        "layers end at different widths: net.scan=False",
+    )
+    need(
+        c.prune.dct == 0.0 or net.name == "chiar",
+        f"prune.dct is set for {net.name}",
+        "it is for chiar's filters: 0",
+    )
+    need(
+        not net.kept.heads + net.kept.ffn
+        or net.name != "transformer"
+        or c.objective.unit == "flops",
         f"objective.unit is {c.objective.unit} for a Transformer that was pruned",
         "its costs are known in FLOPs: use objective.unit=flops",
     )
-    need(not net.pooler or bool(net.pool), "net.pooler is set without net.pool", "use net.pool=mean or max")
+    need(
+        not net.pooler or bool(net.pool),
+        "net.pooler is set without net.pool",
+        "use net.pool=mean or max",
+    )
     need(net.causal or not text, "net.causal is False for a language model", "use net.causal=True")
     need(
         c.task.tokenizer != "gpt2" or bool(c.task.gpt2_dir),
@@ -170,7 +222,11 @@ def _by_layer(net: NetCfg) -> None:
         good = False
     what = f"net.route.by_layer is {text!r}"
     need(good, what, f"give {net.depth} numbers above 0 with commas, or none")
-    need(net.name == "cerebra", f"{what} for {net.name}", "only the layers of cerebra have rates of their own: use ''")
+    need(
+        net.name == "cerebra",
+        f"{what} for {net.name}",
+        "only the layers of cerebra have rates of their own: use ''",
+    )
     need(not net.scan, f"{what} with net.scan", "layers with different slots: use net.scan=False")
     need(
         route.k == 0 and route.mode in ("threshold", "topk", "random", "oracle"),
@@ -186,15 +242,27 @@ def _kept(net: NetCfg) -> None:
              "channels": (kept.channels, net.width)}  # fmt: skip
     for name, (text, most) in lists.items():
         try:
-            good = len(found := counts(text)) in (0, net.depth) and all(0 <= n <= most for n in found)
+            good = len(found := counts(text)) in (0, net.depth) and all(
+                0 <= n <= most for n in found
+            )
         except ValueError:
             good = False
-        need(good, f"net.kept.{name} is {text!r}", f"give {net.depth} numbers from 0 to {most} with commas, or none")
+        need(
+            good,
+            f"net.kept.{name} is {text!r}",
+            f"give {net.depth} numbers from 0 to {most} with commas, or none",
+        )
     given = ", ".join(f"net.kept.{name}" for name, (text, _) in lists.items() if text)
     need(
-        not given or net.name in PRUNABLE, f"{given} is set for {net.name}", f"only {', '.join(PRUNABLE)} can be pruned"
+        not given or net.name in PRUNABLE,
+        f"{given} is set for {net.name}",
+        f"only {', '.join(PRUNABLE)} can be pruned",
     )
-    need(not given or not net.scan, f"{given} is set with net.scan", "layers of different widths: use net.scan=False")
+    need(
+        not given or not net.scan,
+        f"{given} is set with net.scan",
+        "layers of different widths: use net.scan=False",
+    )
 
 
 def _kind(net: NetCfg) -> str:
@@ -206,7 +274,10 @@ def _routing(net: NetCfg) -> None:
     route, cerebra = net.route, net.name in ("cerebra", "mod")
     for name, modes in (
         ("chiar", ("threshold", "hard", "soft", "random", "always_full", "always_compressed")),
-        ("cerebra", ("threshold", "soft", "topk", "random", "oracle", "always_full", "always_compressed")),
+        (
+            "cerebra",
+            ("threshold", "soft", "topk", "random", "oracle", "always_full", "always_compressed"),
+        ),
         ("mod", ("threshold", "topk", "random", "oracle")),
     ):
         what = f"net.route.mode is {route.mode} for {name}"
@@ -216,9 +287,21 @@ def _routing(net: NetCfg) -> None:
         "net.attention is cudnn for window",
         "its mask is more than causal: use net.attention=auto",
     )
-    need(net.causal or net.attention != "cudnn", "net.attention is cudnn for an encoder", "use net.attention=auto")
-    need(net.name != "chiar" or net.local == 0, f"net.local is {net.local} for chiar", "use net.local=0")
-    need(net.name != "chiar" or net.causal, "net.causal is False for chiar", "chiar is a causal model")
+    need(
+        net.causal or net.attention != "cudnn",
+        "net.attention is cudnn for an encoder",
+        "use net.attention=auto",
+    )
+    need(
+        net.name != "chiar" or net.local == 0,
+        f"net.local is {net.local} for chiar",
+        "use net.local=0",
+    )
+    need(
+        net.name != "chiar" or net.causal,
+        "net.causal is False for chiar",
+        "chiar is a causal model",
+    )
     need(
         not (cerebra and net.causal and route.mode == "topk"),
         "net.route.mode is topk in a causal model",
@@ -249,14 +332,22 @@ def _routing(net: NetCfg) -> None:
         "use shares whose sum is at most 1",
     )
     need(
-        route.rbf == 0.0 or (route.floor == 0.0 and route.ceiling == 1.0) or route.mode not in ("hard", "soft"),
+        route.rbf == 0.0
+        or (route.floor == 0.0 and route.ceiling == 1.0)
+        or route.mode not in ("hard", "soft"),
         "net.route.floor or net.route.ceiling is set for a choice among three operators",
         "use net.route.floor=0 and net.route.ceiling=1",
     )
     wrong = {"chiar": "learned", "cerebra": "calibrated", "mod": "calibrated"}
-    need(route.tau != wrong.get(net.name), f"net.route.tau is {route.tau} for {net.name}", "use net.route.tau=running")
     need(
-        not cerebra or route.mode not in ("threshold", "random", "oracle") or 0.0 < route.rate < 1.0,
+        route.tau != wrong.get(net.name),
+        f"net.route.tau is {route.tau} for {net.name}",
+        "use net.route.tau=running",
+    )
+    need(
+        not cerebra
+        or route.mode not in ("threshold", "random", "oracle")
+        or 0.0 < route.rate < 1.0,
         f"net.route.rate is {route.rate:g}",
         "use 0 < rate < 1, or net.route.mode=always_full or always_compressed",
     )

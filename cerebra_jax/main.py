@@ -22,14 +22,14 @@ MODULES = {
     "train": "train",
     "cost": "cost",
     "certify": "certify",
-    "eval": "use.evaluate",
-    "generate": "use.generate",
-    "predict": "use.predict",
-    "convert": "exchange.convert",
-    "calibrate": "adjust.calibrate",
-    "shrink": "adjust.shrink",
-    "heatmap": "look.heatmap",
-    "analyze": "look.analyze",
+    "eval": "evaluate",
+    "generate": "generate",
+    "predict": "predict",
+    "convert": "convert",
+    "calibrate": "calibrate",
+    "shrink": "shrink",
+    "heatmap": "heatmap",
+    "analyze": "analyze",
 }
 
 
@@ -49,14 +49,14 @@ def main(argv: list[str] | None = None) -> int:
             report.run(argv[1:])
             return errors.DONE
         if argv[:1] == ["sweep"]:  # of many configurations
-            from cerebra_jax.cli.sweep import command
+            from cerebra_jax.cli import sweep
 
-            command.run(argv)
+            sweep.run(argv)
             return errors.DONE
         if argv[:1] in (["import"], ["export"]):  # what runs hold, from and to files of tensors
-            from cerebra_jax.cli.exchange import command
+            from cerebra_jax.cli import exchange
 
-            command.run(argv)
+            exchange.run(argv)
             return errors.DONE
         request = flags.parse(argv)
         workdir = request.workdir if request.command == "train" else None
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         if e.errno in errors.DISK_ERRNOS:
             return _fail(
-                f"{e.strerror}: {e.filename or workdir}; free some space and run the same command again", errors.DISK
+                f"{e.strerror}: {e.filename or workdir}; free some space and run the same command again",
+                errors.DISK,
             )
         return _crash(e, workdir)
     except KeyboardInterrupt:
@@ -98,7 +99,8 @@ def _crash(error: BaseException, workdir: Path | None) -> int:
     else:
         print(text, file=sys.stderr)
     return _fail(
-        f"a bug in cerebra_jax: {type(error).__name__}: {str(error)[:200]}; {where}, please report it", errors.BUG
+        f"a bug in cerebra_jax: {type(error).__name__}: {str(error)[:200]}; {where}, please report it",
+        errors.BUG,
     )
 
 

@@ -56,7 +56,9 @@ def assert_causal(
     rng = np.random.RandomState(seed)
     base = np.asarray(f(x), np.float64)
     if base.shape[:2] != x.shape[:2]:
-        raise ValueError(f"f maps {x.shape} to {base.shape}: the first two axes must be batch and sequence")
+        raise ValueError(
+            f"f maps {x.shape} to {base.shape}: the first two axes must be batch and sequence"
+        )
     if not np.isfinite(base).all():
         raise AssertionError("outputs are not finite before anything was changed")
     L = x.shape[1]
@@ -69,7 +71,12 @@ def assert_causal(
         for b in range(x.shape[0]):
             other = perturb(x, rng)
             other[b] = x[b]
-            _same(base[b], np.asarray(f(other), np.float64)[b], f"other examples changed example {b}", atol)
+            _same(
+                base[b],
+                np.asarray(f(other), np.float64)[b],
+                f"other examples changed example {b}",
+                atol,
+            )
 
 
 def assert_decodes(
@@ -121,14 +128,18 @@ def assert_decodes(
     if chosen is not None:
         kept = np.asarray(decisions(cache))
         if not np.array_equal(kept, chosen):
-            raise AssertionError(f"{(kept != chosen).sum()} of {kept.size} decisions differ from the full pass")
+            raise AssertionError(
+                f"{(kept != chosen).sum()} of {kept.size} decisions differ from the full pass"
+            )
     _same(want, got, "cached decoding differs from the full pass", rtol * np.abs(want).max())
 
 
 def _same(before: np.ndarray, after: np.ndarray, what: str, atol: float) -> None:
     moved = np.abs(before - after)
     if not (moved <= atol).all():
-        worst = np.unravel_index(np.nanargmax(np.where(np.isfinite(moved), moved, np.inf)), moved.shape)
+        worst = np.unravel_index(
+            np.nanargmax(np.where(np.isfinite(moved), moved, np.inf)), moved.shape
+        )
         raise AssertionError(f"{what}: moved by {moved[worst]:.3g} at {tuple(map(int, worst))}")
 
 

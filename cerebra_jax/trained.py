@@ -2,7 +2,7 @@
 
 run = cerebra_jax.load("runs/intent-s0")
 run.predict(["when does the shop open"])        # {"prediction": ["hours"], "probability": [0.98]}
-out, aux = run.model.apply(run.variables, batch, cerebra_jax.models.build.neutral_knobs())
+out, aux = run.model.apply(run.variables, batch, cerebra_jax.models.model.neutral_knobs())
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ import numpy as np
 from cerebra_jax import config
 from cerebra_jax.checks import need
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import build as models
-from cerebra_jax.models.decoding import sample
-from cerebra_jax.tasks.build import build
+from cerebra_jax.models import model as models
+from cerebra_jax.models import sampling as sample
+from cerebra_jax.tasks.registry import build
 from cerebra_jax.tasks.table import Table, read
-from cerebra_jax.train.record import certificate, session
+from cerebra_jax.training import certificate
+from cerebra_jax.training import experiment as session
 from cerebra_jax.types import Batch
 
-Rows = str | Path | Table | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | Sequence[str]
+Rows = (
+    str | Path | Table | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | Sequence[str]
+)
 
 
 class Written(NamedTuple):
@@ -44,7 +47,11 @@ class Trained:
         workdir = Path(workdir)
         if cfg is None:
             file = workdir / "config.json"
-            need(file.is_file(), f"{workdir} holds no run", "give the folder of one: it has a config.json")
+            need(
+                file.is_file(),
+                f"{workdir} holds no run",
+                "give the folder of one: it has a config.json",
+            )
             cfg = config.parse(file.read_text(encoding="utf-8"))
         self.cfg, self.task = cfg, task or build(cfg)
         s = session.Session(cfg, self.task)
@@ -56,7 +63,9 @@ class Trained:
 
         def logits(variables, batch: Batch):
             out, _ = self.model.apply(variables, batch, models.neutral_knobs())
-            return jnp.einsum("bld,vd->blv", out.h.astype(jnp.float32), out.head_VxD.astype(jnp.float32))
+            return jnp.einsum(
+                "bld,vd->blv", out.h.astype(jnp.float32), out.head_VxD.astype(jnp.float32)
+            )
 
         self._logits = jax.jit(logits)
 
@@ -84,15 +93,26 @@ class Trained:
         rows = [[task.bos, *task.encode(prompt)] for prompt in prompts]
         length_B, L = np.array([len(row) for row in rows], np.int32), task.shape.seq_len
         what = f"a prompt of {max(length_B) - 1:,} tokens, the mark before it and {max_tokens:,} more exceed {L:,}"
-        need(max(length_B) + max_tokens <= L, what, "shorten the prompt, or give a smaller --max_tokens")
-        prompt_BxP = np.stack([np.pad(row, (0, max(length_B) - len(row))) for row in rows]).astype(np.int32)
+        need(
+            max(length_B) + max_tokens <= L,
+            what,
+            "shorten the prompt, or give a smaller --max_tokens",
+        )
+        prompt_BxP = np.stack([np.pad(row, (0, max(length_B) - len(row))) for row in rows]).astype(
+            np.int32
+        )
         args = (self.variables, jax.random.key(seed), prompt_BxP, length_B)
-        write = jax.jit(lambda *args: sample.generate(self.model, *args, max_tokens, temperature, top_p))
+        write = jax.jit(
+            lambda *args: sample.generate(self.model, *args, max_tokens, temperature, top_p)
+        )
         write = write.lower(*args).compile()
         start = time.perf_counter()
         token_BxT, cache = jax.block_until_ready(write(*args))
         rate = token_BxT.size / (time.perf_counter() - start)
-        kept = [np.asarray(cache.kept_RxBxL)[:, b, n : n + max_tokens].ravel() for b, n in enumerate(length_B)]
+        kept = [
+            np.asarray(cache.kept_RxBxL)[:, b, n : n + max_tokens].ravel()
+            for b, n in enumerate(length_B)
+        ]
         texts = [task.decode(ids) for ids in np.asarray(token_BxT)]
         return Written(texts, float(np.mean(kept)) if kept[0].size else 0.0, rate)
 
@@ -113,5 +133,8 @@ def _table(rows: Rows) -> Table:
     columns = {name: ["" if x is None else str(x) for x in column] for name, column in rows.items()}
     sizes = {len(column) for column in columns.values()}
     if len(sizes) != 1 or sizes == {0}:
-        raise UserError(f"the columns have {', '.join(map(str, sorted(sizes))) or 'no'} rows", "give as many to each")
+        raise UserError(
+            f"the columns have {', '.join(map(str, sorted(sizes))) or 'no'} rows",
+            "give as many to each",
+        )
     return Table("the rows", columns)

@@ -34,7 +34,9 @@ class Knobs(NamedTuple):
     """What the schedule turns during training; every field is a float32 scalar array, so no phase change retraces."""
 
     lam: Any  # weight of the relative FLOP penalty
-    temperature: Any  # softness of the routing decision in the expected cost, in units of the score's spread
+    temperature: (
+        Any  # softness of the routing decision in the expected cost, in units of the score's spread
+    )
     rate: Any = 1.0  # share of tokens above a running threshold, in units of net.route.rate
 
 
@@ -55,11 +57,17 @@ class Aux(NamedTuple):
 
     expected_B: jax.Array  # relative FLOPs that the gradient sees, per example
     hard_B: jax.Array  # relative FLOPs of the decisions taken, per example
-    stats: dict[str, jax.Array]  # name -> (R, B), or (B,), per example; averaged over real examples, all devices
+    stats: dict[
+        str, jax.Array
+    ]  # name -> (R, B), or (B,), per example; averaged over real examples, all devices
     observed: dict[str, jax.Array]  # name -> (R, B) per example: what the routing state follows
-    scores: dict[str, jax.Array]  # "score" -> (R, B, L) what the routers looked at; the compiler drops it where unused;
+    scores: dict[
+        str, jax.Array
+    ]  # "score" -> (R, B, L) what the routers looked at; the compiler drops it where unused;
     # "kept", "mixed" -> bool, (R, B, L): took the heavy path, or CHIAR's RBF mixer where there is one
-    losses: dict[str, jax.Array]  # name -> (B,) auxiliary losses with their weights in; their sum joins the objective
+    losses: dict[
+        str, jax.Array
+    ]  # name -> (B,) auxiliary losses with their weights in; their sum joins the objective
 
 
 class Cost(NamedTuple):
@@ -92,14 +100,22 @@ class DecisionCost(NamedTuple):
     pair: float
     layers: int  # routed ones
     mixed: float = 0.0  # a token that takes CHIAR's RBF mixer
-    each: tuple[tuple[float, float], ...] = ()  # (token, pair) of each layer where they differ; above, their means
+    each: tuple[
+        tuple[float, float], ...
+    ] = ()  # (token, pair) of each layer where they differ; above, their means
 
     def of(self, i: int) -> DecisionCost:
         """What they cost in the i-th routed layer."""
-        return self._replace(token=self.each[i][0], pair=self.each[i][1], each=()) if self.each else self
+        return (
+            self._replace(token=self.each[i][0], pair=self.each[i][1], each=())
+            if self.each
+            else self
+        )
 
 
-FREE = DecisionCost(0.0, 0.0, 0.0, 0)  # of a layer on its own, which has no dense model to be compared with
+FREE = DecisionCost(
+    0.0, 0.0, 0.0, 0
+)  # of a layer on its own, which has no dense model to be compared with
 
 
 class TokenCost(NamedTuple):

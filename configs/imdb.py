@@ -36,7 +36,12 @@ def get_config(arg: str = ""):
     if c.net.name == "cerebra":  # a quarter of the bytes heavy
         c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
         c.net.compress.s = 0.25
-    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "20 epochs", 32, 5e-4, "0.1 frac"
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = (
+        "20 epochs",
+        32,
+        5e-4,
+        "0.1 frac",
+    )
     c.train.eval_every, c.train.checkpoint_every = "0.05 frac", "0.05 frac"
     if "smoke" in parts:
         c.task.tfds, c.task.seq_len = "", 48

@@ -22,7 +22,13 @@ A linear SVM on words and characters has 0.928 on CLINC150 (full), 0.913 on BANK
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
-MODELS = {"cerebra": "cerebra", "routed": "cerebra", "dense": "transformer", "cnn": "cnn", "mlp": "mlp"}
+MODELS = {
+    "cerebra": "cerebra",
+    "routed": "cerebra",
+    "dense": "transformer",
+    "cnn": "cnn",
+    "mlp": "mlp",
+}
 PATHS = {"clinc150": "data_full.json.gz", "banking77": "banking77", "snips": "snips"}
 PARTS = (*MODELS, *PATHS, "smoke")
 
@@ -45,13 +51,20 @@ def get_config(arg: str = ""):
     c.net.causal, c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = False, 1, 128, 4, 256
     c.net.dropout, c.net.pool, c.net.branch = 0.3, "mean", 0.0  # a bag of words to begin with
     c.net.pooler = c.net.name != "mlp"
-    if c.net.name == "cerebra":  # compression alone: the router cost twice as much and won nothing on validation texts
+    if (
+        c.net.name == "cerebra"
+    ):  # compression alone: the router cost twice as much and won nothing on validation texts
         c.net.route.mode = "topk" if "routed" in parts else "always_compressed"
         c.net.route.part, c.net.route.kv = "block", "routed"
         c.net.compress.kind, c.net.compress.s = "attention", 0.25
     if c.net.name == "mlp":  # runs once a text, not once a word
         c.net.width = 256
-    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "1400 steps", 64, 1e-3, "0.05 frac"
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = (
+        "1400 steps",
+        64,
+        1e-3,
+        "0.05 frac",
+    )
     c.train.eval_every, c.train.checkpoint_every = "0.2 frac", "0.2 frac"
     if "smoke" in parts:
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 2, 32, 2, 64

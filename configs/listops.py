@@ -29,8 +29,18 @@ def get_config(arg: str = ""):
     c.task.name, c.task.seq_len, c.task.shortest, c.task.rows = "listops", 256, 30, 20_000
     c.net.name, c.net.causal = "transformer" if "dense" in parts else "cerebra", False
     c.net.depth, c.net.width, c.net.heads, c.net.ffn_width, c.net.dropout = 4, 64, 4, 256, 0.1
-    c.net.route.mode, c.net.route.part, c.net.route.kv, c.net.compress.s = "topk", "block", "routed", 0.25
-    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "3000 steps", 32, 1e-3, "0.05 frac"
+    c.net.route.mode, c.net.route.part, c.net.route.kv, c.net.compress.s = (
+        "topk",
+        "block",
+        "routed",
+        0.25,
+    )
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = (
+        "3000 steps",
+        32,
+        1e-3,
+        "0.05 frac",
+    )
     c.train.weight_decay = 0.01
     if "lra" in parts:
         c.task.seq_len, c.task.shortest, c.task.rows = 2000, 500, 100_000

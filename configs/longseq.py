@@ -42,7 +42,9 @@ def get_config(arg: str = ""):
         raise UserError(f"configs/longseq.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")
     for kind, choices in (("tasks", TASKS), ("models", MODELS)):
         if len(chosen := [p for p in parts if p in choices]) > 1:
-            raise UserError(f"configs/longseq.py got two {kind}, {' and '.join(chosen)}", "name one")
+            raise UserError(
+                f"configs/longseq.py got two {kind}, {' and '.join(chosen)}", "name one"
+            )
     c = config.defaults()
     c.task.name, c.task.kind = "longseq", next((p for p in parts if p in TASKS), "mqar")
     c.task.seq_len, c.task.pairs, c.task.vocab_size = 128, 8, 256
@@ -56,16 +58,34 @@ def get_config(arg: str = ""):
         c.net.local = 4  # what follows a key belongs to it; every model gets its neighbours (Arora et al. 2024)
     c.net.route.part, c.net.route.kv, c.net.compress.s = "block", "routed", 0.25
     if c.net.name == "cerebra":
-        c.net.route.mode = next((p for p in parts if p in ROUTERS), "threshold" if c.net.causal else "topk")
+        c.net.route.mode = next(
+            (p for p in parts if p in ROUTERS), "threshold" if c.net.causal else "topk"
+        )
     if c.net.route.mode == "oracle" and c.task.kind == "copy":
-        raise UserError("copy needs every token, so an oracle keeps all", "use oracle with another task")
+        raise UserError(
+            "copy needs every token, so an oracle keeps all", "use oracle with another task"
+        )
     if c.net.name == "cerebra" and c.net.causal:
         # all heavy until the answers are learnt, then ever fewer: from the start at its rate the router learns nothing
-        c.objective.budget, c.objective.warm, c.objective.ramp, c.objective.buckets = 0.5, "0.35 frac", "0.4 frac", 5
+        c.objective.budget, c.objective.warm, c.objective.ramp, c.objective.buckets = (
+            0.5,
+            "0.35 frac",
+            "0.4 frac",
+            5,
+        )
         c.net.route.tau = "learned"
-    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "4000 steps", 64, 2e-3, "0.05 frac"
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = (
+        "4000 steps",
+        64,
+        2e-3,
+        "0.05 frac",
+    )
     c.train.weight_decay = 0.01
-    c.train.eval_every, c.train.checkpoint_every, c.train.log_every = "0.25 frac", "0.25 frac", "0.05 frac"
+    c.train.eval_every, c.train.checkpoint_every, c.train.log_every = (
+        "0.25 frac",
+        "0.25 frac",
+        "0.05 frac",
+    )
     if "smoke" in parts:
         c.task.seq_len, c.task.pairs, c.net.width, c.net.ffn_width = 64, 4, 32, 64
         c.objective.budget = 0.75 if c.objective.budget else 0.0  # what 64 tokens can reach

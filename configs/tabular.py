@@ -46,7 +46,12 @@ def get_config(arg: str = ""):
         # Pooling by attention, because neighbouring columns have nothing in common that a convolution could use.
         c.net.route.mode, c.net.route.part, c.net.route.kv = "topk", "block", "routed"
         c.net.compress.kind, c.net.compress.s = "attention", 0.25
-    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "10 epochs", 128, 1e-3, "0.05 frac"
+    c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = (
+        "10 epochs",
+        128,
+        1e-3,
+        "0.05 frac",
+    )
     c.train.weight_decay = 0.01
     c.train.eval_every, c.train.checkpoint_every = "1 epochs", "2 epochs"
     if "full" in parts:

@@ -18,7 +18,11 @@ from cerebra_jax.errors import UserError
 MODELS = ("chiar", "cerebra", "dense", "densepost", "mod", "window", "ssm", "lstm", "cnn")
 SIZES = ("cpu", "17m", "400m")
 PARTS = (*MODELS, *SIZES, "full", "smoke")
-LAYERS = {"ssm": 1.7, "lstm": 1.5, "cnn": 1.5}  # per layer of the Transformer: 7 or 8 D² parameters against 12 D²
+LAYERS = {
+    "ssm": 1.7,
+    "lstm": 1.5,
+    "cnn": 1.5,
+}  # per layer of the Transformer: 7 or 8 D² parameters against 12 D²
 
 
 def get_config(arg: str = ""):
@@ -29,7 +33,9 @@ def get_config(arg: str = ""):
             raise UserError(f"configs/wikitext.py has no part {part!r}", f"use {', '.join(PARTS)}")
     for kind, choices in (("models", MODELS), ("sizes", SIZES)):
         if len(chosen := [p for p in parts if p in choices]) > 1:
-            raise UserError(f"configs/wikitext.py got two {kind}, {' and '.join(chosen)}", "name one")
+            raise UserError(
+                f"configs/wikitext.py got two {kind}, {' and '.join(chosen)}", "name one"
+            )
     c = config.defaults()
     model = next((p for p in parts if p in MODELS), "chiar")
     c.net.name = "transformer" if model.startswith("dense") else model
@@ -43,7 +49,12 @@ def get_config(arg: str = ""):
         c.task.vocab_size = 50_257
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 4, 256, 4, 1024
         c.net.dropout, c.net.dtype = 0.1, "bfloat16"
-        c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = "5 epochs", 128, 1e-3, "0.05 frac"
+        c.train.duration, c.train.batch_size, c.train.lr, c.train.warmup = (
+            "5 epochs",
+            128,
+            1e-3,
+            "0.05 frac",
+        )
     elif "400m" in parts:
         c.task.vocab_size = 50_257
         c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 28, 1024, 16, 4096
@@ -63,7 +74,12 @@ def get_config(arg: str = ""):
         c.sampler.beta, c.sampler.gamma, c.sampler.start = 0.5, 2.0, "0.85 frac"
     if "smoke" in parts:
         c.task.vocab_size, c.task.seq_len = 512, 64
-        c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = 2 if "full" in parts else 4, 32, 2, 64
+        c.net.depth, c.net.width, c.net.heads, c.net.ffn_width = (
+            2 if "full" in parts else 4,
+            32,
+            2,
+            64,
+        )
         c.train.duration, c.train.batch_size = "40 steps", 8
         c.train.eval_every, c.train.checkpoint_every = "20 steps", "10 steps"
         c.prune.rounds = 3

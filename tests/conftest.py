@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _USER_ENV = dict(os.environ)  # what subprocesses start from: one device, as for a user
 _CACHE = {
     "CEREBRA_CACHE": tempfile.mkdtemp(prefix="cerebra-test-cache-"),
-    "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")),
+    "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")
+    ),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "HF_HUB_OFFLINE": "1",
@@ -62,7 +64,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def clean_env() -> dict[str, str]:
     """Environment for subprocesses: a user's own (1 device), offline, with the caches of this test session."""
     env = {k: v for k, v in _USER_ENV.items() if not k.startswith("PYTEST_")}
-    dead_proxy = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    dead_proxy = dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
     path = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
     return env | _CACHE | dead_proxy | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": path}
 
@@ -122,17 +126,23 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def go(Screen: type[_Screen]) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]], _Screen]]:
+def go(
+    Screen: type[_Screen],
+) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]], _Screen]]:
     """go(cfg, folder, stop) trains: its result, its lines of metrics.jsonl without times, its screen."""
-    from cerebra_jax.tasks.build import build
-    from cerebra_jax.train import loop, metrics
+    from cerebra_jax.tasks.registry import build
+    from cerebra_jax.training import metrics
+    from cerebra_jax.training import trainer as loop
 
     def run(cfg: config.RunCfg, folder: Path, stop: Callable[[], bool] = lambda: False):
         folder.mkdir(exist_ok=True)
         screen = Screen()
         found = loop.run(cfg, build(cfg, lambda line: None), folder, screen, stop)
         times = ("tokens_per_s", "step_ms")
-        kept = [{k: v for k, v in x.items() if k not in times} for x in metrics.read(folder / "metrics.jsonl")]
+        kept = [
+            {k: v for k, v in x.items() if k not in times}
+            for x in metrics.read(folder / "metrics.jsonl")
+        ]
         return found, kept, screen
 
     return run

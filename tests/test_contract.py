@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cerebra_jax.models.build import MODELS, build, neutral_knobs
-from cerebra_jax.models.decoding.table import DECODERS
-from cerebra_jax.ops.xent import chunked_xent
+from cerebra_jax.kernels.cross_entropy import chunked_xent
+from cerebra_jax.models.decoders import DECODERS
+from cerebra_jax.models.model import MODELS, build, neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.testing import assert_causal, assert_decodes
 
@@ -16,8 +16,16 @@ VARIANTS = {
     "dense": {"net.name": "transformer"},
     "dense-kept": {"net.name": "transformer", "net.kept": {"heads": "1,0,2", "ffn": "8,48,3"}},
     "chiar-kept": {"net.route.kv": "routed", "net.kept": {"heads": "0,1,1", "ffn": "8,0,3"}},
-    "cerebra-kept": {"net.name": "cerebra", "net.kept": {"heads": "1,2,0", "rest": "3,24,0", "channels": "16,5,0"}},
-    "dense-gated-scan-remat": {"net.name": "transformer", "net.ffn": "gated", "net.scan": True, "net.remat": True},
+    "cerebra-kept": {
+        "net.name": "cerebra",
+        "net.kept": {"heads": "1,2,0", "rest": "3,24,0", "channels": "16,5,0"},
+    },
+    "dense-gated-scan-remat": {
+        "net.name": "transformer",
+        "net.ffn": "gated",
+        "net.scan": True,
+        "net.remat": True,
+    },
     "dense-post": {"net.name": "transformer", "net.norm": "post"},
     "chiar-threshold": {},
     "chiar-threshold-masked": {"net.route.dispatch": False},
@@ -43,22 +51,53 @@ VARIANTS = {
     "chiar-two-layers": {"net.depth": 2},
     "cerebra-threshold": {"net.name": "cerebra", "net.route.kv": "routed"},
     "cerebra-kv-all": {"net.name": "cerebra", "net.compress.kind": "attention"},
-    "cerebra-by-layer": {"net.name": "cerebra", "net.route": {"kv": "routed", "by_layer": "0.4,3,1"}},
-    "cerebra-masked": {"net.name": "cerebra", "net.route.kv": "routed", "net.route.dispatch": False},
+    "cerebra-by-layer": {
+        "net.name": "cerebra",
+        "net.route": {"kv": "routed", "by_layer": "0.4,3,1"},
+    },
+    "cerebra-masked": {
+        "net.name": "cerebra",
+        "net.route.kv": "routed",
+        "net.route.dispatch": False,
+    },
     "cerebra-local": {"net.name": "cerebra", "net.route.kv": "routed", "net.local": 4},
     "dense-local": {"net.name": "transformer", "net.local": 3},
-    "cerebra-attention-part": {"net.name": "cerebra", "net.route.part": "attention", "net.compress.r": 0.6},
-    "cerebra-hybrid-odd": {"net.name": "cerebra", "net.compress": {"kind": "hybrid", "r": 0.3, "s": 0.72}},
+    "cerebra-attention-part": {
+        "net.name": "cerebra",
+        "net.route.part": "attention",
+        "net.compress.r": 0.6,
+    },
+    "cerebra-hybrid-odd": {
+        "net.name": "cerebra",
+        "net.compress": {"kind": "hybrid", "r": 0.3, "s": 0.72},
+    },
     "chiar-onehot": {"net.route.lowering": "onehot", "net.route.kv": "routed"},
-    "cerebra-onehot": {"net.name": "cerebra", "net.route.lowering": "onehot", "net.route.kv": "routed"},
-    "cerebra-learned": {"net.name": "cerebra", "net.route.tau": "learned", "net.compress.reconstruct": 0.1},
+    "cerebra-onehot": {
+        "net.name": "cerebra",
+        "net.route.lowering": "onehot",
+        "net.route.kv": "routed",
+    },
+    "cerebra-learned": {
+        "net.name": "cerebra",
+        "net.route.tau": "learned",
+        "net.compress.reconstruct": 0.1,
+    },
     "cerebra-soft": {"net.name": "cerebra", "net.route.mode": "soft"},
     "cerebra-random": {"net.name": "cerebra", "net.route.mode": "random"},
     "cerebra-oracle": {"net.name": "cerebra", "net.route.mode": "oracle", "net.route.kv": "routed"},
     "cerebra-always_full": {"net.name": "cerebra", "net.route.mode": "always_full"},
     "cerebra-always_compressed": {"net.name": "cerebra", "net.route.mode": "always_compressed"},
-    "cerebra-scan-remat": {"net.name": "cerebra", "net.scan": True, "net.remat": True, "net.ffn": "gated"},
-    "cerebra-blockwise": {"net.name": "cerebra", "net.attention": "blockwise", "net.compress.r": 1.0},
+    "cerebra-scan-remat": {
+        "net.name": "cerebra",
+        "net.scan": True,
+        "net.remat": True,
+        "net.ffn": "gated",
+    },
+    "cerebra-blockwise": {
+        "net.name": "cerebra",
+        "net.attention": "blockwise",
+        "net.compress.r": 1.0,
+    },
     "mod": {"net.name": "mod", "net.depth": 4, "net.route.kv": "routed"},
     "mod-kv-all": {"net.name": "mod"},
     "mod-masked": {"net.name": "mod", "net.route.kv": "routed", "net.route.dispatch": False},
@@ -66,7 +105,12 @@ VARIANTS = {
     "mod-random": {"net.name": "mod", "net.route.mode": "random"},
     "mod-scan-remat": {"net.name": "mod", "net.depth": 5, "net.scan": True, "net.remat": True},
     "window": {"net.name": "window", "net.window": 5},
-    "window-scan-remat": {"net.name": "window", "net.window": 9, "net.scan": True, "net.remat": True},
+    "window-scan-remat": {
+        "net.name": "window",
+        "net.window": 9,
+        "net.scan": True,
+        "net.remat": True,
+    },
     "lstm": {"net.name": "lstm"},
     "lstm-scan-remat": {"net.name": "lstm", "net.scan": True, "net.remat": True},
     "ssm": {"net.name": "ssm", "net.ssm_state": 4},
@@ -95,7 +139,9 @@ class Made:
 
     def __init__(self, cfg):
         self.model = build(cfg, V)
-        shapes = jax.eval_shape(lambda key: self.model.init(key, batch_of(tokens())), jax.random.key(0))
+        shapes = jax.eval_shape(
+            lambda key: self.model.init(key, batch_of(tokens())), jax.random.key(0)
+        )
         rng = np.random.RandomState(
             1
         )  # larger weights than at the start of training: differences between tokens are then far above rounding
@@ -125,7 +171,9 @@ def make(tiny_cfg):
     def get(name: str, **extra) -> Made:
         key = (name, tuple(sorted(extra.items())))
         if key not in made:
-            made[key] = Made(tiny_cfg({"task.seq_len": L, "net.ffn_width": 48} | VARIANTS.get(name, {}) | extra))
+            made[key] = Made(
+                tiny_cfg({"task.seq_len": L, "net.ffn_width": 48} | VARIANTS.get(name, {}) | extra)
+            )
         return made[key]
 
     return get
@@ -137,7 +185,11 @@ def test_contract_and_causality(make, name):
     m = make(name)
     logits, aux = m.run(tokens())
     assert logits.shape == (B, L, V) and np.isfinite(logits).all()
-    assert aux.expected_B.shape == aux.hard_B.shape == (B,) and (aux.hard_B > 0).all() and (aux.expected_B > 0).all()
+    assert (
+        aux.expected_B.shape == aux.hard_B.shape == (B,)
+        and (aux.hard_B > 0).all()
+        and (aux.expected_B > 0).all()
+    )
     assert m.model.cost.executed_flops > 0 and m.model.causal
     assert_causal(lambda ids: m.run(ids)[0], tokens())
 
@@ -191,7 +243,9 @@ def test_every_parameter_gets_a_gradient(make, name):
             if m.model.name not in ("cerebra", "mod"):
                 return nats + aux.expected_B.sum()
             # its routers learn from the task itself, through the gates: no penalty and no z-loss here
-            return nats + sum(loss_B.sum() for name, loss_B in aux.losses.items() if name != "z_loss")
+            return nats + sum(
+                loss_B.sum() for name, loss_B in aux.losses.items() if name != "z_loss"
+            )
 
         return jax.grad(loss)(params)
 
@@ -210,15 +264,29 @@ def test_onehot_products_are_the_gathers(make, name):
     np.testing.assert_allclose(got, want, atol=1e-6 * float(np.abs(want).max()))
 
     def slope(m):
-        return jax.jit(jax.grad(lambda params: (m.forward(tokens(2), m.variables | {"params": params})[0] ** 2).mean()))
+        return jax.jit(
+            jax.grad(
+                lambda params: (
+                    m.forward(tokens(2), m.variables | {"params": params})[0] ** 2
+                ).mean()
+            )
+        )
 
-    for g, h in zip(*(jax.tree.leaves(slope(m)(m.variables["params"])) for m in (m, plain)), strict=True):
+    for g, h in zip(
+        *(jax.tree.leaves(slope(m)(m.variables["params"])) for m in (m, plain)), strict=True
+    ):
         np.testing.assert_allclose(g, h, atol=1e-5 * float(np.abs(h).max()))
     moves = [
-        e for e in trees_of(jax.make_jaxpr(m.forward)(tokens())) if e.primitive.name.startswith(("gather", "scatter"))
+        e
+        for e in trees_of(jax.make_jaxpr(m.forward)(tokens()))
+        if e.primitive.name.startswith(("gather", "scatter"))
     ]
-    assert moves and all(e.primitive.name == "gather" and e.invars[0].aval.ndim == 2 for e in moves)  # tables only
-    assert any(e.primitive.name == "scatter" for e in trees_of(jax.make_jaxpr(plain.forward)(tokens())))
+    assert moves and all(
+        e.primitive.name == "gather" and e.invars[0].aval.ndim == 2 for e in moves
+    )  # tables only
+    assert any(
+        e.primitive.name == "scatter" for e in trees_of(jax.make_jaxpr(plain.forward)(tokens()))
+    )
     extra = m.model.cost.executed_flops - plain.model.cost.executed_flops
     assert extra == sum(v for k, v in m.model.cost.executed.items() if k.endswith("/dispatch")) > 0
     assert m.model.cost.model_flops == plain.model.cost.model_flops
@@ -240,11 +308,19 @@ def trees_of(jaxpr):
     ("cerebra", "oracle"), ("mod", "threshold"), ("mod", "oracle")])  # fmt: skip
 def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv):
     """Two ways to compute one model: gathered tokens only, or everything and a mask."""
-    extra = {"net.route.mode": mode, "net.route.kv": kv, "net.route.capacity": 4.0, "net.route.rate": 0.25}
+    extra = {
+        "net.route.mode": mode,
+        "net.route.kv": kv,
+        "net.route.capacity": 4.0,
+        "net.route.rate": 0.25,
+    }
     extra["net.name"] = name
     m, masked = make("", **extra), make("", **extra, **{"net.route.dispatch": False})
     got, aux = m.run(tokens(3))
-    assert 0 < float(aux.stats["kept"].mean()) < 1 and float(jnp.abs(aux.stats["overflow"]).max()) < 1e-6
+    assert (
+        0 < float(aux.stats["kept"].mean()) < 1
+        and float(jnp.abs(aux.stats["overflow"]).max()) < 1e-6
+    )
     np.testing.assert_allclose(got, masked.run(tokens(3))[0], rtol=2e-4, atol=2e-4)
 
 
@@ -254,7 +330,10 @@ SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cereb
 
 @pytest.mark.parametrize("name", SCANNED)
 def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
-    m, scanned = make(name, **{"net.depth": 4}), make(name, **{"net.depth": 4, "net.scan": True, "net.remat": True})
+    m, scanned = (
+        make(name, **{"net.depth": 4}),
+        make(name, **{"net.depth": 4, "net.scan": True, "net.remat": True}),
+    )
     params = dict(m.variables["params"])
     layers = [params.pop(k) for k in sorted(params) if k.startswith("layer_")]
     params["layers"] = jax.tree.map(lambda *p: jnp.stack(p), *layers)
@@ -267,8 +346,12 @@ def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
 def test_bfloat16_stays_near_float32(make, name):
     m, low = make(name), make(name, **{"net.dtype": "bfloat16"})
     variables = m.variables
-    if name.endswith("threshold"):  # decisions near the threshold may flip: route nothing (soft blends smoothly)
-        variables = variables | {"routing": {k: v + 10 * (k == "tau") for k, v in variables["routing"].items()}}
+    if name.endswith(
+        "threshold"
+    ):  # decisions near the threshold may flip: route nothing (soft blends smoothly)
+        variables = variables | {
+            "routing": {k: v + 10 * (k == "tau") for k, v in variables["routing"].items()}
+        }
     want = jax.jit(m.forward)(tokens(), variables)[0]
     got = jax.jit(low.forward)(tokens(), variables)[0]
     assert jnp.abs(got - want).max() < 0.05 * jnp.abs(want).max()
@@ -287,7 +370,9 @@ def test_calibration_puts_the_threshold_between_the_thirds(make):
 
     @jax.jit
     def scores_of(routing, ids):
-        return m.forward(ids, {"params": m.variables["params"], "routing": routing})[1].scores["score"]
+        return m.forward(ids, {"params": m.variables["params"], "routing": routing})[1].scores[
+            "score"
+        ]
 
     batches = [tokens(s) for s in range(4)]
     routing = thresholds.calibrate(scores_of, m.variables["routing"], batches)

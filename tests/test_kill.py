@@ -34,12 +34,23 @@ def command(text: Path, workdir: Path) -> list[str]:
     }  # fmt: skip
     words = [f"--config.{k}={v}" for k, v in keys.items()]
     config = Path(__file__).parent.parent / "configs" / "wikitext.py"
-    return [sys.executable, "-m", "cerebra_jax.main", f"--config={config}", f"--workdir={workdir}", *words]
+    return [
+        sys.executable,
+        "-m",
+        "cerebra_jax.main",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        *words,
+    ]
 
 
-def start(text: Path, workdir: Path, env: dict[str, str], chaos: str = "") -> subprocess.CompletedProcess:
+def start(
+    text: Path, workdir: Path, env: dict[str, str], chaos: str = ""
+) -> subprocess.CompletedProcess:
     env = env | ({"CEREBRA_CHAOS": chaos} if chaos else {})
-    return subprocess.run(command(text, workdir), env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command(text, workdir), env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def lines(workdir: Path) -> list[dict]:

@@ -26,9 +26,15 @@ def run(tmp_path_factory, clean_env) -> tuple[Path, subprocess.CompletedProcess,
     folder = tmp_path_factory.mktemp("smoke")
     rng = random.Random(2)
     for split, lines in (("train", 3000), ("valid", 60), ("test", 60)):
-        rows = (" ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(9)) for _ in range(lines))
+        rows = (
+            " ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(9)) for _ in range(lines)
+        )
         (folder / f"{split}.txt").write_text("\n".join(rows) + "\n")
-    words = ["--config=configs/wikitext.py:smoke", f"--config.task.data_dir={folder}", f"--workdir={folder / 'run'}"]
+    words = [
+        "--config=configs/wikitext.py:smoke",
+        f"--config.task.data_dir={folder}",
+        f"--workdir={folder / 'run'}",
+    ]
     done = command(clean_env, *words)
     assert done.returncode == 0, done.stderr
     return folder / "run", done, words
@@ -54,7 +60,11 @@ def test_the_same_command_again_says_that_it_is_done(run, clean_env):
     before = (workdir / "metrics.jsonl").read_bytes()
     again = command(clean_env, *words)
     assert again.returncode == 0 and not again.stderr
-    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1] == f"done: {workdir / 'result.json'}"
+    assert (
+        again.stdout.splitlines()[-1]
+        == first.stdout.splitlines()[-1]
+        == f"done: {workdir / 'result.json'}"
+    )
     assert (workdir / "metrics.jsonl").read_bytes() == before
     changed = command(clean_env, *words, "--config.train.duration=41 steps")
     assert changed.returncode == 2 and "train.duration '40 steps' -> '41 steps'" in changed.stderr
@@ -72,14 +82,23 @@ def test_eval_measures_what_the_run_measured(run, clean_env):
 def test_generate_continues_every_prompt_and_says_what_it_cost(run, clean_env, tmp_path, capsys):
     workdir, _, _ = run
     (tmp_path / "prompts.txt").write_text("abcde fgh\n\nhgf\n")
-    words = ("generate", f"--workdir={workdir}", f"--prompt=@{tmp_path / 'prompts.txt'}", "--max_tokens=7")
+    words = (
+        "generate",
+        f"--workdir={workdir}",
+        f"--prompt=@{tmp_path / 'prompts.txt'}",
+        "--max_tokens=7",
+    )
     done = command(clean_env, *words, "--temperature=0")
     assert done.returncode == 0, done.stderr
     *text, rate, cost = done.stdout.splitlines()
     shown = "\n".join(text)
     assert shown.startswith("abcde fgh") and "\nhgf" in shown and len(shown) > len("abcde fgh\nhgf")
     assert "tokens/s" in rate and "FLOP a token" in cost and "of the dense" in cost
-    for word, what in (("--max_tokens=9999", "exceed"), ("--top_p=x", "--top_p is 'x'"), ("--prompt=@none", "no none")):
+    for word, what in (
+        ("--max_tokens=9999", "exceed"),
+        ("--top_p=x", "--top_p is 'x'"),
+        ("--prompt=@none", "no none"),
+    ):
         assert main([*words, word]) == 2
         said = capsys.readouterr().err
         assert what in said and said.count("\n") == 1

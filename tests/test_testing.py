@@ -37,7 +37,9 @@ def test_assert_decodes_catches_a_cache_that_keeps_padding_and_decisions_that_di
     check = {"chunk": chunk, "decisions": lambda cache: cache[2]}
     testing.assert_decodes(full, step, cache, X, **check)
     with pytest.raises(AssertionError, match="differs from the full pass"):
-        testing.assert_decodes(lambda x: full(x)[0], lambda *a: step(*a, forget=0.1), cache, X, chunk=chunk)
+        testing.assert_decodes(
+            lambda x: full(x)[0], lambda *a: step(*a, forget=0.1), cache, X, chunk=chunk
+        )
     with pytest.raises(AssertionError, match="decisions differ"):
         testing.assert_decodes(full, lambda *a: step(*a, shift=0.3), cache, X, **check)
 

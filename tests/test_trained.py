@@ -13,10 +13,10 @@ import cerebra_jax
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
-from cerebra_jax.tasks.build import build
 from cerebra_jax.tasks.examples import cut
+from cerebra_jax.tasks.registry import build
 from cerebra_jax.tasks.table import read
-from cerebra_jax.train import loop
+from cerebra_jax.training import trainer as loop
 
 NET = {"name": "cerebra", "causal": False, "depth": 1, "width": 16, "heads": 2, "ffn_width": 16,
        "compress": {"kind": "attention"}, "route": {"mode": "topk", "part": "block", "kv": "routed"}}  # fmt: skip
@@ -40,7 +40,12 @@ def runs(tmp_path_factory, Screen):
                 x, c = rng.gauss(0, 1), rng.choice("abc")
                 lines.append(f"{x:.3f},{c},{3 * x + 'abc'.index(c) + 40:.3f}")
         (folder / "t.csv").write_text("\n".join(lines) + "\n")
-        train = {"duration": "40 steps", "batch_size": 16, "eval_every": "40 steps", "checkpoint_every": "40 steps"}
+        train = {
+            "duration": "40 steps",
+            "batch_size": 16,
+            "eval_every": "40 steps",
+            "checkpoint_every": "40 steps",
+        }
         task = {"seq_len": 0, "path": str(folder / "t.csv")} | task
         cfg = config.parse({"task": task, "net": NET, "train": train | {"devices": 1, "lr": 3e-3}})
         result = loop.run(cfg, build(cfg, lambda line: None), folder, Screen(), lambda: False)
@@ -69,21 +74,42 @@ def test_it_answers_as_it_was_measured_without_seeing_the_answers(kind, runs):
     names = list(columns)
     dicts = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     again = run.predict(columns["text"] if kind == "intent" else dicts)
-    assert again["prediction"] == pytest.approx(found["prediction"], rel=1e-4) if kind == "regression" else True
+    assert (
+        again["prediction"] == pytest.approx(found["prediction"], rel=1e-4)
+        if kind == "regression"
+        else True
+    )
     if kind != "regression":
         assert again["prediction"] == found["prediction"]
 
 
 def test_the_command_writes_the_rows_with_their_answers(runs, tmp_path, capsys):
     folder, table, _ = runs["classification"]
-    (tmp_path / "new.csv").write_text('y,x,name\n41.5,0.5,"a, b"\n39,,c\n')  # a missing x, another order, one more
-    assert main(["predict", f"--workdir={folder}", f"--data={tmp_path / 'new.csv'}", f"--to={tmp_path / 'o.csv'}"]) == 0
+    (tmp_path / "new.csv").write_text(
+        'y,x,name\n41.5,0.5,"a, b"\n39,,c\n'
+    )  # a missing x, another order, one more
+    assert (
+        main(
+            [
+                "predict",
+                f"--workdir={folder}",
+                f"--data={tmp_path / 'new.csv'}",
+                f"--to={tmp_path / 'o.csv'}",
+            ]
+        )
+        == 0
+    )
     with (tmp_path / "o.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["y", "x", "name", "prediction", "probability"] and rows[0]["name"] == "a, b"
+    assert (
+        list(rows[0]) == ["y", "x", "name", "prediction", "probability"]
+        and rows[0]["name"] == "a, b"
+    )
     want = cerebra_jax.load(folder).predict(str(tmp_path / "new.csv"))
     assert [row["prediction"] for row in rows] == want["prediction"]
-    assert [float(row["probability"]) for row in rows] == pytest.approx(want["probability"], rel=1e-5)
+    assert [float(row["probability"]) for row in rows] == pytest.approx(
+        want["probability"], rel=1e-5
+    )
     assert "2 rows" in capsys.readouterr().out
 
 
@@ -98,4 +124,7 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys):
         run.generate(["a"])
     with pytest.raises(UserError, match="holds no run"):
         cerebra_jax.load(tmp_path)
-    assert main(["predict", f"--workdir={folder}"]) == 2 and "--data is missing" in capsys.readouterr().err
+    assert (
+        main(["predict", f"--workdir={folder}"]) == 2
+        and "--data is missing" in capsys.readouterr().err
+    )

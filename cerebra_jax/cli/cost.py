@@ -15,7 +15,7 @@ from rich.table import Table
 from cerebra_jax.cli.flags import Request
 from cerebra_jax.config import RunCfg, to_steps
 from cerebra_jax.cost.units import LABELS
-from cerebra_jax.tasks import build as tasks
+from cerebra_jax.tasks import registry as tasks
 
 QUICK = 4.0  # seconds after which nothing more is compiled or timed
 KEPT = 3  # checkpoints on disk: the last two and the best
@@ -34,12 +34,15 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from cerebra_jax.cost import device, jaxpr, preview, prices
-    from cerebra_jax.models import build
-    from cerebra_jax.train.parallel import choose_devices
+    from cerebra_jax.cost import count as jaxpr
+    from cerebra_jax.cost import device, preview, prices
+    from cerebra_jax.models import model as build
+    from cerebra_jax.training.parallel import choose_devices
 
     cfg = build.twin(cfg, task.shape.vocab_size)
-    plain = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))  # what trains
+    plain = dataclasses.replace(
+        cfg, quant=dataclasses.replace(cfg.quant, stored=False)
+    )  # what trains
     model = build.build(plain, task.shape.vocab_size)
     L, train = cfg.task.seq_len, cfg.train
     devices = len(choose_devices(train.devices, train.batch_size, train.accum))
@@ -57,7 +60,9 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
         return task.loss(out, batch, cfg.net.loss_chunk)[0] + aux.expected_B.sum()
 
     micro = train.batch_size // train.accum // devices
-    step = preview.step(loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK)
+    step = preview.step(
+        loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK
+    )
     eight = None
     if cfg.quant.bits:
         later = build.build(plain, task.shape.vocab_size, eight=True)
@@ -80,7 +85,11 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "elementwise_train_step": step.elementwise * devices / tokens,
         },
         "eight": eight
-        and {"flops_per_token": eight.flops / L, "int8_per_token": eight.int8 / L, "from": cfg.quant.start},
+        and {
+            "flops_per_token": eight.flops / L,
+            "int8_per_token": eight.int8 / L,
+            "from": cfg.quant.start,
+        },
         "rel_flops": {
             "model": model.cost.model_flops / dense,
             "executed": model.cost.executed_flops / model.dense.executed_flops,
@@ -109,8 +118,16 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[[str], None]) -> None:
-    L, net, per, memory, timed = cfg.task.seq_len, cfg.net, f["flops_per_token"], f["memory_bytes"], f["timed_examples"]
+def _print(
+    f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[[str], None]
+) -> None:
+    L, net, per, memory, timed = (
+        cfg.task.seq_len,
+        cfg.net,
+        f["flops_per_token"],
+        f["memory_bytes"],
+        f["timed_examples"],
+    )
     say(f"model      {f['model']}: {si(f['params'])} params, {net.depth} layers, D {net.width}, H {net.heads}, "
         f"F {net.ffn_width}, L {L}, V {vocab}{f['how'] and '; ' + f['how']}")  # fmt: skip
     say("FLOPs per token, forward; dense: what the dense Transformer of this shape executes")
@@ -119,9 +136,13 @@ def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[
         f"{si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
     if in8 := f["eight"]:
         flops, int8 = si(in8["flops_per_token"], "FLOP"), si(in8["int8_per_token"])
-        say(f"8 bits     from {in8['from']} on training takes {flops} and {int8} operations in int8 per token")
+        say(
+            f"8 bits     from {in8['from']} on training takes {flops} and {int8} operations in int8 per token"
+        )
     if f["lengths"]:
-        say(f"           programs for {', '.join(map(str, f['lengths']))} tokens: all figures are the last one's")
+        say(
+            f"           programs for {', '.join(map(str, f['lengths']))} tokens: all figures are the last one's"
+        )
     if (unit := f["executed_in_unit"])["unit"] != "flops":
         say(f"           executed {unit['executed']:.1%} of dense in {LABELS[unit['unit']]}")
     if chip.measured:
@@ -129,8 +150,14 @@ def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[
         say(f"device     measured here: {si(chip.peak(net.dtype), 'FLOP/s')} in {net.dtype}, "
             f"{si(chip.bandwidth, 'B/s')}; objective.unit=seconds takes it as objective.device={rates}")  # fmt: skip
     need = sum(memory[k] for k in ("params", "optimizer", "gradients", "activations"))
-    parts = ", ".join(f"{k} {si(memory[k], 'B')}" for k in ("params", "optimizer", "gradients", "activations"))
-    fits = "" if need <= memory["of"] else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
+    parts = ", ".join(
+        f"{k} {si(memory[k], 'B')}" for k in ("params", "optimizer", "gradients", "activations")
+    )
+    fits = (
+        ""
+        if need <= memory["of"]
+        else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
+    )
     say(f"memory     {si(need, 'B')} of {si(memory['of'], 'B')} per device{fits}")
     say(f"           {parts} ({'compiled' if timed else 'estimated'})")
     source = f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
@@ -141,11 +168,15 @@ def _print(f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[
     say(f"time       {_duration(f['step_seconds'])} per step, {rate} ({source})")
     if f["steps"] is None:
         flops, seconds = 1e6 * per["train_step"], 1e6 / f["tokens_per_s"]
-        say(f"training   {cfg.train.duration}: {si(flops, 'FLOP')} and {_duration(seconds)} per million tokens of text")
+        say(
+            f"training   {cfg.train.duration}: {si(flops, 'FLOP')} and {_duration(seconds)} per million tokens of text"
+        )
     else:
         total, seconds = f["total_flops"], f["steps"] * f["step_seconds"]
         say(f"training   {cfg.train.duration}: {si(total, 'FLOP')}, {_duration(seconds)}")
-    say(f"disk       {KEPT} checkpoints of {si(f['checkpoint_bytes'], 'B')}, {si(f['disk_free_bytes'], 'B')} free")
+    say(
+        f"disk       {KEPT} checkpoints of {si(f['checkpoint_bytes'], 'B')}, {si(f['disk_free_bytes'], 'B')} free"
+    )
     say(f"convention {f['conventions']}")
 
 
@@ -158,9 +189,13 @@ def _table(f: dict[str, Any], L: int) -> str:
     total = sum(row["executed"] for row in f["blocks"])
     for row in f["blocks"]:
         model, executed, dense = (si(row[k] / L) for k in ("model", "executed", "dense"))
-        table.add_row(row["block"], row["part"], model, executed, f"{row['executed'] / total:.1%}", dense)
+        table.add_row(
+            row["block"], row["part"], model, executed, f"{row['executed'] / total:.1%}", dense
+        )
     per = f["flops_per_token"]
-    table.add_row("all", "", *(si(per[k]) for k in ("model", "executed")), "100%", si(per["dense_executed"]))
+    table.add_row(
+        "all", "", *(si(per[k]) for k in ("model", "executed")), "100%", si(per["dense_executed"])
+    )
     console = Console()  # plain where stdout is not a terminal
     with console.capture() as captured:
         console.print(table)

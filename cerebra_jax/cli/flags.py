@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebra_jax import config
-from cerebra_jax.cli.settings import load as settings
+from cerebra_jax.cli import settings
 from cerebra_jax.errors import UserError
 
 COMMANDS = {
@@ -119,19 +119,29 @@ def parse(argv: list[str]) -> Request:
         raise UserError(f"--split is {split!r}", "choose valid or test")
     for name in ("workdir", "out"):
         if options.get(name) == "":
-            raise UserError(f"--{name} is empty", "give a folder" if name == "workdir" else "give a file")
+            raise UserError(
+                f"--{name} is empty", "give a folder" if name == "workdir" else "give a file"
+            )
     name = ""
     if command == "certify" and {"workdir", "config"} <= options.keys():
-        raise UserError("certify takes --workdir or --config, not both", "a run's configuration is in its workdir")
+        raise UserError(
+            "certify takes --workdir or --config, not both",
+            "a run's configuration is in its workdir",
+        )
     finished = command in _FINISHED or (command == "certify" and "config" not in options)
     if finished:
         if "workdir" not in options:
             also = ", or --config=FILE.py" if command == "certify" else ""
-            raise UserError(f"{command} needs --workdir", f"give the folder of a run: --workdir=runs/NAME{also}")
-        further = command == "shrink"  # its run is trained further, as long as it is told to
-        if wrong := [k for k in overrides if k not in _EVAL_KEYS and not (further and k.startswith("train."))]:
             raise UserError(
-                f"{command} cannot change {wrong[0]}", f"the run's config.json rules; only {_list(_EVAL_KEYS)} may"
+                f"{command} needs --workdir", f"give the folder of a run: --workdir=runs/NAME{also}"
+            )
+        further = command == "shrink"  # its run is trained further, as long as it is told to
+        if wrong := [
+            k for k in overrides if k not in _EVAL_KEYS and not (further and k.startswith("train."))
+        ]:
+            raise UserError(
+                f"{command} cannot change {wrong[0]}",
+                f"the run's config.json rules; only {_list(_EVAL_KEYS)} may",
             )
         cfg = settings.load(str(Path(options["workdir"]) / "config.json"), overrides)
     else:
@@ -142,12 +152,25 @@ def parse(argv: list[str]) -> Request:
     workdir = options.get("workdir") or str(_default_workdir(options["config"], name, cfg.seed))
     on = {switch: switch in options for switch in ("fresh", "verbose")}
     out = Path(options["out"]) if "out" in options else None
-    return Request(command, cfg, Path(workdir), name, split=split, out=out, finished=finished, options=options, **on)
+    return Request(
+        command,
+        cfg,
+        Path(workdir),
+        name,
+        split=split,
+        out=out,
+        finished=finished,
+        options=options,
+        **on,
+    )
 
 
 def help_text() -> str:
     """Usage, commands, options, and every configuration key with its type, default, allowed values and meaning."""
-    lines = ["usage: python -m cerebra_jax.main [COMMAND] --config=FILE.py[:ARG] [--config.KEY=VALUE]...", ""]
+    lines = [
+        "usage: python -m cerebra_jax.main [COMMAND] --config=FILE.py[:ARG] [--config.KEY=VALUE]...",
+        "",
+    ]
     lines += [f"  {name:<9} {doc}" for name, doc in COMMANDS.items()]
     lines += [""] + [f"  --{name:<9} {doc}" for name, doc in _OPTIONS.items()]
     lines += ["", "configuration keys (--config.KEY=VALUE), their defaults and allowed values:"]
@@ -158,7 +181,9 @@ def help_text() -> str:
             lines.append("")
             section = head
         default = json.dumps(f.default) if isinstance(f.default, str) else str(f.default)
-        lines.append(f"  {key:<27} {type(f.default).__name__:<5} {default:<13} {f.metadata['doc']}{_allowed(f)}")
+        lines.append(
+            f"  {key:<27} {type(f.default).__name__:<5} {default:<13} {f.metadata['doc']}{_allowed(f)}"
+        )
     lines += [
         "",
         "exit status: 0 done, 1 not certified or points failed, 2 your mistake, 70 a bug, 74 disk, "
@@ -185,7 +210,10 @@ def words(argv: list[str]) -> tuple[str, dict[str, str], dict[str, str]]:
         word = left.pop(0)
         if not word.startswith("-"):
             if command or options or overrides:
-                raise UserError(f"unexpected argument {word!r}", "options are written --name=value; --help lists them")
+                raise UserError(
+                    f"unexpected argument {word!r}",
+                    "options are written --name=value; --help lists them",
+                )
             if word not in COMMANDS:
                 near = config.suggest(word, list(COMMANDS))
                 mend = near if near.startswith("did") else f"commands are {_list(COMMANDS)}"
@@ -202,7 +230,9 @@ def words(argv: list[str]) -> tuple[str, dict[str, str], dict[str, str]]:
             if head == "noconfig" and (equals or not is_bool):
                 raise UserError(f"cannot read {word}", f"write --config.{key}=VALUE")
             if not equals:
-                value = str(head == "config") if is_bool else _next(left, word, f"--config.{key}=VALUE")
+                value = (
+                    str(head == "config") if is_bool else _next(left, word, f"--config.{key}=VALUE")
+                )
             overrides[key] = value
         elif name in _SWITCHES:
             if equals:
@@ -211,11 +241,16 @@ def words(argv: list[str]) -> tuple[str, dict[str, str], dict[str, str]]:
         elif name in _OPTIONS:
             options[name] = value if equals else _next(left, word, f"--{name}=VALUE")
         else:
-            raise UserError(f"unknown option {word.split('=')[0]}", _nearest_option(name, list(keys)))
+            raise UserError(
+                f"unknown option {word.split('=')[0]}", _nearest_option(name, list(keys))
+            )
     command = command or "train"
     for name in options:
         if name not in _TAKES[command]:
-            raise UserError(f"{command} takes no --{name}", f"it takes {_list('--' + o for o in _TAKES[command])}")
+            raise UserError(
+                f"{command} takes no --{name}",
+                f"it takes {_list('--' + o for o in _TAKES[command])}",
+            )
     return command, options, overrides
 
 
@@ -229,7 +264,9 @@ def unknown_key(key: str, keys: list[str]) -> UserError:
     """The error for a key that no configuration has."""
     inside = [k for k in keys if k.startswith(key + ".")]
     if inside:
-        return UserError(f"{key} is a section, not a key", f"set one of its keys: --config.{inside[0]}=VALUE")
+        return UserError(
+            f"{key} is a section, not a key", f"set one of its keys: --config.{inside[0]}=VALUE"
+        )
     near = config.suggest(key, keys)
     return UserError(f"unknown key {key}", near.replace("did you mean ", "did you mean --config."))
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, page, plots, runs, tables
-from cerebra_jax.report.look import uses
+from cerebra_jax.report import operator_use as uses
 
 USAGE = (
     "report RUN… [--by-folder] [--brief] [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] "
@@ -82,10 +82,14 @@ def _insert(where: str, text: str) -> None:
     try:
         old = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"there is no {path}", f"make it, with the marks {begin} … --> and {end}") from None
+        raise UserError(
+            f"there is no {path}", f"make it, with the marks {begin} … --> and {end}"
+        ) from None
     head, found, rest = old.partition(begin)
     comment, arrow, rest = rest.partition("-->\n")
     _, closed, tail = rest.partition(end)
     if not (found and arrow and closed):
-        raise UserError(f"{path} lacks the marks", f"write {begin} … --> and {end} where the table belongs")
+        raise UserError(
+            f"{path} lacks the marks", f"write {begin} … --> and {end} where the table belongs"
+        )
     path.write_text(f"{head}{begin}{comment}{arrow}{text}\n{end}{tail}", encoding="utf-8")

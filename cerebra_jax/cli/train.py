@@ -10,9 +10,9 @@ from typing import Any
 from cerebra_jax.cli.flags import Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.errors import Preempted
-from cerebra_jax.tasks.build import build
-from cerebra_jax.train.record import workdir as folder
-from cerebra_jax.train.record.closing import closing
+from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import workdir as folder
+from cerebra_jax.training.closing import closing
 
 
 class Stop:
@@ -52,7 +52,7 @@ def run(request: Request) -> None:
         if result is None:
             task = build(request.cfg, screen.say)
             compile_cache(request.cfg.task.cache_dir)
-            from cerebra_jax.train import loop  # JAX from here on
+            from cerebra_jax.training import trainer as loop
 
             stop.in_loop = True
             result = loop.run(request.cfg, task, workdir, screen, stop)
@@ -63,7 +63,10 @@ def run(request: Request) -> None:
 
 def compile_cache(cache_dir: str) -> None:
     """Compiled programs are kept between runs, in a folder that only its owner may read: they are native code."""
-    cache = Path(cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax").expanduser() / "xla"
+    cache = (
+        Path(cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax").expanduser()
+        / "xla"
+    )
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache.mkdir(parents=True, exist_ok=True)
         cache.chmod(0o700)

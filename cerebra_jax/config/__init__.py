@@ -60,7 +60,10 @@ def suggest(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:  # the right name under the wrong section
         tail = {k.rsplit(".", 1)[-1]: k for k in known}
-        near = [tail[t] for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tail), n=1, cutoff=0.6)]
+        near = [
+            tail[t]
+            for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tail), n=1, cutoff=0.6)
+        ]
     return f"did you mean {near[0]}?" if near else "--help lists all keys"
 
 
@@ -87,7 +90,9 @@ def _parse(cls: type, values: Any, prefix: str) -> Any:
     known = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in known:
-            raise UserError(f"unknown key {prefix}{key}", suggest(prefix + str(key), list(fields())))
+            raise UserError(
+                f"unknown key {prefix}{key}", suggest(prefix + str(key), list(fields()))
+            )
     out = {}
     for name, f in known.items():
         if isinstance(f.default_factory, type):
@@ -118,4 +123,6 @@ def _check_durations(c: RunCfg) -> None:
         if str(f.default).endswith((" frac", " steps", " epochs")):
             to_steps(functools.reduce(getattr, name.split("."), c), 1000, 1000)
     if c.train.duration.strip().endswith("frac") or to_steps(c.train.duration, 0, 1000) == 0:
-        raise UserError(f"train.duration is {c.train.duration!r}", 'write "500 steps" or "3 epochs"')
+        raise UserError(
+            f"train.duration is {c.train.duration!r}", 'write "500 steps" or "3 epochs"'
+        )

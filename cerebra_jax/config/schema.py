@@ -9,7 +9,9 @@ from typing import Any
 from cerebra_jax.checks import ROUTED, UNROUTED
 
 
-def _f(default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.inf, hi: float = math.inf) -> Any:
+def _f(
+    default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.inf, hi: float = math.inf
+) -> Any:
     """A field with its one-sentence meaning, and the values it may take: `of` a list, or lo <= value <= hi."""
     return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi})
 
@@ -19,39 +21,91 @@ class TaskCfg:
     name: str = _f("text", "task", of=("text", "tabular", "intent", "longseq", "listops", "mixed"))
     dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
     data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
-    cache_dir: str = _f("", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax")
-    offline_fallback: bool = _f(True, "train on the offline corpus where nothing can be downloaded")
-    tokenizer: str = _f("bpe", "tokenizer; words for intent only", of=("bpe", "words", "bytes", "gpt2"))
-    vocab_size: int = _f(4096, "tokens of a BPE or of words at most, or symbols of a synthetic task", lo=3, hi=200_000)
-    gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
-    seq_len: int = _f(256, "tokens per window or example (L); 0: what the data need (not for a text)", lo=0, hi=1 << 20)
-    buckets: int = _f(0, "programs for texts or expressions of similar length; 0: one, of task.seq_len", lo=0, hi=16)
-    eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
-    path: str = _f("", "table (CSV, or .gz) of tabular, intent; a folder or CLINC150's JSON of intent; empty: made up")
-    tfds: str = _f("", "a data set of tensorflow-datasets for intent, NAME or NAME/CONFIG, in the place of task.path")
-    target: str = _f(
-        "", "column to predict: a regression of numbers, a classification of anything else; of intent: the labels"
+    cache_dir: str = _f(
+        "", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax"
     )
-    columns: str = _f("", "columns to predict from, with commas; empty: all others; of intent: the one with the texts")
+    offline_fallback: bool = _f(True, "train on the offline corpus where nothing can be downloaded")
+    tokenizer: str = _f(
+        "bpe", "tokenizer; words for intent only", of=("bpe", "words", "bytes", "gpt2")
+    )
+    vocab_size: int = _f(
+        4096,
+        "tokens of a BPE or of words at most, or symbols of a synthetic task",
+        lo=3,
+        hi=200_000,
+    )
+    gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
+    seq_len: int = _f(
+        256,
+        "tokens per window or example (L); 0: what the data need (not for a text)",
+        lo=0,
+        hi=1 << 20,
+    )
+    buckets: int = _f(
+        0,
+        "programs for texts or expressions of similar length; 0: one, of task.seq_len",
+        lo=0,
+        hi=16,
+    )
+    eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
+    path: str = _f(
+        "",
+        "table (CSV, or .gz) of tabular, intent; a folder or CLINC150's JSON of intent; empty: made up",
+    )
+    tfds: str = _f(
+        "",
+        "a data set of tensorflow-datasets for intent, NAME or NAME/CONFIG, in the place of task.path",
+    )
+    target: str = _f(
+        "",
+        "column to predict: a regression of numbers, a classification of anything else; of intent: the labels",
+    )
+    columns: str = _f(
+        "",
+        "columns to predict from, with commas; empty: all others; of intent: the one with the texts",
+    )
     ignore: str = _f("", "columns to leave out, with commas")
-    types: str = _f("", "NAME:number or NAME:category, with commas; *:KIND for all features; else by what they hold")
-    scale: str = _f("standard", "how columns of numbers are scaled, by training rows", of=("standard", "quantile"))
-    min_count: int = _f(2, "a category or word that training shows less often is one with those never seen", lo=1)
+    types: str = _f(
+        "",
+        "NAME:number or NAME:category, with commas; *:KIND for all features; else by what they hold",
+    )
+    scale: str = _f(
+        "standard",
+        "how columns of numbers are scaled, by training rows",
+        of=("standard", "quantile"),
+    )
+    min_count: int = _f(
+        2, "a category or word that training shows less often is one with those never seen", lo=1
+    )
     dedup: bool = _f(False, "leave out rows that equal an earlier one in every column")
     valid_share: float = _f(0.1, "share of the rows for validation", lo=0.0, hi=0.9)
     test_share: float = _f(0.1, "share of the rows for the test", lo=0.0, hi=0.9)
     shots: int = _f(0, "training texts of each intent; 0: all", lo=0)
     oos: bool = _f(False, "add the class of texts that belong to no intent, labelled oos")
-    subwords: int = _f(0, "rows of a table of hashed character n-grams, for words of intent; 0: none", lo=0, hi=1 << 22)
-    word_noise: float = _f(0.0, "share of the tokens of training texts that are hidden", lo=0.0, hi=0.9)
-    kind: str = _f("mqar", "what longseq recalls", of=("mqar", "selective", "copy", "masked", "induction"))
+    subwords: int = _f(
+        0,
+        "rows of a table of hashed character n-grams, for words of intent; 0: none",
+        lo=0,
+        hi=1 << 22,
+    )
+    word_noise: float = _f(
+        0.0, "share of the tokens of training texts that are hidden", lo=0.0, hi=0.9
+    )
+    kind: str = _f(
+        "mqar", "what longseq recalls", of=("mqar", "selective", "copy", "masked", "induction")
+    )
     pairs: int = _f(8, "longseq: pairs, data tokens or masked tokens to remember (K)", lo=1)
     skew: float = _f(
-        1.0, "mqar: queries come at gap g with weight (g + 1)^(skew - 1); 1: anywhere alike", lo=0.0, hi=1.0
+        1.0,
+        "mqar: queries come at gap g with weight (g + 1)^(skew - 1); 1: anywhere alike",
+        lo=0.0,
+        hi=1.0,
     )
     filler: str = _f("random", "mqar: tokens between the queries", of=("random", "zero"))
     rows: int = _f(10_000, "listops: expressions in all three splits", lo=100, hi=1_000_000)
-    shortest: int = _f(500, "listops: expressions are longer than this, and shorter than task.seq_len", lo=2)
+    shortest: int = _f(
+        500, "listops: expressions are longer than this, and shorter than task.seq_len", lo=2
+    )
 
 
 @dataclass(frozen=True)
@@ -60,22 +114,47 @@ class RouteCfg:
         "threshold",
         "how tokens are chosen; chiar: all but topk, oracle; mod: threshold, topk, random, oracle; cerebra: all but "
         "hard (topk needs net.causal=False, oracle a task that marks what it needs: longseq)",
-        of=("threshold", "hard", "soft", "topk", "random", "oracle", "always_full", "always_compressed"),
+        of=(
+            "threshold",
+            "hard",
+            "soft",
+            "topk",
+            "random",
+            "oracle",
+            "always_full",
+            "always_compressed",
+        ),
     )
-    rate: float = _f(0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0)
+    rate: float = _f(
+        0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0
+    )
     by_layer: str = _f(
-        "", "cerebra: rate, floor and ceiling of each layer in units of these keys, with commas; empty: 1"
+        "",
+        "cerebra: rate, floor and ceiling of each layer in units of these keys, with commas; empty: 1",
     )
     k: int = _f(0, "tokens that topk keeps; 0: rate of them", lo=0)
-    part: str = _f("block", "what cerebra routes: attention, or attention and FFN", of=("attention", "block"))
-    noise: float = _f(1.0, "Gumbel noise on the scores of topk in training, in temperatures", lo=0.0, hi=10.0)
+    part: str = _f(
+        "block", "what cerebra routes: attention, or attention and FFN", of=("attention", "block")
+    )
+    noise: float = _f(
+        1.0, "Gumbel noise on the scores of topk in training, in temperatures", lo=0.0, hi=10.0
+    )
     z_loss: float = _f(1e-4, "weight of the mean squared router score of cerebra", lo=0.0, hi=10.0)
     floor: float = _f(
-        0.0, "least share of tokens that a threshold may come to keep; below it the penalty stops", lo=0.0, hi=1.0
+        0.0,
+        "least share of tokens that a threshold may come to keep; below it the penalty stops",
+        lo=0.0,
+        hi=1.0,
     )
-    ceiling: float = _f(1.0, "largest share of tokens that a threshold may come to keep", lo=0.0, hi=1.0)
-    capacity: float = _f(1.25, "slots of the compiled program per routed token expected", lo=0.01, hi=100.0)
-    dispatch: bool = _f(True, "gather routed tokens; False runs both branches and masks: it saves nothing")
+    ceiling: float = _f(
+        1.0, "largest share of tokens that a threshold may come to keep", lo=0.0, hi=1.0
+    )
+    capacity: float = _f(
+        1.25, "slots of the compiled program per routed token expected", lo=0.01, hi=100.0
+    )
+    dispatch: bool = _f(
+        True, "gather routed tokens; False runs both branches and masks: it saves nothing"
+    )
     lowering: str = _f(
         "gather", "how dispatch moves tokens; onehot: by matrix products, for exporters without gather and scatter",
         of=("gather", "onehot"),
@@ -97,9 +176,16 @@ class RouteCfg:
         lo=0.0,
         hi=1.0,
     )
-    collapse: float = _f(0.0, "weight of the entropy of mean operator use in chiar, which is rewarded", lo=0.0, hi=1e3)
+    collapse: float = _f(
+        0.0,
+        "weight of the entropy of mean operator use in chiar, which is rewarded",
+        lo=0.0,
+        hi=1e3,
+    )
     decay: float = _f(0.95, "memory of the running quantile, per step", lo=0.0, hi=0.99999)
-    calibrate_at: str = _f("0.1 frac", "when a calibrated threshold is measured again (also at step 0)")
+    calibrate_at: str = _f(
+        "0.1 frac", "when a calibrated threshold is measured again (also at step 0)"
+    )
     meta: str = _f(
         "prefix",
         "what the MetaRouter sees: running mean, batch mean (leaks), the task of a row (mixed), nothing",
@@ -114,11 +200,24 @@ class RouteCfg:
 
 @dataclass(frozen=True)
 class CompressCfg:
-    kind: str = _f("conv", "strided convolution, attention pooling, or both", of=("conv", "attention", "hybrid"))
+    kind: str = _f(
+        "conv",
+        "strided convolution, attention pooling, or both",
+        of=("conv", "attention", "hybrid"),
+    )
     r: float = _f(0.25, "compressed tokens per token: M = ceil(r L)", lo=1e-6, hi=1.0)
-    s: float = _f(0.5, "width of the light path per width: ceil(s D), and of its FFN: ceil(s F)", lo=1e-6, hi=1.0)
-    reconstruct: float = _f(0.0, "weight of the reconstruction loss of the compressed tokens", lo=0.0, hi=1e4)
-    heads: int = _f(0, "heads of the light path; 0: as many of net.heads as divide its width", lo=0, hi=1024)
+    s: float = _f(
+        0.5,
+        "width of the light path per width: ceil(s D), and of its FFN: ceil(s F)",
+        lo=1e-6,
+        hi=1.0,
+    )
+    reconstruct: float = _f(
+        0.0, "weight of the reconstruction loss of the compressed tokens", lo=0.0, hi=1e4
+    )
+    heads: int = _f(
+        0, "heads of the light path; 0: as many of net.heads as divide its width", lo=0, hi=1024
+    )
 
 
 @dataclass(frozen=True)
@@ -126,9 +225,18 @@ class KeptCfg:
     """What pruning has left of each layer: numbers with commas, one a layer; 0, or an empty list, is all of them. The
     command `shrink` writes them."""
 
-    heads: str = _f("", "attention heads left in each layer, of net.heads, with commas; 0: all; empty: in every layer")
-    ffn: str = _f("", "hidden features of the FFN left in each layer; with a routed FFN, of the part all tokens take")
-    rest: str = _f("", "hidden features of a routed FFN left in each layer that only tokens on the heavy path take")
+    heads: str = _f(
+        "",
+        "attention heads left in each layer, of net.heads, with commas; 0: all; empty: in every layer",
+    )
+    ffn: str = _f(
+        "",
+        "hidden features of the FFN left in each layer; with a routed FFN, of the part all tokens take",
+    )
+    rest: str = _f(
+        "",
+        "hidden features of a routed FFN left in each layer that only tokens on the heavy path take",
+    )
     channels: str = _f("", "features of compressed tokens left in each layer of cerebra")
 
 
@@ -136,11 +244,25 @@ class KeptCfg:
 class NetCfg:
     name: str = _f("chiar", "model", of=("transformer", *ROUTED, *UNROUTED))
     features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
-    outputs: int = _f(0, "outputs of a pooled head: classes, or 1 for a regression; 0: logits per token", lo=0)
-    subwords: int = _f(0, "character n-grams per token at most, where a task has them; 0: none", lo=0, hi=1024)
-    tasks: int = _f(0, "tasks of the rows of a batch, where there are several (mixed)", lo=0, hi=1024)
-    answers: int = _f(0, "positions of an example whose logits are formed, where a task asks at some; 0: all", lo=0)
-    pool: str = _f("", "pool before the last norm, mlp before its layers; empty: mean after it", of=("", "mean", "max"))
+    outputs: int = _f(
+        0, "outputs of a pooled head: classes, or 1 for a regression; 0: logits per token", lo=0
+    )
+    subwords: int = _f(
+        0, "character n-grams per token at most, where a task has them; 0: none", lo=0, hi=1024
+    )
+    tasks: int = _f(
+        0, "tasks of the rows of a batch, where there are several (mixed)", lo=0, hi=1024
+    )
+    answers: int = _f(
+        0,
+        "positions of an example whose logits are formed, where a task asks at some; 0: all",
+        lo=0,
+    )
+    pool: str = _f(
+        "",
+        "pool before the last norm, mlp before its layers; empty: mean after it",
+        of=("", "mean", "max"),
+    )
     pooler: bool = _f(False, "a residual FFN between what net.pool pools and the outputs")
     causal: bool = _f(True, "tokens see earlier tokens only; False: an encoder")
     depth: int = _f(6, "layers", lo=1, hi=1000)
@@ -148,23 +270,41 @@ class NetCfg:
     heads: int = _f(4, "attention heads (H)", lo=1, hi=1024)
     ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))
     ffn_width: int = _f(512, "hidden features of the feed-forward layer (F)", lo=8, hi=1 << 20)
-    norm: str = _f("pre", "LayerNorm of the dense Transformer: before each part, or after it", of=("pre", "post"))
-    init_std: float = _f(0.02, "standard deviation of the initial weights; 0.125 suits a width of 64", lo=1e-6, hi=10.0)
-    branch: float = _f(1.0, "initial size of what attention and FFN add; 0: a block begins as x", lo=0.0, hi=100.0)
+    norm: str = _f(
+        "pre",
+        "LayerNorm of the dense Transformer: before each part, or after it",
+        of=("pre", "post"),
+    )
+    init_std: float = _f(
+        0.02,
+        "standard deviation of the initial weights; 0.125 suits a width of 64",
+        lo=1e-6,
+        hi=10.0,
+    )
+    branch: float = _f(
+        1.0, "initial size of what attention and FFN add; 0: a block begins as x", lo=0.0, hi=100.0
+    )
     local: int = _f(
         0,
         "tokens that a depthwise convolution beside attention sees: this one and those before it; 0: none",
         lo=0,
         hi=64,
     )
-    window: int = _f(64, "tokens that a token of the window model sees, itself included", lo=1, hi=1 << 20)
+    window: int = _f(
+        64, "tokens that a token of the window model sees, itself included", lo=1, hi=1 << 20
+    )
     rbf_features: int = _f(32, "random frequencies of the RBF mixer, in each head", lo=1, hi=4096)
     kernel: int = _f(4, "taps of the convolutions of cnn and ssm", lo=2, hi=256)
     ssm_state: int = _f(16, "states per feature of ssm", lo=1, hi=4096)
     dropout: float = _f(0.0, "dropout rate", lo=0.0, hi=0.9)
-    compat: bool = _f(False, "numerics of chiar's published code: DCT doubled, layer 1 gated with its FFN, exact GELU")
+    compat: bool = _f(
+        False,
+        "numerics of chiar's published code: DCT doubled, layer 1 gated with its FFN, exact GELU",
+    )
     dtype: str = _f(
-        "float32", "dtype of matmuls; softmax, norms, router and logits stay float32", of=("float32", "bfloat16")
+        "float32",
+        "dtype of matmuls; softmax, norms, router and logits stay float32",
+        of=("float32", "bfloat16"),
     )
     scan: bool = _f(False, "scan over layers: one layer is compiled")
     remat: bool = _f(False, "recompute activations in the backward pass")
@@ -177,16 +317,38 @@ class NetCfg:
 
 @dataclass(frozen=True)
 class ObjectiveCfg:
-    lam: float = _f(0.0, "final weight of the relative cost in the objective; its start under a budget", lo=0.0, hi=1e4)
-    budget: float = _f(0.0, "executed cost to end at, as a share of the dense model's; 0: off", lo=0.0, hi=10.0)
-    unit: str = _f("flops", "what lam, budget and reported costs count", of=("flops", "bytes", "seconds"))
-    device: str = _f("", "whose seconds: cpu t4 a100 h100 h200 v5e v6e, or FLOP/s / bytes/s; empty: this one's")
-    dual_rate: float = _f(0.05, "how fast a budget's multiplier follows the missed cost, per step", lo=0.0, hi=10.0)
+    lam: float = _f(
+        0.0,
+        "final weight of the relative cost in the objective; its start under a budget",
+        lo=0.0,
+        hi=1e4,
+    )
+    budget: float = _f(
+        0.0, "executed cost to end at, as a share of the dense model's; 0: off", lo=0.0, hi=10.0
+    )
+    unit: str = _f(
+        "flops", "what lam, budget and reported costs count", of=("flops", "bytes", "seconds")
+    )
+    device: str = _f(
+        "", "whose seconds: cpu t4 a100 h100 h200 v5e v6e, or FLOP/s / bytes/s; empty: this one's"
+    )
+    dual_rate: float = _f(
+        0.05, "how fast a budget's multiplier follows the missed cost, per step", lo=0.0, hi=10.0
+    )
     lam_max: float = _f(1e3, "a budget's multiplier stays below this", lo=0.0, hi=1e6)
-    buckets: int = _f(3, "programs, ever smaller, for a budget on its way or a demand that lam lowers", lo=1, hi=16)
-    warm: str = _f("0.1 frac", "how long the penalty stays 0, or a budget's target at the dense cost")
+    buckets: int = _f(
+        3,
+        "programs, ever smaller, for a budget on its way or a demand that lam lowers",
+        lo=1,
+        hi=16,
+    )
+    warm: str = _f(
+        "0.1 frac", "how long the penalty stays 0, or a budget's target at the dense cost"
+    )
     ramp: str = _f("0.4 frac", "how long the penalty then rises, or the target falls, linearly")
-    temperature: float = _f(1.0, "routing softness at the start, in spreads of the score", lo=0.01, hi=100.0)
+    temperature: float = _f(
+        1.0, "routing softness at the start, in spreads of the score", lo=0.01, hi=100.0
+    )
     temperature_end: float = _f(0.5, "routing softness at the end", lo=0.01, hi=100.0)
 
 
@@ -211,14 +373,25 @@ class TrainCfg:
 
 @dataclass(frozen=True)
 class SamplerCfg:
-    beta: float = _f(0.0, "draw examples of high loss more often, e^beta per standard deviation", lo=-100.0, hi=100.0)
-    gamma: float = _f(0.0, "draw costly examples less often, e^-gamma per dense forward pass", lo=-1e4, hi=1e4)
+    beta: float = _f(
+        0.0,
+        "draw examples of high loss more often, e^beta per standard deviation",
+        lo=-100.0,
+        hi=100.0,
+    )
+    gamma: float = _f(
+        0.0, "draw costly examples less often, e^-gamma per dense forward pass", lo=-1e4, hi=1e4
+    )
     mode: str = _f(
-        "importance", "weigh examples so that the gradient stays unbiased, or not", of=("importance", "curriculum")
+        "importance",
+        "weigh examples so that the gradient stays unbiased, or not",
+        of=("importance", "curriculum"),
     )
     floor: float = _f(0.1, "share of the draws that is uniform", lo=1e-3, hi=1.0)
     start: str = _f("0.1 frac", "when the sampler begins; before that, epochs in random order")
-    decay: float = _f(0.5, "memory of an example's running loss and cost, per visit", lo=0.0, hi=0.9999)
+    decay: float = _f(
+        0.5, "memory of an example's running loss and cost, per visit", lo=0.0, hi=0.9999
+    )
     clip: float = _f(10.0, "largest importance weight", lo=1.0, hi=1e6)
 
     @property
@@ -239,10 +412,16 @@ class PruneCfg:
     end: str = _f("0.8 frac", "when the last round is; checkpoints are judged after it")
     rounds: int = _f(8, "rounds, whose targets fall cubically", lo=1, hi=1000)
     tile: int = _f(
-        8, "hidden features and channels go so many at a time, so that multiples of it are left", lo=1, hi=512
+        8,
+        "hidden features and channels go so many at a time, so that multiples of it are left",
+        lo=1,
+        hi=512,
     )
     dct: float = _f(
-        0.0, "share of the coefficients of chiar's filters to end at zero; it saves nothing", lo=0.0, hi=1.0
+        0.0,
+        "share of the coefficients of chiar's filters to end at zero; it saves nothing",
+        lo=0.0,
+        hi=1.0,
     )
     unstructured: float = _f(0.0, "share of each matrix to end at zero, small weights first; it saves nothing", lo=0.0,
                              hi=1.0)  # fmt: skip
@@ -254,9 +433,17 @@ class PruneCfg:
 
 @dataclass(frozen=True)
 class QuantCfg:
-    bits: int = _f(0, "8: linear layers in int8, trained for it from quant.start on (extra quant); 0: off", of=(0, 8))
-    start: str = _f("0.7 frac", "when training in 8 bits begins; 1 frac: never, the end is only rounded")
-    stored: bool = _f(False, "the weights are int8: convert sets it, and such a run is not trained further")
+    bits: int = _f(
+        0,
+        "8: linear layers in int8, trained for it from quant.start on (extra quant); 0: off",
+        of=(0, 8),
+    )
+    start: str = _f(
+        "0.7 frac", "when training in 8 bits begins; 1 frac: never, the end is only rounded"
+    )
+    stored: bool = _f(
+        False, "the weights are int8: convert sets it, and such a run is not trained further"
+    )
 
 
 @dataclass(frozen=True)

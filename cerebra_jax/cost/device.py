@@ -53,7 +53,15 @@ DEVICES = {
         Device("v6e", 918 * T, 918 * T, 1640 * G, 32 * 10**9),
     )
 }
-_KINDS = {"t4": "t4", "a100": "a100", "h100": "h100", "h200": "h200", "v5 lite": "v5e", "v5e": "v5e", "v6": "v6e"}
+_KINDS = {
+    "t4": "t4",
+    "a100": "a100",
+    "h100": "h100",
+    "h200": "h200",
+    "v5 lite": "v5e",
+    "v5e": "v5e",
+    "v6": "v6e",
+}
 
 
 def lookup(name: str) -> Device:
@@ -74,7 +82,9 @@ def given(text: str) -> Device:
         except ValueError:
             good = False
         if not good:
-            raise UserError(f"cannot read the device {text!r}", 'write "1.9e11/2.5e10": peak FLOP/s and bytes/s')
+            raise UserError(
+                f"cannot read the device {text!r}", 'write "1.9e11/2.5e10": peak FLOP/s and bytes/s'
+            )
         return Device(text, peak, peak, bandwidth, 0, measured=True)
     if text:
         return lookup(text)
@@ -124,7 +134,14 @@ def measure(seconds: float = 0.15) -> Device:
     copy = _best(jax.jit(lambda x: -x), (jnp.ones(words, jnp.float32),), seconds)
     stats = device.memory_stats() or {}
     memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device(device.device_kind, rates["float32"], rates["bfloat16"], 8 * words / copy, int(memory), measured=True)
+    return Device(
+        device.device_kind,
+        rates["float32"],
+        rates["bfloat16"],
+        8 * words / copy,
+        int(memory),
+        measured=True,
+    )
 
 
 def _best(fn, args: tuple, seconds: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.cost import jaxpr
+from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.cost.device import Device, roofline_seconds
 from cerebra_jax.types import Cost
 
@@ -61,7 +61,10 @@ def rows(cost: Cost, dense: Cost) -> list[Row]:
     out = []
     for names, parts in groups:
         span = names[0] if len(names) == 1 else f"{names[0]}-{names[-1].rpartition('_')[2]}"
-        out += [Row(span, part, len(names), *(len(names) * x for x in price)) for part, price in parts.items()]
+        out += [
+            Row(span, part, len(names), *(len(names) * x for x in price))
+            for part, price in parts.items()
+        ]
     return out
 
 
@@ -80,7 +83,9 @@ def step(loss: Callable, params: Any, batch_of: Callable[[int], Any], size: int,
     """
     gradient = jax.value_and_grad(loss)
     counts = jaxpr.count(gradient, params, batch_of(size))
-    flops, elementwise, size_bytes = (accum * n for n in (counts.flops, counts.elementwise, counts.bytes))
+    flops, elementwise, size_bytes = (
+        accum * n for n in (counts.flops, counts.elementwise, counts.bytes)
+    )
     kept = _residuals(loss, params, batch_of(size))
     params_size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if params_size <= SMALL_PARAMS and time.monotonic() < deadline:

@@ -6,7 +6,7 @@ Embedding gather 0, LM head in (2 D V per token). Causal attention is half the s
 what a kernel really visits in executed FLOPs. Backward 2x forward: a training step is 3x; recomputation (remat) comes
 on top.
 
-The jaxpr counter (`cost/jaxpr.py`) prices with these same functions, so analytic == counted holds as integers.
+The jaxpr counter (`cost/count.py`) prices with these same functions, so analytic == counted holds as integers.
 Sources: Kaplan et al. 2020 (arXiv:2001.08361) for linear, attention and FFN; Makhoul 1980 (IEEE TASSP 28-1) for the DCT
 by one FFT of the same length; Van Loan 1992, "Computational Frameworks for the FFT", for 5 n log2 n.
 This module imports no JAX.

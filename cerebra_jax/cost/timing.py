@@ -110,7 +110,9 @@ class Worker:
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the worker ended with status {self._process.wait()}; its words are above")
+            raise RuntimeError(
+                f"the worker ended with status {self._process.wait()}; its words are above"
+            )
         answer = json.loads(line)
         if "unavailable" in answer:
             self.close()
@@ -148,7 +150,9 @@ def serve(build: Callable[[], Variant], imports: Callable[[], None] = lambda: No
             say({"peak": _memory("VmHWM")})
 
 
-def measure(workers: dict[str, Worker], rounds: int) -> tuple[dict[str, list[Cell]], dict[str, list[float]]]:
+def measure(
+    workers: dict[str, Worker], rounds: int
+) -> tuple[dict[str, list[Cell]], dict[str, list[float]]]:
     """({name: a cell a round}, {name: matmul FLOP/s a round}); each round is a palindrome over the workers."""
     rates: dict[str, list[float]] = {name: [] for name in workers}
     cells: dict[str, list[Cell]] = {name: [] for name in workers}
@@ -161,7 +165,9 @@ def measure(workers: dict[str, Worker], rounds: int) -> tuple[dict[str, list[Cel
 
 def rounds_of(runs: dict[str, Callable[[int], Cell]], rounds: int) -> Iterator[dict[str, Cell]]:
     """A cell of every name, round by round; runs[name](n) times n repetitions. Each round is a palindrome."""
-    repeats = {name: max(1, round(CELL_SECONDS / run(2).wall + 0.5)) for name, run in runs.items()}  # warms up too
+    repeats = {
+        name: max(1, round(CELL_SECONDS / run(2).wall + 0.5)) for name, run in runs.items()
+    }  # warms up too
     for order in palindrome(list(runs), rounds):
         seen: dict[str, list[Cell]] = {name: [] for name in runs}
         for name in order:
@@ -202,8 +208,16 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on: CPU, cores, load average, Python."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": cores(), "load": os.getloadavg(), "python": platform.python_version()}
+    model = next(
+        (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": cores(),
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+    }
 
 
 def best_rate(work: Callable[[], None], flops: int, seconds: float = 0.1) -> float:

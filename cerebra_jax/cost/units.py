@@ -7,7 +7,7 @@ three units are one formula:
     bytes    1 a byte
     seconds  max(FLOPs / peak, bytes / bandwidth) of the device (`cost/device.py`), operation by operation
 
-Bytes by convention, as `cost/jaxpr.py` counts them: operands and results of matmuls, convolutions and FFTs, what
+Bytes by convention, as `cost/count.py` counts them: operands and results of matmuls, convolutions and FFTs, what
 softmax and LayerNorm reduce, features gathered or scattered (read and written). Elementwise work is fused into those
 and moves nothing; what has one number per token (positions, decisions) is left out. Weights are read once for all the
 examples of a micro-batch (train.batch_size / train.accum), on however many devices it runs.
@@ -50,7 +50,10 @@ class Unit(NamedTuple):
 
     def price(self, ops: Iterable[Op]) -> float:
         """Of one example; in FLOPs an exact integer."""
-        return sum(max(self.flop * op.flops, self.byte * (op.bytes + op.weights / self.examples)) for op in ops)
+        return sum(
+            max(self.flop * op.flops, self.byte * (op.bytes + op.weights / self.examples))
+            for op in ops
+        )
 
     def marginal(self, ops: Iterable[Op]) -> float:
         """The same without the weights: of rows that join others."""

@@ -1,7 +1,7 @@
 """Cerebra: a stack of blocks that route each token to a heavy path or leave it on a compressed, light one.
 
 Per block, pre-LayerNorm: x += g · attention + (1 − g) · compressed attention, then x += FFN. The heavy attention runs
-for the kept tokens alone, gathered with their positions (`ops.dispatch`); the light one for all. With route.part=block
+for the kept tokens alone, gathered with their positions (`routing.dispatch`); the light one for all. With route.part=block
 the FFN is routed too: every token runs its first ceil(s F) hidden features, kept tokens the others as well, so that a
 kept token has the full width F and nothing is computed twice. Causal with a threshold, an encoder with top-k.
 """
@@ -15,13 +15,14 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, compressor, ends, router, transformer
-from cerebra_jax.models.compressor import ceil_share
-from cerebra_jax.models.decoding import cache as cached
-from cerebra_jax.models.layers import shapes
-from cerebra_jax.models.layers.repeat import repeat
-from cerebra_jax.models.router import routed
-from cerebra_jax.ops import dispatch
+from cerebra_jax.layers import block, compressor, ends, shapes
+from cerebra_jax.layers import cache as cached
+from cerebra_jax.layers.compressor import ceil_share
+from cerebra_jax.layers.scan_layers import repeat
+from cerebra_jax.models import transformer
+from cerebra_jax.routing import dispatch
+from cerebra_jax.routing import routers as router
+from cerebra_jax.routing.routers import routed
 from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
 
 
@@ -34,7 +35,18 @@ class RoutedBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL, cache=None
+        self,
+        x_BxLxD,
+        tau,
+        spread,
+        layer,
+        knobs: Knobs,
+        pos_1xL,
+        order,
+        ex_B,
+        mask_BxL,
+        needed_BxL,
+        cache=None,
     ):
         net, mode = self.net, self.net.route.mode
         scale, drop, y = block.out_scale(net), block.Drop(net.dropout), {}
@@ -43,8 +55,13 @@ class RoutedBlock(nn.Module):
         kept = slots = g = step = qorder = None
         new = {}  # the cache after these tokens
         if routed(net):
-            decide, drawn = router.Router(net, name="router"), () if cache is None else (pos_1xL, self.L)
-            r = decide(h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, needed_BxL, *drawn)
+            decide, drawn = (
+                router.Router(net, name="router"),
+                () if cache is None else (pos_1xL, self.L),
+            )
+            r = decide(
+                h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, needed_BxL, *drawn
+            )
             kept = r.wanted
             if cache is not None:
                 found = cached.routed(net, cache, r.wanted, pos_1xL, layout(net, self.L))
@@ -69,7 +86,13 @@ class RoutedBlock(nn.Module):
         if mode != "always_full":
             light, more = self._light(h_BxLxD, pos_1xL, order, mask_BxL, scale, cache)
             (y if cache is None else new).update(more)
-        mixed = light if heavy is None else heavy if light is None else block.mix(g, heavy, light, slots)
+        mixed = (
+            light
+            if heavy is None
+            else heavy
+            if light is None
+            else dispatch.combine(g, heavy, light, slots)
+        )
         if net.local:
             mixed += block.local(net, h_BxLxD, mask_BxL, cache, new)
         x_BxLxD += drop(ex_B, mixed)
@@ -95,7 +118,11 @@ class RoutedBlock(nn.Module):
 
     def _attention(self, h_BxLxD, kept, slots, pos_1xL, order, scale):
         """The heavy attention: of the slots (B, K, D), or of all tokens."""
-        net, L, all_keys = self.net, self.L, self.net.route.kv == "all" or self.net.route.mode in _UNROUTED
+        net, L, all_keys = (
+            self.net,
+            self.L,
+            self.net.route.kv == "all" or self.net.route.mode in _UNROUTED,
+        )
         if slots is None:
             if not all_keys:  # a token that is not kept is no key, and as a query it is thrown away
                 order = jnp.where(kept, order, L)
@@ -104,10 +131,16 @@ class RoutedBlock(nn.Module):
             heavy = block.Attention(net, plan, kernel, out_scale=scale, name="heavy")
             return heavy(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
         plan = router.layout(net, L).plan(net.route.kv)
-        heavy = block.Attention(net, plan, block.masked_kernel(net, plan), out_scale=scale, name="heavy")
+        heavy = block.Attention(
+            net, plan, block.masked_kernel(net, plan), out_scale=scale, name="heavy"
+        )
         q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
-        order_BxK = dispatch.read(order, slots, L)  # an empty slot stands at L: no real query sees it as a key
-        memory, kpos, korder = (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
+        order_BxK = dispatch.read(
+            order, slots, L
+        )  # an empty slot stands at L: no real query sees it as a key
+        memory, kpos, korder = (
+            (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
+        )
         return heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder)
 
     def _ffn(self, h_BxLxD, g, slots, scale, run=None):
@@ -123,9 +156,11 @@ class RoutedBlock(nn.Module):
             return out
         if slots is not None:
             extra = part(rest, "ffn_rest")
-            return out + block.mix(g, extra(dispatch.gather(h_BxLxD, slots)), slots=slots)
-        wide = cached.when(run, lambda module, x: part(rest, "ffn_rest")(x), self, h_BxLxD, net.width)
-        return out + (wide if g is None else block.mix(g, wide))
+            return out + dispatch.combine(g, extra(dispatch.gather(h_BxLxD, slots)), slots=slots)
+        wide = cached.when(
+            run, lambda module, x: part(rest, "ffn_rest")(x), self, h_BxLxD, net.width
+        )
+        return out + (wide if g is None else dispatch.combine(g, wide))
 
 
 _UNROUTED = ("always_full", "always_compressed", "soft")
@@ -147,14 +182,18 @@ def layout(net: NetCfg, L: int) -> dispatch.Layout:
 
 def ffn_widths(net: NetCfg) -> tuple[int, int]:
     """Hidden features of a layer that every token runs, and those that only kept tokens add."""
-    narrow = ceil_share(net.compress.s, net.ffn_width) if net.route.part == "block" else net.ffn_width
+    narrow = (
+        ceil_share(net.compress.s, net.ffn_width) if net.route.part == "block" else net.ffn_width
+    )
     return shapes.hidden(net, narrow), shapes.rest(net, net.ffn_width - narrow)
 
 
 def _per_token(net: NetCfg) -> tuple[int, int]:
     """FLOPs that one kept token adds to a layer, scores apart: q and output projections, with kv=routed its k and v;
     its FFN. And those of each key that it sees."""
-    projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, shapes.inner(net))
+    projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(
+        net.width, shapes.inner(net)
+    )
     token = projections + prices.ffn_flops(net.width, ffn_widths(net)[1], net.ffn)
     return token, prices.attention_pairs_flops(1, shapes.inner(net))
 
@@ -223,7 +262,9 @@ def _layer_flops(net: NetCfg, L: int) -> dict[str, tuple[int, int]]:
     slots = lay.K if dispatched(net) else L
     if dispatched(net):
         plan = lay.plan(net.route.kv)
-        heavy = block.attention_flops(D, slots, L if every else slots, plan, inner=shapes.inner(net))
+        heavy = block.attention_flops(
+            D, slots, L if every else slots, plan, inner=shapes.inner(net)
+        )
     elif every or mode in _UNROUTED:
         heavy = block.dense_attention_flops(net, L)
     else:

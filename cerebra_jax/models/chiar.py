@@ -2,7 +2,7 @@
 
 Layer 1 filters every token, blended with the identity by the MetaRouter; layers 2 … n−1 send each token to the filter
 or to attention; layer n attends everywhere. x = LN(x + op(x)), then x = LN(x + FFN(x)). The filter mixes features, not
-tokens. Only routed tokens run the attention queries (`ops.dispatch`); what overflows the slots keeps the filter. With
+tokens. Only routed tokens run the attention queries (`routing.dispatch`); what overflows the slots keeps the filter. With
 net.route.rbf > 0 there is a third operator, a causal mixer in linear time. The layers stand in `models.operators`.
 """
 
@@ -14,14 +14,12 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, ends, router, transformer
-from cerebra_jax.models.decoding import cache as cached
-from cerebra_jax.models.layers import shapes
-from cerebra_jax.models.layers.repeat import repeat
-from cerebra_jax.models.operators import rbf
-from cerebra_jax.models.operators.decide import entropy
-from cerebra_jax.models.operators.layer import RoutedLayer
-from cerebra_jax.models.operators.parts import (
+from cerebra_jax.kernels import attention as att
+from cerebra_jax.kernels import dct as spectral
+from cerebra_jax.layers import block, ends, shapes
+from cerebra_jax.layers import cache as cached
+from cerebra_jax.layers import rfa as rbf
+from cerebra_jax.layers.dct_filter import (
     AttentionLN,
     FeedForwardLN,
     Filter,
@@ -31,9 +29,13 @@ from cerebra_jax.models.operators.parts import (
     methods,
     seen,
 )
-from cerebra_jax.models.router import MetaRouter, routed
-from cerebra_jax.ops import attend as att
-from cerebra_jax.ops import dispatch, spectral
+from cerebra_jax.layers.scan_layers import repeat
+from cerebra_jax.models import transformer
+from cerebra_jax.models.chiar_layer import RoutedLayer
+from cerebra_jax.routing import dispatch
+from cerebra_jax.routing import routers as router
+from cerebra_jax.routing.entropy_router import entropy
+from cerebra_jax.routing.routers import MetaRouter, routed
 from cerebra_jax.types import Aux, Cost, DecisionCost, Knobs, Out
 
 
@@ -82,15 +84,19 @@ class Chiar(nn.Module):
         stats, rest = {}, {}
         light_BxLxD, _ = Filter(net, name="first_filter")(x_BxLxD)
         first_mlp = FeedForwardLN(shapes.of(net, 0), name="first_mlp")
-        light_BxLxD = first_mlp(light_BxLxD, ex_B) if net.compat else light_BxLxD  # the gate is then around both
+        light_BxLxD = (
+            first_mlp(light_BxLxD, ex_B) if net.compat else light_BxLxD
+        )  # the gate is then around both
         if net.route.meta != "off":
             meta = MetaRouter(net.route.meta, net.tasks, name="meta_router")
             if cache is None:
-                g_BxLx1 = meta(x_BxLxD, task_B=batch["task_B"] if net.route.meta == "task" else None)
+                g_BxLx1 = meta(
+                    x_BxLxD, task_B=batch["task_B"] if net.route.meta == "task" else None
+                )
             else:
                 g_BxLx1, rest["sum_BxD"] = meta(x_BxLxD, cache.rest["sum_BxD"], pos_1xL, real)
             stats["meta_gate"] = g_BxLx1.mean((1, 2))
-            light_BxLxD = block.mix(g_BxLx1.astype(x_BxLxD.dtype), light_BxLxD, x_BxLxD)
+            light_BxLxD = dispatch.combine(g_BxLx1.astype(x_BxLxD.dtype), light_BxLxD, x_BxLxD)
         x_BxLxD = light_BxLxD if net.compat else first_mlp(light_BxLxD, ex_B)
 
         R = net.depth - 2
@@ -101,9 +107,14 @@ class Chiar(nn.Module):
         if R:
             shared = (knobs.temperature, knobs.rate, pos_1xL, ex_B)
             none_R = jnp.zeros(R)
-            scanned = (*(routing.get(name, none_R) for name in ("tau", "low", "spread")), jnp.arange(R))
+            scanned = (
+                *(routing.get(name, none_R) for name in ("tau", "low", "spread")),
+                jnp.arange(R),
+            )
             layers = None if cache is None else cache.layers
-            x_BxLxD, y = repeat(RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers, first=1)
+            x_BxLxD, y = repeat(
+                RoutedLayer, net, R, layer, x_BxLxD, scanned, shared, layers, first=1
+            )
         if R and cache is None and routed(net):
             expected_B += y.pop("expected_B").sum(0)
             hard_B += y.pop("hard_B").sum(0)
@@ -117,14 +128,20 @@ class Chiar(nn.Module):
         last = shapes.of(net, net.depth - 1)
         heavy = AttentionLN(last, att.causal_plan(L), kernel, name="last_heavy")
         step = None if cache is None else cached.Step(cache.rest["heavy"], pos_1xL)
-        x_BxLxD = heavy(x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, None if cache is None else pos_1xL, step)
+        x_BxLxD = heavy(
+            x_BxLxD, x_BxLxD, pos_1xL, pos_1xL, ex_B, None if cache is None else pos_1xL, step
+        )
         if cache is not None:
             x_BxLxD, rest["heavy"] = x_BxLxD
         x_BxLxD = FeedForwardLN(last, name="last_mlp")(x_BxLxD, ex_B)
         out = Out(block.Norm(name="norm")(x_BxLxD), table_VxD)
         if cache is not None:
             return out, cached.advance(cache, pos_1xL, y["cache"], y.get("kept"), **rest)
-        losses = {"collapse": -net.route.collapse * stats["use_entropy"].mean(0)} if net.route.collapse and R else {}
+        losses = (
+            {"collapse": -net.route.collapse * stats["use_entropy"].mean(0)}
+            if net.route.collapse and R
+            else {}
+        )
         return out, Aux(expected_B, hard_B, stats, observed, scores, losses)
 
 
@@ -153,11 +170,18 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         if net.route.mode != "always_compressed":
             add(f"layer_{i:02d}/attention", *_heavy_flops(each, L))
         if dispatched(net) and net.route.lowering == "onehot":  # to the slots and back
-            moved = [layout(net, L), *([rbf.slots(net, L)] if net.route.rbf and rbf.gathered(net) else [])]
+            moved = [
+                layout(net, L),
+                *([rbf.slots(net, L)] if net.route.rbf and rbf.gathered(net) else []),
+            ]
             add(f"layer_{i:02d}/dispatch", 0, 2 * sum(dispatch.move_flops(lay, D) for lay in moved))
         add(f"layer_{i:02d}/ffn", block.ffn_flops(each, L))
     last = f"layer_{R + 1:02d}"
-    add(f"{last}/attention", block.attention_model_flops(end, L), block.dense_attention_flops(end, L))
+    add(
+        f"{last}/attention",
+        block.attention_model_flops(end, L),
+        block.dense_attention_flops(end, L),
+    )
     add(f"{last}/ffn", block.ffn_flops(end, L))
     add("head", ends.head_flops(net, L, vocab))
     return Cost(model, executed)
@@ -170,7 +194,9 @@ def _heavy_flops(net: NetCfg, L: int) -> tuple[int, int]:
     ceiling = kv + L * token + pair * prices.causal_pairs(L)
     if dispatched(net):
         lay = layout(net, L)
-        return ceiling, block.attention_flops(D, lay.K, L if every else lay.K, lay.plan(net.route.kv), inner=inner)
+        return ceiling, block.attention_flops(
+            D, lay.K, L if every else lay.K, lay.plan(net.route.kv), inner=inner
+        )
     if every or not routed(net):
         return ceiling, block.dense_attention_flops(net, L)
     return ceiling, block.attention_flops(D, L, L, att.causal_plan(L), inner=inner)
@@ -181,7 +207,11 @@ def score_flops(net: NetCfg, L: int) -> int:
     in another order, which have a DCT of their own; chance looks at nothing."""
     if net.route.mode in ("hard", "soft"):
         return L * prices.linear_flops(net.width, 3 if net.route.rbf else 1)
-    return L * prices.dct_flops(net.width, methods(net).transform) if net.route.score == "permuted" else 0
+    return (
+        L * prices.dct_flops(net.width, methods(net).transform)
+        if net.route.score == "permuted"
+        else 0
+    )
 
 
 def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:

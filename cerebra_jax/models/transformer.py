@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.models import block, ends
-from cerebra_jax.models.decoding import cache as cached
-from cerebra_jax.models.layers import shapes
-from cerebra_jax.models.layers.repeat import repeat
-from cerebra_jax.ops import attend as att
+from cerebra_jax.kernels import attention as att
+from cerebra_jax.layers import block, ends, shapes
+from cerebra_jax.layers import cache as cached
+from cerebra_jax.layers.scan_layers import repeat
 from cerebra_jax.types import Aux, Cost
 
 
@@ -62,7 +61,9 @@ class Transformer(nn.Module):
         L, pos, mask_BxL = cached.places(batch, n, cache)
         order = self.order(L, mask_BxL) if cache is None else pos
         kwargs, layers = {"net": net} | self.attention(L), None if cache is None else cache.layers
-        x_BxLxD, y = repeat(DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers)
+        x_BxLxD, y = repeat(
+            DenseLayer, net, net.depth, kwargs, x_BxLxD, (), (pos, order, ex_B, mask_BxL), layers
+        )
         out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         if cache is not None:
             return out, cached.advance(cache, pos, y["cache"])
@@ -72,7 +73,11 @@ class Transformer(nn.Module):
     def share(self, L) -> float:
         """FLOPs relative to the dense Transformer of the same shape, before anything was removed from this one."""
         net, whole = self.net, shapes.whole(self.net)
-        return 1.0 if net is whole else cost(net, L, self.vocab).model_flops / cost(whole, L, self.vocab).model_flops
+        return (
+            1.0
+            if net is whole
+            else cost(net, L, self.vocab).model_flops / cost(whole, L, self.vocab).model_flops
+        )
 
     def attention(self, L) -> dict:
         """How every layer attends."""

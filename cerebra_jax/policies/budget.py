@@ -35,9 +35,13 @@ MEMORY = 0.9  # of the smoothed gap that it sees
 class Plan(NamedTuple):
     """A budget in numbers, all of them fixed before the first step. Costs are relative, 1.0 = dense."""
 
-    rates: tuple[float, ...]  # net.route.rate of each program, the dearest first; the last is the budget's
+    rates: tuple[
+        float, ...
+    ]  # net.route.rate of each program, the dearest first; the last is the budget's
     levels: tuple[float, ...]  # executed cost of each program
-    table: np.ndarray  # (3, P): rate, executed cost, hard cost when the filled share of the slots is kept
+    table: (
+        np.ndarray
+    )  # (3, P): rate, executed cost, hard cost when the filled share of the slots is kept
     light: float  # hard cost of a model that keeps nothing
     warm: int
     ramp: int
@@ -62,7 +66,9 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, executed: Callable[[float], flo
     Raises UserError, with the interval that can be reached, for a budget outside of it.
     """
     capacity = net.route.capacity
-    unit = L * capacity * max(1.0, *numbers(net.route.by_layer or "1"))  # a slot more in the layer that gets the most
+    unit = (
+        L * capacity * max(1.0, *numbers(net.route.by_layer or "1"))
+    )  # a slot more in the layer that gets the most
     rates = [k / unit for k in range(1, math.floor(unit * (1 - 1 / L)) + 1)]
     floor, ceiling = executed(rates[0]), executed(rates[-1])
     steers = _steers(net)
@@ -77,12 +83,18 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, executed: Callable[[float], flo
         raise UserError(f"net.route.capacity is {capacity:g} under a budget", "a learned router needs more than 1: "
                         "tokens without a slot would hide that it asks for too many")  # fmt: skip
     start = max(cfg.budget, min(1.0, ceiling))
-    wanted = np.linspace(start, cfg.budget, cfg.buckets) if cfg.buckets > 1 else np.array([cfg.budget])
+    wanted = (
+        np.linspace(start, cfg.budget, cfg.buckets) if cfg.buckets > 1 else np.array([cfg.budget])
+    )
     found = [_cheapest(executed, rates, level) for level in wanted]
     chosen = sorted(set(found), reverse=True)
-    points = np.unique(np.geomspace(rates[0], _cheapest(executed, rates, ceiling), POINTS).tolist() + chosen)
+    points = np.unique(
+        np.geomspace(rates[0], _cheapest(executed, rates, ceiling), POINTS).tolist() + chosen
+    )
     costs = np.array([executed(r) for r in points])
-    keep = np.concatenate([costs[1:] > costs[:-1], [True]])  # executed costs rise in steps: the last rate of each
+    keep = np.concatenate(
+        [costs[1:] > costs[:-1], [True]]
+    )  # executed costs rise in steps: the last rate of each
     keep |= np.isin(points, chosen)
     points, costs = points[keep], costs[keep]
     table = np.stack([points, costs, np.array([hard(min(1.0, r)) for r in points])])
@@ -114,7 +126,9 @@ def _cheapest(executed: Callable[[float], float], rates: list[float], level: flo
     return found
 
 
-Dual = dict[str, jax.Array]  # multiplier, gap: float32 scalars in the training state; empty without a budget
+Dual = dict[
+    str, jax.Array
+]  # multiplier, gap: float32 scalars in the training state; empty without a budget
 
 
 def init(cfg: ObjectiveCfg, net: NetCfg) -> Dual:
@@ -144,7 +158,9 @@ class Control(NamedTuple):
     def rate(self, step: jax.Array) -> jax.Array:
         """Share of tokens to keep: that at which the target, or this program, fills its slots as configured."""
         rate_P, executed_P, _ = jnp.asarray(self.plan.table, jnp.float32)
-        executed = jnp.minimum(self.plan.executed_at(step.astype(jnp.float32)), self.plan.levels[self.bucket])
+        executed = jnp.minimum(
+            self.plan.executed_at(step.astype(jnp.float32)), self.plan.levels[self.bucket]
+        )
         return jnp.minimum(jnp.interp(executed, executed_P, rate_P), self.plan.rates[self.bucket])
 
     def target(self, step: jax.Array) -> jax.Array:
@@ -160,7 +176,9 @@ class Control(NamedTuple):
             return knobs._replace(lam=lam)
         if self.plan.steers == "rate":
             slots = jnp.minimum(1.0, self.capacity * self.rate(step))
-            return knobs._replace(lam=jnp.float32(0), rate=slots * jnp.exp(-lam) / self.plan.rates[self.bucket])
+            return knobs._replace(
+                lam=jnp.float32(0), rate=slots * jnp.exp(-lam) / self.plan.rates[self.bucket]
+            )
         return knobs._replace(lam=jnp.float32(0))
 
     def ascend(self, dual: Dual, step: jax.Array, hard: jax.Array) -> Dual:

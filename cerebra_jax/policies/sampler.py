@@ -30,7 +30,10 @@ import numpy as np
 from cerebra_jax.config import SamplerCfg
 
 AHEAD = 2  # steps between a draw and its use
-_STREAM, _GROUP = 0x5A, 0x5B  # keep the draws apart from dropout and routing noise, keyed by the step too
+_STREAM, _GROUP = (
+    0x5A,
+    0x5B,
+)  # keep the draws apart from dropout and routing noise, keyed by the step too
 
 
 class Drawn(NamedTuple):
@@ -53,7 +56,9 @@ def init(cfg: SamplerCfg, examples: int, batch_size: int, key: jax.Array, first:
          group_N: np.ndarray | None = None) -> Sampler:  # fmt: skip
     """Nothing is known: the draws of steps `first` and `first` + 1 are uniform."""
     zero_N = jnp.zeros(examples, jnp.float32)
-    empty = Drawn(jnp.zeros((AHEAD, batch_size), jnp.int32), jnp.zeros((AHEAD, batch_size), jnp.float32))
+    empty = Drawn(
+        jnp.zeros((AHEAD, batch_size), jnp.int32), jnp.zeros((AHEAD, batch_size), jnp.float32)
+    )
     s = Sampler(zero_N, zero_N + 1.0, zero_N > 0, empty)
     each = [draw(cfg, s, key, first + i, group_N) for i in range(AHEAD)]
     return s._replace(drawn=Drawn(*(jnp.stack(x) for x in zip(*each, strict=True))))
@@ -66,7 +71,9 @@ def probs(cfg: SamplerCfg, s: Sampler) -> jax.Array:
     far_N = jnp.where(s.seen_N, s.loss_N - mean, 0.0)
     rho_N = far_N / jnp.maximum(1e-6, jnp.sqrt(jnp.square(far_N).sum() / n))
     cost_N = jnp.where(s.seen_N, s.cost_N, (s.cost_N * s.seen_N).sum() / n)
-    return (1 - cfg.floor) * jax.nn.softmax(cfg.beta * rho_N - cfg.gamma * cost_N) + cfg.floor / rho_N.size
+    return (1 - cfg.floor) * jax.nn.softmax(
+        cfg.beta * rho_N - cfg.gamma * cost_N
+    ) + cfg.floor / rho_N.size
 
 
 def observe(cfg: SamplerCfg, s: Sampler, index_B: jax.Array, loss_B: jax.Array, cost_B: jax.Array,
@@ -80,10 +87,14 @@ def observe(cfg: SamplerCfg, s: Sampler, index_B: jax.Array, loss_B: jax.Array, 
         return table_N.at[index_B].set(jnp.where(real_B, new_B, old_B))
 
     seen_N = s.seen_N.at[index_B].set(s.seen_N[index_B] | real_B)
-    return s._replace(loss_N=follow(s.loss_N, loss_B), cost_N=follow(s.cost_N, cost_B), seen_N=seen_N)
+    return s._replace(
+        loss_N=follow(s.loss_N, loss_B), cost_N=follow(s.cost_N, cost_B), seen_N=seen_N
+    )
 
 
-def draw(cfg: SamplerCfg, s: Sampler, key: jax.Array, step, group_N: np.ndarray | None = None) -> Drawn:
+def draw(
+    cfg: SamplerCfg, s: Sampler, key: jax.Array, step, group_N: np.ndarray | None = None
+) -> Drawn:
     """The batch of a step: B different examples, each with its importance weight (curriculum: 1). With group_N, the
     number of the group of each example, all of one group; a group has none or more than B."""
     B, N = s.drawn.index_B.shape[1], s.loss_N.size  # noqa: N806
@@ -91,7 +102,9 @@ def draw(cfg: SamplerCfg, s: Sampler, key: jax.Array, step, group_N: np.ndarray 
     logp_N = jnp.log(p_N)
     if group_N is not None:
         mass_G = jnp.zeros(int(group_N.max()) + 1).at[group_N].add(p_N)
-        chosen = jax.random.categorical(jax.random.fold_in(jax.random.fold_in(key, _GROUP), step), jnp.log(mass_G))
+        chosen = jax.random.categorical(
+            jax.random.fold_in(jax.random.fold_in(key, _GROUP), step), jnp.log(mass_G)
+        )
         logp_N, chance = jnp.where(group_N == chosen, logp_N, -jnp.inf), mass_G[chosen]
     noise_N = jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, _STREAM), step), (N,))
     best, index = jax.lax.top_k(logp_N + noise_N, B + 1)

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 
-def follow(routing: dict[str, jax.Array], observed: dict[str, jax.Array], step, decay: float) -> dict[str, jax.Array]:
+def follow(
+    routing: dict[str, jax.Array], observed: dict[str, jax.Array], step, decay: float
+) -> dict[str, jax.Array]:
     """The routing state moved towards what a batch showed: an average over all steps so far, then an EMA of `decay`.
 
     `observed` holds, per routed layer, the mean over examples of the (1 − rate) quantile and of the standard deviation
@@ -33,5 +35,7 @@ def calibrate(scores_of: Callable[[Any, Any], jax.Array], routing: dict[str, jax
         scores = jnp.concatenate([scores_of(now, b)[i].ravel() for b in batches])
         cuts = jnp.quantile(scores, jnp.array([low, high]))
         found = {"low": cuts[0], "tau": cuts[1]} if "low" in now else {"tau": cuts.mean()}
-        now = now | {name: now[name].at[i].set(x) for name, x in (found | {"spread": scores.std()}).items()}
+        now = now | {
+            name: now[name].at[i].set(x) for name, x in (found | {"spread": scores.std()}).items()
+        }
     return now

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cerebra_jax.errors import UserError
 from cerebra_jax.report.runs import Groups, Run
-from cerebra_jax.report.stats import Paired, holm, paired
+from cerebra_jax.report.statistics import Paired, holm, paired
 
 ALPHA = 0.05
 
@@ -34,10 +34,17 @@ def baseline(groups: Groups, word: str) -> str:
 def comparisons(groups: Groups, base: str = "") -> list[Comparison]:
     """Every group with `base`, a group's name; without one with each dense Transformer, and with its own twins."""
     pairs = [(name, base) for name in groups if name != base] if base else list(_pairs(groups))
-    found = [(name, other, d) for name, other in pairs if (d := paired(_values(groups[name]), _values(groups[other])))]
+    found = [
+        (name, other, d)
+        for name, other in pairs
+        if (d := paired(_values(groups[name]), _values(groups[other])))
+    ]
     ps = holm([d.p for _, _, d in found])
     lower = next(iter(groups.values()))[0].metrics[0]["lower"]
-    return [Comparison(*f, p, verdict(f[2], p, lower, len(found))) for f, p in zip(found, ps, strict=True)]
+    return [
+        Comparison(*f, p, verdict(f[2], p, lower, len(found)))
+        for f, p in zip(found, ps, strict=True)
+    ]
 
 
 def verdict(d: Paired, p: float, lower: bool, n: int) -> str:

@@ -12,7 +12,13 @@ from typing import Any
 
 from cerebra_jax import config
 
-SAME = ("seed", "task.cache_dir", "task.data_dir", "task.path", "train.devices")  # where data lie is not what they are
+SAME = (
+    "seed",
+    "task.cache_dir",
+    "task.data_dir",
+    "task.path",
+    "train.devices",
+)  # where data lie is not what they are
 OWN = (
     "net.route.",
     "net.compress.",
@@ -34,7 +40,9 @@ def identity(values: Mapping[str, Any], result: Mapping[str, Any]) -> Identity:
     flat = {key: f.default for key, f in config.fields().items()} | _flat(values)
     for key in SAME:
         flat.pop(key, None)
-    return flat | {"data": f"{result['dataset']} {result.get('data', {}).get('sha256', '')[:8]}".strip()}
+    return flat | {
+        "data": f"{result['dataset']} {result.get('data', {}).get('sha256', '')[:8]}".strip()
+    }
 
 
 def label(of: Identity) -> str:
@@ -47,12 +55,18 @@ def names(identities: Sequence[Identity]) -> list[str]:
     """What to call each of some groups, all different: "cerebra, lam=0.001, rate=0.5"."""
     labels = [label(of) for of in identities]
     shown = [
-        [key for key in of if key not in ("net.name", "twin") and _differs(key, of, labels[i], identities, labels)]
+        [
+            key
+            for key in of
+            if key not in ("net.name", "twin") and _differs(key, of, labels[i], identities, labels)
+        ]
         for i, of in enumerate(identities)
     ]
     every = {key for keys in shown for key in keys}
     tails = [key.rpartition(".")[2] for key in every]
-    short = {key: tail if tails.count(tail := key.rpartition(".")[2]) == 1 else key for key in every}
+    short = {
+        key: tail if tails.count(tail := key.rpartition(".")[2]) == 1 else key for key in every
+    }
     return [
         ", ".join([name, *(f"{short[key]}={_text(of[key])}" for key in keys)])
         for name, of, keys in zip(labels, identities, shown, strict=True)
@@ -61,12 +75,21 @@ def names(identities: Sequence[Identity]) -> list[str]:
 
 def order(of: Identity) -> tuple[Any, ...]:
     """Sorting key of groups: dense first, then by model, then by values, numbers as numbers."""
-    return of["net.name"] != "transformer", of["twin"], of["net.name"], *((str(type(v)), v) for v in of.values())
+    return (
+        of["net.name"] != "transformer",
+        of["twin"],
+        of["net.name"],
+        *((str(type(v)), v) for v in of.values()),
+    )
 
 
-def _differs(key: str, of: Identity, label: str, identities: Sequence[Identity], labels: Sequence[str]) -> bool:
+def _differs(
+    key: str, of: Identity, label: str, identities: Sequence[Identity], labels: Sequence[str]
+) -> bool:
     own = key.startswith(OWN) and key not in UNITS
-    others = (other for other, name in zip(identities, labels, strict=True) if name == label or not own)
+    others = (
+        other for other, name in zip(identities, labels, strict=True) if name == label or not own
+    )
     return any(key not in other or other[key] != of[key] for other in others)
 
 
@@ -79,5 +102,7 @@ def _text(value: Any) -> str:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        out |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
     return out

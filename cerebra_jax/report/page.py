@@ -7,8 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from cerebra_jax.report import operator_use as uses
 from cerebra_jax.report import plots
-from cerebra_jax.report.look import uses
 from cerebra_jax.report.runs import Groups
 from cerebra_jax.report.tables import run_rows
 
@@ -41,7 +41,9 @@ def head(title: str, style: str = "") -> str:
 
 def html(groups: Groups, rows: Sequence[Sequence[str]], under: Sequence[str]) -> str:
     """The report as a page: table, notes, figures, and every run with its folder (extra `plots`: matplotlib)."""
-    title = f"{next(iter(groups.values()))[0].result['dataset']}: {sum(map(len, groups.values()))} runs"
+    title = (
+        f"{next(iter(groups.values()))[0].result['dataset']}: {sum(map(len, groups.values()))} runs"
+    )
     runs = run_rows(groups)
     parts = [
         head(title),

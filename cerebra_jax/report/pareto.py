@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cerebra_jax.report.groups import label
 from cerebra_jax.report.runs import Groups, Run
-from cerebra_jax.report.stats import mean_sd
+from cerebra_jax.report.statistics import mean_sd
 
 Point = tuple[float, float]  # (cost, loss): less of either is better
 
@@ -60,7 +60,11 @@ def point(run: Run) -> Point | None:
 def means(groups: Groups) -> dict[str, Point]:
     """The mean point of each group that has one."""
     found = {name: [p for run in runs if (p := point(run))] for name, runs in groups.items()}
-    return {name: tuple(mean_sd([p[axis] for p in ps])[0] for axis in (0, 1)) for name, ps in found.items() if ps}
+    return {
+        name: tuple(mean_sd([p[axis] for p in ps])[0] for axis in (0, 1))
+        for name, ps in found.items()
+        if ps
+    }
 
 
 def frame(groups: Groups) -> Box:
@@ -71,7 +75,9 @@ def frame(groups: Groups) -> Box:
 def box(points: Sequence[Point]) -> Box:
     """From the best of some points to MARGIN of their range beyond the worst."""
     axes = list(zip(*points, strict=True))
-    return Box(tuple(map(min, axes)), tuple(max(axis) + MARGIN * (max(axis) - min(axis)) for axis in axes))
+    return Box(
+        tuple(map(min, axes)), tuple(max(axis) + MARGIN * (max(axis) - min(axis)) for axis in axes)
+    )
 
 
 def volumes(groups: Groups) -> dict[str, tuple[float, float, int]]:

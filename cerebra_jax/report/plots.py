@@ -11,9 +11,16 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.report import pareto
 from cerebra_jax.report.groups import label
 from cerebra_jax.report.runs import Groups
-from cerebra_jax.report.stats import mean_sd
+from cerebra_jax.report.statistics import mean_sd
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito: safe for colour blindness
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+)  # Okabe & Ito: safe for colour blindness
 _DASHES = ("-", "--", "-.", ":")
 FEW = 8  # groups that a legend can name one by one; of more it names the models
 POINTS = 30_000  # of all curves of a figure together
@@ -36,13 +43,17 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
             y = _smooth([line["loss"] for line in lines], window)
             x = [scale * s for s in spent[window - 1 :]]
             if run is runs[0]:
-                _phases(axes, [line.get("phase") for line in lines][window - 1 :], x, y, _COLOURS[i % 6])
+                _phases(
+                    axes, [line.get("phase") for line in lines][window - 1 :], x, y, _COLOURS[i % 6]
+                )
             axes.plot(_thin(x, most), _thin(y, most), _DASHES[i % 4], color=_COLOURS[i % 6], lw=1.2, alpha=0.8,
                       label=name)  # fmt: skip
             name = None  # once in the legend
     axes.set_xlabel("training compute executed, TFLOP")
     axes.set_ylabel(f"training loss (mean of {window} steps)")
-    axes.set_title(f"{next(iter(groups.values()))[0].result['dataset']}: loss against compute, a line a seed")
+    axes.set_title(
+        f"{next(iter(groups.values()))[0].result['dataset']}: loss against compute, a line a seed"
+    )
     axes.legend(frameon=False, fontsize=8)
     _save(plt, figure, into)
 
@@ -52,7 +63,14 @@ def _phases(axes, phases: list[str | None], x: list[float], y: list[float], colo
     for k in range(1, len(phases)):
         if phases[k] != phases[k - 1]:
             axes.plot([x[k]], [y[k]], "|", ms=9, color=colour)
-            axes.annotate(phases[k], (x[k], y[k]), fontsize=6, xytext=(2, 6), textcoords="offset points", color=colour)
+            axes.annotate(
+                phases[k],
+                (x[k], y[k]),
+                fontsize=6,
+                xytext=(2, 6),
+                textcoords="offset points",
+                color=colour,
+            )
 
 
 def front(groups: Groups, into: Path | BinaryIO) -> None:
@@ -72,30 +90,57 @@ def front(groups: Groups, into: Path | BinaryIO) -> None:
         sd = mean_sd([q for _, q in dots])[1]
         x, y = at[name][0] / 1e6, sign * at[name][1]
         colour = _COLOURS[i % 6]
-        axes.plot([c / 1e6 for c, _ in dots], [sign * q for _, q in dots], ".", ms=4, color=colour, alpha=0.6)
+        axes.plot(
+            [c / 1e6 for c, _ in dots],
+            [sign * q for _, q in dots],
+            ".",
+            ms=4,
+            color=colour,
+            alpha=0.6,
+        )
         error = None if math.isnan(sd) else [sd]
-        axes.errorbar([x], [y], yerr=error, fmt="D", ms=5, color=colour, capsize=2, lw=0.8, label=legend)
-    line = [list(at.items())[i] for i in pareto.front(list(at.values()))]  # steps: nothing was found in between
+        axes.errorbar(
+            [x], [y], yerr=error, fmt="D", ms=5, color=colour, capsize=2, lw=0.8, label=legend
+        )
+    line = [
+        list(at.items())[i] for i in pareto.front(list(at.values()))
+    ]  # steps: nothing was found in between
     xs, ys = [cost / 1e6 for _, (cost, _) in line], [sign * loss for _, (_, loss) in line]
-    axes.plot(xs, ys, drawstyle="steps-post", color="black", lw=0.8, zorder=0, label="front of the means")
+    axes.plot(
+        xs, ys, drawstyle="steps-post", color="black", lw=0.8, zorder=0, label="front of the means"
+    )
     if len(groups) > FEW:
         for name, (cost, loss) in line:
             axes.annotate(
-                _plain(name), (cost / 1e6, sign * loss), fontsize=5, xytext=(3, 3), textcoords="offset points"
+                _plain(name),
+                (cost / 1e6, sign * loss),
+                fontsize=5,
+                xytext=(3, 3),
+                textcoords="offset points",
             )
     costs = [cost for cost, _ in at.values()]
     if max(costs) > 5 * min(costs):
         axes.set_xscale("log")
     axes.set_xlabel("executed MFLOP per token, forward")
-    axes.set_ylabel(f"{headline['name']}, test ({'lower' if headline['lower'] else 'higher'} is better)")
-    axes.set_title("quality against cost: dots are seeds, bars ± their standard deviation", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=2 if len(groups) > 3 else 1, frameon=False, fontsize=6)
+    axes.set_ylabel(
+        f"{headline['name']}, test ({'lower' if headline['lower'] else 'higher'} is better)"
+    )
+    axes.set_title(
+        "quality against cost: dots are seeds, bars ± their standard deviation", fontsize=9
+    )
+    figure.legend(
+        loc="outside lower center", ncols=2 if len(groups) > 3 else 1, frameon=False, fontsize=6
+    )
     _save(plt, figure, into)
 
 
 def budgeted(groups: Groups) -> Groups:
     """The groups that were trained under a budget."""
-    return {name: runs for name, runs in groups.items() if all(r.config["objective"].get("budget") for r in runs)}
+    return {
+        name: runs
+        for name, runs in groups.items()
+        if all(r.config["objective"].get("budget") for r in runs)
+    }
 
 
 def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
@@ -103,14 +148,20 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
     λ · (C − target), which is 0 at a saddle point (complementary slackness; Boyd & Vandenberghe 2004, §5.5.2)."""
     held = budgeted(groups)
     if not held:
-        raise UserError("none of these runs has a budget", "train with --config.objective.budget=0.6")
+        raise UserError(
+            "none of these runs has a budget", "train with --config.objective.budget=0.6"
+        )
     plt = _pyplot()
     most = max(2, POINTS // (4 * sum(map(len, held.values()))))
-    figure, (top, middle, low) = plt.subplots(3, figsize=(6.4, 7.2), layout="constrained", sharex=True)
+    figure, (top, middle, low) = plt.subplots(
+        3, figsize=(6.4, 7.2), layout="constrained", sharex=True
+    )
     for i, (name, runs) in enumerate(held.items()):
         for j, run in enumerate(runs):
             lines = run.lines("train")
-            unit = run.config["objective"].get("unit", "flops")  # runs of before the key existed count FLOPs
+            unit = run.config["objective"].get(
+                "unit", "flops"
+            )  # runs of before the key existed count FLOPs
             style = {"color": _COLOURS[i % 6], "alpha": 0.8}
             step = [line["step"] for line in lines]
 
@@ -139,10 +190,16 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
 
 def _legend(groups: Groups) -> list[tuple[str | None, int]]:
     """(name in the legend, number of the colour) of each group: its own where they are few, else its model's, once."""
-    names = list(groups) if len(groups) <= FEW else [label(runs[0].identity) for runs in groups.values()]
+    names = (
+        list(groups)
+        if len(groups) <= FEW
+        else [label(runs[0].identity) for runs in groups.values()]
+    )
     names = [_plain(name) for name in names]
     first = list(dict.fromkeys(names))
-    return [(None if name in names[:i] else name, first.index(name)) for i, name in enumerate(names)]
+    return [
+        (None if name in names[:i] else name, first.index(name)) for i, name in enumerate(names)
+    ]
 
 
 def _plain(name: str) -> str:

@@ -82,7 +82,9 @@ def load(paths: list[Path], by_folder: bool = False) -> Groups:
         run = read(path)
         same.setdefault(tuple(sorted(run.identity.items())), []).append(run)
     repeats = sorted(same.values(), key=lambda runs: grouping.order(runs[0].identity))
-    names = _folders(repeats) if by_folder else grouping.names([runs[0].identity for runs in repeats])
+    names = (
+        _folders(repeats) if by_folder else grouping.names([runs[0].identity for runs in repeats])
+    )
     for name, runs in zip(names, repeats, strict=True):
         seeds = [run.seed for run in runs]
         for run in runs:
@@ -91,15 +93,22 @@ def load(paths: list[Path], by_folder: bool = False) -> Groups:
                 raise UserError(f"{twice} are both seed {run.seed} of {name}", "give each run once")
     if len({run.result["dataset"] for runs in repeats for run in runs}) > 1:
         raise UserError("the runs are on different data sets", "report them apart")
-    return {name: sorted(runs, key=lambda r: r.seed) for name, runs in zip(names, repeats, strict=True)}
+    return {
+        name: sorted(runs, key=lambda r: r.seed) for name, runs in zip(names, repeats, strict=True)
+    }
 
 
 def _folders(repeats: list[list[Run]]) -> list[str]:
-    stems = [sorted({run.path.resolve().name.removesuffix(f"-s{run.seed}") for run in runs}) for runs in repeats]
+    stems = [
+        sorted({run.path.resolve().name.removesuffix(f"-s{run.seed}") for run in runs})
+        for runs in repeats
+    ]
     names = [stem[0] for stem in stems]
     if any(len(stem) > 1 for stem in stems) or len(set(names)) < len(names):
         mixed = next(stem for stem in stems if len(stem) > 1 or names.count(stem[0]) > 1)
-        raise UserError(f"folders do not tell the groups apart: {', '.join(mixed)}", "leave --by-folder out")
+        raise UserError(
+            f"folders do not tell the groups apart: {', '.join(mixed)}", "leave --by-folder out"
+        )
     return names
 
 
@@ -109,7 +118,11 @@ def read(path: Path) -> Run:
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise UserError(f"{path} holds no finished run ({e.filename} is missing)", "finish it first") from None
+        raise UserError(
+            f"{path} holds no finished run ({e.filename} is missing)", "finish it first"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is damaged ({e})", "leave it out, or run it again with --fresh") from None
+        raise UserError(
+            f"{path} is damaged ({e})", "leave it out, or run it again with --fresh"
+        ) from None
     return Run(path, result, config)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from cerebra_jax.report import compare, pareto
 from cerebra_jax.report.runs import Groups, Run
-from cerebra_jax.report.stats import half_width, mean_sd
+from cerebra_jax.report.statistics import half_width, mean_sd
 
 
 class Column(NamedTuple):
@@ -47,7 +47,10 @@ _COSTS = (
         3,
     ),
     Column(
-        "dense_mflop", "dense MFLOP/token", lambda r: r["costs"]["dense"] / 1e6 if _counts(r) == "flops" else None, 3
+        "dense_mflop",
+        "dense MFLOP/token",
+        lambda r: r["costs"]["dense"] / 1e6 if _counts(r) == "flops" else None,
+        3,
     ),
     Column("step_ms", "step ms", lambda r: r["step_ms"], 0),
     Column("minutes", "minutes", lambda r: r["wall_s"] / 60, 1),
@@ -56,7 +59,10 @@ _COSTS = (
 
 
 _SHRUNK = Column(
-    "shrunk", "shrunk", lambda r: r["test"].get("kept_rel_flops", r["costs"]["relative"]["executed"]), 3
+    "shrunk",
+    "shrunk",
+    lambda r: r["test"].get("kept_rel_flops", r["costs"]["relative"]["executed"]),
+    3,
 )  # executed once `shrink` has cut out what the run pruned
 
 
@@ -79,7 +85,9 @@ def columns(groups: Groups) -> list[Column]:
     """Figures of the task, the headline on both splits and the others on test data; then costs and times."""
 
     def quality(split: str, name: str, m: dict[str, Any]) -> Column:
-        return Column(f"{split}_{m['key']}", f"{m['name']}, {name}", lambda r: r[split][m["key"]], m["digits"])
+        return Column(
+            f"{split}_{m['key']}", f"{m['name']}, {name}", lambda r: r[split][m["key"]], m["digits"]
+        )
 
     head, *rest = [m for m in next(iter(groups.values()))[0].metrics if m["table"]]
     first = [quality("val", "valid", head), quality("test", "test", head)]
@@ -117,7 +125,9 @@ def grid(groups: Groups, also: dict[str, float], brief: bool = False) -> list[li
         row = [name]
         for i, column in enumerate(shown):
             found = cell(runs, column)
-            row += [mean_text(found, column.digits)] + [interval_text(found, column.digits)] * (several and i == first)
+            row += [mean_text(found, column.digits)] + [interval_text(found, column.digits)] * (
+                several and i == first
+            )
         rows.append([*row, ", ".join(str(r.seed) for r in runs)])
     for name, figure in also.items():
         row = [name, *[""] * first, f"{figure:g}"]
@@ -130,7 +140,11 @@ def mean_text(found: Cell | None, digits: int) -> str:
     if found is None:
         return ""
     mean = f"{found.mean:,.{digits}f}"
-    return mean if math.isnan(found.sd) or found.sd < 0.5 * 10**-digits else f"{mean} ± {found.sd:,.{digits}f}"
+    return (
+        mean
+        if math.isnan(found.sd) or found.sd < 0.5 * 10**-digits
+        else f"{mean} ± {found.sd:,.{digits}f}"
+    )
 
 
 def interval_text(found: Cell | None, digits: int) -> str:
@@ -161,9 +175,17 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 def latex(rows: Sequence[Sequence[str]], under: Sequence[str]) -> str:
     """A booktabs table; the notes follow as comments."""
     head, *body = [" & ".join(escape_latex(word) for word in row) + r" \\" for row in rows]
-    lines = [r"\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}", r"\toprule", head, r"\midrule", *body]
+    lines = [
+        r"\begin{tabular}{l" + "r" * (len(rows[0]) - 1) + "}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+    ]
     comments = ["% " + " ".join(note.split()) for note in under]
-    return "\n".join([r"% needs \usepackage{booktabs}", *lines, r"\bottomrule", r"\end{tabular}", *comments, ""])
+    return "\n".join(
+        [r"% needs \usepackage{booktabs}", *lines, r"\bottomrule", r"\end{tabular}", *comments, ""]
+    )
 
 
 def escape_latex(text: str) -> str:
@@ -179,7 +201,13 @@ def csv_groups(groups: Groups) -> str:
         for column in columns(groups):
             found = cell(runs, column) or Cell(math.nan, math.nan, math.nan, 0)
             values = (found.mean, found.sd, found.mean - found.half, found.mean + found.half)
-            row |= dict(zip((f"{column.key}_{what}" for what in ("mean", "sd", "low", "high")), values, strict=True))
+            row |= dict(
+                zip(
+                    (f"{column.key}_{what}" for what in ("mean", "sd", "low", "high")),
+                    values,
+                    strict=True,
+                )
+            )
         rows.append(row)
     return _csv(rows)
 
@@ -192,13 +220,21 @@ def csv_runs(groups: Groups) -> str:
 def run_rows(groups: Groups) -> list[dict[str, Any]]:
     """A dict a run: group, folder, seed, every column, and the configuration keys in which the groups differ."""
     identities = [runs[0].identity for runs in groups.values()]
-    keys = [key for key in identities[0] if any(of.get(key) != identities[0][key] for of in identities)]
+    keys = [
+        key for key in identities[0] if any(of.get(key) != identities[0][key] for of in identities)
+    ]
     rows = []
     for name, runs in groups.items():
         for run in runs:
             figures = {column.key: column.get(run.result) for column in columns(groups)}
             train = run.result["costs"]["train_total"]
-            row = {"group": name, "run": str(run.path), "seed": run.seed, **figures, "train_flops": train}
+            row = {
+                "group": name,
+                "run": str(run.path),
+                "seed": run.seed,
+                **figures,
+                "train_flops": train,
+            }
             rows.append(row | {key: run.identity.get(key) for key in keys})
     return rows
 
@@ -222,7 +258,9 @@ def held(groups: Groups) -> list[str]:
             off = [max((r.result["costs"]["relative"][kind] / budget - 1 for r in runs), key=abs)
                    for kind in ("executed", "hard")]  # fmt: skip
             seeds = f"worst of {len(runs)} seeds" if len(runs) > 1 else "one seed"
-            lines.append(f"{name}, budget {budget:g}: executed {off[0]:+.1%} of it, hard cost {off[1]:+.1%} ({seeds}).")
+            lines.append(
+                f"{name}, budget {budget:g}: executed {off[0]:+.1%} of it, hard cost {off[1]:+.1%} ({seeds})."
+            )
     return lines
 
 
@@ -237,11 +275,15 @@ def provenance(groups: Groups) -> str:
         device = run.result["device"]
         return f"{device['device']}, {device['cores']} cores, jax {device['jax']}"
 
-    size = all_of(lambda r: f"{r.config['net']['depth']} layers of width {r.config['net']['width']}")
+    size = all_of(
+        lambda r: f"{r.config['net']['depth']} layers of width {r.config['net']['width']}"
+    )
     L = all_of(lambda r: r.result.get("seq_len", r.config["task"]["seq_len"]))
     hours = sum(r.result["wall_s"] for r in runs) / 3600
     day = datetime.date.fromtimestamp(max((r.path / "result.json").stat().st_mtime for r in runs))
-    notices = "".join(f" {notice}." for notice in sorted({r.result.get("notice") or "" for r in runs} - {""}))
+    notices = "".join(
+        f" {notice}." for notice in sorted({r.result.get("notice") or "" for r in runs} - {""})
+    )
     steps = all_of(lambda r: r.result["steps"])
     counts = all_of(lambda r: _counts(r.result))
     return (

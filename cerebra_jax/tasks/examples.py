@@ -34,7 +34,9 @@ class Examples:
     def __init__(self, splits: dict[str, Arrays]):
         self._splits = splits
         self._orders: dict[tuple[int, int], np.ndarray] = {}  # (seed, epoch) -> its last two
-        self._batches: dict[tuple[int, int, int], np.ndarray] = {}  # (seed, epoch, batch size) -> its last two
+        self._batches: dict[
+            tuple[int, int, int], np.ndarray
+        ] = {}  # (seed, epoch, batch size) -> its last two
         self.size = {split: len(next(iter(arrays.values()))) for split, arrays in splits.items()}
         self.examples = self.size["train"]
 
@@ -48,7 +50,9 @@ class Examples:
     def bucket(self, buckets: int, batch_size: int) -> None:
         """From here on batches are of similar length: at most so many `lengths` of the training rows, and L."""
         tokens_N = _tokens(self._splits["train"])
-        self.shape = self.shape._replace(lengths=lengths(tokens_N, buckets, self.shape.seq_len, batch_size + 1))
+        self.shape = self.shape._replace(
+            lengths=lengths(tokens_N, buckets, self.shape.seq_len, batch_size + 1)
+        )
         self.group_N = self._groups("train")
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -58,9 +62,13 @@ class Examples:
     def example(self, batch_size: int) -> Batch:
         """A batch of the right shapes and dtypes, for init; not cut."""
         ex_B = host_rows(batch_size, (0, 1))
-        return self._batch("train", self._stream(0, 0, batch_size), np.ones(batch_size, np.float32), ex_B)
+        return self._batch(
+            "train", self._stream(0, 0, batch_size), np.ones(batch_size, np.float32), ex_B
+        )
 
-    def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
+    def train_batch(
+        self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The rows of the global batch `step` that belong to host (i, n)."""
         return self.pick(seed, step, self.rows(seed, step, batch_size), host)
 
@@ -73,21 +81,29 @@ class Examples:
 
         def regrouped():
             row_N = self._stream(seed, epoch * steps * batch_size, steps * batch_size)
-            row_SxB = row_N[np.argsort(self.group_N[row_N], kind="stable")].reshape(steps, batch_size)
+            row_SxB = row_N[np.argsort(self.group_N[row_N], kind="stable")].reshape(
+                steps, batch_size
+            )
             return np.random.RandomState([seed, epoch, batch_size]).permutation(row_SxB)
 
         return _last_two(self._batches, (seed, epoch, batch_size), regrouped)[i]
 
-    def pick(self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
+    def pick(
+        self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The rows of host (i, n) of the global batch `step` that is made of the training rows row_B."""
         ex_B = host_rows(len(row_B), host)
-        return self._batch("train", row_B[ex_B], np.ones(len(ex_B), np.float32), ex_B, self.length(row_B))
+        return self._batch(
+            "train", row_B[ex_B], np.ones(len(ex_B), np.float32), ex_B, self.length(row_B)
+        )
 
     def length(self, row_B: np.ndarray) -> int | None:
         """Tokens of the program that a batch of these training rows runs in; None without buckets."""
         return None if self.group_N is None else self.shape.lengths[self.group_N[row_B].max()]
 
-    def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    def eval_batches(
+        self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Batches of one shape (one for each of shape.lengths) in which every row of the split weighs 1 exactly once;
         what fills the last weighs 0."""
         parts: dict[int | None, np.ndarray] = {None: np.arange(self.size[split])}
@@ -101,7 +117,9 @@ class Examples:
                 w_B = (at_B < len(row_N)).astype(np.float32)
                 yield self._batch(split, row_N[np.minimum(at_B, len(row_N) - 1)], w_B, ex_B, length)
 
-    def _batch(self, split: str, row_B: np.ndarray, w_B: np.ndarray, ex_B: np.ndarray, length=None) -> Batch:
+    def _batch(
+        self, split: str, row_B: np.ndarray, w_B: np.ndarray, ex_B: np.ndarray, length=None
+    ) -> Batch:
         rows = {name: x[row_B] for name, x in self._splits[split].items()}
         if length:  # one answer an example: labels are (B, 1)
             rows = {name: x if x.ndim == 1 else x[:, :length] for name, x in rows.items()}
@@ -142,7 +160,9 @@ def lengths(tokens_N: np.ndarray, buckets: int, L: int, least: int) -> tuple[int
     joins the next, or the one before it where there is none.
     """
     step, found, below = MULTIPLE if L >= FROM else 1, [], 0
-    quantiles_n = np.quantile(tokens_N, np.arange(1, buckets + 1) / buckets, method="higher").astype(int)
+    quantiles_n = np.quantile(
+        tokens_N, np.arange(1, buckets + 1) / buckets, method="higher"
+    ).astype(int)
     wanted = sorted({min(L, -(-int(q) // step) * step) for q in quantiles_n})
     for length in wanted:
         if ((tokens_N > below) & (tokens_N <= length)).sum() >= least:
@@ -170,7 +190,10 @@ def cut(n: int, valid: float, test: float) -> dict[str, np.ndarray]:
     parts = {"train": perm[:first], "valid": perm[first:second], "test": perm[second:]}
     for split, rows in parts.items():
         if not len(rows) and (split != "test" or test):
-            raise UserError(f"{n} rows are too few: no row is left for {split}", "give more rows, or other shares")
+            raise UserError(
+                f"{n} rows are too few: no row is left for {split}",
+                "give more rows, or other shares",
+            )
     return parts
 
 
@@ -179,5 +202,8 @@ def digest(splits: dict[str, Arrays]) -> str:
     found = hashlib.sha256()
     for split in sorted(splits):
         for name, x in sorted(splits[split].items()):
-            found.update(f"{split}/{name} {x.dtype.str} {x.shape}\0".encode() + np.ascontiguousarray(x).tobytes())
+            found.update(
+                f"{split}/{name} {x.dtype.str} {x.shape}\0".encode()
+                + np.ascontiguousarray(x).tobytes()
+            )
     return found.hexdigest()

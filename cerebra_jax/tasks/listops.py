@@ -100,7 +100,10 @@ def trees(n: int, low: int, high: int, seed: int) -> list[tuple[list[int], int]]
         if key is None or len(key) <= low or key in seen:
             misses += 1
             if misses > 10_000 + 1_000 * (len(found) + 1):
-                raise UserError(f"hardly any ListOps tree has between {low} and {high} tokens", "widen the window")
+                raise UserError(
+                    f"hardly any ListOps tree has between {low} and {high} tokens",
+                    "widen the window",
+                )
             continue
         seen.add(key)
         found.append(made)
@@ -160,11 +163,17 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> ListOps:
     """The task of a configuration: task.rows trees of more than task.shortest and fewer than task.seq_len tokens."""
     task, high = cfg.task, cfg.task.seq_len
     if high <= task.shortest + 1:
-        raise UserError(f"task.seq_len {high} leaves no length above task.shortest={task.shortest}", "use more")
+        raise UserError(
+            f"task.seq_len {high} leaves no length above task.shortest={task.shortest}", "use more"
+        )
     say(f"making {task.rows:,} ListOps trees of {task.shortest} to {high} tokens")
     found, splits, first = trees(task.rows, task.shortest, high, seed=0), {}, 0
     for split, share in SHARES.items():
-        n = max(1, round(share * task.rows)) if split != "train" else task.rows - 2 * max(1, round(0.02 * task.rows))
+        n = (
+            max(1, round(share * task.rows))
+            if split != "train"
+            else task.rows - 2 * max(1, round(0.02 * task.rows))
+        )
         splits[split] = arrays(found[first : first + n], high)
         first += n
     return ListOps(splits, task.shortest, high)

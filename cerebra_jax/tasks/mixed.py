@@ -34,12 +34,18 @@ class Mixed:
         Metric("accuracy_intent", "accuracy of labels", 4, lower=False),
         Metric("accuracy_listops", "accuracy of ListOps", 4, lower=False),
     )
-    choice, examples, group_N = LOSS, 0, None  # no sampler: a row of one task is no choice against one of another
+    choice, examples, group_N = (
+        LOSS,
+        0,
+        None,
+    )  # no sampler: a row of one task is no choice against one of another
 
     def __init__(self, parts: tuple[Task, ...], seq_len: int):
         self._parts, self._L = parts, seq_len
         sizes = [part.shape.vocab_size for part in parts] + [part.shape.outputs for part in parts]
-        self._first = np.cumsum([0, *sizes]).tolist()  # of what each reads, then of what each answers
+        self._first = np.cumsum(
+            [0, *sizes]
+        ).tolist()  # of what each reads, then of what each answers
         self.shape = Shape(seq_len, self._first[-1], causal=True, tasks=len(parts))
         self.dataset = " + ".join(part.dataset for part in parts)
         self.notice = "; ".join(part.notice for part in parts if part.notice)
@@ -52,7 +58,9 @@ class Mixed:
         """A batch of the right shapes and dtypes, for init."""
         return self.train_batch(0, 0, batch_size)
 
-    def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
+    def train_batch(
+        self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The rows of host (i, n) of the global batch `step`; row j is of task j mod 3."""
         found: Batch = {}
         for i, part in enumerate(self._parts[:batch_size]):
@@ -62,7 +70,9 @@ class Mixed:
         mine = host_rows(batch_size, host)
         return {name: x[mine] for name, x in found.items()} | {"ex_B": mine}
 
-    def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    def eval_batches(
+        self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Every example of every task once, task after task; padding weighs 0."""
         for i, part in enumerate(self._parts):
             for batch in part.eval_batches(split, batch_size, host):
@@ -73,15 +83,20 @@ class Mixed:
         import jax
         import jax.numpy as jnp
 
-        from cerebra_jax.ops.xent import chunked_xent  # here: data is refused before JAX is loaded
+        from cerebra_jax.kernels.cross_entropy import chunked_xent
 
         w_BxL, task_B, T = batch["w_BxL"], batch["task_B"], len(self._parts)
         nats, nats_BxL = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], w_BxL, chunk, True)
         of_BxT, w_B = jax.nn.one_hot(task_B, T), w_BxL.sum(1)
-        h_BxD = jnp.take_along_axis(out.h, batch["at_B"][:, None, None], axis=1)[:, 0].astype(jnp.float32)
+        h_BxD = jnp.take_along_axis(out.h, batch["at_B"][:, None, None], axis=1)[:, 0].astype(
+            jnp.float32
+        )
         logits_BxC = h_BxD @ out.head_VxD[self._first[T] :].astype(jnp.float32).T
         owner_C = np.repeat(np.arange(T), np.diff(self._first[T:]))
-        said_B = jnp.where(owner_C[None] == task_B[:, None], logits_BxC, -jnp.inf).argmax(1) + self._first[T]
+        said_B = (
+            jnp.where(owner_C[None] == task_B[:, None], logits_BxC, -jnp.inf).argmax(1)
+            + self._first[T]
+        )
         label_B = jnp.take_along_axis(batch["labels_BxL"], batch["at_B"][:, None], axis=1)[:, 0]
         asked_B = ((w_B > 0) & (task_B > 0)).astype(jnp.float32)
         right_B = asked_B * (said_B == label_B)
@@ -91,7 +106,9 @@ class Mixed:
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
         """Nats per token of the text, accuracy of the others among their own classes."""
-        (nats_T, w_T), (right_T, asked_T) = ([np.asarray(x, np.float64) for x in sums[k]] for k in ("nats", "right"))
+        (nats_T, w_T), (right_T, asked_T) = (
+            [np.asarray(x, np.float64) for x in sums[k]] for k in ("nats", "right")
+        )
         accuracy_T = right_T[1:] / np.maximum(asked_T[1:], 1)
         return {"nats_text": float(nats_T[0] / max(w_T[0], 1))} | {
             f"accuracy_{name}": float(a) for name, a in zip(NAMES[1:], accuracy_T, strict=True)
@@ -100,8 +117,16 @@ class Mixed:
     def info(self) -> dict[str, Any]:
         """What the three are, for result.json."""
         parts = {name: part.info() for name, part in zip(NAMES, self._parts, strict=True)}
-        bits = {name: {"sha256": np.frombuffer(x["sha256"].encode(), np.uint8)} for name, x in parts.items()}
-        return {"dataset": self.dataset, "notice": self.notice, "sha256": digest(bits), "parts": parts}
+        bits = {
+            name: {"sha256": np.frombuffer(x["sha256"].encode(), np.uint8)}
+            for name, x in parts.items()
+        }
+        return {
+            "dataset": self.dataset,
+            "notice": self.notice,
+            "sha256": digest(bits),
+            "parts": parts,
+        }
 
     def _rows(self, task: int, batch_size: int) -> np.ndarray:
         return np.arange(task, batch_size, len(self._parts))
@@ -115,10 +140,17 @@ class Mixed:
             return found | {"inputs_BxL": ids, "labels_BxL": batch["labels_BxL"], "w_BxL": w_BxL}
         at_B = np.maximum(batch["mask_BxL"].sum(1) - 1, 0).astype(np.int32)
         asked_BxL = np.arange(self._L)[None] == at_B[:, None]
-        labels = np.where(asked_BxL, batch["labels_BxL"] + np.int32(self._first[len(self._parts) + task]), 0)
+        labels = np.where(
+            asked_BxL, batch["labels_BxL"] + np.int32(self._first[len(self._parts) + task]), 0
+        )
         weights = np.where(asked_BxL, np.float32(self._L) * w_BxL, np.float32(0))
         ids = np.pad(ids, ((0, 0), (0, self._L - ids.shape[1])))
-        return found | {"at_B": at_B, "inputs_BxL": ids, "labels_BxL": labels.astype(np.int32), "w_BxL": weights}
+        return found | {
+            "at_B": at_B,
+            "inputs_BxL": ids,
+            "labels_BxL": labels.astype(np.int32),
+            "w_BxL": weights,
+        }
 
 
 def build(cfg: RunCfg, say: Callable[[str], None] = print) -> Mixed:

@@ -43,7 +43,9 @@ def classes(sums: Pairs, among: slice = slice(None)) -> dict[str, float]:
 
     F1 of a class = 2 right / (examples + predictions). Predictions from elsewhere than `among` count.
     """
-    is_C, said_C, right_C = (np.asarray(sums[name][0], np.float64)[among] for name in ("is", "said", "right"))
+    is_C, said_C, right_C = (
+        np.asarray(sums[name][0], np.float64)[among] for name in ("is", "said", "right")
+    )
     seen_C = is_C + said_C > 0
     f1_C = 2 * right_C[seen_C] / (is_C + said_C)[seen_C]
     return {"accuracy": float(right_C.sum() / is_C.sum()), "macro_f1": float(f1_C.mean())}
@@ -65,7 +67,11 @@ def errors(sums: Pairs, unit: float, variance: float | None) -> dict[str, float]
     """RMSE and MAE in units of `unit`; R2 = 1 − MSE / variance where the variance of the split's labels is given."""
     squares, n = map(float, sums["loss"])
     found = {"rmse": unit * (squares / n) ** 0.5, "mae": unit * float(sums["absolute"][0]) / n}
-    return found if variance is None else found | {"r2": 1.0 - squares / n / variance if variance else float("nan")}
+    return (
+        found
+        if variance is None
+        else found | {"r2": 1.0 - squares / n / variance if variance else float("nan")}
+    )
 
 
 def _outputs(out: Out) -> Any:

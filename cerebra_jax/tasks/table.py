@@ -43,22 +43,30 @@ def read(path: str) -> Table:
         if not any(header):
             raise UserError(f"{file} is empty", "its first line must hold the names of the columns")
         if twice := [name for i, name in enumerate(header) if name in header[:i]]:
-            raise UserError(f"{file} has two columns {twice[0]!r}", "give each column a name of its own")
+            raise UserError(
+                f"{file} has two columns {twice[0]!r}", "give each column a name of its own"
+            )
         if "" in header:
-            raise UserError(f"{file}: column {header.index('') + 1} has no name", "name it in the first line")
+            raise UserError(
+                f"{file}: column {header.index('') + 1} has no name", "name it in the first line"
+            )
         rows = []
         for row in reader:
             if not row:  # an empty line
                 continue
             if len(row) != len(header):
                 where = f"{file}:{reader.line_num}"
-                raise UserError(f"{where} has {len(row)} fields, the header has {len(header)}", "mend that line")
+                raise UserError(
+                    f"{where} has {len(row)} fields, the header has {len(header)}", "mend that line"
+                )
             rows.append(row)
     except csv.Error as e:
         raise UserError(f"{file}:{reader.line_num} is not CSV ({e})", "mend that line") from None
     if not rows:
         raise UserError(f"{file} has no rows", "give a table with a header and rows")
-    columns = {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
+    columns = {
+        name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)
+    }
     return Table(file.name.removesuffix(".gz").removesuffix(".csv"), columns)
 
 
@@ -79,5 +87,7 @@ def known(table: Table, name: str, who: str) -> str:
     if name in table.columns:
         return name
     near = suggest(name, list(table.columns))
-    mend = near if near.startswith("did") else f"its columns are {', '.join(list(table.columns)[:20])}"
+    mend = (
+        near if near.startswith("did") else f"its columns are {', '.join(list(table.columns)[:20])}"
+    )
     raise UserError(f"{who} names {name!r}, which {table.name} has not", mend)

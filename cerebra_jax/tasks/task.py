@@ -26,9 +26,13 @@ class Shape(NamedTuple):
     subwords: int = 0  # n-grams per token at most (batch key `subwords_BxLxG`)
     answers: int = 0  # positions of an example that are asked for (batch key `at_BxQ`); 0: all
     causal: bool = False  # True: only a causal model may solve it
-    needed: bool = False  # its batches mark the tokens that the answers depend on (batch key `needed_BxL`)
+    needed: bool = (
+        False  # its batches mark the tokens that the answers depend on (batch key `needed_BxL`)
+    )
     tasks: int = 0  # its rows are of so many tasks (batch key `task_B`); 0: one
-    lengths: tuple[int, ...] = ()  # of its batches, which are cut to the shortest that holds their rows; (): seq_len
+    lengths: tuple[
+        int, ...
+    ] = ()  # of its batches, which are cut to the shortest that holds their rows; (): seq_len
 
 
 class Metric(NamedTuple):
@@ -52,7 +56,9 @@ class Task(Protocol):
     shape: Shape
     metrics: tuple[Metric, ...]  # the first is the headline
     examples: int  # training examples, which `pick` finds by number; 0: there is no end of them, and no sampler
-    choice: Metric  # the figure of the validation line by which the checkpoint to be tested is chosen
+    choice: (
+        Metric  # the figure of the validation line by which the checkpoint to be tested is chosen
+    )
     group_N: np.ndarray | None  # which of shape.lengths, if any, holds each training example
 
     def steps_per_epoch(self, batch_size: int) -> int: ...
@@ -60,13 +66,19 @@ class Task(Protocol):
     def example(self, batch_size: int) -> Batch:
         """A batch of the right shapes and dtypes, for init; not cut."""
 
-    def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
+    def train_batch(
+        self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The rows of the global batch `step` that belong to host (i, n)."""
 
-    def pick(self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
+    def pick(
+        self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The rows of host (i, n) of a global batch `step` made of the training examples of these numbers."""
 
-    def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    def eval_batches(
+        self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Batches of one shape (one for each of shape.lengths) in which every example of the split weighs 1 exactly
         once; padding weighs 0."""
 
@@ -88,6 +100,8 @@ def host_rows(batch_size: int, host: tuple[int, int]) -> np.ndarray:
     """The rows of a global batch that belong to host (i, n): a run of B / n of them."""
     i, n = host
     if batch_size % n:
-        raise UserError(f"train.batch_size {batch_size} cannot be shared by {n} hosts", f"use a multiple of {n}")
+        raise UserError(
+            f"train.batch_size {batch_size} cannot be shared by {n} hosts", f"use a multiple of {n}"
+        )
     size = batch_size // n
     return np.arange(i * size, (i + 1) * size, dtype=np.int32)

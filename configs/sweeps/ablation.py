@@ -24,7 +24,9 @@ ROWS = {
     "compression+router": {},
     "compression+router+sampler": SAMPLER,
     "compression+router+sampler+prune": SAMPLER | PRUNE,
-    "compression+router+sampler+prune+QAT": SAMPLER | PRUNE | {"quant.bits": 8, "quant.start": "0.8 frac"},
+    "compression+router+sampler+prune+QAT": SAMPLER
+    | PRUNE
+    | {"quant.bits": 8, "quant.start": "0.8 frac"},
     "compression+random-router": {"twin": "random"},
     "all-heavy": {"net.route.mode": "always_full"},
 }

@@ -26,13 +26,20 @@ ARGS = ("smoke", "cpu", "17m", "400m", "encoder", "encoder-smoke")
 def get_sweep(arg: str = "cpu"):
     """λ x r x k x seed, or r x k x seed."""
     if arg not in ARGS:
-        raise UserError(f"configs/sweeps/cerebra_grid.py has no part {arg!r}", f"use {', '.join(ARGS)}")
+        raise UserError(
+            f"configs/sweeps/cerebra_grid.py has no part {arg!r}", f"use {', '.join(ARGS)}"
+        )
     if arg.startswith("encoder"):
         for r, k, seed in itertools.product(R, K, SEEDS):
             keys = {"net.compress.r": r, "net.route.k": k, "seed": seed}
             yield {"config": f"configs/longseq.py:{arg}", "name": f"r={r:g},k={k}", **keys}
         return
     for lam, r, k, seed in itertools.product(LAM, R, K, SEEDS):
-        keys = {"net.route.rate": k / 64, "net.route.tau": "learned", "net.compress.r": r, "objective.lam": lam}
+        keys = {
+            "net.route.rate": k / 64,
+            "net.route.tau": "learned",
+            "net.compress.r": r,
+            "objective.lam": lam,
+        }
         name = f"lam={lam:g},r={r:g},k={k}"
         yield {"config": f"configs/wikitext.py:cerebra-{arg}", "name": name, **keys, "seed": seed}

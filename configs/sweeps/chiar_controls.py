@@ -27,7 +27,9 @@ SIZES = ("smoke", "cpu", "17m", "400m")
 def get_sweep(size: str = "cpu"):
     """Every row with seeds 0, 1 and 2."""
     if size not in SIZES:
-        raise UserError(f"configs/sweeps/chiar_controls.py has no part {size!r}", f"use {', '.join(SIZES)}")
+        raise UserError(
+            f"configs/sweeps/chiar_controls.py has no part {size!r}", f"use {', '.join(SIZES)}"
+        )
     # on a GPU or TPU auto would fold the filters that no router sees: controls cheaper than what they control
     base = {"config": f"configs/wikitext.py:chiar-{size}", "net.route.dct": "fft"}
     for name, keys in ROWS.items():

@@ -25,4 +25,10 @@ def get_sweep(arg: str = "cpu"):
     for seed in range(3):
         yield {"config": ARGS[arg], "name": "whole", "seed": seed}
         for score in SCORES:
-            yield {"config": ARGS[arg], "name": score, "prune.keep": keep, "prune.score": score, "seed": seed}
+            yield {
+                "config": ARGS[arg],
+                "name": score,
+                "prune.keep": keep,
+                "prune.score": score,
+                "seed": seed,
+            }

@@ -23,14 +23,19 @@ def get_sweep(arg: str = "mqar"):
     task, _, length = ("mqar", "", "") if arg == "smoke" else arg.partition("-")
     if task not in TASKS or not (length.isdigit() or length == "" and not arg.endswith("-")):
         raise UserError(
-            f"configs/sweeps/recall.py has no part {arg!r}", f"use smoke, {', '.join(TASKS)}, or TASK-LENGTH"
+            f"configs/sweeps/recall.py has no part {arg!r}",
+            f"use smoke, {', '.join(TASKS)}, or TASK-LENGTH",
         )
     L = int(length or (64 if arg == "smoke" else 128))  # noqa: N806
     keys = {"task.seq_len": L}
     if task == "mqar":
         keys |= {"task.pairs": max(1, L // 16), "task.vocab_size": max(256, 2 * L)}
     for model in MODELS:
-        own = {"window": {"net.window": L // 4}, "oracle-all": {"net.route.kv": "all"}}.get(model, {})
+        own = {"window": {"net.window": L // 4}, "oracle-all": {"net.route.kv": "all"}}.get(
+            model, {}
+        )
         for seed in range(3):
-            config = f"configs/longseq.py:{task}-{model.removesuffix('-all')}" + "-smoke" * (arg == "smoke")
+            config = f"configs/longseq.py:{task}-{model.removesuffix('-all')}" + "-smoke" * (
+                arg == "smoke"
+            )
             yield {"config": config, "name": model, **keys, **own, "seed": seed}

@@ -26,8 +26,15 @@ SIZES = ("smoke", "cpu", "17m", "400m")
 def get_sweep(size: str = "cpu"):
     """Mode x reward x seed."""
     if size not in SIZES:
-        raise UserError(f"configs/sweeps/routing_collapse.py has no part {size!r}", f"use {', '.join(SIZES)}")
-    common = {"net.route.rbf": 0.33, "net.route.rate": 0.33, "net.route.capacity": 2.0, "net.route.kv": "routed"}
+        raise UserError(
+            f"configs/sweeps/routing_collapse.py has no part {size!r}", f"use {', '.join(SIZES)}"
+        )
+    common = {
+        "net.route.rbf": 0.33,
+        "net.route.rate": 0.33,
+        "net.route.capacity": 2.0,
+        "net.route.kv": "routed",
+    }
     for name, keys in MODES.items():
         for reward in (0.0, REWARD):
             for seed in range(3):

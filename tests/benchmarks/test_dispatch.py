@@ -34,16 +34,32 @@ def test_columns_of_the_dispatch_benchmark(mask, part, dispatch, monkeypatch, tm
         assert r["temp_bytes"] > 0 and r["ms"] > 0
         assert (r["analytic"] < 1) == (name in routed)
     assert dense["analytic"] == dense["ratio"]["median"] == dense["temp_ratio"] == 1
-    assert rows["k=16, keys=all"]["analytic"] > rows["k=2, keys=all"]["analytic"] > rows["k=2, keys=routed"]["analytic"]
+    assert (
+        rows["k=16, keys=all"]["analytic"]
+        > rows["k=2, keys=all"]["analytic"]
+        > rows["k=2, keys=routed"]["analytic"]
+    )
     assert rows["masked"]["analytic"] > 1
-    trained = {name: r["analytic_train"] for name, r in rows.items()}  # the dense one forms its scores twice
+    trained = {
+        name: r["analytic_train"] for name, r in rows.items()
+    }  # the dense one forms its scores twice
     assert trained["masked"] > trained["k=16, keys=all"] > trained["k=2, keys=routed"]
     assert all(0 < rows[name]["share"] <= rows[name]["kept"] / 128 for name in routed)
-    assert {"measured", "realised", "analytic", "temp"} <= set(capsys.readouterr().out.replace("[", " ").split())
+    assert {"measured", "realised", "analytic", "temp"} <= set(
+        capsys.readouterr().out.replace("[", " ").split()
+    )
 
 
 def test_a_program_that_runs_other_flops_than_priced_is_not_timed(dispatch, monkeypatch):
-    words = ["--masks=encoder", "--lengths=64", "--kept=8", "--batch=1", "--width=16", "--heads=2", "--quick"]
+    words = [
+        "--masks=encoder",
+        "--lengths=64",
+        "--kept=8",
+        "--batch=1",
+        "--width=16",
+        "--heads=2",
+        "--quick",
+    ]
     monkeypatch.setattr(sys, "argv", ["dispatch.py", *words, "--parts=attention"])
     monkeypatch.setattr(dispatch.layers.block, "attention_flops", lambda *_: 1)
     with pytest.raises(SystemExit, match="FLOPs by the price list"):

@@ -33,7 +33,9 @@ def test_columns_of_the_spectral_benchmark(bench, monkeypatch, tmp_path, capsys)
     for g in groups:
         rows = {r["method"]: r for r in g["rows"]}
         assert rows.keys() - {"folded before"} == set(
-            bench.spectral.TRANSFORMS if g["part"].startswith("transform") else bench.spectral.METHODS
+            bench.spectral.TRANSFORMS
+            if g["part"].startswith("transform")
+            else bench.spectral.METHODS
         )
         assert rows[g["best"]]["ratio"]["median"] == 1
         for r in rows.values():
@@ -43,12 +45,16 @@ def test_columns_of_the_spectral_benchmark(bench, monkeypatch, tmp_path, capsys)
     assert flops[8, "filter", "matmul"] == 4 * 8**2
     assert flops[8, "filter + backward", "matmul"] == 2 * flops[8, "filter", "matmul"]
     assert flops[8, "filter + backward", "folded"] == 3 * flops[8, "filter", "folded"]
-    assert flops[8, "filter", "fft"] == 2 * flops[8, "transform", "fft"] < flops[8, "filter", "folded"]
+    assert (
+        flops[8, "filter", "fft"] == 2 * flops[8, "transform", "fft"] < flops[8, "filter", "folded"]
+    )
     assert {"FLOP,", "byte", "error", "fastest"} <= set(capsys.readouterr().out.split())
 
 
 def test_a_method_that_runs_other_flops_than_priced_is_not_timed(bench, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["spectral.py", "--widths=8", "--tokens=16", "--rounds=1", "--steps=0"])
+    monkeypatch.setattr(
+        sys, "argv", ["spectral.py", "--widths=8", "--tokens=16", "--rounds=1", "--steps=0"]
+    )
     monkeypatch.setattr(bench.prices, "dct_flops", lambda *_: 1)
     with pytest.raises(SystemExit, match="by the price list"):
         bench.main()

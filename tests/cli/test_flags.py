@@ -137,7 +137,9 @@ def test_a_mistyped_key_is_recognised(files, capsys):
             while key[i] == ".":
                 i = rng.randrange(len(key))
             c = rng.choice(string.ascii_lowercase)
-            typo = rng.choice([key[:i] + key[i + 1 :], key[:i] + c + key[i:], key[:i] + c + key[i + 1 :]])
+            typo = rng.choice(
+                [key[:i] + key[i + 1 :], key[:i] + c + key[i:], key[:i] + c + key[i + 1 :]]
+            )
             if typo in KEYS:
                 continue
             with pytest.raises(UserError) as e:
@@ -149,7 +151,12 @@ def test_a_mistyped_key_is_recognised(files, capsys):
 
 def test_every_key_refuses_a_wrong_type_and_what_is_out_of_range():
     for key, f in KEYS.items():
-        bad = {int: ["x", "1.5", "-9999999999"], float: ["x", "nan", "inf"], bool: ["maybe"], str: []}[type(f.default)]
+        bad = {
+            int: ["x", "1.5", "-9999999999"],
+            float: ["x", "nan", "inf"],
+            bool: ["maybe"],
+            str: [],
+        }[type(f.default)]
         for value in bad + (["no-such-choice"] if f.metadata["of"] else []):
             with pytest.raises(UserError, match=key.replace(".", r"\.")):
                 flags.parse([C, f"--config.{key}={value}"])
@@ -164,13 +171,19 @@ def test_mistakes_are_found_without_jax(files, clean_env):
         "assert not {'jax', 'flax', 'optax', 'orbax', 'tensorflow'} & set(sys.modules), 'JAX was imported'\n"
     )
     table = json.dumps([words.split(" ") if words else [] for words in BAD])
-    done = subprocess.run([sys.executable, "-c", code, table], env=clean_env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, table], env=clean_env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_help_lists_every_key_with_its_type_default_and_meaning(capsys):
     assert main(["--help"]) == 0
-    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines() if row.startswith("  ") and row.split()}
+    rows = {
+        row.split()[0]: row
+        for row in capsys.readouterr().out.splitlines()
+        if row.startswith("  ") and row.split()
+    }
     for key, f in KEYS.items():
         assert type(f.default).__name__ in rows[key] and f.metadata["doc"] in rows[key]
         assert str(f.default) in rows[key]
@@ -191,15 +204,25 @@ def test_json_is_read_as_data_and_may_be_overridden(files):
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(config.to_dict(cfg)))
     got = flags.parse(["--config=runs/mine/config.json"])
-    assert (got.cfg, got.workdir) == (cfg, Path("runs/mine"))  # a run's own configuration resumes it
+    assert (got.cfg, got.workdir) == (
+        cfg,
+        Path("runs/mine"),
+    )  # a run's own configuration resumes it
     got = flags.parse(["--config=runs/mine/config.json", "--config.seed=8", "--workdir=other"])
     assert (got.cfg.seed, got.workdir) == (8, Path("other"))
-    moved = flags.parse(["eval", "--workdir=runs/mine", "--config.task.data_dir=there", "--split=valid"])
-    assert (moved.cfg.task.data_dir, moved.split, moved.workdir) == ("there", "valid", Path("runs/mine"))
+    moved = flags.parse(
+        ["eval", "--workdir=runs/mine", "--config.task.data_dir=there", "--split=valid"]
+    )
+    assert (moved.cfg.task.data_dir, moved.split, moved.workdir) == (
+        "there",
+        "valid",
+        Path("runs/mine"),
+    )
 
 
 @pytest.mark.parametrize(
-    ("spec", "name"), [("", "wikitext-s3"), (":dense-17m", "wikitext-dense-17m-s3"), (":-", "wikitext---s3")]
+    ("spec", "name"),
+    [("", "wikitext-s3"), (":dense-17m", "wikitext-dense-17m-s3"), (":-", "wikitext---s3")],
 )
 def test_default_workdir_names_the_configuration_and_the_seed(spec, name):
     assert flags.parse([C + spec, "--config.seed=3"]).workdir == Path("runs") / name

@@ -49,7 +49,11 @@ def test_a_run_goes_on_when_its_reader_leaves(clean_env):
         "for i in range(2000): s.say('x' * 100)\nsys.stderr.write('went on')"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], env=clean_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        env=clean_env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         process.stdout.readline()
         process.stdout.close()

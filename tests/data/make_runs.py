@@ -1,6 +1,6 @@
 """Makes the five small runs of this folder. They were written before the inside was rebuilt, and must still be read.
 
-    python tests/data/make_runs.py     (only to add a run: those that are here stay as the old code wrote them)
+python tests/data/make_runs.py     (only to add a run: those that are here stay as the old code wrote them)
 """
 
 from __future__ import annotations
@@ -37,10 +37,22 @@ def main() -> None:
         if workdir.with_suffix(".tar.gz").exists():
             continue
         config, *flags = (word.format(**data) for word in words)
-        command = [sys.executable, "-m", "cerebra_jax.main", f"--config={config}", *flags, f"--workdir={workdir}"]
-        command += [f"--config.train.{key}=8 steps" for key in ("duration", "eval_every", "checkpoint_every")]
+        command = [
+            sys.executable,
+            "-m",
+            "cerebra_jax.main",
+            f"--config={config}",
+            *flags,
+            f"--workdir={workdir}",
+        ]
+        command += [
+            f"--config.train.{key}=8 steps"
+            for key in ("duration", "eval_every", "checkpoint_every")
+        ]
         chaos = {"CEREBRA_CHAOS": "SIGTERM@4"} if name == "stopped" else {}
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | chaos, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | chaos, check=False
+        )
         assert done.returncode == (75 if chaos else 0), name
         shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
         (workdir / "run.lock").unlink(missing_ok=True)

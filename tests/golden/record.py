@@ -24,7 +24,11 @@ TEXT = ("--config.task.data_dir={text}", "--config.task.tokenizer=bytes", "--con
         "--config.task.seq_len=32", "--config.net.depth=3", "--config.net.width=32", "--config.net.heads=2",
         "--config.net.ffn_width=64", "--config.train.batch_size=8", "--config.net.loss_chunk=64")  # fmt: skip
 TABLE = ("--config.task.path={table}", "--config.task.target=y", "--config.train.batch_size=16")
-LEARNT = ("--config.net.route.tau=learned", "--config.objective.warm=0 steps", "--config.objective.ramp=2 steps")
+LEARNT = (
+    "--config.net.route.tau=learned",
+    "--config.objective.warm=0 steps",
+    "--config.objective.ramp=2 steps",
+)
 RUNS: dict[str, tuple[str, ...]] = {
     "dense": ("configs/wikitext.py:dense-smoke", *TEXT, "--config.net.local=3"),
     "chiar": ("configs/wikitext.py:chiar-smoke", *TEXT),
@@ -72,7 +76,10 @@ def train(name: str, folder: Path, env: dict[str, str] | None = None) -> Path:
     config, *flags = (word.format(**data) for word in RUNS[name])
     workdir = folder / name
     command = [sys.executable, "-m", "cerebra_jax.main", f"--config={ROOT / config}", *flags]
-    command += [f"--config.train.duration={STEPS} steps", f"--config.train.eval_every={STEPS} steps"]
+    command += [
+        f"--config.train.duration={STEPS} steps",
+        f"--config.train.eval_every={STEPS} steps",
+    ]
     command += [f"--config.train.checkpoint_every={STEPS} steps", f"--workdir={workdir}"]
     found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if found.returncode:
@@ -87,10 +94,15 @@ def read(workdir: Path) -> dict[str, Any]:
     for line in lines:
         kept = {key: line[key] for key in KEPT if line.get(key) is not None}
         kept |= {key: value for key, value in line.items() if key.endswith("_rel_flops")}
-        kept["decisions"] = {key: line["gates"][key] for key in ("kept", "overflow", "mixed") if key in line["gates"]}
+        kept["decisions"] = {
+            key: line["gates"][key] for key in ("kept", "overflow", "mixed") if key in line["gates"]
+        }
         steps.append({"split": line["split"], "step": line["step"]} | kept)
     result = json.loads((workdir / "result.json").read_text())
-    costs = {key: result["costs"][key] for key in ("dense", "dense_executed", "executed_flops", "train_total")}
+    costs = {
+        key: result["costs"][key]
+        for key in ("dense", "dense_executed", "executed_flops", "train_total")
+    }
     return {"params": result["params"], "costs": costs, "lines": steps}
 
 

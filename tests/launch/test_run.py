@@ -30,7 +30,11 @@ def call(tmp_path):
     (tmp_path / "user").mkdir()
 
     def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        own = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "VENV": str(tmp_path / "venv"), "HOME": str(tmp_path)}
+        own = {
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+            "VENV": str(tmp_path / "venv"),
+            "HOME": str(tmp_path),
+        }
         return subprocess.run(
             [SCRIPT, *args],
             cwd=tmp_path / "user",
@@ -52,16 +56,24 @@ def test_configs_are_found_from_anywhere_and_other_paths_stay_the_users(call):
     main = "-m cerebra_jax.main"
     default = f"{main} --config={ROOT}/configs/wikitext.py"
     assert _asked(call()) == default
-    assert _asked(call("--workdir=x", "--config.seed=1")) == f"{default} --workdir=x --config.seed=1"
+    assert (
+        _asked(call("--workdir=x", "--config.seed=1")) == f"{default} --workdir=x --config.seed=1"
+    )
     assert _asked(call("--config=configs/wikitext.py:smoke")) == f"{default}:smoke"
-    assert _asked(call("cost", "--config", "configs/wikitext.py")) == f"{main} cost --config {ROOT}/configs/wikitext.py"
+    assert (
+        _asked(call("cost", "--config", "configs/wikitext.py"))
+        == f"{main} cost --config {ROOT}/configs/wikitext.py"
+    )
     assert _asked(call("eval", "--workdir=configs/x")) == f"{main} eval --workdir=configs/x"
     assert _asked(call("--config=mine.py")) == f"{main} --config=mine.py"
 
 
 def test_a_configuration_of_the_users_own_comes_first(call, tmp_path):
     _program(tmp_path / "user" / "configs" / "wikitext.py", "")
-    assert _asked(call("--config=configs/wikitext.py:a")) == "-m cerebra_jax.main --config=configs/wikitext.py:a"
+    assert (
+        _asked(call("--config=configs/wikitext.py:a"))
+        == "-m cerebra_jax.main --config=configs/wikitext.py:a"
+    )
 
 
 def test_words_are_passed_on_and_the_environment_is_made_once(call, tmp_path):
@@ -78,7 +90,9 @@ def test_words_are_passed_on_and_the_environment_is_made_once(call, tmp_path):
 def test_one_line_where_it_cannot_go_on(call, tmp_path):
     pretend = f'exec {sys.executable} -c "import sys; sys.version_info = (3, %d, 9); $2"'
     old = _program(tmp_path / "old", f'[ "$1" = -V ] && echo Python 3.10.9 || {pretend % 10}')
-    no_venv = _program(tmp_path / "no_venv", f'case "$2" in *ensurepip*) exit 1 ;; esac; {pretend % 11}')
+    no_venv = _program(
+        tmp_path / "no_venv", f'case "$2" in *ensurepip*) exit 1 ;; esac; {pretend % 11}'
+    )
     mine = tmp_path / "mine" / "precious"
     _program(mine, "")
     fresh = str(tmp_path / "fresh")
@@ -105,4 +119,9 @@ def test_shell_scripts_parse():
         assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
         assert os.access(script, os.X_OK) or script.suffix == ".sbatch"
     if shutil.which("shellcheck"):
-        assert subprocess.run(["shellcheck", "-S", "warning", SCRIPT], capture_output=True, text=True).stdout == ""
+        assert (
+            subprocess.run(
+                ["shellcheck", "-S", "warning", SCRIPT], capture_output=True, text=True
+            ).stdout
+            == ""
+        )

@@ -12,10 +12,10 @@ import pytest
 
 from cerebra_jax.checks import UNROUTED
 from cerebra_jax.config import NetCfg, RouteCfg
-from cerebra_jax.cost import jaxpr
-from cerebra_jax.models import build
+from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.kernels.cross_entropy import chunked_xent
+from cerebra_jax.models import model as build
 from cerebra_jax.models.baselines import cnn, fnet, lstm, mod, ssm, window
-from cerebra_jax.ops.xent import chunked_xent
 
 V, B, L = 30, 3, 40
 IDS = np.random.RandomState(0).randint(0, V, (B, L)).astype(np.int32)
@@ -31,7 +31,9 @@ def batch_of(ids, mask=None):
 
 def made(tiny_cfg, name, causal=True, **net):
     """(model, parameters) of a tiny baseline; an encoder has a pooled head of 3 outputs, which no text task accepts."""
-    cfg = tiny_cfg({"task.seq_len": L, "net.name": "transformer", "net.window": 7, "net.ssm_state": 4} | net)
+    cfg = tiny_cfg(
+        {"task.seq_len": L, "net.name": "transformer", "net.window": 7, "net.ssm_state": 4} | net
+    )
     route = dataclasses.replace(cfg.net.route, mode="threshold" if causal else "topk", kv="routed")
     encoder = {"name": name, "route": route} | ({} if causal else {"causal": False, "outputs": 3})
     cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, **encoder))
@@ -51,10 +53,14 @@ def test_the_price_of_an_encoder_is_the_count_of_its_program(tiny_cfg, name):
     model, variables = made(tiny_cfg, name, causal=False)
 
     def forward(params, ids, mask):
-        out, aux = model.apply(variables | {"params": params}, batch_of(ids, mask), build.neutral_knobs())
+        out, aux = model.apply(
+            variables | {"params": params}, batch_of(ids, mask), build.neutral_knobs()
+        )
         return jnp.einsum("bld,vd->blv", out.h, out.head_VxD), aux.expected_B
 
-    assert jaxpr.count(forward, variables["params"], IDS, MASK).flops == B * model.cost.executed_flops
+    assert (
+        jaxpr.count(forward, variables["params"], IDS, MASK).flops == B * model.cost.executed_flops
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "mlp"])
@@ -76,15 +82,23 @@ def test_padding_is_as_if_it_were_not_there(tiny_cfg, name):
     """Not for FNet and the top k of Mixture-of-Depths, which depend on the length of the window."""
     model, variables = made(tiny_cfg, name, causal=False)
     rng = np.random.RandomState(2)  # biases start at 0 and would hide what padding does to a state
-    shaken = jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), variables["params"])
-    run = jax.jit(lambda ids, mask=None: hidden(model, variables | {"params": shaken}, batch_of(ids, mask)))
-    np.testing.assert_allclose(run(IDS[1:2], MASK[1:2])[:, :11], run(IDS[1:2, :11]), rtol=1e-4, atol=1e-5)
+    shaken = jax.tree.map(
+        lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), variables["params"]
+    )
+    run = jax.jit(
+        lambda ids, mask=None: hidden(model, variables | {"params": shaken}, batch_of(ids, mask))
+    )
+    np.testing.assert_allclose(
+        run(IDS[1:2], MASK[1:2])[:, :11], run(IDS[1:2, :11]), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_pooled_head_sees_no_padding(tiny_cfg, name):
     model, variables = made(tiny_cfg, name, causal=False)
-    pooled = jax.jit(lambda ids: model.apply(variables, batch_of(ids, MASK), build.neutral_knobs())[0])
+    pooled = jax.jit(
+        lambda ids: model.apply(variables, batch_of(ids, MASK), build.neutral_knobs())[0]
+    )
     out, padded = pooled(IDS), pooled(np.where(MASK, IDS, (IDS + 7) % V))
     assert out.h.shape == (B, 1, 32) and out.head_VxD.shape == (3, 32)
     np.testing.assert_array_equal(out.h, padded.h)
@@ -134,14 +148,20 @@ def test_the_selective_scan_is_its_recurrence():
     for t in range(n):
         h = np.exp(dt[:, t, None] * a) * h + (dt * u)[:, t, None] * b[:, t, :, None]
         want.append((h * c[:, t, :, None]).sum(1))
-    np.testing.assert_allclose(ssm.selective_scan(dt, u, b, c, a), np.stack(want, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ssm.selective_scan(dt, u, b, c, a), np.stack(want, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_weights_of_recurrences_start_where_their_papers_put_them(tiny_cfg):
     bias = made(tiny_cfg, "lstm")[1]["params"]["layer_00"]["input"]["bias"].reshape(4, -1)
-    np.testing.assert_array_equal(bias.T, np.tile([0, 1, 0, 0], (bias.shape[1], 1)))  # gates i, f, g, o
+    np.testing.assert_array_equal(
+        bias.T, np.tile([0, 1, 0, 0], (bias.shape[1], 1))
+    )  # gates i, f, g, o
     layer = made(tiny_cfg, "ssm")[1]["params"]["layer_00"]
-    np.testing.assert_allclose(np.exp(layer["log_a"]), np.arange(1, 5)[:, None] * np.ones((1, 64)), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(layer["log_a"]), np.arange(1, 5)[:, None] * np.ones((1, 64)), rtol=1e-6
+    )
     dt = np.log1p(np.exp(np.asarray(layer["dt"]["bias"])))
     assert 9e-4 < dt.min() < 3e-3 and 3e-2 < dt.max() < 0.11
 
@@ -170,22 +190,39 @@ def test_the_dilations_of_a_cnn_let_a_token_see_everything_before_it(tiny_cfg, t
     for layers in (depth, depth - 1):
         model, variables = made(tiny_cfg, "cnn", **{"net.depth": layers, "net.kernel": taps})
         run = jax.jit(lambda ids, m=model, v=variables: hidden(m, v, batch_of(ids)))
-        moved = np.abs(run(IDS) - run(np.where(np.arange(L) == 0, (IDS + 7) % V, IDS))).max((0, 2)) > 0
+        moved = (
+            np.abs(run(IDS) - run(np.where(np.arange(L) == 0, (IDS + 7) % V, IDS))).max((0, 2)) > 0
+        )
         assert moved.sum() == min(L, 1 + (taps - 1) * (2**layers - 1))
         assert moved.all() == (layers == depth)
 
 
 def test_tokens_that_a_mixture_of_depths_does_not_keep_skip_the_block():
     route = RouteCfg(mode="topk", k=5, kv="routed")
-    layer = mod.RoutedLayer(NetCfg(name="mod", causal=False, width=16, heads=2, ffn_width=32, route=route), L)
+    layer = mod.RoutedLayer(
+        NetCfg(name="mod", causal=False, width=16, heads=2, ffn_width=32, route=route), L
+    )
     x, order = jax.random.normal(jax.random.key(0), (B, L, 16)), jnp.zeros((1, L), jnp.int32)
-    args = (0.0, 1.0, 0, build.neutral_knobs(), jnp.arange(L)[None], order, jnp.arange(B), None, None)
+    args = (
+        0.0,
+        1.0,
+        0,
+        build.neutral_knobs(),
+        jnp.arange(L)[None],
+        order,
+        jnp.arange(B),
+        None,
+        None,
+    )
     params = jax.jit(lambda: layer.init(jax.random.key(1), x, *args))()
     run = jax.jit(lambda x: layer.apply(params, x, *args))
     y, found = run(x)
     moved = np.abs(y - x).max(-1) > 0
     assert (moved.sum(1) == 5).all()
-    kept = np.where(moved, found["score"], np.inf).min(1), np.where(moved, -np.inf, found["score"]).max(1)
+    kept = (
+        np.where(moved, found["score"], np.inf).min(1),
+        np.where(moved, -np.inf, found["score"]).max(1),
+    )
     assert (kept[0] > kept[1]).all()
     other = run(jnp.where(moved[..., None], x, x + 1e-4))[0]  # the rest are no keys either
     np.testing.assert_allclose(other[moved], y[moved], rtol=1e-5, atol=1e-6)
@@ -220,5 +257,7 @@ def test_a_window_bounds_how_far_a_token_sees(tiny_cfg):
         model, variables = made(tiny_cfg, "window", causal, **{"net.depth": 1})
         assert window.reach(model.net) == reach
         run = jax.jit(lambda ids, m=model, v=variables: hidden(m, v, batch_of(ids)))
-        moved = np.abs(run(IDS) - run(np.where(np.arange(L) == 20, (IDS + 7) % V, IDS))).max((0, 2)) > 0
+        moved = (
+            np.abs(run(IDS) - run(np.where(np.arange(L) == 20, (IDS + 7) % V, IDS))).max((0, 2)) > 0
+        )
         assert moved.nonzero()[0].tolist() == list(range(20 - reach[1], 20 + reach[0] + 1))

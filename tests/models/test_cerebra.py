@@ -10,11 +10,12 @@ import pytest
 
 from cerebra_jax import trees
 from cerebra_jax.config import NetCfg, RouteCfg
-from cerebra_jax.cost import jaxpr
-from cerebra_jax.models import cerebra, router, transformer
-from cerebra_jax.models.build import neutral_knobs
-from cerebra_jax.models.layers import shapes
-from cerebra_jax.models.router import init_routing
+from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.layers import shapes
+from cerebra_jax.models import cerebra, transformer
+from cerebra_jax.models.model import neutral_knobs
+from cerebra_jax.routing import routers as router
+from cerebra_jax.routing.routers import init_routing
 
 V, B, L = 20, 3, 24
 IDS = np.random.RandomState(0).randint(0, V, (B, L)).astype(np.int32)
@@ -32,24 +33,34 @@ class Made:
 
     def __init__(self, net, cls=cerebra.Cerebra):
         self.net, self.module, routing = net, cls(net, V), init_routing(net)
-        shapes = jax.eval_shape(lambda: self.module.init(jax.random.key(0), _batch(IDS), neutral_knobs(), routing))
+        shapes = jax.eval_shape(
+            lambda: self.module.init(jax.random.key(0), _batch(IDS), neutral_knobs(), routing)
+        )
         rng = np.random.RandomState(1)
 
         def fill(path, s):
-            return jnp.asarray((path[-1].key == "scale") + 0.2 * rng.standard_normal(s.shape), jnp.float32)
+            return jnp.asarray(
+                (path[-1].key == "scale") + 0.2 * rng.standard_normal(s.shape), jnp.float32
+            )
 
         self.params = jax.tree_util.tree_map_with_path(fill, shapes["params"])
-        self.run = jax.jit(lambda ids, mask=None, key=None: self.forward(self.params, ids, mask, key))
+        self.run = jax.jit(
+            lambda ids, mask=None, key=None: self.forward(self.params, ids, mask, key)
+        )
 
     def forward(self, params, ids, mask=None, key=None, **batch):
         rngs = None if key is None else {"route": key}
         variables, routing = {"params": params}, init_routing(self.net)
-        out, aux = self.module.apply(variables, _batch(ids, mask) | batch, neutral_knobs(), routing, rngs=rngs)
+        out, aux = self.module.apply(
+            variables, _batch(ids, mask) | batch, neutral_knobs(), routing, rngs=rngs
+        )
         return out.h, aux
 
 
 def _batch(ids, mask=None):
-    return {"inputs_BxL": ids, "ex_B": jnp.arange(len(ids))} | ({} if mask is None else {"mask_BxL": mask})
+    return {"inputs_BxL": ids, "ex_B": jnp.arange(len(ids))} | (
+        {} if mask is None else {"mask_BxL": mask}
+    )
 
 
 ENCODERS = {
@@ -83,7 +94,9 @@ def test_padding_changes_nothing_and_every_token_sees_every_token(name):
 def test_the_dense_encoder_ignores_padding_too():
     m = Made(dataclasses.replace(net_of(), name="transformer"), transformer.Transformer)
     h = m.run(IDS, MASK)[0]
-    np.testing.assert_array_equal(np.asarray(h)[MASK], np.asarray(m.run((IDS + 7 * ~MASK) % V, MASK)[0])[MASK])
+    np.testing.assert_array_equal(
+        np.asarray(h)[MASK], np.asarray(m.run((IDS + 7 * ~MASK) % V, MASK)[0])[MASK]
+    )
     assert np.isfinite(h).all()
 
 
@@ -113,7 +126,9 @@ def test_a_layer_keeps_and_pays_for_its_own_share(kv):
     np.testing.assert_array_equal(alike.run(IDS)[0], plain.run(IDS)[0])
     even = np.full((1, L), 0.25, np.float32)
     assert router.kept_cost(alike.net, L, each, 0.25) == router.kept_cost(plain.net, L, each, 0.25)
-    assert drawn > each.fixed + 2 * float(router.decided(m.net, even, L, each)[0]) or kv == "all"  # a square is convex
+    assert (
+        drawn > each.fixed + 2 * float(router.decided(m.net, even, L, each)[0]) or kv == "all"
+    )  # a square is convex
 
 
 @pytest.mark.parametrize("tau", ["running", "learned"])
@@ -123,13 +138,22 @@ def test_thresholds_floors_and_ceilings_follow_the_rate_of_a_layer(tau):
     first, second = (each.route for each in shapes.each(net))
     assert (first.rate, first.floor, first.ceiling) == pytest.approx((0.1, 0.04, 0.24))
     assert (second.rate, second.floor, second.ceiling) == pytest.approx((0.5, 0.2, 1.0))
-    np.testing.assert_allclose(init_routing(net)["tau"], [0, 0] if tau == "learned" else [1.2816, 0.0], atol=1e-4)
-    assert shapes.each(net_of(True, route={"mode": "threshold", "rate": 0.9, "by_layer": "9,1"}))[0].route.rate < 1
+    np.testing.assert_allclose(
+        init_routing(net)["tau"], [0, 0] if tau == "learned" else [1.2816, 0.0], atol=1e-4
+    )
+    assert (
+        shapes.each(net_of(True, route={"mode": "threshold", "rate": 0.9, "by_layer": "9,1"}))[
+            0
+        ].route.rate
+        < 1
+    )
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_parameter_of_an_encoder_gets_a_gradient(name):
-    m = Made(net_of(compress=dataclasses.replace(net_of().compress, reconstruct=0.1), **ENCODERS[name]))
+    m = Made(
+        net_of(compress=dataclasses.replace(net_of().compress, reconstruct=0.1), **ENCODERS[name])
+    )
     v = np.random.RandomState(3).standard_normal((B, L, 16))
 
     @jax.jit
@@ -137,7 +161,9 @@ def test_every_parameter_of_an_encoder_gets_a_gradient(name):
         def loss(params):
             h, aux = m.forward(params, IDS, MASK)
             # no z-loss: the gates alone must teach the router
-            return (h * v * MASK[..., None]).sum() + sum(x.sum() for name, x in aux.losses.items() if name != "z_loss")
+            return (h * v * MASK[..., None]).sum() + sum(
+                x.sum() for name, x in aux.losses.items() if name != "z_loss"
+            )
 
         return jax.grad(loss)(params)
 
@@ -162,7 +188,8 @@ def test_expected_cost_is_the_mean_of_hard_costs_over_all_outcomes(kv, causal):
     p = np.array([0.2, 0.9, 0.5, 0.7])
     each = cerebra.decisions(net, 4, V)
     mean = sum(
-        np.prod(np.where(keep, p, 1 - p)) * float(router.decided(net, jnp.array([keep], jnp.float32), 4, each)[0])
+        np.prod(np.where(keep, p, 1 - p))
+        * float(router.decided(net, jnp.array([keep], jnp.float32), 4, each)[0])
         for keep in itertools.product([0, 1], repeat=4)
     )
     got = router.decided(net, jnp.array(p[None], jnp.float32), 4, each)[0]
@@ -195,11 +222,19 @@ def test_the_controls_run_the_weights_of_the_routed_model():
 
 
 def test_auxiliary_losses_carry_their_weights():
-    m = Made(net_of(route={"z_loss": 0.5}, compress=dataclasses.replace(net_of().compress, reconstruct=2.0)))
+    m = Made(
+        net_of(
+            route={"z_loss": 0.5}, compress=dataclasses.replace(net_of().compress, reconstruct=2.0)
+        )
+    )
     aux = m.run(IDS)[1]
     np.testing.assert_allclose(aux.losses["z_loss"], 0.5 * aux.stats["z_loss"].mean(0), rtol=1e-6)
-    np.testing.assert_allclose(aux.losses["reconstruct"], 2.0 * aux.stats["reconstruct"].mean(0), rtol=1e-6)
-    np.testing.assert_allclose(aux.stats["z_loss"], jnp.square(aux.scores["score"]).mean(2), rtol=1e-5)
+    np.testing.assert_allclose(
+        aux.losses["reconstruct"], 2.0 * aux.stats["reconstruct"].mean(0), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        aux.stats["z_loss"], jnp.square(aux.scores["score"]).mean(2), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["cerebra", "transformer"])
@@ -225,7 +260,9 @@ def test_feature_inputs_and_pooled_heads_for_classes_and_regressions(name, featu
     assert got.shape == (B, 1 if outputs else L, outputs or V) and np.isfinite(got).all()
     other = logits(params, np.where(MASK[..., None], x, 9.0), np.where(MASK, IDS, 0))
     seen = slice(None) if outputs else MASK
-    np.testing.assert_array_equal(np.asarray(got)[seen], np.asarray(other)[seen])  # padding is not pooled
+    np.testing.assert_array_equal(
+        np.asarray(got)[seen], np.asarray(other)[seen]
+    )  # padding is not pooled
     grads = jax.grad(lambda p: jnp.square(logits(p, x, IDS) - 1).sum())(params)["params"]
     lost = [p for p, g in trees.named_leaves(grads).items() if not np.abs(g).max() > 0]
     assert not lost
@@ -238,6 +275,8 @@ def test_the_penalty_stops_at_the_floor():
     slopes = []
     for floor in (0.0, 1.0):
         m = Made(net_of(True, route={"mode": "threshold", "rate": 0.9, "floor": floor}))
-        slope = jax.jit(jax.grad(lambda params, m=m: m.forward(params, IDS)[1].expected_B.sum()))(m.params)
+        slope = jax.jit(jax.grad(lambda params, m=m: m.forward(params, IDS)[1].expected_B.sum()))(
+            m.params
+        )
         slopes.append(max(float(np.abs(g).max()) for g in jax.tree.leaves(slope)))
     assert slopes[0] > 1e-4 and slopes[1] == 0

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cerebra_jax.cost import jaxpr, units
+from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.cost import units
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import build, router
-from cerebra_jax.models.layers import shapes
+from cerebra_jax.kernels.cross_entropy import chunked_xent
+from cerebra_jax.layers import shapes
+from cerebra_jax.models import model as build
 from cerebra_jax.models.traffic import table as traffic
-from cerebra_jax.ops.xent import chunked_xent
+from cerebra_jax.routing import routers as router
 
 V, B = 260, 4
 BYTES = units.Unit("bytes", 0, 1, B)
@@ -28,9 +30,17 @@ CASES = {
     "chiar-kept": {"net.route.kv": "routed", "net.kept": {"heads": "0,1,3,2", "ffn": "80,0,3,9"}},
     "cerebra-kept": {
         "net.name": "cerebra",
-        "net.kept": {"heads": "1,2,0,3", "ffn": "20,0,9,9", "rest": "3,24,0,9", "channels": "16,5,0,20"},
+        "net.kept": {
+            "heads": "1,2,0,3",
+            "ffn": "20,0,9,9",
+            "rest": "3,24,0,9",
+            "channels": "16,5,0,20",
+        },
     },
-    "cerebra-by-layer": {"net.name": "cerebra", "net.route": {"kv": "routed", "by_layer": "0.1,3,1,2"}},
+    "cerebra-by-layer": {
+        "net.name": "cerebra",
+        "net.route": {"kv": "routed", "by_layer": "0.1,3,1,2"},
+    },
     "dense-subwords": {"net.name": "transformer", "net.subwords": 7, "net.depth": 1},
     "dense-long": {"net.name": "transformer", "task.seq_len": 2048, "net.depth": 1},
     "chiar": {},
@@ -47,7 +57,11 @@ CASES = {
         "net.dtype": "bfloat16",
         "net.compress": {"kind": "hybrid", "r": 0.3},
     },
-    "cerebra-attention-part": {"net.name": "cerebra", "net.route.part": "attention", "net.compress.kind": "attention"},
+    "cerebra-attention-part": {
+        "net.name": "cerebra",
+        "net.route.part": "attention",
+        "net.compress.kind": "attention",
+    },
     "cerebra-onehot": {"net.name": "cerebra", "net.route.lowering": "onehot"},
     "chiar-onehot": {"net.route.lowering": "onehot"},
     "mod": {"net.name": "mod"},
@@ -64,10 +78,17 @@ def variants(tiny_cfg):
         yield tiny_cfg(SHAPE | {"net.route": {"mode": mode, "kv": kv, "dispatch": dispatch}}).net
     for mode, kv in itertools.product(("random", "always_full", "always_compressed"), both[0]):
         yield tiny_cfg(SHAPE | {"net.route": {"mode": mode, "kv": kv}}).net
-    for score, dct in itertools.product(("permuted", "raw", "spectral"), ("fft", "matmul", "folded")):
+    for score, dct in itertools.product(
+        ("permuted", "raw", "spectral"), ("fft", "matmul", "folded")
+    ):
         yield tiny_cfg(SHAPE | {"net.route": {"score": score, "dct": dct}}).net
     for mode, kv, dispatch in itertools.product(("threshold", "random"), *both):
-        route = {"mode": mode, "kv": kv, "dispatch": dispatch, "lowering": "onehot" if mode == "random" else "gather"}
+        route = {
+            "mode": mode,
+            "kv": kv,
+            "dispatch": dispatch,
+            "lowering": "onehot" if mode == "random" else "gather",
+        }
         yield tiny_cfg(SHAPE | {"net.name": "mod", "net.route": route}).net
     base = tiny_cfg(SHAPE | {"net.name": "cerebra"}).net
     choices = itertools.product(
@@ -75,10 +96,16 @@ def variants(tiny_cfg):
         ("block", "attention"), (True, False), ("conv", "attention", "hybrid"), (True, False))  # fmt: skip
     for mode, kv, part, dispatch, kind, causal in choices:
         lowering = "onehot" if kind == "hybrid" else "gather"
-        route = dataclasses.replace(base.route, mode=mode, kv=kv, part=part, dispatch=dispatch, lowering=lowering)
+        route = dataclasses.replace(
+            base.route, mode=mode, kv=kv, part=part, dispatch=dispatch, lowering=lowering
+        )
         compress = dataclasses.replace(base.compress, kind=kind, r=0.3, s=0.6)
-        yield dataclasses.replace(base, causal=causal and mode != "topk", route=route, compress=compress)
-    for causal, features, outputs, pool in itertools.product((True, False), (0, 3), (0, 2), ("", "mean")):
+        yield dataclasses.replace(
+            base, causal=causal and mode != "topk", route=route, compress=compress
+        )
+    for causal, features, outputs, pool in itertools.product(
+        (True, False), (0, 3), (0, 2), ("", "mean")
+    ):
         more = {"causal": causal, "features": features, "outputs": outputs, "pool": pool}
         yield dataclasses.replace(base, name="transformer", **more)
     for case, kv in itertools.product(("chiar-kept", "cerebra-kept"), ("all", "routed")):
@@ -93,7 +120,9 @@ def test_the_operations_of_a_part_have_the_flops_of_its_price(tiny_cfg):
         cost, parts = build.MODELS[net.name].cost(net, L, V), traffic.parts(net, L, V)
         for want, got in ((cost.model, parts.model), (cost.executed, parts.executed)):
             flops = {name: sum(op.flops for op in ops) for name, ops in got.items()}
-            assert {k: v for k, v in flops.items() if v} == {k: v for k, v in want.items() if v}, net
+            assert {k: v for k, v in flops.items() if v} == {k: v for k, v in want.items() if v}, (
+                net
+            )
         if net.name == "transformer":
             continue
         flops, dense = build.MODELS[net.name].decisions(net, L, V), build.dense_of(net)
@@ -105,7 +134,9 @@ def test_the_operations_of_a_part_have_the_flops_of_its_price(tiny_cfg):
         for unit in (BYTES, SECONDS):
             each = traffic.decisions(net, L, V, dense, unit, routed)
             assert min(np.ravel([*each[:5], *np.ravel(each.each)])) >= 0 < each.fixed
-            whole = traffic.total(parts.model, unit) / traffic.total(traffic.parts(dense, L, V).model, unit)
+            whole = traffic.total(parts.model, unit) / traffic.total(
+                traffic.parts(dense, L, V).model, unit
+            )
             np.testing.assert_allclose(router.kept_cost(net, L, each, 1.0), whole, rtol=1e-9)
 
 
@@ -114,19 +145,31 @@ def test_bytes_are_those_of_the_program(case, tiny_cfg):
     """Never more than the counter's, and at most 4 % less: positions, masks and decisions are left out."""
     cfg = tiny_cfg({"task.seq_len": 128} | SHAPE | CASES[case])
     model, L = build.build(cfg, V), cfg.task.seq_len
-    ints, floats = jax.ShapeDtypeStruct((B, L), jnp.int32), jax.ShapeDtypeStruct((B, L), jnp.float32)
-    batch = {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats, "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32)}
+    ints, floats = (
+        jax.ShapeDtypeStruct((B, L), jnp.int32),
+        jax.ShapeDtypeStruct((B, L), jnp.float32),
+    )
+    batch = {
+        "inputs_BxL": ints,
+        "labels_BxL": ints,
+        "w_BxL": floats,
+        "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32),
+    }
     if cfg.net.subwords:
         batch["subwords_BxLxG"] = jax.ShapeDtypeStruct((B, L, cfg.net.subwords), jnp.int32)
     variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)
 
     def forward(params, routing, batch):
         out, aux = model.apply({"params": params, "routing": routing}, batch, build.neutral_knobs())
-        nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], cfg.net.loss_chunk)
+        nats = chunked_xent(
+            out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], cfg.net.loss_chunk
+        )
         return nats + aux.expected_B.sum() + aux.hard_B.sum()
 
     counted = jaxpr.count(forward, variables["params"], variables["routing"], batch).bytes
-    assert 0.96 * counted <= B * traffic.total(traffic.parts(cfg.net, L, V).executed, BYTES) <= counted
+    assert (
+        0.96 * counted <= B * traffic.total(traffic.parts(cfg.net, L, V).executed, BYTES) <= counted
+    )
 
 
 @pytest.mark.parametrize("unit", ["flops", "seconds"])
@@ -157,7 +200,9 @@ def test_a_model_reports_its_costs_in_the_unit_of_its_configuration(name, unit, 
 
 def test_the_three_units_are_three_numbers_and_a_memory_bound_device_counts_bytes(tiny_cfg):
     def executed(**keys):
-        return build.build(tiny_cfg(SHAPE | {"net.name": "cerebra", "task.seq_len": 256} | keys), V).executed
+        return build.build(
+            tiny_cfg(SHAPE | {"net.name": "cerebra", "task.seq_len": 256} | keys), V
+        ).executed
 
     flops, moved = executed(), executed(**{"objective.unit": "bytes"})
     fast = {"objective.unit": "seconds", "objective.device": "1e18/1e9"}

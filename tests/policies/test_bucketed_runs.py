@@ -10,18 +10,23 @@ import numpy as np
 import pytest
 
 from cerebra_jax import config
-from cerebra_jax.cli.sweep.price import price
+from cerebra_jax.cli.sweep_price import price
 from cerebra_jax.errors import Preempted, UserError
-from cerebra_jax.models import build as models
-from cerebra_jax.models.compressor import windows
-from cerebra_jax.tasks.build import build
-from cerebra_jax.train import loop, metrics
-from cerebra_jax.train.record.session import Session
+from cerebra_jax.layers.compressor import windows
+from cerebra_jax.models import model as models
+from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import metrics
+from cerebra_jax.training import trainer as loop
+from cerebra_jax.training.experiment import Session
 
 TIMING = ("tokens_per_s", "step_ms")
 NETS = {
     "transformer": {"name": "transformer"},
-    "cerebra": {"name": "cerebra", "route": {"mode": "topk", "part": "block"}, "compress": {"kind": "attention"}},
+    "cerebra": {
+        "name": "cerebra",
+        "route": {"mode": "topk", "part": "block"},
+        "compress": {"kind": "attention"},
+    },
 }
 
 
@@ -29,7 +34,9 @@ NETS = {
 def texts(tmp_path_factory):
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("texts") / "t.csv"
-    rows = [f"{rng.choice('xyz')} {'me ' * rng.randint(0, 14)}{label},{label}" for label in "abc" * 60]
+    rows = [
+        f"{rng.choice('xyz')} {'me ' * rng.randint(0, 14)}{label},{label}" for label in "abc" * 60
+    ]
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
     return path
 
@@ -37,10 +44,26 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cfg_of(texts):
     def make(
-        name: str = "transformer", buckets: int = 3, sampler: dict | None = None, task: dict | None = None, **more
+        name: str = "transformer",
+        buckets: int = 3,
+        sampler: dict | None = None,
+        task: dict | None = None,
+        **more,
     ):
-        shape = {"causal": False, "depth": 1, "width": 16, "heads": 2, "ffn_width": 16, "dropout": 0.1}
-        train = {"duration": "8 steps", "batch_size": 8, "eval_every": "4 steps", "checkpoint_every": "2 steps"}
+        shape = {
+            "causal": False,
+            "depth": 1,
+            "width": 16,
+            "heads": 2,
+            "ffn_width": 16,
+            "dropout": 0.1,
+        }
+        train = {
+            "duration": "8 steps",
+            "batch_size": 8,
+            "eval_every": "4 steps",
+            "checkpoint_every": "2 steps",
+        }
         of = {
             "name": "intent",
             "path": str(texts),
@@ -62,16 +85,24 @@ def go(Screen):
         folder.mkdir(exist_ok=True)
         screen = Screen()
         found = loop.run(cfg, build(cfg, lambda line: None), folder, screen, stop)
-        kept = [{k: v for k, v in x.items() if k not in TIMING} for x in metrics.read(folder / "metrics.jsonl")]
+        kept = [
+            {k: v for k, v in x.items() if k not in TIMING}
+            for x in metrics.read(folder / "metrics.jsonl")
+        ]
         return found, kept, screen.lines
 
     return run
 
 
 @pytest.mark.parametrize("case", ["transformer", "cerebra sampled"])
-def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(go, case, cfg_of, tmp_path):
+def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(
+    go, case, cfg_of, tmp_path
+):
     net, *sampled = case.split()
-    on, n = {"gamma": 2.0, "beta": 0.5, "start": "3 steps"} if sampled else None, 2 if sampled else 3
+    on, n = (
+        {"gamma": 2.0, "beta": 0.5, "start": "3 steps"} if sampled else None,
+        2 if sampled else 3,
+    )
     unit = "bytes" if sampled else "flops"
     cfg = cfg_of(net, n, on, objective={"unit": unit})
     want, kept, said = go(cfg, tmp_path / "whole")
@@ -88,7 +119,9 @@ def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(g
             assert line["hard_rel_flops"] == pytest.approx(of_dense)
     costs = want["costs"]
     passes = 3 * B * sum(s.flops_of(0, length) for length in ran)
-    assert costs["train_total"] == passes + costs["sampler"]["train_flops"] < 3 * B * 8 * s.flops_of(0)
+    assert (
+        costs["train_total"] == passes + costs["sampler"]["train_flops"] < 3 * B * 8 * s.flops_of(0)
+    )
     assert want["tokens"] == B * sum(ran) and sum(want["steps_of_length"].values()) == 8
     rows = [int((s.task._groups("test") == i).sum()) for i in range(n)]
     mean = sum(n * s.flops_of(0, length) for n, length in zip(rows, known, strict=True)) / sum(rows)
@@ -139,7 +172,9 @@ def test_draws_of_cheap_examples_are_short_programs(cfg_of):
 def test_a_cut_batch_has_the_loss_of_the_whole_one(net, cfg_of):
     cfg = cfg_of(net, net={"dropout": 0.0, "depth": 2})
     s = Session(cfg, build(cfg, lambda line: None))
-    full = build(dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, buckets=0)), lambda line: None)
+    full = build(
+        dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, buckets=0)), lambda line: None
+    )
     rows = np.flatnonzero(s.task.group_N == 0)[:8]
     whole, cut = full.pick(0, 0, rows), s.task.pick(0, 0, rows)
     short, L = s.length(cut), s.model.L
@@ -156,15 +191,21 @@ def test_a_cut_batch_has_the_loss_of_the_whole_one(net, cfg_of):
     (a, cost_a), grad_a = jax.value_and_grad(loss, has_aux=True)(variables["params"], whole)
     (b, cost_b), grad_b = jax.value_and_grad(loss, has_aux=True)(variables["params"], cut)
     np.testing.assert_allclose(b, a, rtol=1e-5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), grad_b, grad_a)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), grad_b, grad_a
+    )
     dense = s.built(0, short).dense
-    np.testing.assert_allclose(cost_b, s.built(0, short).cost.model_flops / dense.model_flops, rtol=1e-6)
+    np.testing.assert_allclose(
+        cost_b, s.built(0, short).cost.model_flops / dense.model_flops, rtol=1e-6
+    )
     np.testing.assert_allclose(cost_a, s.model.cost.model_flops / dense.model_flops, rtol=1e-6)
 
 
 def test_what_cannot_be_bucketed_is_one_line(cfg_of):
     for words, make in {
-        "the examples of task.name=tabular are of one length": lambda: cfg_of(task={"name": "tabular", "subwords": 0}),
+        "the examples of task.name=tabular are of one length": lambda: cfg_of(
+            task={"name": "tabular", "subwords": 0}
+        ),
         "a budget is one program's": lambda: cfg_of("cerebra", objective={"budget": 0.8}),
         "what mlp computes depends on the length": lambda: cfg_of("mlp"),
         "what fnet computes": lambda: cfg_of("fnet"),
@@ -174,7 +215,11 @@ def test_what_cannot_be_bucketed_is_one_line(cfg_of):
             make()
     known = build(cfg_of(), lambda line: None).shape.lengths
     wide = lambda r: {windows(length, r).idx_MxW.shape[1] for length in known}  # noqa: E731
-    r = next(r for r in (0.3, 0.4, 0.5, 0.6, 0.7) if len(wide(r)) > 1)  # windows whose width L decides
+    r = next(
+        r for r in (0.3, 0.4, 0.5, 0.6, 0.7) if len(wide(r)) > 1
+    )  # windows whose width L decides
     cfg = cfg_of("cerebra", net={"compress": {"kind": "conv", "r": r}})
-    with pytest.raises(UserError, match="cerebra has other parameters for .* use other task.buckets"):
+    with pytest.raises(
+        UserError, match="cerebra has other parameters for .* use other task.buckets"
+    ):
         Session(cfg, build(cfg, lambda line: None))

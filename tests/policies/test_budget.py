@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cerebra_jax.config import NetCfg, ObjectiveCfg, RouteCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.policies import budget
-from cerebra_jax.train.step import plan_budget
+from cerebra_jax.training.step import plan_budget
 from cerebra_jax.types import Knobs
 
 TOTAL = 1000
@@ -25,7 +25,9 @@ def priced(light: float, heavy: float, L: int, capacity: float):
     """(executed(rate), hard(share)) of a model that costs `light` with no slots and `heavy` with L."""
 
     def executed(rate: float) -> float:
-        return light + (heavy - light) * min(L, int(np.ceil(min(1.0, rate * capacity) * L - 1e-9))) / L
+        return (
+            light + (heavy - light) * min(L, int(np.ceil(min(1.0, rate * capacity) * L - 1e-9))) / L
+        )
 
     return executed, lambda share: 0.9 * light + (0.95 * heavy - 0.9 * light) * share
 
@@ -42,8 +44,12 @@ def test_the_last_program_spends_the_budget_and_no_more(light, more, L, capacity
     heavy = light + more
     wanted = light + more / L + where * (more - more / L) * min(1.0, capacity * (1 - 2 / L))
     _, plan = plan_of(wanted, light, heavy, L, capacity, buckets=buckets)
-    assert wanted - 1.01 * more / L <= plan.levels[-1] <= wanted + 1e-9  # one slot more would be too much
-    assert list(plan.levels) == sorted(set(plan.levels), reverse=True) and len(plan.levels) <= buckets
+    assert (
+        wanted - 1.01 * more / L <= plan.levels[-1] <= wanted + 1e-9
+    )  # one slot more would be too much
+    assert (
+        list(plan.levels) == sorted(set(plan.levels), reverse=True) and len(plan.levels) <= buckets
+    )
     assert list(plan.rates) == sorted(set(plan.rates), reverse=True) and 0 < plan.rates[-1] < 1
     assert (np.diff(plan.table) >= 0).all()
 
@@ -52,7 +58,10 @@ def test_programs_shrink_as_the_target_falls_and_never_below_it():
     _, plan = plan_of(buckets=4, warm="100 steps", ramp="400 steps")
     found = [plan.bucket(step) for step in range(TOTAL)]
     assert found[0] == 0 and found[-1] == len(plan.rates) - 1 == 3
-    assert all(b in (a, a + 1) for a, b in zip(found, found[1:], strict=False)) and found[499] < found[501]
+    assert (
+        all(b in (a, a + 1) for a, b in zip(found, found[1:], strict=False))
+        and found[499] < found[501]
+    )
     for step, at in enumerate(found):
         assert plan.levels[at] >= plan.executed_at(step) - 1e-9
     assert plan.executed_at(99) == plan.levels[0] == pytest.approx(1.0, abs=0.01)
@@ -68,7 +77,12 @@ def ascend(cfg, plan, dual, plant, carry, steps=3000):
         dual, carry = state
         knobs = control.knobs(dual, step, Knobs(jnp.float32(0), jnp.float32(1), jnp.float32(1)))
         carry, hard = plant(carry, knobs, step)
-        return (control.ascend(dual, step, hard), carry), (hard, control.target(step), dual["multiplier"], knobs.lam)
+        return (control.ascend(dual, step, hard), carry), (
+            hard,
+            control.target(step),
+            dual["multiplier"],
+            knobs.lam,
+        )
 
     return jax.jit(lambda: jax.lax.scan(body, (dual, carry), jnp.arange(steps)))()[1]
 
@@ -98,7 +112,9 @@ def test_a_penalty_lands_on_the_budget(wanted, taste):
 def test_a_rate_lands_on_the_budget_whatever_the_threshold_misses(bias):
     cfg, plan = plan_of(0.7)
 
-    def plant(kept, knobs, step):  # a running quantile lags, misses by `bias`, and cannot keep more than the slots
+    def plant(
+        kept, knobs, step
+    ):  # a running quantile lags, misses by `bias`, and cannot keep more than the slots
         rate = plan.rates[-1]
         kept = 0.95 * kept + 0.05 * bias * knobs.rate * rate
         noise = 0.03 * jax.random.normal(jax.random.fold_in(jax.random.key(0), step))
@@ -159,7 +175,13 @@ def test_a_dense_model_is_refused_before_jax(tiny_cfg):
 @pytest.mark.parametrize("kv", ["all", "routed"])
 @pytest.mark.parametrize("mode", ["threshold", "hard"])
 def test_the_real_prices_land_within_two_percent(tiny_cfg, mode, kv, unit):
-    cfg = tiny_cfg({"net": {"depth": 6, "width": 64}, "net.route": {"mode": mode, "kv": kv}, "task.seq_len": 256})
+    cfg = tiny_cfg(
+        {
+            "net": {"depth": 6, "width": 64},
+            "net.route": {"mode": mode, "kv": kv},
+            "task.seq_len": 256,
+        }
+    )
     for wanted in (0.65, 0.75):
         at = tiny_cfg({"net": {"depth": 6, "width": 64}, "net.route": {"mode": mode, "kv": kv}, "task.seq_len": 256,
                        "objective.budget": wanted, "objective.unit": unit, "objective.device": "t4"})  # fmt: skip

@@ -19,12 +19,19 @@ LEARNED = {"mode": "threshold", "tau": "learned"}
 PENALTY = (
     {"net.route": {"mode": "topk"}},
     {"net.route": LEARNED, "objective": {"lam": 10.0, "warm": "2 steps", "ramp": "6 steps"}},
-    {"net.route": LEARNED, "objective": {"budget": 0.95, "warm": "2 steps", "ramp": "6 steps", "dual_rate": 1.0}},
+    {
+        "net.route": LEARNED,
+        "objective": {"budget": 0.95, "warm": "2 steps", "ramp": "6 steps", "dual_rate": 1.0},
+    },
 )
 SAMPLER = ({}, {"sampler": {"beta": 3.0, "gamma": 9.0, "start": "2 steps"}},
            {"sampler": {"beta": 3.0, "start": "4 steps", "mode": "curriculum"}})  # fmt: skip
 ROUNDS = {"start": "2 steps", "end": "9 steps", "rounds": 4, "tile": 1}
-PRUNE = ({}, {"prune": {"keep": 0.45} | ROUNDS}, {"prune": {"keep": 0.8, "unstructured": 1.0} | ROUNDS})
+PRUNE = (
+    {},
+    {"prune": {"keep": 0.45} | ROUNDS},
+    {"prune": {"keep": 0.8, "unstructured": 1.0} | ROUNDS},
+)
 QUANT = ({}, {"quant": {"bits": 8, "start": "1 steps"}}, {"quant": {"bits": 8, "start": "6 steps"}})
 CHOICES = (PENALTY, SAMPLER, PRUNE, QUANT)
 RUNS = [(a, b, (a + b) % 3, (a + 2 * b) % 3) for a, b in itertools.product(range(3), repeat=2)]
@@ -40,11 +47,26 @@ def test_all_that_a_run_reports_is_finite(run, go, table, tmp_path):
     keys = {}
     for choice, options in zip(run, CHOICES, strict=True):
         keys |= options[choice]
-    net = {"name": "cerebra", "causal": False, "depth": 1, "width": 16, "heads": 4, "ffn_width": 24, "dropout": 0.1}
+    net = {
+        "name": "cerebra",
+        "causal": False,
+        "depth": 1,
+        "width": 16,
+        "heads": 4,
+        "ffn_width": 24,
+        "dropout": 0.1,
+    }
     net["route"] = keys.pop("net.route")
-    every = {"duration": "12 steps", "batch_size": 8, "eval_every": "4 steps", "checkpoint_every": "4 steps"}
+    every = {
+        "duration": "12 steps",
+        "batch_size": 8,
+        "eval_every": "4 steps",
+        "checkpoint_every": "4 steps",
+    }
     task = {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}
-    cfg = config.parse({"task": task, "net": net, "train": every | {"devices": 1, "max_skips": 0}} | keys)
+    cfg = config.parse(
+        {"task": task, "net": net, "train": every | {"devices": 1, "max_skips": 0}} | keys
+    )
     found, lines, _ = go(cfg, tmp_path / "run")
     assert [line["step"] for line in lines if line["split"] == "train"][-1] == 12
     for line in [*lines, found["val"], found["test"]]:

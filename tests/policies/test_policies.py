@@ -5,7 +5,8 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.policies import phases, thresholds
+from cerebra_jax.policies import schedule as phases
+from cerebra_jax.policies import thresholds
 
 
 def objective(**values) -> config.ObjectiveCfg:
@@ -21,20 +22,29 @@ def test_lambda_is_zero_while_warm_then_linear_then_constant():
     np.testing.assert_allclose(lam[30:], 0.4, rtol=1e-6)
     temperature = [float(knobs_at(s).temperature) for s in (0, 10, 20, 30, 99)]
     np.testing.assert_allclose(temperature, [2, 2, 1, 0.5, 0.5], rtol=1e-5)
-    assert [phases.phase(cfg, s, 100, 50) for s in (0, 9, 10, 29, 30)] == ["warm", "warm", "ramp", "ramp", "full"]
+    assert [phases.phase(cfg, s, 100, 50) for s in (0, 9, 10, 29, 30)] == [
+        "warm",
+        "warm",
+        "ramp",
+        "ramp",
+        "full",
+    ]
     assert phases.phase(objective(), 50, 100, 50) == "plain"
     told = [phases.phase(cfg, s, 100, 50, (20, 40), s >= 30) for s in (10, 19, 20, 40, 41)]
     assert told == ["ramp", "ramp", "prune", "prune", "qat"]
 
 
 @pytest.mark.parametrize(
-    ("spec", "steps"), [("500 steps", 500), ("3 epochs", 150), ("0.1 frac", 100), ("1 epoch", 50), ("0 steps", 0)]
+    ("spec", "steps"),
+    [("500 steps", 500), ("3 epochs", 150), ("0.1 frac", 100), ("1 epoch", 50), ("0 steps", 0)],
 )
 def test_durations_have_one_spelling(spec, steps):
     assert config.to_steps(spec, total=1000, per_epoch=50) == steps
 
 
-@pytest.mark.parametrize("spec", ["", "5", "5 miles", "x steps", "-3 steps", "nan steps", "inf steps", "1 2 steps"])
+@pytest.mark.parametrize(
+    "spec", ["", "5", "5 miles", "x steps", "-3 steps", "nan steps", "inf steps", "1 2 steps"]
+)
 def test_other_spellings_are_refused(spec):
     with pytest.raises(UserError):
         config.to_steps(spec, 1000, 50)
@@ -50,7 +60,9 @@ def test_thresholds_start_at_the_first_observation_then_average_then_forget():
         history.append(np.asarray(state["tau"]))
     np.testing.assert_allclose(history[0], seen[0], rtol=1e-6)
     np.testing.assert_allclose(history[7], seen[:8].mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(history[100], 0.9 * history[99] + 0.1 * seen[100], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        history[100], 0.9 * history[99] + 0.1 * seen[100], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_calibration_goes_layer_by_layer_through_the_decisions_below():
@@ -65,12 +77,20 @@ def test_calibration_goes_layer_by_layer_through_the_decisions_below():
     both = np.concatenate([base.ravel(), base.ravel() + 1])
     first = np.quantile(both, [1 / 3, 2 / 3]).mean()
     np.testing.assert_allclose(got["tau"][0], first, rtol=1e-5)
-    np.testing.assert_allclose(got["tau"][1], np.quantile(base * first, [1 / 3, 2 / 3]).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        got["tau"][1], np.quantile(base * first, [1 / 3, 2 / 3]).mean(), rtol=1e-4
+    )
     np.testing.assert_allclose(got["spread"], [both.std(), (base * first).std()], rtol=1e-4)
 
 
 def test_two_thresholds_are_calibrated_at_the_two_percentiles():
     scores = np.random.RandomState(2).random((2, 900)).astype(np.float32)
-    start = {"tau": np.zeros(2, np.float32), "low": np.zeros(2, np.float32), "spread": np.ones(2, np.float32)}
+    start = {
+        "tau": np.zeros(2, np.float32),
+        "low": np.zeros(2, np.float32),
+        "spread": np.ones(2, np.float32),
+    }
     got = thresholds.calibrate(lambda routing, batch: scores, start, [None])
-    np.testing.assert_allclose([got["low"], got["tau"]], np.quantile(scores, [1 / 3, 2 / 3], axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        [got["low"], got["tau"]], np.quantile(scores, [1 / 3, 2 / 3], axis=1), rtol=1e-5
+    )

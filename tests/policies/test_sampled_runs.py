@@ -8,8 +8,8 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import Preempted, UserError
-from cerebra_jax.tasks.build import build
-from cerebra_jax.train.record.session import Session
+from cerebra_jax.tasks.registry import build
+from cerebra_jax.training.experiment import Session
 
 ON = {"beta": 1.0, "gamma": 3.0, "start": "3 steps", "floor": 0.2}
 
@@ -19,8 +19,21 @@ def cfg_of(table):
     """A table, and a router whose expected cost differs from row to row."""
 
     def make(sampler: dict | None = None, **train):
-        net = {"name": "cerebra", "causal": False, "depth": 1, "width": 16, "heads": 2, "ffn_width": 16, "dropout": 0.1}
-        every = {"duration": "8 steps", "batch_size": 8, "eval_every": "4 steps", "checkpoint_every": "2 steps"}
+        net = {
+            "name": "cerebra",
+            "causal": False,
+            "depth": 1,
+            "width": 16,
+            "heads": 2,
+            "ffn_width": 16,
+            "dropout": 0.1,
+        }
+        every = {
+            "duration": "8 steps",
+            "batch_size": 8,
+            "eval_every": "4 steps",
+            "checkpoint_every": "2 steps",
+        }
         return config.parse({"task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}, "net": net,
                              "train": every | {"devices": 1} | train, "sampler": sampler or {}})  # fmt: skip
 
@@ -60,12 +73,17 @@ def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(go, cfg_of, 
 
     costs = want["costs"]
     assert costs["sampler"]["train_flops"] > 0 == plain[0]["costs"]["sampler"]["train_flops"]
-    assert costs["train_total"] == plain[0]["costs"]["train_total"] + costs["sampler"]["train_flops"]
+    assert (
+        costs["train_total"] == plain[0]["costs"]["train_total"] + costs["sampler"]["train_flops"]
+    )
     assert costs["sampler"]["bytes"] == 9 * 48 + 2 * 8 * 8  # two floats and a bool a row; two draws
 
 
 def test_without_beta_and_gamma_it_is_the_plain_run(go, cfg_of, plain, tmp_path):
-    got, kept, _ = go(cfg_of({"floor": 0.5, "start": "0 steps", "mode": "curriculum", "decay": 0.9}), tmp_path / "run")
+    got, kept, _ = go(
+        cfg_of({"floor": 0.5, "start": "0 steps", "mode": "curriculum", "decay": 0.9}),
+        tmp_path / "run",
+    )
     assert got["params_sha256"] == plain[0]["params_sha256"] and kept == plain[1]
 
 
@@ -101,18 +119,24 @@ def test_the_hosts_share_a_draw(cfg_of):
     parts = [task.pick(0, 5, index, (i, 2)) for i in range(2)]
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), whole[name])
-    np.testing.assert_array_equal(whole["labels_BxL"][1], task.pick(0, 9, np.array([3]))["labels_BxL"][0])
+    np.testing.assert_array_equal(
+        whole["labels_BxL"][1], task.pick(0, 9, np.array([3]))["labels_BxL"][0]
+    )
 
 
 def test_what_it_cannot_do_is_one_line(cfg_of, tiny_cfg):
     cfg = config.parse({"task": {"name": "longseq", "seq_len": 64, "vocab_size": 64, "pairs": 4},
                         "sampler": {"beta": 1.0}})  # fmt: skip
-    with pytest.raises(UserError, match="longseq makes new examples at every step; use sampler.beta=0"):
+    with pytest.raises(
+        UserError, match="longseq makes new examples at every step; use sampler.beta=0"
+    ):
         Session(cfg, build(cfg, lambda line: None))
     cfg = cfg_of(ON, batch_size=48)
     with pytest.raises(UserError, match="48 examples for batches of 48"):
         Session(cfg, build(cfg, lambda line: None))
-    with pytest.raises(UserError, match="sampler.gamma is set for a dense model; every example costs it the same"):
+    with pytest.raises(
+        UserError, match="sampler.gamma is set for a dense model; every example costs it the same"
+    ):
         tiny_cfg({"net.name": "transformer", "sampler.gamma": 1.0})
     with pytest.raises(UserError, match="cannot read the duration"):
         tiny_cfg({"sampler.start": "soon"})

@@ -67,8 +67,13 @@ def test_the_weighted_gradient_is_the_plain_one_in_expectation(mode):
     assert (error.max() < 4.0) == (mode == "importance")
     if mode == "importance":
         assert abs(d.weight_B.mean() - 1) < 4 * d.weight_B.mean(1).std() / np.sqrt(len(each))
-        naive = (grad_NxD[d.index_B] / (N * np.asarray(sampler.probs(cfg, table())))[d.index_B][..., None]).mean(1)
-        assert (np.abs(naive.mean(0) - grad_NxD.mean(0)) / (naive.std(0) / np.sqrt(len(each)))).max() > 8.0
+        naive = (
+            grad_NxD[d.index_B]
+            / (N * np.asarray(sampler.probs(cfg, table())))[d.index_B][..., None]
+        ).mean(1)
+        assert (
+            np.abs(naive.mean(0) - grad_NxD.mean(0)) / (naive.std(0) / np.sqrt(len(each)))
+        ).max() > 8.0
 
 
 GROUPS = np.array([0, 2, 2, 0, 2, 0, 2, 0, 2, 0, 2, 2], np.int32)  # five examples, none and seven
@@ -84,7 +89,9 @@ def test_a_batch_of_one_group_is_drawn_by_its_mass_and_leaves_no_bias():
     """Groups of B + 1 and of B + 3 examples: the mean over draws of (Σ weight · gradient) / B, in standard errors."""
     s, n = table(), 20_000
     d, p = grouped(CFG, s, n), np.asarray(sampler.probs(CFG, s))
-    assert (np.ptp(GROUPS[d.index_B], axis=1) == 0).all() and all(len(set(row)) == B for row in d.index_B[:200])
+    assert (np.ptp(GROUPS[d.index_B], axis=1) == 0).all() and all(
+        len(set(row)) == B for row in d.index_B[:200]
+    )
     share, mass = (GROUPS[d.index_B[:, 0]] == 0).mean(), p[GROUPS == 0].sum()
     assert 0.1 < mass < 0.9 and abs(share - mass) < 4 * np.sqrt(mass * (1 - mass) / n)
     grad_NxD = np.random.RandomState(1).randn(N, 3) + 1.0

@@ -5,7 +5,8 @@ import pytest
 
 from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import cerebra, chiar, router, transformer
+from cerebra_jax.models import cerebra, chiar, transformer
+from cerebra_jax.routing import routers as router
 
 L, DRAWS = 16, 200_000
 SIZES = {"width": 16, "heads": 2, "ffn_width": 32}
@@ -19,7 +20,9 @@ def counted(net, keep_NxL):
     keys_NxL = keep_NxL if net.route.kv == "routed" else np.ones_like(keep_NxL)
     pairs_N = (keep_NxL @ seen * keys_NxL).sum(1)  # each query's keys
     each = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
-    if net.name == "cerebra":  # of the FFN the kept tokens add the half that the light path leaves out
+    if (
+        net.name == "cerebra"
+    ):  # of the FFN the kept tokens add the half that the light path leaves out
         each += prices.ffn_flops(net.width, net.ffn_width // 2, net.ffn)
     return keep_NxL.sum(1) * each + pairs_N * prices.attention_pairs_flops(1, net.width)
 

@@ -10,9 +10,9 @@ import pytest
 
 from cerebra_jax import checks, trees
 from cerebra_jax.config import CompressCfg, NetCfg, RouteCfg, RunCfg
-from cerebra_jax.models import build
-from cerebra_jax.ops.xent import chunked_xent
-from cerebra_jax.train.objective import objective
+from cerebra_jax.kernels.cross_entropy import chunked_xent
+from cerebra_jax.models import model as build
+from cerebra_jax.training.objective import objective
 
 V, B, L, N = 24, 3, 16, 5
 DRAWS = 29
@@ -51,7 +51,10 @@ def draw(seed: int) -> RunCfg:
 
 def label(seed: int) -> str:
     net = draw(seed).net
-    words = [net.name, *([net.route.mode, net.route.kv, net.compress.kind] if net.name != "transformer" else [])]
+    words = [
+        net.name,
+        *([net.route.mode, net.route.kv, net.compress.kind] if net.name != "transformer" else []),
+    ]
     return "-".join([*words, "causal" if net.causal else "encoder"])
 
 
@@ -74,7 +77,11 @@ def batch_of(net: NetCfg) -> dict:
     }
     features = {"features_BxLxN": rng.standard_normal((B, L, N)).astype(np.float32)}
     batch |= features if net.features else {"inputs_BxL": ids}
-    return batch if net.causal else batch | {"mask_BxL": np.arange(L)[None] < np.array([[L], [L - 3], [5]])}
+    return (
+        batch
+        if net.causal
+        else batch | {"mask_BxL": np.arange(L)[None] < np.array([[L], [L - 3], [5]])}
+    )
 
 
 @pytest.mark.parametrize("seed", range(DRAWS), ids=label)
@@ -94,14 +101,20 @@ def test_every_parameter_of_a_random_configuration_learns(seed):
     def grad(params, key):
         def J(params):
             variables = {"params": params, "routing": routing}
-            return objective(model, Task(), variables, batch, build.neutral_knobs(), key, B * L, B)[0]
+            return objective(model, Task(), variables, batch, build.neutral_knobs(), key, B * L, B)[
+                0
+            ]
 
         return jax.grad(J)(params)
 
     params = jax.tree_util.tree_map_with_path(fill, shapes["params"])
     found = trees.named_leaves(grad(params, jax.random.key(seed)))
-    assert not [name for name, g in found.items() if not np.isfinite(np.asarray(g, np.float32)).all()]
-    assert not [name for name, g in found.items() if not np.abs(np.asarray(g, np.float32)).max() > 0]
+    assert not [
+        name for name, g in found.items() if not np.isfinite(np.asarray(g, np.float32)).all()
+    ]
+    assert not [
+        name for name, g in found.items() if not np.abs(np.asarray(g, np.float32)).max() > 0
+    ]
 
 
 def test_the_draw_covers_what_it_should():

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from cerebra_jax.models.build import MODELS, build
-from cerebra_jax.ops.xent import chunked_xent
-from cerebra_jax.train import optim, parallel, state, step
-from cerebra_jax.train.objective import objective
+from cerebra_jax.kernels.cross_entropy import chunked_xent
+from cerebra_jax.models.model import MODELS, build
+from cerebra_jax.training import optimizer as optim
+from cerebra_jax.training import parallel, state, step
+from cerebra_jax.training.objective import objective
 from cerebra_jax.types import Knobs
 
 V, L, B, TOTAL = 40, 16, 8, 20
@@ -34,7 +35,13 @@ def config(tiny_cfg, what):
     """The configuration of `what`; encoder: routing keys of an encoder, which no text task accepts."""
     what = dict(what)
     encoder = what.pop("encoder", None)
-    base = {"task.seq_len": L, "train.batch_size": B, "net.dropout": 0.2, "objective.lam": 0.5, "train.lr": 0.01}
+    base = {
+        "task.seq_len": L,
+        "train.batch_size": B,
+        "net.dropout": 0.2,
+        "objective.lam": 0.5,
+        "train.lr": 0.01,
+    }
     cfg = tiny_cfg(base | {"objective.warm": "1 steps", "objective.ramp": "2 steps"} | what)
     if encoder:
         route = dataclasses.replace(cfg.net.route, **encoder)
@@ -49,7 +56,12 @@ def batch_at(i: int, causal: bool) -> dict:
     w = np.ones((B, L), np.float32)
     w[0, rng.randint(1, L) :] = 0
     w[B - 1] = 0
-    batch = {"inputs_BxL": ids[:, :-1], "labels_BxL": ids[:, 1:], "w_BxL": w, "ex_B": np.arange(B, dtype=np.int32)}
+    batch = {
+        "inputs_BxL": ids[:, :-1],
+        "labels_BxL": ids[:, 1:],
+        "w_BxL": w,
+        "ex_B": np.arange(B, dtype=np.int32),
+    }
     return batch if causal else batch | {"mask_BxL": w > 0}
 
 
@@ -63,7 +75,9 @@ def train(cfg, devices: int, steps: int = 4):
         return pure(*args, **kwargs)
 
     dp = parallel.DataParallel(counted, step.make_eval_step(model, Task()), jax.devices()[:devices])
-    s = dp.place(state.init(model, optimizer, batch_at(0, cfg.net.causal), jax.random.key(cfg.seed)))
+    s = dp.place(
+        state.init(model, optimizer, batch_at(0, cfg.net.causal), jax.random.key(cfg.seed))
+    )
     history = []
     for i in range(steps):
         s, metrics = dp.step(s, dp.shard(batch_at(i, cfg.net.causal)), jax.random.key(7))
@@ -71,7 +85,9 @@ def train(cfg, devices: int, steps: int = 4):
     return s, history, len(traces)
 
 
-@pytest.mark.parametrize(("what", "counts"), [(CAUSAL, (2, 8)), (ENCODER, (8,))], ids=["causal", "encoder"])
+@pytest.mark.parametrize(
+    ("what", "counts"), [(CAUSAL, (2, 8)), (ENCODER, (8,))], ids=["causal", "encoder"]
+)
 def test_one_device_is_many_in_one_trace_for_all_phases(tiny_cfg, what, counts):
     """Cerebra (train/test_step.py has CHIAR): dropout, routing noise and penalty on, uneven token counts, a device with
     nothing but padding (of 8)."""
@@ -82,11 +98,15 @@ def test_one_device_is_many_in_one_trace_for_all_phases(tiny_cfg, what, counts):
         many, again, traces = train(cfg, devices)
         assert traces == 1
         # Adam divides gradients that are nearly zero by their own size, which magnifies rounding
-        apart = optax.tree.norm(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), one.params, many.params))
+        apart = optax.tree.norm(
+            jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), one.params, many.params)
+        )
         assert apart < 2e-3 * optax.tree.norm(one.params)
         for x, y in zip(history, again, strict=True):
             for name in x:
-                np.testing.assert_allclose(x[name][0], y[name][0], rtol=1e-3, atol=2e-4, err_msg=f"{devices} {name}")
+                np.testing.assert_allclose(
+                    x[name][0], y[name][0], rtol=1e-3, atol=2e-4, err_msg=f"{devices} {name}"
+                )
                 np.testing.assert_array_equal(x[name][1], y[name][1], err_msg=f"{devices} {name}")
 
 
@@ -99,7 +119,9 @@ def test_bfloat16_has_the_loss_and_the_gradients_of_float32(tiny_cfg, what):
     knobs, batch = Knobs(jnp.float32(0.1), jnp.float32(1), jnp.float32(1)), batch_at(0, True)
     variables = jax.eval_shape(lambda: build(cfg, V).init(jax.random.key(0), batch))
     rng = np.random.RandomState(0)
-    fill = lambda path, s: np.float32((path[-1].key in ("scale", "w")) + 0.2 * rng.standard_normal(s.shape))  # noqa: E731
+    fill = lambda path, s: np.float32(
+        (path[-1].key in ("scale", "w")) + 0.2 * rng.standard_normal(s.shape)
+    )  # noqa: E731
     params = jax.tree_util.tree_map_with_path(fill, variables["params"])
     routing = MODELS[cfg.net.name].routing(cfg.net)
     for dtype in ("float32", "bfloat16"):
@@ -109,7 +131,9 @@ def test_bfloat16_has_the_loss_and_the_gradients_of_float32(tiny_cfg, what):
         def both(params, model=model):
             def J(params):
                 variables = {"params": params, "routing": routing}
-                total, (sums, *_) = objective(model, Task(), variables, batch, knobs, None, 60.0, 7.0)
+                total, (sums, *_) = objective(
+                    model, Task(), variables, batch, knobs, None, 60.0, 7.0
+                )
                 return total, sums
 
             (total, sums), grads = jax.value_and_grad(J, has_aux=True)(params)

@@ -16,7 +16,14 @@ from cerebra_jax import config
 def make_run(tmp_path) -> Callable[..., Path]:
     """make_run("folder", "chiar", 0, 200.0, {"net.route.rate": 0.5}): a run's folder; `result` goes over its result."""
 
-    def make(folder: str, model: str, seed: int, ppl: float, keys: dict[str, Any] | None = None, **result: Any) -> Path:
+    def make(
+        folder: str,
+        model: str,
+        seed: int,
+        ppl: float,
+        keys: dict[str, Any] | None = None,
+        **result: Any,
+    ) -> Path:
         path = tmp_path / folder
         path.mkdir(parents=True)
         cfg = config.to_dict(config.parse({}))
@@ -35,7 +42,10 @@ def make_run(tmp_path) -> Callable[..., Path]:
         }  # fmt: skip
         (path / "result.json").write_text(json.dumps(found | result))
         (path / "config.json").write_text(json.dumps(cfg))
-        lines = [{"step": i, "split": "train", "loss": 8 - i / 20, "executed_rel_flops": 1.0} for i in range(1, 61)]
+        lines = [
+            {"step": i, "split": "train", "loss": 8 - i / 20, "executed_rel_flops": 1.0}
+            for i in range(1, 61)
+        ]
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return path
 

@@ -10,7 +10,12 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import groups, runs
 
-OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 0.125, str: lambda v: v + "x"}
+OTHER = {
+    bool: lambda v: not v,
+    int: lambda v: v + 1,
+    float: lambda v: v + 0.125,
+    str: lambda v: v + "x",
+}
 
 
 @pytest.mark.parametrize("key", config.fields())
@@ -32,7 +37,10 @@ def test_runs_that_differ_in_any_key_but_the_seed_and_places_are_two_groups(key,
 
 def test_other_data_of_the_same_name_are_another_group(make_run):
     made = [make_run(x, "chiar", 0, 1.0, data={"sha256": x * 64}) for x in "ab"]
-    assert sorted(runs.load(made)) == ["chiar, data=wikitext2 aaaaaaaa", "chiar, data=wikitext2 bbbbbbbb"]
+    assert sorted(runs.load(made)) == [
+        "chiar, data=wikitext2 aaaaaaaa",
+        "chiar, data=wikitext2 bbbbbbbb",
+    ]
 
 
 def test_names_are_what_tells_groups_apart(make_run):
@@ -44,17 +52,26 @@ def test_names_are_what_tells_groups_apart(make_run):
                                             (0.0001, 0.01))]  # fmt: skip
     assert [len(rs) for rs in found.values()] == [1, 2, 2, 2, 2]
     made.append(make_run("e", "transformer", 1, 1.0, {"train.lr": 0.5}))
-    assert "transformer, lr=0.5" in runs.load(made) and "cerebra, rate=0.25, lam=0.0001, lr=0.002" in runs.load(made)
+    assert "transformer, lr=0.5" in runs.load(
+        made
+    ) and "cerebra, rate=0.25, lam=0.0001, lr=0.002" in runs.load(made)
 
 
 def test_keys_with_one_short_name_are_written_in_full():
     one = groups.identity(config.to_dict(config.parse({})), {"dataset": "x"})
     found = groups.names([one, {**one, "train.k": 3}, {**one, "net.route.k": 5}])
-    assert found[1].endswith("train.k=3") and "net.route.k=0" in found[1] and "net.route.k=5" in found[2]
+    assert (
+        found[1].endswith("train.k=3")
+        and "net.route.k=0" in found[1]
+        and "net.route.k=5" in found[2]
+    )
 
 
 def test_values_that_look_alike_are_written_apart(make_run):
-    made = [make_run(str(i), "chiar", 0, 1.0, {"train.lr": lr}) for i, lr in enumerate((0.12345678, 0.12345679))]
+    made = [
+        make_run(str(i), "chiar", 0, 1.0, {"train.lr": lr})
+        for i, lr in enumerate((0.12345678, 0.12345679))
+    ]
     assert len(set(runs.load(made))) == 2
 
 
@@ -67,9 +84,17 @@ def test_a_run_older_than_a_key_is_one_with_its_default(make_run):
 
 
 def test_a_twin_is_named_after_what_it_is_a_twin_of_and_dense_models_come_first(make_run):
-    made = [make_run(f"t{i}", "chiar", 0, 200.0, {"twin": twin}) for i, twin in enumerate(("random", "equal_flops"))]
+    made = [
+        make_run(f"t{i}", "chiar", 0, 200.0, {"twin": twin})
+        for i, twin in enumerate(("random", "equal_flops"))
+    ]
     made += [make_run("m", "chiar", 0, 1.0), make_run("d", "transformer", 0, 1.0)]
-    assert list(runs.load(made)) == ["transformer", "chiar", "equal-FLOP twin of chiar", "random twin of chiar"]
+    assert list(runs.load(made)) == [
+        "transformer",
+        "chiar",
+        "equal-FLOP twin of chiar",
+        "random twin of chiar",
+    ]
 
 
 def test_groups_can_be_called_after_their_folders(make_run):

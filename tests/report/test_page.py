@@ -44,17 +44,26 @@ def page(tmp_path, folders) -> str:
 
 def test_it_parses_and_holds_every_run_group_and_figure(tmp_path, folders):
     found = Page(page(tmp_path, folders))
-    assert {str(folder) for folder in folders} <= set(found.cells) and {"transformer", "chiar"} <= set(found.cells)
+    assert {str(folder) for folder in folders} <= set(found.cells) and {
+        "transformer",
+        "chiar",
+    } <= set(found.cells)
     assert "203.0 ± 3.0" in found.cells and "higher, which is worse" in found.text
     assert "Pareto front by means" in found.text and found.tags.count("img") == 2
 
 
 def test_it_asks_for_nothing_from_outside(tmp_path, folders):
     text = page(tmp_path, folders)
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]*", "", text))
+    assert not re.search(
+        r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
+    )
     found = Page(text)
     assert not {"script", "link", "iframe", "object", "base"} & set(found.tags)
-    assert all(value.startswith("data:image/svg+xml;base64,") for name, value in found.attributes if name == "src")
+    assert all(
+        value.startswith("data:image/svg+xml;base64,")
+        for name, value in found.attributes
+        if name == "src"
+    )
     assert "default-src 'none'" in dict(found.attributes)["content"] or "default-src 'none'" in text
 
 
@@ -64,11 +73,18 @@ def test_names_and_notices_are_shown_and_never_run(tmp_path, make_run):
             for i in range(2)]  # fmt: skip
     text = page(tmp_path, made)
     found = Page(text)
-    assert "script" not in found.tags and f"chiar, target={evil}0" in found.cells and evil in found.text
+    assert (
+        "script" not in found.tags
+        and f"chiar, target={evil}0" in found.cells
+        and evil in found.text
+    )
 
 
 def test_it_stays_small_with_many_long_runs(tmp_path, make_run):
-    made = [make_run(f"r{i}", "chiar", i % 3, 100.0 + i, {"net.route.rate": i // 3 / 100}) for i in range(81)]
+    made = [
+        make_run(f"r{i}", "chiar", i % 3, 100.0 + i, {"net.route.rate": i // 3 / 100})
+        for i in range(81)
+    ]
     line, rng = {"split": "train", "executed_rel_flops": 0.7}, random.Random(0)
     for path in made:
         lines = (json.dumps(line | {"step": i, "loss": 8 * rng.random()}) for i in range(1, 2001))

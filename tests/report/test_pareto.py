@@ -28,7 +28,11 @@ def test_the_front_is_what_nothing_dominates(points):
 
 @given(POINTS, st.tuples(st.integers(0, 10), st.integers(0, 10)))
 def test_hypervolume_counts_the_unit_squares_that_are_dominated(points, reference):
-    squares = sum(any(c <= x and q <= y for c, q in points) for x in range(reference[0]) for y in range(reference[1]))
+    squares = sum(
+        any(c <= x and q <= y for c, q in points)
+        for x in range(reference[0])
+        for y in range(reference[1])
+    )
     assert pareto.hypervolume(points, reference) == squares
 
 
@@ -57,14 +61,21 @@ def grid(make_run):
 
 def test_the_front_of_runs_is_named_and_its_volume_has_a_spread(grid):
     front, volume = pareto.lines(grid)
-    assert front.endswith(": chiar, rate=0.1; chiar, rate=0.3; transformer.") and "rate=0.2" not in front
-    assert "from 1 to 4.3 MFLOP/token and 100.0 to 145.1" in volume and volume.count("(2 seeds)") == 3
+    assert (
+        front.endswith(": chiar, rate=0.1; chiar, rate=0.3; transformer.")
+        and "rate=0.2" not in front
+    )
+    assert (
+        "from 1 to 4.3 MFLOP/token and 100.0 to 145.1" in volume and volume.count("(2 seeds)") == 3
+    )
     found = pareto.volumes(grid)
     assert found["all"][0] > found["chiar"][0] > found["transformer"][0] > 0 and found["all"][1] > 0
     box = pareto.frame(grid)
     seed0 = [p for rs in grid.values() for r in rs if r.seed == 0 and (p := pareto.point(r))]
     seed1 = [(c, q + 1) for c, q in seed0]
-    assert found["all"][0] == pytest.approx((pareto.share(seed0, box) + pareto.share(seed1, box)) / 2)
+    assert found["all"][0] == pytest.approx(
+        (pareto.share(seed0, box) + pareto.share(seed1, box)) / 2
+    )
 
 
 def test_more_is_better_where_the_metric_says_so(make_run):
@@ -73,16 +84,24 @@ def test_more_is_better_where_the_metric_says_so(make_run):
     made = [make_run(f"r{r}", "chiar", 0, 0.0, {"net.route.rate": r}, metrics=metric, val={"acc": a}, test={"acc": a},
                      **at(c)) for r, a, c in points]  # fmt: skip
     front, volume = pareto.lines(runs.load(made))
-    assert front.endswith("test accuracy): chiar, rate=0.1; chiar, rate=0.3.") and "0.90 to 0.35" in volume
+    assert (
+        front.endswith("test accuracy): chiar, rate=0.1; chiar, rate=0.3.")
+        and "0.90 to 0.35" in volume
+    )
     assert math.isnan(pareto.volumes(runs.load(made))["chiar"][1])
 
 
 def test_many_groups_are_drawn_with_a_short_legend(make_run, tmp_path):
-    made = [make_run(f"r{i}", "chiar", 0, 100.0 - i, {"net.route.rate": i / 100}, **at(1e6 + i)) for i in range(12)]
+    made = [
+        make_run(f"r{i}", "chiar", 0, 100.0 - i, {"net.route.rate": i / 100}, **at(1e6 + i))
+        for i in range(12)
+    ]
     plots.front(runs.load(made), tmp_path / "f.svg")
     plots.curves(runs.load(made), tmp_path / "c.svg")
     text = (tmp_path / "f.svg").read_text()
-    assert text.count(">chiar<") == 1 and text.count(">chiar, rate=") == 12  # all are on the front, which is labelled
+    assert (
+        text.count(">chiar<") == 1 and text.count(">chiar, rate=") == 12
+    )  # all are on the front, which is labelled
     assert (tmp_path / "c.svg").read_text().count(">chiar<") == 1
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from cerebra_jax.cli import report
 from cerebra_jax.errors import UserError
-from cerebra_jax.report import compare, runs, stats, tables
+from cerebra_jax.report import compare, runs, tables
+from cerebra_jax.report import statistics as stats
 
 
 def test_table_has_mean_sd_interval_and_costs_of_each_group(folders):
@@ -43,7 +44,10 @@ def test_what_pruning_leaves_has_a_column_where_any_run_pruned(make_run, folders
 def test_attention_calls_are_those_of_routed_layers_and_of_the_last(make_run):
     test = {"ppl_word": 201.0, "bits_per_byte": 1.5, "gates": {"kept": [0.25, 0.25, 0.5, 0.0]}}
     net = {"depth": 6, "route": {"mode": "threshold"}}
-    runs_of = [make_run("c", "chiar", 0, 201.0, net=net, test=test), make_run("d", "transformer", 0, 200.0)]
+    runs_of = [
+        make_run("c", "chiar", 0, 201.0, net=net, test=test),
+        make_run("d", "transformer", 0, 200.0),
+    ]
     for i, mode in enumerate(("always_compressed", "always_full")):
         net = {"depth": 6, "route": {"mode": mode}}
         runs_of.append(make_run(f"m{i}", "chiar", 0, 201.0, {"net.route.mode": mode}, net=net))
@@ -55,8 +59,16 @@ def test_attention_calls_are_those_of_routed_layers_and_of_the_last(make_run):
 
 def test_costs_in_another_unit_are_told_apart_and_priced_in_flops_too(make_run):
     relative = {"expected": 0.9, "hard": 0.8, "executed": 0.7}
-    costs = {"counts": "bytes", "relative": relative, "executed": 5e6, "executed_flops": 1e6, "dense": 9e6}
-    mine = make_run("a", "chiar", 0, 200.0, {"objective.unit": "bytes"}, costs=costs | {"train_total": 1e9})
+    costs = {
+        "counts": "bytes",
+        "relative": relative,
+        "executed": 5e6,
+        "executed_flops": 1e6,
+        "dense": 9e6,
+    }
+    mine = make_run(
+        "a", "chiar", 0, 200.0, {"objective.unit": "bytes"}, costs=costs | {"train_total": 1e9}
+    )
     groups = runs.load([mine, make_run("b", "transformer", 0, 200.0)])
     (head, dense, chiar), place = tables.grid(groups, {}), 8
     assert head[place - 1 : place + 1] == ["executed MFLOP/token", "dense MFLOP/token"]
@@ -67,7 +79,11 @@ def test_costs_in_another_unit_are_told_apart_and_priced_in_flops_too(make_run):
 
 def test_verdict_follows_the_interval(make_run, folders):
     (clear,) = compare.lines(runs.load(folders))
-    assert clear.startswith("chiar − transformer, ") and "+11.0" in clear and "higher, which is worse" in clear
+    assert (
+        clear.startswith("chiar − transformer, ")
+        and "+11.0" in clear
+        and "higher, which is worse" in clear
+    )
     noisy = [make_run(f"n{s}", "chiar", s, ppl) for s, ppl in enumerate((150.0, 203.0, 260.0))]
     (overlap,) = compare.lines(runs.load(folders[:3] + noisy))
     assert "no difference shown" in overlap and not re.search("better|worse|higher|lower", overlap)
@@ -90,7 +106,9 @@ def test_many_comparisons_are_corrected_for(make_run, folders):
             for r in (0.1, 0.2) for s, d in enumerate((10.0, 14.0, 18.0))]  # fmt: skip
     one = compare.comparisons(runs.load(folders[:3] + more[:3]))
     two = compare.comparisons(runs.load(folders[:3] + more))
-    assert one[0].p == one[0].found.p == pytest.approx(0.0267, abs=1e-3) and "worse" in one[0].verdict
+    assert (
+        one[0].p == one[0].found.p == pytest.approx(0.0267, abs=1e-3) and "worse" in one[0].verdict
+    )
     assert [c.p for c in two] == [pytest.approx(2 * one[0].p)] * 2
     assert all("by Holm" in c.verdict and "no difference" in c.verdict for c in two)
 
@@ -119,7 +137,10 @@ def test_csv_is_read_back_exactly(folders):
     for row in rows:
         for column in tables.columns(groups):
             found = tables.cell(groups[row["group"]], column)
-            assert float(row[f"{column.key}_mean"]) == found.mean and float(row[f"{column.key}_sd"]) == found.sd
+            assert (
+                float(row[f"{column.key}_mean"]) == found.mean
+                and float(row[f"{column.key}_sd"]) == found.sd
+            )
             assert float(row[f"{column.key}_high"]) == found.mean + found.half
     rows = list(csv.DictReader(io.StringIO(tables.csv_runs(groups))))
     assert [row["run"] for row in rows] == [str(r.path) for g in groups.values() for r in g]
@@ -130,7 +151,9 @@ def test_csv_is_read_back_exactly(folders):
 
 
 def test_csv_of_one_seed_leaves_its_spread_empty_and_quotes_what_it_must(make_run):
-    groups = runs.load([make_run(f"r{s}", "chiar", 0, 1.0, {"train.duration": d}) for s, d in enumerate('a",b')])
+    groups = runs.load(
+        [make_run(f"r{s}", "chiar", 0, 1.0, {"train.duration": d}) for s, d in enumerate('a",b')]
+    )
     rows = list(csv.DictReader(io.StringIO(tables.csv_groups(groups))))
     assert {row["group"] for row in rows} == set(groups) == {f"chiar, duration={d}" for d in 'a",b'}
     assert all(row["test_ppl_word_sd"] == row["test_ppl_word_low"] == "" for row in rows)
@@ -157,7 +180,9 @@ def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
     page.write_text("before\n<!-- RESULTS: begin. x -->\nOLD TEXT\n<!-- RESULTS: end -->\nafter\n")
     report.run([*map(str, folders), f"--into={page}", f"--plot={tmp_path / 'x' / 'curves.svg'}"])
     text = page.read_text()
-    assert text.startswith("before\n<!-- RESULTS: begin. x -->\n| model") and text.endswith("end -->\nafter\n")
+    assert text.startswith("before\n<!-- RESULTS: begin. x -->\n| model") and text.endswith(
+        "end -->\nafter\n"
+    )
     assert "OLD TEXT" not in text and "| model" in capsys.readouterr().out
     assert "transformer" in (tmp_path / "x" / "curves.svg").read_text()
     report.run([*map(str, folders), f"--into={page}"])
@@ -166,8 +191,13 @@ def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
 
 def test_a_brief_table_is_part_of_the_whole_one(folders):
     groups = runs.load(folders)
-    whole, brief = tables.grid(groups, {"other": 5.0}), tables.grid(groups, {"other": 5.0}, brief=True)
-    assert brief[0][1:3] == ["perplexity per word, test", "95 % interval"] and len(brief[0]) < len(whole[0])
+    whole, brief = (
+        tables.grid(groups, {"other": 5.0}),
+        tables.grid(groups, {"other": 5.0}, brief=True),
+    )
+    assert brief[0][1:3] == ["perplexity per word, test", "95 % interval"] and len(brief[0]) < len(
+        whole[0]
+    )
     at = [whole[0].index(name) for name in brief[0]]
     assert brief == [[row[i] for i in at] for row in whole] and brief[-1][1] == "5"
     assert set(tables.notes(groups, "", 0, True)) < set(tables.notes(groups, "", 0))
@@ -175,9 +205,7 @@ def test_a_brief_table_is_part_of_the_whole_one(folders):
 
 def test_a_file_holds_several_tables_by_name(tmp_path, folders):
     page = tmp_path / "page.md"
-    empty = (
-        "<!-- RESULTS: begin -->\nA\n<!-- RESULTS: end -->\n<!-- RESULTS two: begin -->\nB\n<!-- RESULTS two: end -->\n"
-    )
+    empty = "<!-- RESULTS: begin -->\nA\n<!-- RESULTS: end -->\n<!-- RESULTS two: begin -->\nB\n<!-- RESULTS two: end -->\n"
     page.write_text(empty)
     report.run([*map(str, folders), f"--into={page}#two"])
     first, _, second = page.read_text().partition("<!-- RESULTS two: begin -->\n")
@@ -188,7 +216,9 @@ def test_a_file_holds_several_tables_by_name(tmp_path, folders):
 def test_every_kind_of_file_is_written(tmp_path, folders):
     names = ("new/t.csv", "r.csv", "t.tex", "p.html", "c.svg", "f.png", "f.pdf")
     files = dict(zip(("csv", "runs-csv", "latex", "html", "plot", "pareto"), names, strict=False))
-    report.run([*map(str, folders), *(f"--{option}={tmp_path / name}" for option, name in files.items())])
+    report.run(
+        [*map(str, folders), *(f"--{option}={tmp_path / name}" for option, name in files.items())]
+    )
     start = {"new/t.csv": b"group,n", "r.csv": b"group,run", "t.tex": b"% needs", "p.html": b"<!DOCTYPE html>",
              "c.svg": b"<?xml", "f.png": b"\x89PNG"}  # fmt: skip
     for name, first in start.items():
@@ -212,10 +242,17 @@ def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, make_run, 
         path = make_run(f"b{s}", "chiar", s, 200.0, {"objective.budget": 0.7}, costs=costs)
         line = {"split": "train", "loss": 1.0, "executed_rel_flops": 0.7, "hard_rel_flops": 0.7, "multiplier": 2.0,
                 "budget_target": 0.7, "budget_gap": 0.25}  # fmt: skip
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line | {"step": i}) + "\n" for i in range(1, 61)))
+        (path / "metrics.jsonl").write_text(
+            "".join(json.dumps(line | {"step": i}) + "\n" for i in range(1, 61))
+        )
     groups = runs.load([tmp_path / "b0", tmp_path / "b1"])
     (line,) = tables.held(groups)
-    assert "budget 0.7" in line and "executed -2.0%" in line and "hard cost +14.3% " in line and "2 seeds" in line
+    assert (
+        "budget 0.7" in line
+        and "executed -2.0%" in line
+        and "hard cost +14.3% " in line
+        and "2 seeds" in line
+    )
     assert tables.held(runs.load(folders)) == []
     report.run([*map(str, tmp_path.glob("b?")), f"--budgets={tmp_path / 'gap.svg'}"])
     assert "duality gap" in (tmp_path / "gap.svg").read_text()
@@ -250,5 +287,6 @@ def test_mistakes_are_one_line(tmp_path, make_run, folders, words, what):
 
 def test_one_seed_has_no_spread():
     assert (
-        math.isnan(stats.mean_sd([1.0])[1]) and tables.mean_text(tables.Cell(1.0, math.nan, math.nan, 1), 2) == "1.00"
+        math.isnan(stats.mean_sd([1.0])[1])
+        and tables.mean_text(tables.Cell(1.0, math.nan, math.nan, 1), 2) == "1.00"
     )

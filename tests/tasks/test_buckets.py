@@ -45,14 +45,27 @@ def test_lengths_are_few_and_each_has_rows_for_a_batch_or_none(case):
 
 def test_lengths_are_quantiles():
     tokens_N = np.arange(1, 101)
-    assert lengths(tokens_N, 4, 63, 1) == (26, 51, 63) and lengths(tokens_N, 4, 100, 1) == (32, 56, 80, 100)
-    assert lengths(tokens_N, 4, 500, 1) == (32, 56, 80, 104, 500)  # the last for what is longer than all in training
+    assert lengths(tokens_N, 4, 63, 1) == (26, 51, 63) and lengths(tokens_N, 4, 100, 1) == (
+        32,
+        56,
+        80,
+        100,
+    )
+    assert lengths(tokens_N, 4, 500, 1) == (
+        32,
+        56,
+        80,
+        104,
+        500,
+    )  # the last for what is longer than all in training
     assert lengths(tokens_N, 4, 100, 25) == (32, 100) and lengths(tokens_N, 4, 100, 200) == (100,)
 
 
 @given(cases(), st.integers(0, 2**31 - 1))
 @settings(max_examples=60, deadline=None)
-def test_an_epoch_has_the_rows_of_an_epoch_without_buckets_in_batches_as_short_as_they_can_be(case, seed):
+def test_an_epoch_has_the_rows_of_an_epoch_without_buckets_in_batches_as_short_as_they_can_be(
+    case, seed
+):
     tokens_N, L, buckets, B = case
     plain, task = padded(tokens_N, L), padded(tokens_N, L)
     task.bucket(buckets, B)
@@ -66,8 +79,14 @@ def test_an_epoch_has_the_rows_of_an_epoch_without_buckets_in_batches_as_short_a
             want.update(names(plain.train_batch(seed, step, B)).tolist())
             tokens = tokens_N[names(batch)]
             length = batch["inputs_BxL"].shape[1]
-            assert length == batch["mask_BxL"].shape[1] == min(x for x in task.shape.lengths if x >= tokens.max())
-            assert batch["labels_BxL"].shape == (B, 1) and (batch["mask_BxL"].sum(1) == tokens).all()
+            assert (
+                length
+                == batch["mask_BxL"].shape[1]
+                == min(x for x in task.shape.lengths if x >= tokens.max())
+            )
+            assert (
+                batch["labels_BxL"].shape == (B, 1) and (batch["mask_BxL"].sum(1) == tokens).all()
+            )
             mixed += np.ptp(task.group_N[names(batch)]) > 0
         assert seen == want and mixed < len(task.shape.lengths)
         assert min(seen[i] for i in range(len(tokens_N))) >= 1 or epoch
@@ -83,7 +102,9 @@ def test_a_batch_follows_seed_and_step_alone_and_hosts_share_it(case, step, host
         task.bucket(buckets, B)
     for s in (step + 9, 0, step + 40):
         used.train_batch(3, s, B)
-    some_steps = range(step, step + used.steps_per_epoch(B))  # with the batches of two buckets among them
+    some_steps = range(
+        step, step + used.steps_per_epoch(B)
+    )  # with the batches of two buckets among them
     wholes = [*(used.train_batch(3, s, B) for s in some_steps), *used.eval_batches("test", B)]
     parts = [[*(fresh.train_batch(3, s, B, (h, hosts)) for s in some_steps), *fresh.eval_batches("test", B, (h, hosts))]
              for h in range(hosts)]  # fmt: skip
@@ -116,4 +137,6 @@ def test_without_buckets_nothing_is_cut_and_with_them_the_example_is_not():
     before = task.example(2)
     task.bucket(4, 4)
     after = task.example(2)
-    assert all((after[name] == x).all() for name, x in before.items()) and after["mask_BxL"].shape == (2, 40)
+    assert all((after[name] == x).all() for name, x in before.items()) and after[
+        "mask_BxL"
+    ].shape == (2, 40)

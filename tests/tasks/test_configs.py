@@ -13,9 +13,9 @@ import pytest
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
-from cerebra_jax.models.build import build as build_model
-from cerebra_jax.tasks import build
-from cerebra_jax.train.shrink import rounds
+from cerebra_jax.models.model import build as build_model
+from cerebra_jax.tasks import registry as build
+from cerebra_jax.training import pruning_rounds as rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,9 @@ def test_every_part_is_a_configuration_and_others_are_refused(name):
         assert cfg.task.name == name and not cfg.net.causal
     dense, smoke = (config.parse(make.get_config(part)) for part in ("dense", "cerebra-smoke"))
     assert (dense.net.name, smoke.net.name) == ("transformer", "cerebra")
-    assert config.parse(make.get_config("dense-smoke")).net.width == smoke.net.width < dense.net.width
+    assert (
+        config.parse(make.get_config("dense-smoke")).net.width == smoke.net.width < dense.net.width
+    )
     for wrong in ("nothing", "cerebra-dense"):
         with pytest.raises(UserError):
             make.get_config(wrong)
@@ -56,14 +58,22 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
         cfg, vocab = build.fitted(cfg, task.shape), task.shape.vocab_size
         assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, 1000, 100).last == 700
     full = config.parse(module("wikitext").get_config("cerebra-full-400m"))
-    assert full.prune.on and full.quant.bits == 8 and full.sampler.on and full.objective.lam > 0 and not full.net.scan
+    assert (
+        full.prune.on
+        and full.quant.bits == 8
+        and full.sampler.on
+        and full.objective.lam > 0
+        and not full.net.scan
+    )
     rows = "\n".join(f"{'abc'[i % 3]},{i % 7},{i % 5 + 10 * (i % 3)}" for i in range(200))
     (tmp_path / "t.csv").write_text(f"kind,x,y\n{rows}\n")
     data = [f"--config.task.path={tmp_path / 't.csv'}", "--config.task.target=y"]
     words = [*data, f"--config={file}:full-smoke", "--config.net.depth=1", "--config.train.duration=20 steps",
              "--config.train.batch_size=16", "--config.train.devices=1", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
     assert main(words) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     steps = [line for line in lines if line["split"] == "train"]
     assert list(dict.fromkeys(line["phase"] for line in steps)) == ["warm", "ramp", "prune", "qat"]
     assert [line["step"] for line in steps if "sampler_effective" in line] == [18, 19, 20]
@@ -75,7 +85,10 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
     assert main(["shrink", f"--workdir={tmp_path / 'run'}", small]) == 0
     assert main(["convert", f"--workdir={tmp_path / 'small'}", stored]) == 0
     assert main(["eval", f"--workdir={tmp_path / 'int8'}", "--split=valid"]) == 0
-    found = [json.loads((tmp_path / path).read_text()) for path in ("run/result.json", "int8/eval-valid.json")]
+    found = [
+        json.loads((tmp_path / path).read_text())
+        for path in ("run/result.json", "int8/eval-valid.json")
+    ]
     assert abs(found[1]["rmse"] / found[0]["val"]["rmse"] - 1) < 0.02
 
 
@@ -89,6 +102,8 @@ def test_cerebra_executes_at_most_half_of_the_dense_model(name, model, least):
     for part, size in itertools.product((model, "dense"), ("", "smoke")):
         cfg = config.parse(make.get_config(f"{part}-{size}"))
         task = build.build(cfg, lambda line: None)
-        sizes[part, size] = build_model(build.fitted(cfg, task.shape), task.shape.vocab_size).cost.executed_flops
+        sizes[part, size] = build_model(
+            build.fitted(cfg, task.shape), task.shape.vocab_size
+        ).cost.executed_flops
     for size in ("", "smoke"):
         assert least < sizes[model, size] / sizes["dense", size] <= 0.5

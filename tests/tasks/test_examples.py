@@ -11,7 +11,9 @@ from cerebra_jax.tasks.examples import SPLITS, Examples, cut, digest
 
 def fake(n: int) -> Examples:
     """A task whose rows name themselves."""
-    return Examples({split: {"inputs_BxL": np.arange(n, dtype=np.int32)[:, None]} for split in SPLITS})
+    return Examples(
+        {split: {"inputs_BxL": np.arange(n, dtype=np.int32)[:, None]} for split in SPLITS}
+    )
 
 
 def rows(batch):
@@ -73,7 +75,9 @@ def test_an_evaluation_scores_every_row_once_in_batches_of_one_shape(shape):
 
 def test_the_stream_of_a_seed_is_frozen():
     got = fake(100).train_batch(3, 7, 4)["inputs_BxL"][:, 0].tolist()
-    assert got == [54, 5, 28, 21], f"{got}: every run gets other batches. Intended? Update this, say why in the commit."
+    assert got == [54, 5, 28, 21], (
+        f"{got}: every run gets other batches. Intended? Update this, say why in the commit."
+    )
 
 
 @given(st.integers(3, 4000), st.floats(0.0, 0.45), st.floats(0.0, 0.45))
@@ -82,10 +86,14 @@ def test_splits_are_disjoint_and_are_all_rows(n, valid, test):
     try:
         parts = cut(n, valid, test)
     except UserError:
-        assert min(int(valid * n), int((1 - valid - test) * n)) == 0 or (test and int(round(test * n, 6)) <= 1)
+        assert min(int(valid * n), int((1 - valid - test) * n)) == 0 or (
+            test and int(round(test * n, 6)) <= 1
+        )
         return
     np.testing.assert_array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(n))
-    np.testing.assert_array_equal(np.concatenate(list(parts.values())), np.random.RandomState(42).permutation(n))
+    np.testing.assert_array_equal(
+        np.concatenate(list(parts.values())), np.random.RandomState(42).permutation(n)
+    )
     assert bool(len(parts["test"])) == bool(test)
 
 
@@ -102,7 +110,10 @@ def test_the_published_splits():
     }.items():
         assert tuple(map(start, cut(n, 0.1, 0.1).values())) == want
     parts = cut(10_003, 0.1, 0.0)
-    assert (start(parts["train"]), start(parts["valid"])) == ("1b7acd5fecd3384f", "16961addce49fc02")
+    assert (start(parts["train"]), start(parts["valid"])) == (
+        "1b7acd5fecd3384f",
+        "16961addce49fc02",
+    )
     assert [len(x) for x in cut(13_784, 0.05, 0.0).values()] == [13_094, 690, 0]
 
 

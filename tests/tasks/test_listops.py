@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import build as tasks
 from cerebra_jax.tasks import listops
+from cerebra_jax.tasks import registry as tasks
 
 SAMPLE = Path(__file__).parents[3] / "shared/data/listops_sample/spinn_test_d20s.tsv.gz"
 
@@ -67,7 +67,10 @@ def test_trees_keep_the_rules():
 def test_the_arena_s_label_shares_and_outermost_operator_score():
     """Largest class 16.7 %, outermost operator alone 36.1 % (12,000 trees); here 1,500, so ± 3 standard errors."""
     found = listops.arrays(listops.trees(1500, 500, 2000, seed=0), 2000)
-    half = {name: x[:750] for name, x in found.items()}, {name: x[750:] for name, x in found.items()}
+    half = (
+        {name: x[:750] for name, x in found.items()},
+        {name: x[750:] for name, x in found.items()},
+    )
     assert abs(np.bincount(found["labels_BxL"][:, 0]).max() / 1500 - 0.167) < 0.03
     assert abs(listops.outermost(*half) - 0.361) < 0.055
     assert abs(found["mask_BxL"].sum(1).mean() - 1037) < 60
@@ -78,11 +81,17 @@ def test_the_task_is_padded_masked_and_split_without_overlap(tiny_cfg):
                     "net.name": "transformer"})  # fmt: skip
     task = tasks.build(cfg, lambda line: None)
     rows = {s: [b for b in task.eval_batches(s, 8)] for s in ("train", "valid", "test")}
-    seen = {s: {x.tobytes() for b in bs for x in b["inputs_BxL"][b["w_BxL"][:, 0] > 0]} for s, bs in rows.items()}
+    seen = {
+        s: {x.tobytes() for b in bs for x in b["inputs_BxL"][b["w_BxL"][:, 0] > 0]}
+        for s, bs in rows.items()
+    }
     assert sum(map(len, seen.values())) == 120 and len(set.union(*seen.values())) == 120
     for b in rows["train"]:
         for ids, mask, label in zip(b["inputs_BxL"], b["mask_BxL"], b["labels_BxL"], strict=True):
-            assert listops.evaluate(ids[mask].tolist()) == label[0] and (ids[~mask] == listops.PAD).all()
+            assert (
+                listops.evaluate(ids[mask].tolist()) == label[0]
+                and (ids[~mask] == listops.PAD).all()
+            )
     assert sum(task.info()["splits"]["train"]["label_shares"]) == pytest.approx(1, abs=1e-3)
     with pytest.raises(UserError, match="leaves no length"):
         tasks.build(tiny_cfg({"task": {"name": "listops", "seq_len": 32}, "net.causal": False,

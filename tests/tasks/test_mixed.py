@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from cerebra_jax import config
-from cerebra_jax.cost import jaxpr
+from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import build as models
-from cerebra_jax.tasks import build, mixed
-from cerebra_jax.train.objective import objective
+from cerebra_jax.models import model as models
+from cerebra_jax.tasks import mixed
+from cerebra_jax.tasks import registry as build
+from cerebra_jax.training.objective import objective
 
 L, B = 40, 7
 
@@ -27,7 +28,10 @@ def cfg(tmp_path_factory):
     for split in ("train", "valid", "test"):
         rows = (" ".join("".join(rng.choices("abcd", k=3)) for _ in range(9)) for _ in range(12))
         (folder / f"{split}.txt").write_text("\n".join(rows) + "\n")
-    labelled = ["text,label", *(f"{word} {i},{word}" for i in range(30) for word in ("yes", "no", "perhaps"))]
+    labelled = [
+        "text,label",
+        *(f"{word} {i},{word}" for i in range(30) for word in ("yes", "no", "perhaps")),
+    ]
     (folder / "labelled.csv").write_text("\n".join(labelled) + "\n")
     task = {"name": "mixed", "data_dir": str(folder), "path": str(folder / "labelled.csv"), "tokenizer": "bytes",
             "seq_len": L, "rows": 100, "shortest": 6, "cache_dir": str(folder / "cache")}  # fmt: skip
@@ -73,7 +77,9 @@ def test_an_evaluation_asks_for_every_example_once(task):
     for batch in task.eval_batches("valid", B):
         np.add.at(weight, batch["task_B"], batch["w_BxL"].sum(1))
     tokens = sum(b["w_BxL"].sum() for b in part(task, 0).eval_batches("valid", B))
-    np.testing.assert_array_equal(weight, [tokens, *(L * part(task, i).size["valid"] for i in (1, 2))])
+    np.testing.assert_array_equal(
+        weight, [tokens, *(L * part(task, i).size["valid"] for i in (1, 2))]
+    )
 
 
 def test_figures_are_of_each_task_and_an_answer_is_right_among_its_own_classes(task):
@@ -82,7 +88,10 @@ def test_figures_are_of_each_task_and_an_answer_is_right_among_its_own_classes(t
     out = SimpleNamespace(h=jnp.float32(h), head_VxD=jnp.float32(head))
     total, sums = task.loss(out, batch, 16, each=True)
     logits = h @ head.T
-    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, batch["labels_BxL"][..., None], 2)[..., 0]
+    nats = (
+        np.log(np.exp(logits).sum(-1))
+        - np.take_along_axis(logits, batch["labels_BxL"][..., None], 2)[..., 0]
+    )
     nats_B = (nats * batch["w_BxL"]).sum(1)
     np.testing.assert_allclose(total, nats_B.sum(), rtol=1e-4)
     np.testing.assert_allclose(sums["each"][0], nats_B, rtol=1e-4)
@@ -97,7 +106,9 @@ def test_figures_are_of_each_task_and_an_answer_is_right_among_its_own_classes(t
     np.testing.assert_array_equal(sums["right"][1], [0, 2, 2])
     figures = task.report("valid", sums)
     assert figures["accuracy_listops"] == right[2] / 2
-    np.testing.assert_allclose(figures["nats_text"], nats_B[0::3].sum() / batch["w_BxL"][0::3].sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        figures["nats_text"], nats_B[0::3].sum() / batch["w_BxL"][0::3].sum(), rtol=1e-4
+    )
 
 
 def test_every_task_has_a_gate_of_its_own_which_is_logged(cfg, task):
@@ -113,7 +124,9 @@ def test_every_task_has_a_gate_of_its_own_which_is_logged(cfg, task):
         return total, metrics
 
     (_, metrics), slope = jax.jit(jax.value_and_grad(J, has_aux=True))(params, batch)
-    gates = np.asarray(metrics["meta_gate_of_task"][0]) / np.asarray(metrics["meta_gate_of_task"][1])
+    gates = np.asarray(metrics["meta_gate_of_task"][0]) / np.asarray(
+        metrics["meta_gate_of_task"][1]
+    )
     np.testing.assert_allclose(gates, 1 / (1 + np.exp([0.0, -1.0, 2.0])), rtol=1e-5)
     assert (np.abs(slope["meta_router"]["bias"]) > 1e-6).all()
     rows = np.arange(B) % 3 == 1
@@ -135,7 +148,9 @@ def test_what_needs_several_tasks_says_so(cfg, task):
     with pytest.raises(UserError, match="is one task; use task.name=mixed"):
         build.fitted(one, part(task, 0).shape)
     with pytest.raises(UserError, match="train.batch_size is 2 for 3 tasks"):
-        mixed.build(dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=2)), print)
+        mixed.build(
+            dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=2)), print
+        )
     model = models.build(build.fitted(cfg, task.shape), task.shape.vocab_size)
     assert model.token is None
     with pytest.raises(UserError, match="is of no task"):

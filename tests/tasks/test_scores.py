@@ -13,7 +13,10 @@ C, D = 5, 4
 def made(n: int, outputs: int):
     """(Out whose outputs are known, those outputs)."""
     rng = np.random.RandomState(n)
-    h, head = rng.standard_normal((n, 1, D)).astype(np.float32), rng.standard_normal((outputs, D)).astype(np.float32)
+    h, head = (
+        rng.standard_normal((n, 1, D)).astype(np.float32),
+        rng.standard_normal((outputs, D)).astype(np.float32),
+    )
     return Out(jnp.asarray(h), jnp.asarray(head)), h[:, 0] @ head.T
 
 
@@ -34,16 +37,23 @@ def pieces(out):
 def test_classification_figures_are_their_definitions():
     rng = np.random.RandomState(0)
     out, logits = made(60, C)
-    labels = rng.randint(0, C - 1, 60).astype(np.int32)  # the last class never occurs, but is predicted
+    labels = rng.randint(0, C - 1, 60).astype(
+        np.int32
+    )  # the last class never occurs, but is predicted
     w = (rng.rand(60) < 0.8).astype(np.float32)
     parts = [scores.classify(o, b) for o, b in zip(pieces(out), batches(labels, w), strict=True)]
     real, said = w > 0, logits.argmax(1)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    assert sum(float(p[0]) for p in parts) == pytest.approx(-log_p[np.arange(60), labels][real].sum(), rel=1e-5)
+    assert sum(float(p[0]) for p in parts) == pytest.approx(
+        -log_p[np.arange(60), labels][real].sum(), rel=1e-5
+    )
     f1 = []
     for c in range(C):
         tp = (real & (labels == c) & (said == c)).sum()
-        precision, recall = tp / max(1, (real & (said == c)).sum()), tp / max(1, (real & (labels == c)).sum())
+        precision, recall = (
+            tp / max(1, (real & (said == c)).sum()),
+            tp / max(1, (real & (labels == c)).sum()),
+        )
         f1.append(2 * precision * recall / (precision + recall) if tp else 0.0)
     got = scores.classes(total([p[1] for p in parts]))
     assert got["accuracy"] == pytest.approx((labels == said)[real].mean(), rel=1e-6)
@@ -57,7 +67,9 @@ def test_regression_figures_are_their_definitions():
     labels, w = rng.standard_normal(60).astype(np.float32), (rng.rand(60) < 0.7).astype(np.float32)
     parts = [scores.regress(o, b) for o, b in zip(pieces(out), batches(labels, w), strict=True)]
     miss, real = (y[:, 0] - labels).astype(np.float64), w > 0
-    got = scores.errors(total([p[1] for p in parts]), unit=1000.0, variance=float(labels[real].var()))
+    got = scores.errors(
+        total([p[1] for p in parts]), unit=1000.0, variance=float(labels[real].var())
+    )
     assert got["rmse"] == pytest.approx(1000 * np.sqrt((miss[real] ** 2).mean()), rel=1e-5)
     assert got["mae"] == pytest.approx(1000 * np.abs(miss[real]).mean(), rel=1e-5)
     assert got["r2"] == pytest.approx(1 - (miss[real] ** 2).mean() / labels[real].var(), rel=1e-4)
@@ -79,9 +91,15 @@ def test_the_losses_of_single_examples_are_those_of_batches_of_one(name):
     loss, outputs = getattr(scores, name), C if name == "classify" else 1
     out, _ = made(6, outputs)
     labels = np.arange(6, dtype=np.int32 if outputs > 1 else np.float32)[:, None] % C
-    batch = {"labels_BxL": jnp.asarray(labels), "w_BxL": jnp.asarray([[1.0], [0.5], [3.0], [0.0], [1.0], [2.0]])}
+    batch = {
+        "labels_BxL": jnp.asarray(labels),
+        "w_BxL": jnp.asarray([[1.0], [0.5], [3.0], [0.0], [1.0], [2.0]]),
+    }
     total, sums = loss(out, batch, each=True)
-    ones = [loss(Out(out.h[i : i + 1], out.head_VxD), {k: x[i : i + 1] for k, x in batch.items()})[0] for i in range(6)]
+    ones = [
+        loss(Out(out.h[i : i + 1], out.head_VxD), {k: x[i : i + 1] for k, x in batch.items()})[0]
+        for i in range(6)
+    ]
     np.testing.assert_allclose(sums["each"][0], ones, rtol=1e-6)
     np.testing.assert_array_equal(sums["each"][1], batch["w_BxL"][:, 0])
     assert "each" not in loss(out, batch)[1] and float(total) == float(loss(out, batch)[0])

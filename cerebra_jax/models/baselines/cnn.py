@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block
+from cerebra_jax.layers import block
 from cerebra_jax.models.baselines import stack
 
 
@@ -41,8 +41,12 @@ class Layer(nn.Module):
         padded = jnp.pad(h_BxLxD, ((0, 0), (before, ahead * most), (0, 0)))
         starts = [before + (ahead - i) * dilation for i in range(taps)]
         # side by side, the taps are one matrix product: the FLOPs of the convolution, whatever the dilation
-        taps_BxLxKD = jnp.concatenate([jax.lax.dynamic_slice_in_dim(padded, s, L, axis=1) for s in starts], axis=-1)
-        a, b = jnp.split(block._dense(2 * D, False, taps_BxLxKD, (taps * D) ** -0.5, "conv"), 2, axis=-1)
+        taps_BxLxKD = jnp.concatenate(
+            [jax.lax.dynamic_slice_in_dim(padded, s, L, axis=1) for s in starts], axis=-1
+        )
+        a, b = jnp.split(
+            block._dense(2 * D, False, taps_BxLxKD, (taps * D) ** -0.5, "conv"), 2, axis=-1
+        )
         return x_BxLxD + block.Drop(net.dropout)(ex_B, a * jax.nn.sigmoid(b)), None
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block
+from cerebra_jax.layers import block
 from cerebra_jax.models.baselines import stack
 
 

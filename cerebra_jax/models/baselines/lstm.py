@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block
+from cerebra_jax.layers import block
 from cerebra_jax.models.baselines import stack
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 
 from cerebra_jax.checks import need
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, ends
+from cerebra_jax.layers import block, ends
 from cerebra_jax.models.baselines import stack
 
 
@@ -41,7 +41,11 @@ class Mlp(stack.Stack):
     @staticmethod
     def entry(net, L):
         """L D · D for the first map, nothing for a pool. UserError where every token needs an answer of its own."""
-        need(net.outputs > 0, "net.name is mlp, which gives one answer per example, not per token", "use another model")
+        need(
+            net.outputs > 0,
+            "net.name is mlp, which gives one answer per example, not per token",
+            "use another model",
+        )
         return {} if net.pool else {"flat": prices.linear_flops(L * net.width, net.width)}
 
     @staticmethod

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, ends, router, transformer
-from cerebra_jax.models.layers.repeat import repeat
-from cerebra_jax.ops import dispatch
+from cerebra_jax.layers import block, ends
+from cerebra_jax.layers.scan_layers import repeat
+from cerebra_jax.models import transformer
+from cerebra_jax.routing import dispatch
+from cerebra_jax.routing import routers as router
 from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
 
 
@@ -29,7 +31,9 @@ class RoutedLayer(nn.Module):
     each: DecisionCost = FREE
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL):
+    def __call__(
+        self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL
+    ):
         net, L = self.net, self.L
         norm = block.Norm(name="attention_norm")
         h_BxLxD = norm(x_BxLxD)
@@ -38,13 +42,24 @@ class RoutedLayer(nn.Module):
         if net.route.dispatch:
             slots = dispatch.assign(r.wanted, router.layout(net, L), net.route.lowering)
             kept_BxL, x_BxKxD = slots.kept_BxL, dispatch.gather(x_BxLxD, slots)
-            taken = (norm(x_BxKxD), slots.idx_BxK, dispatch.read(order, slots, L))  # an empty slot stands at L
+            taken = (
+                norm(x_BxKxD),
+                slots.idx_BxK,
+                dispatch.read(order, slots, L),
+            )  # an empty slot stands at L
             plan = router.layout(net, L).plan(net.route.kv)
         else:
             slots, kept_BxL, x_BxKxD = None, r.wanted, x_BxLxD
-            taken = (h_BxLxD, pos_1xL, order if net.route.kv == "all" else jnp.where(kept_BxL, order, L))
+            taken = (
+                h_BxLxD,
+                pos_1xL,
+                order if net.route.kv == "all" else jnp.where(kept_BxL, order, L),
+            )
             plan = block.dense_plan(net, L)
-        (q, qpos, qorder), (m, kpos, korder) = taken, (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken
+        (q, qpos, qorder), (m, kpos, korder) = (
+            taken,
+            (h_BxLxD, pos_1xL, order) if net.route.kv == "all" else taken,
+        )
         scale = block.out_scale(net)
         plain = net.route.kv == "all" and not net.route.dispatch
         kernel = block.kernel_of(net, L) if plain else block.masked_kernel(net, plan)
@@ -53,8 +68,12 @@ class RoutedLayer(nn.Module):
         ffn = block.FeedForward(net, out_scale=scale, name="ffn")
         f_BxKxD = a_BxKxD + ffn(block.Norm(name="ffn_norm")(x_BxKxD + a_BxKxD))
         gate_BxL = r.gate * kept_BxL
-        x_BxLxD += block.Drop(net.dropout)(ex_B, block.mix(gate_BxL.astype(x_BxLxD.dtype), f_BxKxD, slots=slots))
-        return x_BxLxD, router.report(net, L, self.each, r, kept_BxL, gate_BxL, mask_BxL, knobs.rate)
+        x_BxLxD += block.Drop(net.dropout)(
+            ex_B, dispatch.combine(gate_BxL.astype(x_BxLxD.dtype), f_BxKxD, slots=slots)
+        )
+        return x_BxLxD, router.report(
+            net, L, self.each, r, kept_BxL, gate_BxL, mask_BxL, knobs.rate
+        )
 
 
 class Pair(nn.Module):
@@ -65,10 +84,14 @@ class Pair(nn.Module):
     each: DecisionCost = FREE
 
     @nn.compact
-    def __call__(self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL):
+    def __call__(
+        self, x_BxLxD, tau, spread, layer, knobs: Knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL
+    ):
         x_BxLxD, _ = _dense(self.net, self.L, "dense")(x_BxLxD, pos_1xL, order, ex_B, mask_BxL)
         routed = RoutedLayer(self.net, self.L, self.each, name="routed")
-        return routed(x_BxLxD, tau, spread, layer, knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL)
+        return routed(
+            x_BxLxD, tau, spread, layer, knobs, pos_1xL, order, ex_B, mask_BxL, needed_BxL
+        )
 
 
 def _dense(net: NetCfg, L: int, name: str):
@@ -92,7 +115,11 @@ class Mod(nn.Module):
         x_BxLxD, table_VxD = ends.embed(net, self.vocab, batch)
         B, L = x_BxLxD.shape[:2]
         places = (jnp.arange(L)[None], block.orders(net, L, mask_BxL), ex_B, mask_BxL)
-        scanned = (routing.get("tau", jnp.zeros(R)), routing.get("spread", jnp.zeros(R)), jnp.arange(R))
+        scanned = (
+            routing.get("tau", jnp.zeros(R)),
+            routing.get("spread", jnp.zeros(R)),
+            jnp.arange(R),
+        )
         each = self.each or decisions(net, L, self.vocab)
         kwargs = {"net": net, "L": L, "each": each}
         shared = (knobs, *places, router.needed(net, batch))
@@ -132,7 +159,10 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
         if net.route.mode in router.SCORED:
             model[f"{layer}/router"] = executed[f"{layer}/router"] = router.router_flops(net, L)
         if net.route.dispatch and net.route.lowering == "onehot":
-            model[f"{layer}/dispatch"], executed[f"{layer}/dispatch"] = 0, 2 * dispatch.move_flops(lay, net.width)
+            model[f"{layer}/dispatch"], executed[f"{layer}/dispatch"] = (
+                0,
+                2 * dispatch.move_flops(lay, net.width),
+            )
         executed[f"{layer}/attention"] = block.attention_flops(net.width, slots, keys, plan)
         executed[f"{layer}/ffn"] = block.ffn_flops(net, slots)
     return Cost(model, executed)

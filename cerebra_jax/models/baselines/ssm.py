@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.cost import jaxpr, prices
-from cerebra_jax.models import block
+from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.cost import prices
+from cerebra_jax.layers import block
 from cerebra_jax.models.baselines import stack
 
 EXPAND = 2  # inner width E per width
@@ -71,17 +72,24 @@ class Layer(nn.Module):
         D, S, E, R = net.width, net.ssm_state, EXPAND * net.width, rank(net.width)
         h_BxLxD = stack.turned(net, number, block.Norm(name="norm")(x_BxLxD))
         mask_BxL = stack.turned(net, number, mask_BxL)
-        u, z = jnp.split(block._dense(2 * E, False, stack.silenced(h_BxLxD, mask_BxL), D**-0.5, "in"), 2, axis=-1)
+        u, z = jnp.split(
+            block._dense(2 * E, False, stack.silenced(h_BxLxD, mask_BxL), D**-0.5, "in"), 2, axis=-1
+        )
         conv = block.Local(
-            dataclasses.replace(net, local=net.kernel, causal=True, init_std=net.kernel**-0.5), name="conv"
+            dataclasses.replace(net, local=net.kernel, causal=True, init_std=net.kernel**-0.5),
+            name="conv",
         )
         bias = self.param("bias", nn.initializers.zeros, (E,), jnp.float32).astype(dtype)
         u = jax.nn.silu(conv(u) + bias[None, None])
 
         u32 = u.astype(jnp.float32)  # what selects, and the states, are float32
         low = block._dense(R + 2 * S, False, u32, E**-0.5, "select")
-        step = nn.Dense(E, True, jnp.float32, kernel_init=block._init(R**-0.5), bias_init=_dt_bias, name="dt")
-        dt = stack.silenced(jax.nn.softplus(step(low[..., :R])), mask_BxL)  # padding changes no state
+        step = nn.Dense(
+            E, True, jnp.float32, kernel_init=block._init(R**-0.5), bias_init=_dt_bias, name="dt"
+        )
+        dt = stack.silenced(
+            jax.nn.softplus(step(low[..., :R])), mask_BxL
+        )  # padding changes no state
         a_SxE = -jnp.exp(self.param("log_a", _log_a, (S, E), jnp.float32))
         y = selective_scan(dt, u32, low[..., R : R + S], low[..., R + S :], a_SxE)
         y += self.param("scale", nn.initializers.ones, (E,), jnp.float32)[None, None] * u32
@@ -101,4 +109,7 @@ class Ssm(stack.Stack):
         maps = ((D, 2 * E), (E, R + 2 * S), (R, E), (E, D))
         linear = L * sum(prices.linear_flops(a, b) for a, b in maps)
         padded = -(-L // CHUNK) * CHUNK
-        return {"maps": (linear, linear), "scan": tuple(n * prices.ssm_flops(E, S) for n in (L, padded))}
+        return {
+            "maps": (linear, linear),
+            "scan": tuple(n * prices.ssm_flops(E, S) for n in (L, padded)),
+        }

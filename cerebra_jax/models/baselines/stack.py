@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.models import ends, transformer
-from cerebra_jax.models.layers.repeat import repeat
+from cerebra_jax.layers import ends
+from cerebra_jax.layers.scan_layers import repeat
+from cerebra_jax.models import transformer
 from cerebra_jax.types import Aux, Cost
 
 
@@ -36,7 +37,10 @@ class Stack(nn.Module):
         x_BxLxD, mask_BxL = self.start(x_BxLxD, mask_BxL)
         scanned, shared = (jnp.arange(net.depth),), (batch["ex_B"], mask_BxL)
         x_BxLxD, _ = repeat(self.layer, net, net.depth, {"net": net}, x_BxLxD, scanned, shared)
-        share = self.cost(net, L, self.vocab).model_flops / transformer.cost(net, L, self.vocab).model_flops
+        share = (
+            self.cost(net, L, self.vocab).model_flops
+            / transformer.cost(net, L, self.vocab).model_flops
+        )
         share_B = jnp.full(B, share, jnp.float32)
         out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
         return out, Aux(share_B, share_B, {}, {}, {}, {})
@@ -63,9 +67,15 @@ class Stack(nn.Module):
 def turned(net: NetCfg, number, x_BxL):
     """(B, L, …) as the layer reads it: from the first token to the last; an encoder's every second layer from the last
     to the first, so that two layers see both sides. Its own inverse."""
-    return x_BxL if net.causal or x_BxL is None else jnp.where(number % 2 == 1, x_BxL[:, ::-1], x_BxL)
+    return (
+        x_BxL if net.causal or x_BxL is None else jnp.where(number % 2 == 1, x_BxL[:, ::-1], x_BxL)
+    )
 
 
 def silenced(x_BxLxD, mask_BxL):
     """Zeros where there is padding."""
-    return x_BxLxD if mask_BxL is None else jnp.where(mask_BxL[..., None], x_BxLxD, jnp.zeros((), x_BxLxD.dtype))
+    return (
+        x_BxLxD
+        if mask_BxL is None
+        else jnp.where(mask_BxL[..., None], x_BxLxD, jnp.zeros((), x_BxLxD.dtype))
+    )

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices
-from cerebra_jax.models import block, transformer
-from cerebra_jax.ops import attend as att
+from cerebra_jax.kernels import attention as att
+from cerebra_jax.layers import block
+from cerebra_jax.models import transformer
 from cerebra_jax.types import Cost
 
 FAR = 1 << 30  # where padding stands: no real token reaches it
@@ -26,7 +27,10 @@ class Window(transformer.Transformer):
     """`transformer.Transformer` with another plan, mask and kernel of attention."""
 
     def share(self, L):
-        return cost(self.net, L, self.vocab).model_flops / transformer.cost(self.net, L, self.vocab).model_flops
+        return (
+            cost(self.net, L, self.vocab).model_flops
+            / transformer.cost(self.net, L, self.vocab).model_flops
+        )
 
     def attention(self, L):
         span = reach(self.net)
@@ -54,6 +58,9 @@ def cost(net: NetCfg, L: int, vocab: int) -> Cost:
     }
 
     def windowed(of: str) -> dict[str, int]:
-        return {k: attention[of] if k.endswith("/attention") else v for k, v in getattr(dense, of).items()}
+        return {
+            k: attention[of] if k.endswith("/attention") else v
+            for k, v in getattr(dense, of).items()
+        }
 
     return Cost(windowed("model"), windowed("executed"))

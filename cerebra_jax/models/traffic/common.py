@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices, units
 from cerebra_jax.cost.units import FLOAT, Op
-from cerebra_jax.models import block
-from cerebra_jax.models.layers import shapes
-from cerebra_jax.ops import attend as att
+from cerebra_jax.kernels import attention as att
+from cerebra_jax.layers import block, shapes
 
 Ops = list[Op]
 
@@ -34,10 +33,15 @@ def itemsize(net: NetCfg) -> int:
     return jnp.dtype(net.dtype).itemsize
 
 
-def looks(net: NetCfg, pairs: int, queries: int, reads: int, width: int, heads: int, kernel: str = "full") -> Ops:
+def looks(
+    net: NetCfg, pairs: int, queries: int, reads: int, width: int, heads: int, kernel: str = "full"
+) -> Ops:
     """Scores and values of visited pairs, for that many queries and readings of a key."""
     size, fused = itemsize(net), kernel == "cudnn"
-    return [units.pair(width, heads, size, fused).times(pairs), units.streamed(width, size).times(queries + reads)]
+    return [
+        units.pair(width, heads, size, fused).times(pairs),
+        units.streamed(width, size).times(queries + reads),
+    ]
 
 
 def visits(net: NetCfg, plan: att.Plan, width: int, heads: int, kernel: str) -> Ops:
@@ -67,7 +71,9 @@ def dense(net: NetCfg, L: int) -> tuple[Ops, Ops]:
 
 
 def ffn(net: NetCfg, rows: int, F: int) -> Ops:
-    up, down = (units.linear(*ends, itemsize(net)).times(rows) for ends in ((net.width, F), (F, net.width)))
+    up, down = (
+        units.linear(*ends, itemsize(net)).times(rows) for ends in ((net.width, F), (F, net.width))
+    )
     return [up, *([up] if net.ffn == "gated" else []), down] if F else []
 
 
@@ -91,7 +97,10 @@ def head(net: NetCfg, L: int, vocab: int, parts: Parts) -> None:
     pooled = [Op(bytes=L * net.width * FLOAT)] if net.outputs else []
     more = [units.moved(net.width, itemsize(net)).times(rows)] if net.answers else []
     normed = 1 if net.outputs and net.pool else L
-    parts.add("head", [norm(net, normed), *pooled, *more, logits.times(rows), Op(bytes=2 * V * FLOAT * rows)])
+    parts.add(
+        "head",
+        [norm(net, normed), *pooled, *more, logits.times(rows), Op(bytes=2 * V * FLOAT * rows)],
+    )
 
 
 def transformer(net: NetCfg, L: int, vocab: int) -> Parts:

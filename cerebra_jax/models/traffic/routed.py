@@ -8,12 +8,13 @@ from typing import NamedTuple
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import prices, units
 from cerebra_jax.cost.units import FLOAT, Op
-from cerebra_jax.models import block, cerebra, chiar, compressor, router
-from cerebra_jax.models.compressor import light_heads, light_width
-from cerebra_jax.models.layers import shapes
-from cerebra_jax.models.operators import parts as operators
+from cerebra_jax.layers import block, compressor, shapes
+from cerebra_jax.layers import dct_filter as operators
+from cerebra_jax.layers.compressor import light_heads, light_width
+from cerebra_jax.models import cerebra, chiar
 from cerebra_jax.models.traffic import common
 from cerebra_jax.models.traffic.common import Ops, Parts
+from cerebra_jax.routing import routers as router
 
 
 class Routed(NamedTuple):
@@ -39,8 +40,16 @@ def _routed_attention(net: NetCfg, L: int, lay, each: Routed) -> tuple[Ops, Ops]
     """(model, executed) operations of routed attention; lay: the layout of its dispatch, None where it is masked."""
     D, A, H = net.width, shapes.inner(net), shapes.heads(net)
     size, all_keys = common.itemsize(net), net.route.kv == "all"
-    shared = [units.linear(D, 2 * A, size).times(L), units.streamed(A, size).times(L)] if all_keys else []
-    model = [*(op.times(L) for op in each.token), *(op.times(block.pairs(net, L)) for op in each.pair), *shared]
+    shared = (
+        [units.linear(D, 2 * A, size).times(L), units.streamed(A, size).times(L)]
+        if all_keys
+        else []
+    )
+    model = [
+        *(op.times(L) for op in each.token),
+        *(op.times(block.pairs(net, L)) for op in each.pair),
+        *shared,
+    ]
     K = lay.K if lay else L
     plan = lay.plan(net.route.kv) if lay else block.dense_plan(net, L)
     kernel = block.kernel_of(net, L) if all_keys and not lay else block.masked_kernel(net, plan)
@@ -56,14 +65,19 @@ def _dispatch(net: NetCfg, L: int, lay, gathers: int, scatters: int, reads: int)
         return back, [units.moved(D, size).times(gathers * lay.K), *back]
     sizes = [(c1 - c0, b - a) for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)]
     moves = gathers + scatters
-    product = [Op(prices.matmul_flops(k, n, D), (k * n + (k + n) * D) * size).times(moves) for k, n in sizes]
+    product = [
+        Op(prices.matmul_flops(k, n, D), (k * n + (k + n) * D) * size).times(moves)
+        for k, n in sizes
+    ]
     return back, [*product, *(Op(bytes=(FLOAT + 1) * k * n).times(reads) for k, n in sizes)]
 
 
 def cerebra_each(net: NetCfg, L: int) -> Routed:
     """Attention, and with route.part=block the rest of the FFN."""
     each, rest = _attended(net, L, cerebra.dispatched(net)), cerebra.ffn_widths(net)[1]
-    gathered = [units.moved(net.width, common.itemsize(net))] if rest and cerebra.dispatched(net) else []
+    gathered = (
+        [units.moved(net.width, common.itemsize(net))] if rest and cerebra.dispatched(net) else []
+    )
     return each._replace(token=[*each.token, *gathered, *common.ffn(net, 1, rest)])
 
 
@@ -73,7 +87,10 @@ def _compressor(net: NetCfg, L: int) -> Ops:
     M, W = win.idx_MxW.shape
     cut = [] if win.tiles else [units.moved(D, size).times(M * W)]
     if net.compress.kind == "conv":
-        return [*cut, Op(prices.conv_flops(1, W, D, E), (W * D + E) * size, W * D * E * size).times(M)]
+        return [
+            *cut,
+            Op(prices.conv_flops(1, W, D, E), (W * D + E) * size, W * D * E * size).times(M),
+        ]
     score = units.linear(D, H, FLOAT).times(M * W)
     pool = Op(prices.matmul_flops(1, W, D), (W * (H + D) + D) * size).times(M)
     return [*cut, score, Op(bytes=2 * M * W * H * FLOAT), pool, units.linear(D, E, size).times(M)]
@@ -81,7 +98,12 @@ def _compressor(net: NetCfg, L: int) -> Ops:
 
 def _light(net: NetCfg, L: int) -> tuple[Ops, Ops]:
     """(model, executed) operations of the compressed attention."""
-    D, E, heads, size = net.width, light_width(net.compress, net.width), light_heads(net), common.itemsize(net)
+    D, E, heads, size = (
+        net.width,
+        light_width(net.compress, net.width),
+        light_heads(net),
+        common.itemsize(net),
+    )
     last_M = compressor.windows(L, net.compress.r).last_M
     M = len(last_M)
     linear = [op.times(L) for op in (units.linear(D, E, size), units.linear(E, D, size))]
@@ -113,7 +135,9 @@ def _cerebra_layer(net: NetCfg, L: int) -> dict[str, tuple[Ops, Ops]]:
     narrow, rest = cerebra.ffn_widths(net)
     lay = router.layout(net, L) if cerebra.dispatched(net) else None
     each = _attended(net, L, lay is not None)
-    attention = _routed_attention(net, L, lay, each) if cerebra.routed(net) else common.dense(net, L)
+    attention = (
+        _routed_attention(net, L, lay, each) if cerebra.routed(net) else common.dense(net, L)
+    )
     if mode == "soft":
         attention = (attention[0], common.dense(net, L)[1])
     K = lay.K if lay else L
@@ -141,7 +165,10 @@ def _filter(net: NetCfg, L: int, seen: bool) -> Ops:
     """DCT and its inverse in float32, or one matrix, then the norm."""
     how = operators.methods(net)
     if not seen and how.filter == "folded":
-        return [units.linear(net.width, net.width, common.itemsize(net)).times(L), common.norm(net, L)]
+        return [
+            units.linear(net.width, net.width, common.itemsize(net)).times(L),
+            common.norm(net, L),
+        ]
     once = _transform(net, how.transform if seen else how.filter).times(L)
     return [once, once, common.norm(net, L)]
 
@@ -150,7 +177,11 @@ def _transform(net: NetCfg, method: str) -> Op:
     """A DCT, or its inverse, of one token in float32."""
     D = net.width
     spectrum = 2 * (D // 2 + 1) * FLOAT  # of one real FFT
-    return Op(prices.dct_flops(D, method), D * FLOAT + spectrum) if method == "fft" else units.linear(D, D, FLOAT)
+    return (
+        Op(prices.dct_flops(D, method), D * FLOAT + spectrum)
+        if method == "fft"
+        else units.linear(D, D, FLOAT)
+    )
 
 
 def _chiar_score(net: NetCfg) -> Ops:
@@ -204,7 +235,11 @@ def chiar_parts(net: NetCfg, L: int, vocab: int) -> Parts:
 
 def _chiar_attention(net: NetCfg, L: int, lay) -> tuple[Ops, Ops]:
     """(model, executed) operations of the attention of a layer between, and of the norm after it."""
-    model, run = _routed_attention(net, L, lay, chiar_each(net, L)) if router.routed(net) else common.dense(net, L)
+    model, run = (
+        _routed_attention(net, L, lay, chiar_each(net, L))
+        if router.routed(net)
+        else common.dense(net, L)
+    )
     if not router.routed(net):  # of a kept token it is in the price of each
         model = [*model, common.norm(net, L)]
     return model, [*run, common.norm(net, lay.K if lay else L)]
@@ -212,7 +247,10 @@ def _chiar_attention(net: NetCfg, L: int, lay) -> tuple[Ops, Ops]:
 
 def mod_each(net: NetCfg, L: int) -> Routed:
     """Attention, the norms (a gathered token has two, others one before the router), and the whole FFN."""
-    each, norms = _attended(net, L, net.route.dispatch), [units.norm(net.width)] * (1 + net.route.dispatch)
+    each, norms = (
+        _attended(net, L, net.route.dispatch),
+        [units.norm(net.width)] * (1 + net.route.dispatch),
+    )
     return each._replace(token=[*each.token, *norms, *common.ffn(net, 1, net.ffn_width)])
 
 
@@ -221,7 +259,8 @@ def mod_parts(net: NetCfg, L: int, vocab: int) -> Parts:
     lay = router.layout(net, L) if dispatched else None
     attention = _routed_attention(net, L, lay, _attended(net, L, dispatched))
     model, run = (
-        [common.norm(net, n * (1 + dispatched)), *common.ffn(net, n, net.ffn_width)] for n in (L, lay.K if lay else L)
+        [common.norm(net, n * (1 + dispatched)), *common.ffn(net, n, net.ffn_width)]
+        for n in (L, lay.K if lay else L)
     )
     for i in range(1, net.depth, 2):
         layer = f"layer_{i:02d}"

@@ -15,7 +15,7 @@ import numpy as np
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.examples import SPLITS, cut
-from cerebra_jax.tasks.intent import made
+from cerebra_jax.tasks.intent import synthetic as made
 from cerebra_jax.tasks.table import Table, known, read, text_of
 
 OUT = "oos"  # the label of what belongs to no intent
@@ -42,7 +42,9 @@ def find(cfg: TaskCfg, say: Callable[[str], None] = print) -> Labelled:
         rows = made.utterances()
         parts = cut(len(rows), cfg.valid_share, cfg.test_share)
         notice = f"made-up utterances: {len(rows):,} from templates (no --config.task.path)"
-        return Labelled("made-up utterances", {s: [rows[i] for i in ids] for s, ids in parts.items()}, notice)
+        return Labelled(
+            "made-up utterances", {s: [rows[i] for i in ids] for s, ids in parts.items()}, notice
+        )
     path = Path(cfg.path).expanduser()
     if path.is_dir():
         return _folder(path, cfg)
@@ -68,7 +70,9 @@ def _folder(path: Path, cfg: TaskCfg) -> Labelled:
         found["test"] = found.pop("valid")
     if not {"train", "test"} <= found.keys():
         missing = "train" if "train" not in found else "test"
-        raise UserError(f"{path} has no {missing}.csv", "give a folder with train.csv and test.csv, or one file")
+        raise UserError(
+            f"{path} has no {missing}.csv", "give a folder with train.csv and test.csv, or one file"
+        )
     rows = {s: _rows(read(str(file)), cfg) for s, file in found.items()}
     return Labelled(path.resolve().name, _completed(rows, cfg))
 
@@ -95,7 +99,9 @@ def _completed(rows: dict[str, list[Row]], cfg: TaskCfg) -> dict[str, list[Row]]
         order = np.random.RandomState(42).permutation(len(rows["train"]))
         return rows | {"train": [rows["train"][i] for i in order]}
     parts = cut(len(rows["train"]), cfg.valid_share, 0.0 if "test" in rows else cfg.test_share)
-    return {s: [rows["train"][i] for i in ids] for s, ids in parts.items()} | {s: rows[s] for s in rows if s != "train"}
+    return {s: [rows["train"][i] for i in ids] for s, ids in parts.items()} | {
+        s: rows[s] for s in rows if s != "train"
+    }
 
 
 def _clinc(path: Path) -> Labelled:
@@ -121,9 +127,16 @@ def _pairs(rows: Any) -> list[Row]:
 
 def text_column(table: Table, name: str) -> str:
     """The column with the texts: the one of that name (task.columns), else one that is called as texts are."""
-    text = known(table, name, "task.columns") if name else next((n for n in table.columns if n in TEXTS), "")
+    text = (
+        known(table, name, "task.columns")
+        if name
+        else next((n for n in table.columns if n in TEXTS), "")
+    )
     if not text:
-        raise UserError(f"{table.name} has no column text", "name the one with the texts: --config.task.columns=NAME")
+        raise UserError(
+            f"{table.name} has no column text",
+            "name the one with the texts: --config.task.columns=NAME",
+        )
     return text
 
 
@@ -140,7 +153,10 @@ def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
         raise UserError(what, "name the one with the labels: --config.task.target=NAME")
     labels = [x.strip() for x in table.columns[label]]
     if "" in labels:
-        raise UserError(f"{table.name}, row {labels.index('') + 1}, has no {label}", "mend it, or leave the row out")
+        raise UserError(
+            f"{table.name}, row {labels.index('') + 1}, has no {label}",
+            "mend it, or leave the row out",
+        )
     return list(zip(table.columns[text], labels, strict=True))
 
 

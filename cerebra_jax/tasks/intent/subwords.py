@@ -37,7 +37,9 @@ class Subwords:
         """The row of each word."""
         for word in words:
             if word not in self._number:
-                found = [self._first + zlib.crc32(gram.encode()) % self.buckets for gram in grams(word)]
+                found = [
+                    self._first + zlib.crc32(gram.encode()) % self.buckets for gram in grams(word)
+                ]
                 self._number[word] = len(self._rows)
                 self._rows.append(np.asarray(found + [NONE] * (MOST - len(found)), np.int32))
         return [self._number[word] for word in words]

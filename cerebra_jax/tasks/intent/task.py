@@ -41,19 +41,31 @@ class IntentTask(Examples):
         super().__init__(splits)
         self.dataset, self.notice, self._classes, self._about = dataset, notice, classes, about
         self.bos, self.vocabulary = tok.bos, tok.json
-        self._tok, self._noise, self._subwords, self._column = tok, cfg.word_noise, subwords, cfg.columns
+        self._tok, self._noise, self._subwords, self._column = (
+            tok,
+            cfg.word_noise,
+            subwords,
+            cfg.columns,
+        )
         self._out = classes.index(read.OUT) if read.OUT in classes else None
         self._subwords_WxG = subwords.table() if subwords else None
         # the ids of the tokenizer, padding, and the n-grams
-        vocab, most = tok.vocab_size + 1 + (subwords.buckets if subwords else 0), MOST if subwords else 0
-        self.shape = Shape(splits["train"]["inputs_BxL"].shape[1], vocab, outputs=len(classes), subwords=most)
+        vocab, most = (
+            tok.vocab_size + 1 + (subwords.buckets if subwords else 0),
+            MOST if subwords else 0,
+        )
+        self.shape = Shape(
+            splits["train"]["inputs_BxL"].shape[1], vocab, outputs=len(classes), subwords=most
+        )
         self.metrics: tuple[Metric, ...] = (scores.ACCURACY, scores.MACRO_F1)
         if self._out is not None:
             inside = Metric("accuracy_in_scope", "in-scope accuracy", 4, lower=False)
             recall = Metric("oos_recall", "out-of-scope recall", 4, lower=False)
             self.metrics = (inside, recall, *self.metrics)
 
-    def pick(self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
+    def pick(
+        self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """As `Examples`; of the words, a share of task.word_noise becomes the summary token, others at every step."""
         batch = super().pick(seed, step, row_B, host)
         if self._noise:
@@ -65,7 +77,9 @@ class IntentTask(Examples):
                 batch["subwords_BxLxG"][lost] = NONE
         return batch
 
-    def _batch(self, split: str, row_B: np.ndarray, w_B: np.ndarray, ex_B: np.ndarray, length=None) -> Batch:
+    def _batch(
+        self, split: str, row_B: np.ndarray, w_B: np.ndarray, ex_B: np.ndarray, length=None
+    ) -> Batch:
         rows = super()._batch(split, row_B, w_B, ex_B, length)
         if self._subwords_WxG is not None:
             rows["subwords_BxLxG"] = self._subwords_WxG[rows.pop("words_BxL")]
@@ -74,7 +88,9 @@ class IntentTask(Examples):
     def inputs(self, table: Table) -> Arrays:
         """The texts of a table, which needs no labels."""
         texts = table.columns[read.text_column(table, self._column)]
-        return tokens(texts, _encode(self._tok, texts), self._tok, self._subwords, self.shape.seq_len)
+        return tokens(
+            texts, _encode(self._tok, texts), self._tok, self._subwords, self.shape.seq_len
+        )
 
     def answers(self, out_NxC: np.ndarray) -> dict[str, list]:
         """`scores.named`."""
@@ -85,12 +101,16 @@ class IntentTask(Examples):
         L, spaced = self.shape.seq_len, f" {reading.readable(text)}"
         ids = self._tok.encode_each([spaced])[0].tolist()
         words = self._tok.name == "words"
-        spans = self._tok.spans(spaced) if words else reading.spans_of(spaced, self._tok.pieces(ids))
+        spans = (
+            self._tok.spans(spaced) if words else reading.spans_of(spaced, self._tok.pieces(ids))
+        )
         spans = [(max(0, a - 1), b - 1) for a, b in spans]  # the space is ours
         ids, spans = [self._tok.bos, *ids][:L], [(0, 0), *spans][:L]
         batch = reading.windows(ids, L)
         batch["mask_BxL"] = np.arange(L)[None] < len(ids)
-        batch["inputs_BxL"] = np.where(batch["mask_BxL"], batch["inputs_BxL"], np.int32(self._tok.vocab_size))
+        batch["inputs_BxL"] = np.where(
+            batch["mask_BxL"], batch["inputs_BxL"], np.int32(self._tok.vocab_size)
+        )
         if self._subwords:
             numbers = [0, *self._subwords.rows(words_of(text)[: L - 1])]
             numbers += [0] * (L - len(numbers))
@@ -118,9 +138,20 @@ class IntentTask(Examples):
         """What the texts are, for result.json."""
         tok = {"name": self._tok.name, "sha256": self._tok.sha256}
         sizes = {split: {"rows": n} | self._about["cut"][split] for split, n in self.size.items()}
-        more = {} if self._subwords_WxG is None else {"subwords": {"subwords_WxG": self._subwords_WxG}}
-        what = {"dataset": self.dataset, "notice": self.notice, "sha256": digest(self._splits | more), "splits": sizes}
-        return what | {"tokenizer": tok, "vocab_size": self.shape.vocab_size, "classes": self._classes}
+        more = (
+            {} if self._subwords_WxG is None else {"subwords": {"subwords_WxG": self._subwords_WxG}}
+        )
+        what = {
+            "dataset": self.dataset,
+            "notice": self.notice,
+            "sha256": digest(self._splits | more),
+            "splits": sizes,
+        }
+        return what | {
+            "tokenizer": tok,
+            "vocab_size": self.shape.vocab_size,
+            "classes": self._classes,
+        }
 
 
 def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
@@ -131,7 +162,10 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     name = found.name
     if task.oos:
         if not any(label == read.OUT for _, label in rows["train"]):
-            raise UserError(f"task.oos is set, but no row of {name} is labelled {read.OUT}", "use task.oos=False")
+            raise UserError(
+                f"task.oos is set, but no row of {name} is labelled {read.OUT}",
+                "use task.oos=False",
+            )
         name += f" with {read.OUT}"
     if task.shots:
         rows["train"] = read.shots(rows["train"], task.shots)
@@ -143,13 +177,17 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
     if len(classes) < 2:
         raise UserError(f"{name} has one label only, {classes[0]!r}", "choose another task.target")
     if never := set(classes) - {label for _, label in rows["train"]}:
-        say(f"{len(never)} of {len(classes)} labels, {min(never)!r} among them, are in no training row")
+        say(
+            f"{len(never)} of {len(classes)} labels, {min(never)!r} among them, are in no training row"
+        )
     tok = _tokenizer(task, [text for text, _ in rows["train"]])
     ids = {s: _encode(tok, [text for text, _ in rs]) for s, rs in rows.items()}
     longest = sorted(len(x) for x in ids["train"])
     L = task.seq_len or 1 + longest[min(len(longest) - 1, int(FITS * len(longest)))]
     if L < 2:
-        raise UserError(f"task.seq_len is {L}, or no training text has a word", "use task.seq_len=0, or 32")
+        raise UserError(
+            f"task.seq_len is {L}, or no training text has a word", "use task.seq_len=0, or 32"
+        )
     splits, number = {}, {label: i for i, label in enumerate(classes)}
     subwords = Subwords(task.subwords, tok.vocab_size + 1) if task.subwords else None
     for split in SPLITS:
@@ -157,7 +195,9 @@ def build(cfg: RunCfg, say: Callable[[str], None] = print) -> IntentTask:
         labels = np.asarray([number[label] for _, label in rows[split]], np.int32)[:, None]
         splits[split] = tokens(texts, ids[split], tok, subwords, L) | {"labels_BxL": labels}
     about = {"cut": {s: {"cut": sum(len(x) >= L for x in xs)} for s, xs in ids.items()}}
-    notice = "; ".join(filter(None, (found.notice, _shortened(ids["test"], L) if task.seq_len else "")))
+    notice = "; ".join(
+        filter(None, (found.notice, _shortened(ids["test"], L) if task.seq_len else ""))
+    )
     return IntentTask(f"intent:{name}", notice, splits, classes, tok, subwords, task, about)
 
 
@@ -166,7 +206,9 @@ def _encode(tok: Any, texts: list[str]) -> list[np.ndarray]:
     return tok.encode_each([f" {text}" for text in texts])
 
 
-def tokens(texts: list[str], ids: list[np.ndarray], tok: Any, subwords: Subwords | None, L: int) -> Arrays:
+def tokens(
+    texts: list[str], ids: list[np.ndarray], tok: Any, subwords: Subwords | None, L: int
+) -> Arrays:
     """Batch keys of some texts: the summary token and their own tokens, cut and padded to L."""
     inputs = np.full((len(texts), L), tok.vocab_size, np.int32)  # padding
     for row, x in zip(inputs, ids, strict=True):
@@ -185,7 +227,9 @@ def _shortened(ids: list[np.ndarray], L: int) -> str:
     lost, every = sum(max(0, len(x) - L + 1) for x in ids), sum(len(x) for x in ids)
     cut = sum(len(x) >= L for x in ids)
     return (
-        f"{cut / len(ids):.0%} of the test texts are cut at {L} tokens, {lost / every:.0%} of all tokens" if cut else ""
+        f"{cut / len(ids):.0%} of the test texts are cut at {L} tokens, {lost / every:.0%} of all tokens"
+        if cut
+        else ""
     )
 
 
@@ -197,4 +241,6 @@ def _tokenizer(task: TaskCfg, train: list[str]) -> Any:
         return Words(train, task.min_count, task.vocab_size)
     if task.tokenizer == "gpt2":
         return tokenizer.Bpe(tokenizer.gpt2(Path(task.gpt2_dir).expanduser()), "gpt2")
-    return tokenizer.Bpe(tokenizer.train_bpe((f" {text}".encode() for text in train), task.vocab_size), "bpe")
+    return tokenizer.Bpe(
+        tokenizer.train_bpe((f" {text}".encode() for text in train), task.vocab_size), "bpe"
+    )

@@ -59,7 +59,9 @@ class Numbers(NamedTuple):
     name: str
     mean: float
     sd: float
-    points: tuple[tuple[float, ...], ...]  # scale=quantile: training values, and the normal quantiles where they stand
+    points: tuple[
+        tuple[float, ...], ...
+    ]  # scale=quantile: training values, and the normal quantiles where they stand
 
     ids = 2
 
@@ -104,9 +106,15 @@ class Row:
         """Batch keys of some rows, given by column: (N, 1 + columns) ids and values."""
         n = len(fields[self.names[0]])
         made = [c.tokens(fields[c.name]) for c in self.columns]
-        ids = [np.zeros(n, np.int32), *(ids + first for (ids, _), first in zip(made, self._first, strict=True))]
+        ids = [
+            np.zeros(n, np.int32),
+            *(ids + first for (ids, _), first in zip(made, self._first, strict=True)),
+        ]
         values = [np.ones(n, np.float32), *(values for _, values in made)]
-        return {"inputs_BxL": np.stack(ids, axis=1).astype(np.int32), "values_BxL": np.stack(values, axis=1)}
+        return {
+            "inputs_BxL": np.stack(ids, axis=1).astype(np.int32),
+            "values_BxL": np.stack(values, axis=1),
+        }
 
 
 def fit(name: str, kind: str, train: list[str], min_count: int, scale: str) -> Numbers | Categories:
@@ -118,7 +126,9 @@ def fit(name: str, kind: str, train: list[str], min_count: int, scale: str) -> N
     x = numbers_of(name, train)
     x = x[~np.isnan(x)]
     if not len(x):
-        raise UserError(f"column {name} has no number in any training row", f"use --config.task.ignore={name}")
+        raise UserError(
+            f"column {name} has no number in any training row", f"use --config.task.ignore={name}"
+        )
     points = _normal(x) if scale == "quantile" else ()
     return Numbers(name, float(x.mean()), float(x.std()) or 1.0, points)
 

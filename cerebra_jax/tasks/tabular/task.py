@@ -18,7 +18,7 @@ from cerebra_jax.tasks import scores
 from cerebra_jax.tasks.examples import SPLITS, Arrays, Examples, cut, digest
 from cerebra_jax.tasks.table import Table, known, read
 from cerebra_jax.tasks.tabular import columns as col
-from cerebra_jax.tasks.tabular import made
+from cerebra_jax.tasks.tabular import synthetic as made
 from cerebra_jax.tasks.task import LOSS, Metric, Pairs, Shape
 from cerebra_jax.types import Batch
 
@@ -49,7 +49,9 @@ class TabularTask(Examples):
 
     def inputs(self, table: Table) -> Arrays:
         """The rows of another table with the same columns; the target may be missing. UserError names what is."""
-        return self._row.tokens({name: table.columns[known(table, name, "the run")] for name in self._row.names})
+        return self._row.tokens(
+            {name: table.columns[known(table, name, "the run")] for name in self._row.names}
+        )
 
     def answers(self, out_NxC: np.ndarray) -> dict[str, list]:
         """`scores.named`; or numbers in the target's unit."""
@@ -75,7 +77,12 @@ class TabularTask(Examples):
     def info(self) -> dict[str, Any]:
         """What the table is, for result.json."""
         sizes = {split: {"rows": n} for split, n in self.size.items()}
-        what = {"dataset": self.dataset, "notice": self.notice, "sha256": digest(self._splits), "splits": sizes}
+        what = {
+            "dataset": self.dataset,
+            "notice": self.notice,
+            "sha256": digest(self._splits),
+            "splits": sizes,
+        }
         return what | {"target": self._labels, "vocab_size": self.shape.vocab_size} | self._about
 
 
@@ -85,7 +92,9 @@ def build(cfg: RunCfg, say: Say = print) -> TabularTask:
     noise, notice = None, ""
     if task.path:
         if not task.target:
-            raise UserError("task.target is empty", "name the column to predict: --config.task.target=NAME")
+            raise UserError(
+                "task.target is empty", "name the column to predict: --config.task.target=NAME"
+            )
         table, target = read(task.path), task.target
     else:
         table, noise = made.table()
@@ -99,11 +108,24 @@ def build(cfg: RunCfg, say: Say = print) -> TabularTask:
         say(f"{table.rows - len(keep):,} of {table.rows:,} rows have no {target}: left out")
     if task.dedup:
         keep, before = _distinct(table, keep), len(keep)
-        say(f"{before - len(keep):,} of {before:,} rows equal an earlier one in every column: left out")
-    parts = {s: [keep[i] for i in rows] for s, rows in cut(len(keep), task.valid_share, task.test_share).items()}
+        say(
+            f"{before - len(keep):,} of {before:,} rows equal an earlier one in every column: left out"
+        )
+    parts = {
+        s: [keep[i] for i in rows]
+        for s, rows in cut(len(keep), task.valid_share, task.test_share).items()
+    }
 
-    fields = {name: {s: [table.columns[name][i] for i in rows] for s, rows in parts.items()} for name in features}
-    row = col.Row([col.fit(name, kinds[name], fields[name]["train"], task.min_count, task.scale) for name in features])
+    fields = {
+        name: {s: [table.columns[name][i] for i in rows] for s, rows in parts.items()}
+        for name in features
+    }
+    row = col.Row(
+        [
+            col.fit(name, kinds[name], fields[name]["train"], task.min_count, task.scale)
+            for name in features
+        ]
+    )
     wanted = {s: [table.columns[target][i] for i in rows] for s, rows in parts.items()}
     labels, values = _target(target, kinds[target], wanted, say)
     if kinds[target] == "number":
@@ -114,7 +136,10 @@ def build(cfg: RunCfg, say: Say = print) -> TabularTask:
         splits[split] = tokens | {"labels_BxL": values[split][:, None]}
     tokens = 1 + len(features)
     if task.seq_len not in (0, tokens):
-        raise UserError(f"task.seq_len is {task.seq_len}, a row has {tokens} tokens", "use --config.task.seq_len=0")
+        raise UserError(
+            f"task.seq_len is {task.seq_len}, a row has {tokens} tokens",
+            "use --config.task.seq_len=0",
+        )
     name = f"table:{table.name}{' (distinct rows)' if task.dedup else ''}"
     about = {"columns": {c.name: c.describe() for c in row.columns}, "scale": task.scale}
     return TabularTask(name, notice, splits, row, labels, about)
@@ -128,15 +153,22 @@ def _features(task: TaskCfg, table: Table, target: str) -> tuple[list[str], dict
     only = [known(table, name, "task.columns") for name in words(task.columns)]
     ignored = [known(table, name, "task.ignore") for name in words(task.ignore)]
     if target in only + ignored:
-        raise UserError(f"task.columns or task.ignore names the target {target!r}", "leave it out there")
+        raise UserError(
+            f"task.columns or task.ignore names the target {target!r}", "leave it out there"
+        )
     features = sorted(name for name in (only or names) if name not in (*ignored, target))
     if not features:
-        raise UserError(f"{table.name} has no column left to predict {target} from", "ignore fewer columns")
+        raise UserError(
+            f"{table.name} has no column left to predict {target} from", "ignore fewer columns"
+        )
     given: dict[str, str] = {}
     for word in words(task.types):
         name, _, kind = word.rpartition(":")
         if kind not in col.KINDS:
-            raise UserError(f"cannot read {word!r} in task.types", "write NAME:number or NAME:category, with commas")
+            raise UserError(
+                f"cannot read {word!r} in task.types",
+                "write NAME:number or NAME:category, with commas",
+            )
         given[name if name == "*" else known(table, name, "task.types")] = kind
     rest = {name: given.get("*") or col.kind_of(table.columns[name]) for name in features}
     rest[target] = col.kind_of(table.columns[target])
@@ -148,22 +180,33 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _target(name: str, kind: str, wanted: dict[str, list[str]], say: Say) -> tuple[dict[str, Any], Arrays]:
+def _target(
+    name: str, kind: str, wanted: dict[str, list[str]], say: Say
+) -> tuple[dict[str, Any], Arrays]:
     """(what the labels mean, {split: labels}): classes by their sorted names, or numbers scaled by training rows."""
     if kind == "category":
         found = {s: [text.strip() for text in texts] for s, texts in wanted.items()}
         classes = sorted(set().union(*found.values()))
         if len(classes) < 2:
-            raise UserError(f"the target {name} has one class only, {classes[0]!r}", "choose another task.target")
+            raise UserError(
+                f"the target {name} has one class only, {classes[0]!r}",
+                "choose another task.target",
+            )
         ids = {text: i for i, text in enumerate(classes)}
-        labels = {s: np.asarray([ids[text] for text in texts], np.int32) for s, texts in found.items()}
+        labels = {
+            s: np.asarray([ids[text] for text in texts], np.int32) for s, texts in found.items()
+        }
         return {"name": name, "kind": kind, "classes": classes}, labels
     y = {s: col.numbers_of(name, texts) for s, texts in wanted.items()}
     mean, sd = float(y["train"].mean()), float(y["train"].std())
     if sd == 0.0:
-        raise UserError(f"the target {name} is {mean:g} in every training row", "choose another task.target")
+        raise UserError(
+            f"the target {name} is {mean:g} in every training row", "choose another task.target"
+        )
     if len(few := np.unique(y["train"])) <= 10:
-        say(f"{name} has {len(few)} values and is taken for a number; classes: --config.task.types={name}:category")
+        say(
+            f"{name} has {len(few)} values and is taken for a number; classes: --config.task.types={name}:category"
+        )
     labels = {s: ((x - mean) / sd).astype(np.float32) for s, x in y.items()}
     return {"name": name, "kind": kind, "mean": mean, "sd": sd}, labels
 

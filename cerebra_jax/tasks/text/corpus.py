@@ -76,7 +76,10 @@ ARCHIVES = {
 # against copies of known origin. The second train text of wikitext2 is the official one, its articles in another order.
 KNOWN = {
     "wikitext2": {
-        "train": ("863f29c46ef9d167fff4940ec821195882fe29d1", "ddc62251223002638e180ea946fbe909bb7f477a"),
+        "train": (
+            "863f29c46ef9d167fff4940ec821195882fe29d1",
+            "ddc62251223002638e180ea946fbe909bb7f477a",
+        ),
         "valid": ("0418625c8b4da6e4b5c7a0b9e78d4ae8f7ee5422",),
         "test": ("c7b8ce0aa086fb34dab808c5c49224211eb2b172",),
     },
@@ -88,7 +91,9 @@ KNOWN = {
 }
 
 
-def find(cfg: TaskCfg, have: Callable[[str], bool], downloads: Path, say: Callable[[str], None]) -> Source:
+def find(
+    cfg: TaskCfg, have: Callable[[str], bool], downloads: Path, say: Callable[[str], None]
+) -> Source:
     """The text that a configuration asks for. `have(key)`: prepared already, so that nothing is downloaded again."""
     if cfg.data_dir:
         return folder(Path(cfg.data_dir).expanduser())
@@ -124,7 +129,9 @@ def name_of(source: Source, counts: dict[str, Count]) -> str:
 def archive(path: Path, pin: Archive, dataset: str) -> Source:
     """The members of a zip, read in place: nothing is extracted, so no name in it can point anywhere."""
     files = {split: pin.member.format(split) for split in SPLITS}
-    return Source(dataset, pin.urls[0], pin.sha256, lambda split: _member(path, files[split]), files)
+    return Source(
+        dataset, pin.urls[0], pin.sha256, lambda split: _member(path, files[split]), files
+    )
 
 
 def _member(path: Path, name: str) -> BinaryIO:
@@ -136,22 +143,32 @@ def folder(path: Path) -> Source:
     """train, valid and test of a folder: plain or .gz, named like train.txt or wiki.train.tokens.gz."""
     if not path.is_dir():
         raise UserError(
-            f"task.data_dir {path} is not a folder", "give the folder that holds train.txt, valid.txt, test.txt"
+            f"task.data_dir {path} is not a folder",
+            "give the folder that holds train.txt, valid.txt, test.txt",
         )
     found: dict[str, Path] = {}
     try:
-        for split, names in {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}.items():
+        for split, names in {
+            "train": "train",
+            "valid": "valid|validation|val|dev",
+            "test": "test",
+        }.items():
             pattern = re.compile(rf"(wiki\.)?({names})(\.(txt|tokens|raw|text))?(\.gz)?")
             hits = sorted(p for p in path.iterdir() if pattern.fullmatch(p.name) and p.is_file())
             if not hits:
                 mend = f"add {split}.txt (or {split}.txt.gz, wiki.{split}.tokens)"
                 raise UserError(f"{path} has no {split} text", mend)
             if len(hits) > 1:
-                raise UserError(f"{path} has {len(hits)} {split} texts: {', '.join(p.name for p in hits)}", "keep one")
+                raise UserError(
+                    f"{path} has {len(hits)} {split} texts: {', '.join(p.name for p in hits)}",
+                    "keep one",
+                )
             found[split] = hits[0]
         key = _hash(download.digest(found[split]) + found[split].suffix for split in SPLITS)
     except OSError as err:
-        raise UserError(f"{err.filename} cannot be read: {err.strerror}", "check its permissions") from None
+        raise UserError(
+            f"{err.filename} cannot be read: {err.strerror}", "check its permissions"
+        ) from None
     files = {split: str(p) for split, p in found.items()}
     return Source("", str(path), key, lambda split: _plain_or_gz(found[split]), files)
 
@@ -170,10 +187,13 @@ def offline(why: str) -> Source:
     files = _library(root)
     if any(not files[split] for split in SPLITS):
         raise UserError(
-            f"no offline corpus: {root} holds no Python sources", "give text with --config.task.data_dir=DIR"
+            f"no offline corpus: {root} holds no Python sources",
+            "give text with --config.task.data_dir=DIR",
         )
     key = _hash(
-        f"{split} {name} {hashlib.sha256(files[split][name]).hexdigest()}" for split in SPLITS for name in files[split]
+        f"{split} {name} {hashlib.sha256(files[split][name]).hexdigest()}"
+        for split in SPLITS
+        for name in files[split]
     )
     version = platform.python_version()
     return Source(
@@ -202,7 +222,9 @@ def _library(root: Path) -> dict[str, dict[str, bytes]]:
         if not data or b"\0" in data or not _is_utf8(data):
             continue
         order[name] = hashlib.sha256(data).hexdigest()
-        share = int(order[name][:8], 16) / 2**32  # by content: copies of a file never stand on both sides
+        share = (
+            int(order[name][:8], 16) / 2**32
+        )  # by content: copies of a file never stand on both sides
         split = "valid" if share < 0.05 else "test" if share < 0.10 else "train"
         splits[split][name] = data if data.endswith(b"\n") else data + b"\n"
     size = 0
@@ -216,7 +238,9 @@ def _library(root: Path) -> dict[str, dict[str, bytes]]:
 def _files(root: Path) -> Iterator[str]:
     for here, folders, files in os.walk(root):
         folders[:] = [f for f in folders if not _SKIP_FOLDER.fullmatch(f)]
-        yield from (Path(here, f).relative_to(root).as_posix() for f in files if not _SKIP_FILE.fullmatch(f))
+        yield from (
+            Path(here, f).relative_to(root).as_posix() for f in files if not _SKIP_FILE.fullmatch(f)
+        )
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -277,13 +301,23 @@ def _scan(source: Source, split: str) -> Count:
                     text = block.decode()
                 except UnicodeDecodeError as err:
                     what = f"is not UTF-8 (byte 0x{block[err.start]:02x})"
-                    raise bad(err.start, what, "convert it: iconv -f LATIN1 -t UTF-8 (or UTF-16, if it is)") from None
+                    raise bad(
+                        err.start,
+                        what,
+                        "convert it: iconv -f LATIN1 -t UTF-8 (or UTF-16, if it is)",
+                    ) from None
                 if (nul := block.find(b"\0")) >= 0:
-                    raise bad(nul, "holds a NUL byte", "it is no plain text file: give another, or remove the byte")
+                    raise bad(
+                        nul,
+                        "holds a NUL byte",
+                        "it is no plain text file: give another, or remove the byte",
+                    )
                 # a word that a block border cuts was counted with the block before
                 words += len(text.split()) - (not last.isspace() and not text[0].isspace())
                 lines += block.count(b"\n")
-                column = len(block) - block.rfind(b"\n") - 1 if b"\n" in block else column + len(block)
+                column = (
+                    len(block) - block.rfind(b"\n") - 1 if b"\n" in block else column + len(block)
+                )
                 last = text[-1]
                 size += len(block)
                 n_blocks += 1
@@ -294,7 +328,13 @@ def _scan(source: Source, split: str) -> Count:
             f"{name} cannot be unpacked ({err})", "it is damaged or not compressed: copy it again"
         ) from None
     except OSError as err:
-        raise UserError(f"{name} cannot be read: {err.strerror or err}", "check the file and its permissions") from None
+        raise UserError(
+            f"{name} cannot be read: {err.strerror or err}", "check the file and its permissions"
+        ) from None
     if not words:
-        raise UserError(f"{name}:1 holds no words" if size else f"{name}:1 is empty", f"give text for {split}")
-    return Count(size, lines + (last != "\n"), words, n_blocks, sha256.hexdigest(), sha1.hexdigest())
+        raise UserError(
+            f"{name}:1 holds no words" if size else f"{name}:1 is empty", f"give text for {split}"
+        )
+    return Count(
+        size, lines + (last != "\n"), words, n_blocks, sha256.hexdigest(), sha1.hexdigest()
+    )

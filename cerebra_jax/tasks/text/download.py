@@ -12,7 +12,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-AGENT = {"User-Agent": "Mozilla/5.0 (compatible; cerebra_jax)"}  # a mirror answers 403 to urllib's own name
+AGENT = {
+    "User-Agent": "Mozilla/5.0 (compatible; cerebra_jax)"
+}  # a mirror answers 403 to urllib's own name
 ANSWER_S = 2.0  # how long a mirror may take to answer the first byte: without a network, the user should not wait
 STALL_S = 20.0  # how long a running download may stand still
 TRIES = 3  # per mirror; each goes on where the last one stopped
@@ -22,7 +24,9 @@ class Unavailable(Exception):
     """No mirror gave the file; the text says why."""
 
 
-def fetch(urls: Sequence[str], target: Path, sha256: str, limit: int, say: Callable[[str], None] = print) -> Path:
+def fetch(
+    urls: Sequence[str], target: Path, sha256: str, limit: int, say: Callable[[str], None] = print
+) -> Path:
     """`target`, downloaded from the first of `urls` that gives at most `limit` bytes of this sha256.
 
     A stopped download stays beside it as NAME.part and is resumed, from any mirror. Raises Unavailable.
@@ -45,7 +49,9 @@ def fetch(urls: Sequence[str], target: Path, sha256: str, limit: int, say: Calla
                 return target
             part.unlink()
             reasons[url] = "wrong sha256"
-            if not resumed:  # a whole fresh copy is wrong: the mirror is; else what it was resumed from may be
+            if (
+                not resumed
+            ):  # a whole fresh copy is wrong: the mirror is; else what it was resumed from may be
                 break
     raise Unavailable("; ".join(f"{url.split('/')[2]}: {why}" for url, why in reasons.items()))
 
@@ -95,13 +101,21 @@ def _pull(url: str, part: Path, limit: int) -> None:
     try:
         answer = urllib.request.urlopen(_request(url, start), timeout=STALL_S)
     except urllib.error.HTTPError as err:
-        if err.code == 416 and start:  # nothing is missing, or the part is not of this file: the sha256 decides
+        if (
+            err.code == 416 and start
+        ):  # nothing is missing, or the part is not of this file: the sha256 decides
             return
         raise
     with answer:
-        if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise OSError(f"asked for bytes from {start}, was sent {answer.headers.get('Content-Range')}")
-        have = start if answer.status == 206 else 0  # 200: the mirror cannot resume and sends it all
+        if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(
+            f"bytes {start}-"
+        ):
+            raise OSError(
+                f"asked for bytes from {start}, was sent {answer.headers.get('Content-Range')}"
+            )
+        have = (
+            start if answer.status == 206 else 0
+        )  # 200: the mirror cannot resume and sends it all
         expected = have + int(answer.headers.get("Content-Length") or 0)
         with open(part, "ab" if have else "wb") as f:
             while data := answer.read(1 << 16):

@@ -47,12 +47,16 @@ class Prepared(NamedTuple):
 
 def digest(ready: Prepared) -> str:
     """One sha256 for the text of all splits."""
-    return hashlib.sha256("\n".join(ready.counts[split].sha256 for split in SPLITS).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(ready.counts[split].sha256 for split in SPLITS).encode()
+    ).hexdigest()
 
 
 def cache_folder(cfg: TaskCfg) -> Path:
     """Where prepared data is kept."""
-    return Path(cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax").expanduser()
+    return Path(
+        cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax"
+    ).expanduser()
 
 
 def prepare(cfg: TaskCfg, say: Callable[[str], None]) -> Prepared:
@@ -66,9 +70,13 @@ def prepare(cfg: TaskCfg, say: Callable[[str], None]) -> Prepared:
     except OSError as err:
         where = err.filename or cache
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(f"no space left for {where}", "free some, or choose another task.cache_dir") from err
+            raise DiskError(
+                f"no space left for {where}", "free some, or choose another task.cache_dir"
+            ) from err
         if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"cannot use {where}: {err.strerror}", "choose another --config.task.cache_dir") from err
+            raise UserError(
+                f"cannot use {where}: {err.strerror}", "choose another --config.task.cache_dir"
+            ) from err
         raise
 
 
@@ -76,7 +84,9 @@ def _prepare(cfg: TaskCfg, cache: Path, say: Callable[[str], None]) -> Prepared:
     def text_folder(key: str) -> Path:
         return cache / "text" / _key("text", key)
 
-    source = corpus.find(cfg, lambda key: _meta(text_folder(key)) is not None, cache / "downloads", say)
+    source = corpus.find(
+        cfg, lambda key: _meta(text_folder(key)) is not None, cache / "downloads", say
+    )
     settings = tokenizer.settings(cfg, source.dataset == corpus.OFFLINE)
     tokens = cache / "tokens" / _key(source.key, json.dumps(settings, sort_keys=True))
     meta = _meta(tokens)
@@ -84,12 +94,16 @@ def _prepare(cfg: TaskCfg, cache: Path, say: Callable[[str], None]) -> Prepared:
         say(f"preparing {source.origin} (once, kept in {cache})")
         text = text_folder(source.key)
         if _meta(text) is None:
-            _write_text(source, corpus.scan(source), text)  # scan: refuses broken files before the slow imports
+            _write_text(
+                source, corpus.scan(source), text
+            )  # scan: refuses broken files before the slow imports
         _write_tokens(text, settings, cfg, tokens)
         meta = _meta(tokens)
     counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
     tok = tokenizer.load(tokens, settings["name"])
-    return Prepared(tokens, source, corpus.name_of(source, counts), counts, meta["tokens"], meta["dtype"], tok)
+    return Prepared(
+        tokens, source, corpus.name_of(source, counts), counts, meta["tokens"], meta["dtype"], tok
+    )
 
 
 def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:
@@ -97,7 +111,10 @@ def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:
 
     with _new_folder(target) as folder:
         data = wikitext.write(source, {split: c.blocks for split, c in counts.items()}, folder)
-        meta = {"counts": {split: c._asdict() for split, c in counts.items()}, "data": str(data.relative_to(folder))}
+        meta = {
+            "counts": {split: c._asdict() for split, c in counts.items()},
+            "data": str(data.relative_to(folder)),
+        }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
@@ -110,9 +127,13 @@ def _write_tokens(text: Path, settings: dict, cfg: TaskCfg, target: Path) -> Non
         if settings["name"] == "bpe":
             train = wikitext.read(text / meta["data"], "train")
             some = _evenly(train, counts["train"], settings["bytes"])
-            (folder / "tokenizer.json").write_text(tokenizer.train_bpe(some, cfg.vocab_size), encoding="utf-8")
+            (folder / "tokenizer.json").write_text(
+                tokenizer.train_bpe(some, cfg.vocab_size), encoding="utf-8"
+            )
         elif settings["name"] == "gpt2":
-            (folder / "tokenizer.json").write_text(tokenizer.gpt2(Path(cfg.gpt2_dir).expanduser()), encoding="utf-8")
+            (folder / "tokenizer.json").write_text(
+                tokenizer.gpt2(Path(cfg.gpt2_dir).expanduser()), encoding="utf-8"
+            )
         tok = tokenizer.load(folder, settings["name"])
         dtype = "uint16" if tok.vocab_size <= 1 << 16 else "uint32"
         tokens = {}
@@ -125,7 +146,9 @@ def _write_tokens(text: Path, settings: dict, cfg: TaskCfg, target: Path) -> Non
                     f.write(tok.encode_blocks(group).astype(dtype).tobytes())
                 tokens[split] = f.tell() // np.dtype(dtype).itemsize
             if sha256.hexdigest() != counts[split].sha256:
-                raise DiskError(f"{text} differs from the text it was made of", "the disk damaged it: delete it")
+                raise DiskError(
+                    f"{text} differs from the text it was made of", "the disk damaged it: delete it"
+                )
         done = {"counts": meta["counts"], "tokens": tokens, "dtype": dtype, "tokenizer": settings}
         (folder / "meta.json").write_text(json.dumps(done, indent=1))
 

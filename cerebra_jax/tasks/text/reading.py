@@ -53,7 +53,15 @@ def windows(ids: Sequence[int], L: int) -> Batch:
 def readable(text: str) -> str:
     """The text; UserError for what is no text."""
     need(bool(text), "the text is empty", "give some words")
-    need("\0" not in text, f"the text holds a NUL byte (character {text.find(chr(0)) + 1})", "remove it")
+    need(
+        "\0" not in text,
+        f"the text holds a NUL byte (character {text.find(chr(0)) + 1})",
+        "remove it",
+    )
     lone = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-    need(lone is None, f"the text is not UTF-8 (character {(lone or 0) + 1})", "convert it: iconv -f LATIN1 -t UTF-8")
+    need(
+        lone is None,
+        f"the text is not UTF-8 (character {(lone or 0) + 1})",
+        "convert it: iconv -f LATIN1 -t UTF-8",
+    )
     return text

@@ -45,14 +45,18 @@ class Sketch:
         """0: only the text's tokens can say."""
         return 0
 
-    def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[jax.Array, Pairs]:
+    def loss(
+        self, out: Out, batch: Batch, chunk: int, each: bool = False
+    ) -> tuple[jax.Array, Pairs]:
         """Total nats of a batch, and {"loss": (nats, tokens)}; `chunk` tokens have their logits at once."""
-        from cerebra_jax.ops.xent import chunked_xent  # here: data is refused before JAX is loaded
+        from cerebra_jax.kernels.cross_entropy import chunked_xent
 
         w_BxL = batch["w_BxL"]
         found = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], w_BxL, chunk, each)
         nats, nats_BxL = found if each else (found, None)
-        return nats, {"loss": (nats, w_BxL.sum())} | ({"each": (nats_BxL.sum(1), w_BxL.sum(1))} if each else {})
+        return nats, {"loss": (nats, w_BxL.sum())} | (
+            {"each": (nats_BxL.sum(1), w_BxL.sum(1))} if each else {}
+        )
 
 
 class TextTask(Sketch):
@@ -62,7 +66,9 @@ class TextTask(Sketch):
         super().__init__(seq_len, ready.tokenizer.vocab_size)
         self._ready, self._seq_len, self._context = ready, seq_len, eval_context
         self._tokens = {split: ready.memmap(split) for split in prepare.SPLITS}
-        self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}  # (seed, epoch) -> its last two
+        self._orders: dict[
+            tuple[int, int], tuple[int, np.ndarray]
+        ] = {}  # (seed, epoch) -> its last two
         self._tok, self.bos = ready.tokenizer, ready.tokenizer.bos
         self.dataset, self.notice = ready.dataset, ready.source.notice
         self.examples = self.windows("train")
@@ -86,7 +92,9 @@ class TextTask(Sketch):
         """A batch of the right shapes and dtypes, for init."""
         return self.train_batch(0, 0, batch_size)
 
-    def train_batch(self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)) -> Batch:
+    def train_batch(
+        self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The rows of the global batch `step` that belong to host (i, n).
 
         Window step * B + j of the run is window (step * B + j) % N of its epoch's order. In an epoch the text is a ring
@@ -104,14 +112,20 @@ class TextTask(Sketch):
         along_BxL = place_B[:, None] * L + np.arange(L)  # from the place of the cut
         return self._batch("train", (start_B[:, None] + along_BxL) % T, along_BxL < T, ex_B)
 
-    def pick(self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)) -> Batch:
+    def pick(
+        self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)
+    ) -> Batch:
         """The rows of host (i, n) of a global batch of these windows, cut at the start of the text in every epoch."""
         ex_B = host_rows(len(index_B), host)
-        along_BxL = index_B[ex_B].astype(np.int64)[:, None] * self._seq_len + np.arange(self._seq_len)
+        along_BxL = index_B[ex_B].astype(np.int64)[:, None] * self._seq_len + np.arange(
+            self._seq_len
+        )
         T = len(self._tokens["train"])
         return self._batch("train", along_BxL % T, along_BxL < T, ex_B)
 
-    def eval_batches(self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    def eval_batches(
+        self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """Batches of one shape in which every token of the split weighs 1 exactly once; padding and context weigh 0."""
         L, T, context = self._seq_len, len(self._tokens[split]), self._context
         n = self._eval_windows(split)
@@ -146,7 +160,12 @@ class TextTask(Sketch):
         splits = {}
         for split, c in ready.counts.items():
             words = c.words + c.lines  # as `report` counts them
-            splits[split] = {"tokens": ready.tokens[split], "words": words, "bytes": c.bytes, "sha256": c.sha256}
+            splits[split] = {
+                "tokens": ready.tokens[split],
+                "words": words,
+                "bytes": c.bytes,
+                "sha256": c.sha256,
+            }
         return {
             "dataset": self.dataset,
             "source": ready.source.origin,
@@ -164,7 +183,9 @@ class TextTask(Sketch):
     def read(self, text: str) -> reading.Reading:
         """A text as inputs: bos, then all its tokens, in windows of L as an evaluation cuts them."""
         pieces = self._tok.pieces(ids := [self.bos, *self.encode(reading.readable(text))])
-        return reading.Reading(ids, reading.spans_of(text, pieces), reading.windows(ids, self._seq_len))
+        return reading.Reading(
+            ids, reading.spans_of(text, pieces), reading.windows(ids, self._seq_len)
+        )
 
     def pieces(self, ids: Iterable[int]) -> list[bytes]:
         """The bytes of each token; none for bos."""
@@ -188,9 +209,13 @@ class TextTask(Sketch):
             self._orders[key] = (int(rng.randint(self._seq_len)), rng.permutation(n))
         return self._orders[key]
 
-    def _batch(self, split: str, pos_BxL: np.ndarray, counts_BxL: np.ndarray, ex_B: np.ndarray) -> Batch:
+    def _batch(
+        self, split: str, pos_BxL: np.ndarray, counts_BxL: np.ndarray, ex_B: np.ndarray
+    ) -> Batch:
         tokens = self._tokens[split]
-        pos_BxL = np.minimum(pos_BxL, len(tokens) - 1)  # padding reads the last token, with weight 0
+        pos_BxL = np.minimum(
+            pos_BxL, len(tokens) - 1
+        )  # padding reads the last token, with weight 0
         before_BxL = tokens[np.maximum(pos_BxL - 1, 0)].astype(np.int32)
         return {
             "inputs_BxL": np.where(pos_BxL == 0, np.int32(self._tok.bos), before_BxL),

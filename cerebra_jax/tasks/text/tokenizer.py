@@ -45,7 +45,12 @@ class Bpe:
     """A byte-level BPE in the JSON of the `tokenizers` library; loaded when it is first used."""
 
     def __init__(self, text: str, name: str):
-        self.name, self.sha256, self.json, self._tok = name, hashlib.sha256(text.encode()).hexdigest(), text, None
+        self.name, self.sha256, self.json, self._tok = (
+            name,
+            hashlib.sha256(text.encode()).hexdigest(),
+            text,
+            None,
+        )
         vocab = json.loads(text)["model"]["vocab"]
         # <|endoftext|> is GPT-2's own; a BPE of ours gets one more token, which no text can contain
         self.bos = vocab.get("<|endoftext|>", len(vocab)) if name == "gpt2" else len(vocab)
@@ -71,7 +76,9 @@ class Bpe:
     def pieces(self, ids: Iterable[int]) -> list[bytes]:
         """The bytes that each token stands for; none for bos."""
         words = ["" if i == self.bos else self._lib.id_to_token(int(i)) for i in ids]
-        return [UNK.encode() if word == UNK else bytes(map(_BYTE.__getitem__, word)) for word in words]
+        return [
+            UNK.encode() if word == UNK else bytes(map(_BYTE.__getitem__, word)) for word in words
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._lib.decode([int(i) for i in ids if i != self.bos], skip_special_tokens=False)
@@ -124,15 +131,22 @@ def gpt2(folder: Path) -> str:
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     for path in (vocab, merges):
         if not path.is_file():
-            raise UserError(f"{path} does not exist", "put GPT-2's vocab.json and merges.txt into task.gpt2_dir")
+            raise UserError(
+                f"{path} does not exist", "put GPT-2's vocab.json and merges.txt into task.gpt2_dir"
+            )
     try:
         ids = json.loads(vocab.read_text(encoding="utf-8"))
         tok = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as err:  # the library raises plain Exception
-        raise UserError(f"{folder} holds no GPT-2 tokenizer ({err})", "copy vocab.json and merges.txt again") from None
+        raise UserError(
+            f"{folder} holds no GPT-2 tokenizer ({err})", "copy vocab.json and merges.txt again"
+        ) from None
     missing = (_alphabet() | {"<|endoftext|>"}) - set(ids)
     if missing:
-        raise UserError(f"{vocab}:1 lacks {len(missing)} tokens such as {min(missing)!r}", "it is not GPT-2's file")
+        raise UserError(
+            f"{vocab}:1 lacks {len(missing)} tokens such as {min(missing)!r}",
+            "it is not GPT-2's file",
+        )
     if sorted(ids.values()) != list(range(len(ids))):
         raise UserError(f"{vocab}:1 does not number its tokens from 0", "it is not GPT-2's file")
     tok.pre_tokenizer = _by_line()
@@ -151,15 +165,25 @@ def settings(cfg: TaskCfg, offline: bool) -> dict:
     if cfg.tokenizer == "bytes":
         return {"name": "bytes"}
     if cfg.tokenizer == "bpe":
-        return {"name": "bpe", "vocab_size": cfg.vocab_size, "bytes": BPE_BYTES_OFFLINE if offline else BPE_BYTES}
+        return {
+            "name": "bpe",
+            "vocab_size": cfg.vocab_size,
+            "bytes": BPE_BYTES_OFFLINE if offline else BPE_BYTES,
+        }
     folder, digest = Path(cfg.gpt2_dir).expanduser(), hashlib.sha256()
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} does not exist", "put GPT-2's two files into task.gpt2_dir")
+            raise UserError(
+                f"{folder / name} does not exist", "put GPT-2's two files into task.gpt2_dir"
+            )
         digest.update((folder / name).read_bytes())
     return {"name": "gpt2", "sha256": digest.hexdigest()}
 
 
 def load(folder: Path, name: str) -> Bytes | Bpe:
     """The tokenizer that belongs to the prepared tokens of a folder."""
-    return Bytes() if name == "bytes" else Bpe((folder / "tokenizer.json").read_text(encoding="utf-8"), name)
+    return (
+        Bytes()
+        if name == "bytes"
+        else Bpe((folder / "tokenizer.json").read_text(encoding="utf-8"), name)
+    )

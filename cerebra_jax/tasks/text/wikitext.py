@@ -40,12 +40,16 @@ class Wikitext(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         out = {}
         for split in SPLITS:
-            numbered = enumerate(self._read(split))  # shared: each part goes on where the one before stopped
+            numbered = enumerate(
+                self._read(split)
+            )  # shared: each part goes on where the one before stopped
             for name in part_names(split, self._parts[split]):
                 out[name] = self._generate_examples(numbered)
         return out
 
-    def _generate_examples(self, numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[int, dict[str, str]]]:
+    def _generate_examples(
+        self, numbered: Iterator[tuple[int, str]]
+    ) -> Iterator[tuple[int, dict[str, str]]]:
         for i, text in itertools.islice(numbered, PART):
             yield i, {"text": text}
 

@@ -13,7 +13,7 @@ from etils import epath
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import build
+from cerebra_jax.tasks import registry as build
 from cerebra_jax.tasks.examples import cut
 from cerebra_jax.tasks.intent import read
 
@@ -42,7 +42,10 @@ class TinyReviews(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split, n):
         for i in range(n):
             label = -1 if split == self.HIDDEN else ("neg", "pos")[i % 2]
-            yield i, {"text": f"né {split} {i}", "label": label} | {name: "other" for name in self.MORE}
+            yield (
+                i,
+                {"text": f"né {split} {i}", "label": label} | {name: "other" for name in self.MORE},
+            )
 
 
 class TinyGlue(TinyReviews):
@@ -120,11 +123,16 @@ def test_a_data_set_by_name_has_its_own_splits_and_validation_from_train(tmp_pat
 def test_a_test_without_labels_is_replaced_by_validation_and_that_is_said(tmp_path):
     found = find("tiny_glue", tmp_path)
     assert [len(found.rows[s]) for s in ("train", "valid", "test")] == [9, 1, 6]
-    assert found.rows["test"][0] == ("né validation 0", "neg") and "validation split is the test" in found.notice
+    assert (
+        found.rows["test"][0] == ("né validation 0", "neg")
+        and "validation split is the test" in found.notice
+    )
 
 
 def test_features_are_named_where_they_are_not_clear(tmp_path):
-    with pytest.raises(UserError, match=r"2 features may be the text.*task.columns=premise\|second"):
+    with pytest.raises(
+        UserError, match=r"2 features may be the text.*task.columns=premise\|second"
+    ):
         find("tiny_pair", tmp_path)
     found = find("tiny_pair", tmp_path, columns="second")
     parts = cut(20, 0.1, 0.1)
@@ -133,7 +141,8 @@ def test_features_are_named_where_they_are_not_clear(tmp_path):
     }
     assert {label for rows in found.rows.values() for _, label in rows} == {"0", "1"}
     with pytest.raises(
-        UserError, match="task.target is 'premise', which is no label of tiny_pair; choose one of label"
+        UserError,
+        match="task.target is 'premise', which is no label of tiny_pair; choose one of label",
     ):
         find("tiny_pair", tmp_path, columns="second", target="premise")
 
@@ -151,7 +160,11 @@ def test_bytes_are_cut_at_the_length_and_the_notice_says_how_much(tmp_path):
         return build.build(config.parse({"task": task, "net": net}), lambda line: None)
 
     whole, short = task_of(40), task_of(12)
-    assert (whole.dataset, whole.notice, whole.shape[:3]) == ("intent:tiny_reviews", "", (40, 258, 2))
+    assert (whole.dataset, whole.notice, whole.shape[:3]) == (
+        "intent:tiny_reviews",
+        "",
+        (40, 258, 2),
+    )
     # " né test 0" has 11 bytes, " né test 10" 12; the summary token takes one place of 12
     assert short.notice == "17% of the test texts are cut at 12 tokens, 1% of all tokens"
     text = short._splits["test"]["inputs_BxL"][11]

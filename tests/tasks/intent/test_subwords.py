@@ -10,7 +10,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import build
+from cerebra_jax.tasks import registry as build
 from cerebra_jax.tasks.intent import subwords
 
 BUCKETS = 1000
@@ -18,8 +18,17 @@ WORDS = "transfer transfers card cards why don't zürich a 42 , internationalisa
 
 
 def task_of(path, **more):
-    task = {"name": "intent", "seq_len": 0, "path": str(path), "tokenizer": "words", "min_count": 2} | more
-    return build.build(config.parse({"task": task, "net": {"name": "transformer", "causal": False}}), lambda line: None)
+    task = {
+        "name": "intent",
+        "seq_len": 0,
+        "path": str(path),
+        "tokenizer": "words",
+        "min_count": 2,
+    } | more
+    return build.build(
+        config.parse({"task": task, "net": {"name": "transformer", "causal": False}}),
+        lambda line: None,
+    )
 
 
 @pytest.fixture
@@ -36,9 +45,15 @@ def test_the_n_grams_of_a_word():
     assert doctest.testmod(subwords).failed == 0
     for word in WORDS:
         marked, found = f"<{word}>", subwords.grams(word)
-        every = {marked[i:j] for i in range(len(marked)) for j in range(i + 3, min(i + 5, len(marked)) + 1)}
+        every = {
+            marked[i:j]
+            for i in range(len(marked))
+            for j in range(i + 3, min(i + 5, len(marked)) + 1)
+        }
         assert (
-            set(found) <= every and len(found) <= subwords.MOST and [len(g) for g in found] == sorted(map(len, found))
+            set(found) <= every
+            and len(found) <= subwords.MOST
+            and [len(g) for g in found] == sorted(map(len, found))
         )
         assert set(found) == every or len(word) > 9
     one, two = set(subwords.grams("transfer")), set(subwords.grams("tranfser"))
@@ -50,14 +65,26 @@ def test_a_token_has_the_n_grams_of_its_word(texts):
     plain = task_of(texts)
     first = plain.shape.vocab_size  # the tokenizer's ids and padding come before
     assert (task.shape.vocab_size, task.shape.subwords) == (first + BUCKETS, subwords.MOST)
-    seen = [line.rpartition(",")[0].strip('"').split() for line in texts.read_text().splitlines()[1:]]
-    parts = {frozenset(first + zlib.crc32(g.encode()) % BUCKETS for g in subwords.grams(w)): w for x in seen for w in x}
+    seen = [
+        line.rpartition(",")[0].strip('"').split() for line in texts.read_text().splitlines()[1:]
+    ]
+    parts = {
+        frozenset(first + zlib.crc32(g.encode()) % BUCKETS for g in subwords.grams(w)): w
+        for x in seen
+        for w in x
+    }
     for split in ("valid", "test"):
         batch = next(task.eval_batches(split, 6))
         ids, mask, rows = batch["inputs_BxL"], batch["mask_BxL"], batch["subwords_BxLxG"]
         np.testing.assert_array_equal(ids, next(plain.eval_batches(split, 6))["inputs_BxL"])
-        assert rows.shape == (*ids.shape, subwords.MOST) and rows.dtype == np.int32 and "words_BxL" not in batch
-        assert (rows[:, 0] == -1).all() and (rows[~mask] == -1).all()  # the summary token and padding are no words
+        assert (
+            rows.shape == (*ids.shape, subwords.MOST)
+            and rows.dtype == np.int32
+            and "words_BxL" not in batch
+        )
+        assert (rows[:, 0] == -1).all() and (
+            rows[~mask] == -1
+        ).all()  # the summary token and padding are no words
         texts_here = [[parts[frozenset(r[r >= 0].tolist())] for r, m in zip(row[1:], real[1:], strict=True) if m]
                       for row, real in zip(rows, mask, strict=True)]  # fmt: skip
         assert all(text in seen for text in texts_here)
@@ -65,7 +92,10 @@ def test_a_token_has_the_n_grams_of_its_word(texts):
 
 
 def test_a_hidden_word_hides_its_n_grams(texts):
-    plain, noisy = task_of(texts, subwords=BUCKETS), task_of(texts, subwords=BUCKETS, word_noise=0.5)
+    plain, noisy = (
+        task_of(texts, subwords=BUCKETS),
+        task_of(texts, subwords=BUCKETS, word_noise=0.5),
+    )
     for step in range(3):
         a, b = plain.train_batch(0, step, 16), noisy.train_batch(0, step, 16)
         hidden = (a["inputs_BxL"] != b["inputs_BxL"])[:, 1:]
@@ -76,11 +106,15 @@ def test_a_hidden_word_hides_its_n_grams(texts):
 
 
 def test_the_n_grams_are_part_of_what_a_run_must_find_again(texts):
-    found = [task_of(texts, subwords=n).info()["sha256"] for n in (0, BUCKETS, BUCKETS + 1, BUCKETS)]
+    found = [
+        task_of(texts, subwords=n).info()["sha256"] for n in (0, BUCKETS, BUCKETS + 1, BUCKETS)
+    ]
     assert len(set(found)) == 3 and found[1] == found[3]
 
 
-@pytest.mark.parametrize("task", [{"name": "intent", "tokenizer": "bytes"}, {"name": "tabular"}, {"name": "text"}])
+@pytest.mark.parametrize(
+    "task", [{"name": "intent", "tokenizer": "bytes"}, {"name": "tabular"}, {"name": "text"}]
+)
 def test_only_words_have_n_grams(task):
     with pytest.raises(UserError, match="task.subwords is set"):
         config.parse({"task": task | {"subwords": 10}})

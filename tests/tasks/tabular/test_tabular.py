@@ -12,9 +12,9 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import build
+from cerebra_jax.tasks import registry as build
 from cerebra_jax.tasks.examples import SPLITS, cut
-from cerebra_jax.tasks.tabular import made
+from cerebra_jax.tasks.tabular import synthetic as made
 
 N = 60
 HEADER = ["city", "age", "plan", "price"]
@@ -65,11 +65,15 @@ def test_a_row_is_a_token_per_column_behind_a_summary_token(table):
             row = rows[i]
             want = ("age", "" if not row[1] else "number"), ("city", row[0]), ("plan", row[2])
             for token, meaning in zip(ids[k, 1:], want, strict=True):
-                assert owner.setdefault(int(token), meaning) == meaning  # an id means one thing, in one column
+                assert (
+                    owner.setdefault(int(token), meaning) == meaning
+                )  # an id means one thing, in one column
             scaled = (float(row[1]) - age.mean()) / age.std() if row[1] else 1.0
             np.testing.assert_allclose(values[k, 1:], [scaled, 1, 1], rtol=1e-5)
             label = (float(row[3]) - y.mean()) / y.std()
-            np.testing.assert_allclose(task._splits[split]["labels_BxL"][k], label, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(
+                task._splits[split]["labels_BxL"][k], label, rtol=1e-4, atol=1e-6
+            )
     assert max(owner) < task.shape.vocab_size == 1 + 2 + (2 + 4) + (2 + 3)
     batch = task.example(5)
     assert {k: x.shape for k, x in batch.items()} == {
@@ -79,7 +83,9 @@ def test_a_row_is_a_token_per_column_behind_a_summary_token(table):
 
 def test_columns_in_another_order_are_the_same_task(tmp_path, table):
     order = [2, 3, 0, 1]
-    other = write(tmp_path / "o.csv", [[r[i] for i in order] for r in rows_of()], [HEADER[i] for i in order])
+    other = write(
+        tmp_path / "o.csv", [[r[i] for i in order] for r in rows_of()], [HEADER[i] for i in order]
+    )
     for a, b in zip(arrays(task_of(table)), arrays(task_of(other)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert task_of(table).info()["sha256"] == task_of(other).info()["sha256"]
@@ -95,7 +101,9 @@ def test_nothing_is_learnt_from_validation_or_test_rows(tmp_path, table, scale):
         np.testing.assert_array_equal(x, there._splits["train"][name])
     assert here.shape == there.shape
     ids = there._splits["test"]["inputs_BxL"]
-    assert not set(ids[:, 2:].ravel()) & set(here._splits["train"]["inputs_BxL"].ravel())  # never seen has its own id
+    assert not set(ids[:, 2:].ravel()) & set(
+        here._splits["train"]["inputs_BxL"].ravel()
+    )  # never seen has its own id
 
 
 def test_rare_categories_share_the_id_of_those_never_seen(tmp_path):
@@ -104,7 +112,10 @@ def test_rare_categories_share_the_id_of_those_never_seen(tmp_path):
     rows[first][0], rows[last][0] = "only here", "only there"
     path = write(tmp_path / "t.csv", rows)
     task = task_of(path)
-    rare, unseen = task._splits["train"]["inputs_BxL"][0, 2], task._splits["test"]["inputs_BxL"][0, 2]
+    rare, unseen = (
+        task._splits["train"]["inputs_BxL"][0, 2],
+        task._splits["test"]["inputs_BxL"][0, 2],
+    )
     assert rare == unseen
     assert task_of(path, min_count=1).shape.vocab_size > task.shape.vocab_size
 
@@ -114,8 +125,14 @@ def test_quantile_scaling_makes_any_column_normal(tmp_path):
     rows = [[f"{np.exp(3 * x):.6g}", f"{x:.4f}"] for x in rng.standard_normal(2000)]
     task = task_of(write(tmp_path / "t.csv", rows, ["x", "price"]), scale="quantile")
     values = task._splits["train"]["values_BxL"][:, 1]
-    assert abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.02 and abs(np.mean(values**3)) < 0.05
-    np.testing.assert_allclose(values, task._splits["train"]["labels_BxL"][:, 0], atol=0.3)  # the order is kept
+    assert (
+        abs(values.mean()) < 0.01
+        and abs(values.std() - 1) < 0.02
+        and abs(np.mean(values**3)) < 0.05
+    )
+    np.testing.assert_allclose(
+        values, task._splits["train"]["labels_BxL"][:, 0], atol=0.3
+    )  # the order is kept
 
 
 def test_quantile_scaling_puts_equal_values_in_the_middle_of_their_quantiles(tmp_path):
@@ -136,7 +153,9 @@ def test_types_are_inferred_or_given(table):
     kinds = task_of(table, types="*:category").info()["columns"]
     assert {c["kind"] for c in kinds.values()} == {"category"}
     task = task_of(table, target="plan", ignore="age")
-    assert task.shape.outputs == 3 and task.metrics[0].key == "accuracy" and not task.metrics[0].lower
+    assert (
+        task.shape.outputs == 3 and task.metrics[0].key == "accuracy" and not task.metrics[0].lower
+    )
     assert sorted(set(task._splits["train"]["labels_BxL"].ravel())) == [0, 1, 2]
     assert list(task.info()["columns"]) == ["city", "price"]
     assert list(task_of(table, columns="plan, age").info()["columns"]) == ["age", "plan"]
@@ -162,21 +181,34 @@ def test_rows_without_a_target_and_copies_are_left_out_and_said(tmp_path):
     said = []
     task = task_of(write(tmp_path / "t.csv", rows + rows[:10]), said=said, dedup=True)
     assert sum(task.size.values()) == N - 1
-    named = [["x", "none"], ["y", "some"], ["x", ""]] * 10  # a class may be called none; an empty one is missing
+    named = [
+        ["x", "none"],
+        ["y", "some"],
+        ["x", ""],
+    ] * 10  # a class may be called none; an empty one is missing
     task = task_of(write(tmp_path / "n.csv", named, ["a", "ill"]), target="ill", said=[])
     assert task.info()["target"]["classes"] == ["none", "some"] and sum(task.size.values()) == 20
-    assert "2 of 70 rows have no price" in said[0] and "9 of 68 rows equal an earlier one" in said[1]
+    assert (
+        "2 of 70 rows have no price" in said[0] and "9 of 68 rows equal an earlier one" in said[1]
+    )
 
 
 def test_the_floor_is_what_the_best_function_of_the_columns_reaches(tmp_path):
     rng = np.random.RandomState(3)
-    rows = [[rng.choice(list("ab")), rng.choice(list("cd")), f"{rng.standard_normal():.5f}"] for _ in range(80)]
+    rows = [
+        [rng.choice(list("ab")), rng.choice(list("cd")), f"{rng.standard_normal():.5f}"]
+        for _ in range(80)
+    ]
     task = task_of(write(tmp_path / "t.csv", rows, ["x", "y", "price"]))
     y, cells = np.array([float(r[2]) for r in rows]), np.array([r[0] + r[1] for r in rows])
     best = np.array([y[cells == c].mean() for c in cells])
     zero = {"loss": (1.0, 1.0), "absolute": (1.0, 1.0)}
-    assert task.report("test", zero)["rmse_floor"] == pytest.approx(np.sqrt(((y - best) ** 2).mean()), rel=1e-9)
-    assert "rmse_floor" not in task_of(write(tmp_path / "u.csv", rows_of())).report("test", zero)  # all rows differ
+    assert task.report("test", zero)["rmse_floor"] == pytest.approx(
+        np.sqrt(((y - best) ** 2).mean()), rel=1e-9
+    )
+    assert "rmse_floor" not in task_of(write(tmp_path / "u.csv", rows_of())).report(
+        "test", zero
+    )  # all rows differ
 
 
 def test_report_is_in_the_units_of_the_target(table):
@@ -185,9 +217,14 @@ def test_report_is_in_the_units_of_the_target(table):
     miss = (y["test"] - y["train"].mean()) / y["train"].std()  # of a model that says the mean
     sums = {"loss": (np.square(miss).sum(), len(miss)), "absolute": (np.abs(miss).sum(), len(miss))}
     got = task.report("test", sums)
-    assert got["rmse"] == pytest.approx(np.sqrt(np.square(y["test"] - y["train"].mean()).mean()), rel=1e-5)
+    assert got["rmse"] == pytest.approx(
+        np.sqrt(np.square(y["test"] - y["train"].mean()).mean()), rel=1e-5
+    )
     assert got["mae"] == pytest.approx(np.abs(y["test"] - y["train"].mean()).mean(), rel=1e-5)
-    assert got["r2"] == pytest.approx(1 - got["rmse"] ** 2 / y["test"].var(), rel=1e-4) and got["r2"] <= 0
+    assert (
+        got["r2"] == pytest.approx(1 - got["rmse"] ** 2 / y["test"].var(), rel=1e-4)
+        and got["r2"] <= 0
+    )
     json.dumps(task.info(), allow_nan=False)
 
 
@@ -240,7 +277,11 @@ def test_a_setting_that_does_not_fit_the_table_is_one_line(table, more, what):
 
 
 def test_a_file_that_is_not_text_is_one_line(tmp_path):
-    for name, data in {"t.csv": b"a,b\n\xff\xfe\n", "t.csv.gz": b"not gzip", "n.csv": b"a,b\n1,\0\n"}.items():
+    for name, data in {
+        "t.csv": b"a,b\n\xff\xfe\n",
+        "t.csv.gz": b"not gzip",
+        "n.csv": b"a,b\n1,\0\n",
+    }.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError):
             task_of(str(tmp_path / name), target="a")
@@ -254,7 +295,11 @@ def test_the_made_up_table_is_the_same_everywhere_and_its_noise_is_known():
         f"{first}: the embedded table is another one. Intended? Update this, say why in the commit."
     )
     whole = task_of("", target="")
-    assert whole.shape.seq_len == 9 and sum(whole.size.values()) == made.ROWS and "made-up" in whole.notice
+    assert (
+        whole.shape.seq_len == 9
+        and sum(whole.size.values()) == made.ROWS
+        and "made-up" in whole.notice
+    )
     floors = whole.info()["target"]["floor"]
     assert all(abs(floors[split] / made.NOISE - 1) < 0.05 for split in SPLITS)
     assert 1 - (made.NOISE / whole.info()["target"]["sd"]) ** 2 > 0.8  # what can be learnt of it
@@ -269,7 +314,9 @@ def test_salaries_beside_the_checkout_have_the_published_splits_and_bounds():
     assert task.size == {"train": 12_162, "valid": 1_520, "test": 1_521} and task.shape.seq_len == 9
     labels = task.info()["target"]
     assert labels["floor"]["test"] == pytest.approx(51_759, abs=1)
-    miss = task._splits["test"]["labels_BxL"].astype(np.float64)  # of a model that says the training mean
+    miss = task._splits["test"]["labels_BxL"].astype(
+        np.float64
+    )  # of a model that says the training mean
     sums = {"loss": (np.square(miss).sum(), miss.size), "absolute": (np.abs(miss).sum(), miss.size)}
     got = task.report("test", sums)
     assert (round(got["rmse"]), round(got["mae"])) == (69_377, 53_122)

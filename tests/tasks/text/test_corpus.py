@@ -22,7 +22,10 @@ def write(folder, **texts):
     return folder
 
 
-lines = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12), min_size=1)
+lines = st.lists(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),
+    min_size=1,
+)
 
 
 @given(lines, st.integers(8, 64))
@@ -57,7 +60,9 @@ def test_blocks_do_not_depend_on_how_much_a_read_returns():
 @settings(max_examples=100, deadline=None)
 def test_scan_counts_as_python_does_across_block_borders(texts, end):
     text = "\n".join(texts) + " x" + "\n" * end
-    source = corpus.Source("", "", "", lambda split: io.BytesIO(text.encode()), dict.fromkeys(SPLITS, "t"))
+    source = corpus.Source(
+        "", "", "", lambda split: io.BytesIO(text.encode()), dict.fromkeys(SPLITS, "t")
+    )
     blocks = corpus.blocks
     with pytest.MonkeyPatch.context() as m:
         m.setattr(corpus, "blocks", lambda stream: blocks(stream, 9))
@@ -90,11 +95,14 @@ def test_broken_text_is_refused_with_file_line_and_column(tmp_path, case, split)
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda z: z[:-20], lambda z: z[:30] + b"\xff\xff\xff" + z[33:], lambda z: b"plain text"]
+    "damage",
+    [lambda z: z[:-20], lambda z: z[:30] + b"\xff\xff\xff" + z[33:], lambda z: b"plain text"],
 )
 def test_damaged_gzip_is_refused(tmp_path, damage):
     folder = write(tmp_path / "d", train=None)
-    (folder / "train.txt.gz").write_bytes(damage(gzip.compress(b"".join(b"%d\n" % i for i in range(9999)))))
+    (folder / "train.txt.gz").write_bytes(
+        damage(gzip.compress(b"".join(b"%d\n" % i for i in range(9999))))
+    )
     with pytest.raises(UserError, match=r"train\.txt\.gz"):
         corpus.scan(corpus.folder(folder))
 
@@ -129,7 +137,11 @@ def test_names_and_gzip_do_not_change_the_text(tmp_path):
     plain = write(tmp_path / "plain")
     other = tmp_path / "other"
     other.mkdir()
-    for split, name in {"train": "wiki.train.tokens", "valid": "validation.txt.gz", "test": "wiki.test.raw"}.items():
+    for split, name in {
+        "train": "wiki.train.tokens",
+        "valid": "validation.txt.gz",
+        "test": "wiki.test.raw",
+    }.items():
         data = (plain / f"{split}.txt").read_bytes()
         (other / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     a, b = corpus.folder(plain), corpus.folder(other)
@@ -166,9 +178,18 @@ def test_offline_corpus_is_the_same_every_time_and_disjoint():
     assert min(counts["valid"].bytes, counts["test"].bytes) > 50_000
 
 
-def test_offline_corpus_splits_by_file_and_leaves_out_what_is_not_the_library(tmp_path, monkeypatch):
+def test_offline_corpus_splits_by_file_and_leaves_out_what_is_not_the_library(
+    tmp_path, monkeypatch
+):
     names = [f"m{i:03d}.py" for i in range(200)]
-    for name in [*names, "test/a.py", "lib2to3/tests/b.py", "site-packages/c.py", "pkg/__pycache__/d.py", "pkg/e.txt"]:
+    for name in [
+        *names,
+        "test/a.py",
+        "lib2to3/tests/b.py",
+        "site-packages/c.py",
+        "pkg/__pycache__/d.py",
+        "pkg/e.txt",
+    ]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"# {name}")
     (tmp_path / "latin.py").write_bytes(b"# \xe4")

@@ -53,7 +53,9 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 def server():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     server.asked, server.files = [], {}
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     server.url = lambda kind: f"http://127.0.0.1:{server.server_port}/{kind}"
     yield server
@@ -109,7 +111,9 @@ def test_what_is_there_survives_a_mirror_that_sends_another_range(server, tmp_pa
 def test_a_mirror_that_cannot_resume_sends_the_file_once(server, tmp_path):
     (tmp_path / "f.zip.part").write_bytes(DATA[:100_000])
     fetch(server, tmp_path / "f.zip", "noranges")
-    assert [asked for asked in server.asked if asked[1] != "bytes=0-0"] == [("noranges", "bytes=100000-")]
+    assert [asked for asked in server.asked if asked[1] != "bytes=0-0"] == [
+        ("noranges", "bytes=100000-")
+    ]
 
 
 @pytest.mark.parametrize("part", [b"x" * 150_000, DATA + b"more", DATA])
@@ -138,14 +142,18 @@ def test_a_mirror_that_never_answers_does_not_hold_the_others_up(server, tmp_pat
     monkeypatch.setattr(download.urllib.request, "urlopen", hang)
     urls = ["http://dead.invalid/f", server.url("good")]
     try:
-        assert download.fetch(urls, tmp_path / "f", SHA, LIMIT, lambda line: None).read_bytes() == DATA
+        assert (
+            download.fetch(urls, tmp_path / "f", SHA, LIMIT, lambda line: None).read_bytes() == DATA
+        )
         with pytest.raises(download.Unavailable, match=r"dead\.invalid: no answer"):
             download.fetch(urls[:1], tmp_path / "g", SHA, LIMIT, lambda line: None)
     finally:
         release.set()
 
 
-def test_wikitext_is_read_from_the_pinned_zip_and_nothing_else_is_written(server, tmp_path, monkeypatch):
+def test_wikitext_is_read_from_the_pinned_zip_and_nothing_else_is_written(
+    server, tmp_path, monkeypatch
+):
     texts = {split: f" {split} <unk> text \n".encode() for split in corpus.SPLITS}
     with zipfile.ZipFile(tmp_path / "made.zip", "w") as z:
         z.writestr("../evil.txt", "out")
@@ -153,7 +161,8 @@ def test_wikitext_is_read_from_the_pinned_zip_and_nothing_else_is_written(server
             z.writestr(f"wikitext-2/wiki.{split}.tokens", text)
     server.files["zip"] = (tmp_path / "made.zip").read_bytes()
     pin = corpus.ARCHIVES["wikitext2"]._replace(
-        urls=(server.url("gone"), server.url("zip")), sha256=hashlib.sha256(server.files["zip"]).hexdigest()
+        urls=(server.url("gone"), server.url("zip")),
+        sha256=hashlib.sha256(server.files["zip"]).hexdigest(),
     )
     monkeypatch.setitem(corpus.ARCHIVES, "wikitext2", pin)
     cache = tmp_path / "deep" / "downloads"

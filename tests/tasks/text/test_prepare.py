@@ -9,7 +9,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import DiskError, UserError
-from cerebra_jax.tasks import build
+from cerebra_jax.tasks import registry as build
 from cerebra_jax.tasks.text import corpus, prepare, tokenizer, wikitext
 
 SPLITS = corpus.SPLITS
@@ -18,7 +18,9 @@ SPLITS = corpus.SPLITS
 def text(n, seed):
     rng = random.Random(seed)
     words = ["alpha", "beta", "<unk>", "gämma", "Δ", "=", ",", "delta" * 3]
-    return "".join(f" {rng.choice(words)}" + " \n" * (rng.random() < 0.1) for _ in range(n)).encode()
+    return "".join(
+        f" {rng.choice(words)}" + " \n" * (rng.random() < 0.1) for _ in range(n)
+    ).encode()
 
 
 @pytest.fixture
@@ -104,7 +106,9 @@ def test_damaged_or_half_made_tokens_are_made_again(cfg, damage):
 def test_records_that_the_disk_changed_are_noticed(cfg, monkeypatch):
     run(cfg)
     read = wikitext.read
-    monkeypatch.setattr(wikitext, "read", lambda *a: (r.replace(b"beta", b"bete") for r in read(*a)))
+    monkeypatch.setattr(
+        wikitext, "read", lambda *a: (r.replace(b"beta", b"bete") for r in read(*a))
+    )
     with pytest.raises(DiskError, match="differs"):
         run(config.TaskCfg(**(vars(cfg) | {"vocab_size": 320})))
 

@@ -36,7 +36,11 @@ def test_a_span_is_what_a_token_covers_in_whole_or_in_part(tokenizers):
             before, covered = TEXT[:a].encode(), TEXT[a:b].encode()
             inside = at - len(before)
             assert covered[inside : inside + len(piece)] == piece
-            assert b - a == 1 or len(TEXT[a : b - 1].encode()) < inside + len(piece) and inside < len(TEXT[a].encode())
+            assert (
+                b - a == 1
+                or len(TEXT[a : b - 1].encode()) < inside + len(piece)
+                and inside < len(TEXT[a].encode())
+            )
             at += len(piece)
     with pytest.raises(ValueError, match="not its bytes"):
         reading.spans_of("ab", [b"a"])
@@ -55,7 +59,9 @@ def test_windows_hold_every_token_once():
     np.testing.assert_array_equal(batch["ex_B"], [0, 1, 2])
 
 
-@pytest.mark.parametrize(("text", "what"), [("", "empty"), ("a\0b", "character 2"), ("ab\udcff", "UTF-8 .character 3")])
+@pytest.mark.parametrize(
+    ("text", "what"), [("", "empty"), ("a\0b", "character 2"), ("ab\udcff", "UTF-8 .character 3")]
+)
 def test_what_is_no_text_is_refused(text, what):
     with pytest.raises(UserError, match=what):
         reading.readable(text)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import build
+from cerebra_jax.tasks import registry as build
 from cerebra_jax.tasks.text import corpus
 from cerebra_jax.tasks.text.task import TextTask
 
@@ -50,7 +50,9 @@ def check_rows(batch, n_tokens):
     assert labels.max() < n_tokens and set(np.unique(batch["w_BxL"])) <= {0.0, 1.0}
 
 
-shapes = st.tuples(st.integers(1, 200), st.integers(2, 33), st.integers(1, 9), st.integers(0, 2**31 - 1))
+shapes = st.tuples(
+    st.integers(1, 200), st.integers(2, 33), st.integers(1, 9), st.integers(0, 2**31 - 1)
+)
 
 
 @given(shapes)
@@ -64,7 +66,9 @@ def test_an_epoch_scores_every_token_once_and_drops_none_at_its_border(shape):
         batch = task.train_batch(seed, step, batch_size)
         check_rows(batch, n_tokens)
         np.testing.assert_array_equal(batch["ex_B"], np.arange(batch_size))
-        rows += [scored({k: batch[k][i] for k in ("labels_BxL", "w_BxL")}) for i in range(batch_size)]
+        rows += [
+            scored({k: batch[k][i] for k in ("labels_BxL", "w_BxL")}) for i in range(batch_size)
+        ]
     for epoch in range(3):
         seen = np.concatenate(rows[epoch * n : (epoch + 1) * n])
         np.testing.assert_array_equal(np.sort(seen), np.arange(n_tokens))
@@ -89,13 +93,17 @@ def test_every_step_of_three_epochs_after_a_resume_is_the_step_it_was():
     whole = fake(1000, 16)
     steps = [whole.train_batch(5, s, 5) for s in range(3 * whole.steps_per_epoch(5) + 1)]
     for s, batch in enumerate(steps):
-        np.testing.assert_array_equal(fake(1000, 16).train_batch(5, s, 5)["labels_BxL"], batch["labels_BxL"])
+        np.testing.assert_array_equal(
+            fake(1000, 16).train_batch(5, s, 5)["labels_BxL"], batch["labels_BxL"]
+        )
 
 
 def test_order_and_grid_change_with_the_epoch_and_the_seed():
     task = fake(4000, 16)
     n = task.windows("train")
-    first = {(seed, e): task.train_batch(seed, e, n)["labels_BxL"] for seed in (0, 1) for e in range(8)}
+    first = {
+        (seed, e): task.train_batch(seed, e, n)["labels_BxL"] for seed in (0, 1) for e in range(8)
+    }
     assert len({a.tobytes() for a in first.values()}) == 16
     assert len({int(a[:, 0].min()) % 16 for a in first.values()}) > 3  # where windows start
 
@@ -138,19 +146,30 @@ def test_evaluation_scores_every_token_once_with_its_context(shape, context):
     context %= seq_len
     task = fake(n_tokens, seq_len, context)
     batches = list(task.eval_batches("valid", batch_size))
-    assert len({b["labels_BxL"].shape for b in batches}) == 1 and batches[0]["labels_BxL"].shape == (
+    assert len({b["labels_BxL"].shape for b in batches}) == 1 and batches[0][
+        "labels_BxL"
+    ].shape == (
         batch_size,
         seq_len,
     )
     for batch in batches:
         check_rows(batch, n_tokens)
-    np.testing.assert_array_equal(np.concatenate([scored(b) for b in batches]), np.arange(n_tokens))  # in order, too
+    np.testing.assert_array_equal(
+        np.concatenate([scored(b) for b in batches]), np.arange(n_tokens)
+    )  # in order, too
     used = sum(int(b["w_BxL"].any(1).sum()) for b in batches)
     assert used == task.windows("valid") and used > (len(batches) - 1) * batch_size
-    rows = [(la, w) for b in batches for la, w in zip(b["labels_BxL"], b["w_BxL"], strict=True) if w.any()]
+    rows = [
+        (la, w)
+        for b in batches
+        for la, w in zip(b["labels_BxL"], b["w_BxL"], strict=True)
+        if w.any()
+    ]
     for labels, w in rows[1:]:
         assert np.argmax(w) == context  # what comes before the first scored token of a window
-        np.testing.assert_array_equal(labels[:context], np.arange(labels[context] - context, labels[context]))
+        np.testing.assert_array_equal(
+            labels[:context], np.arange(labels[context] - context, labels[context])
+        )
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +180,12 @@ def real(tmp_path_factory):
     for split, n in {"train": 3000, "valid": 200, "test": 300}.items():
         words = [rng.choice(["ein", "Wörtchen", "<unk>", ".", "\n"]) for _ in range(n)]
         (folder / f"{split}.txt").write_text(" ".join(words) + "\n", encoding="utf-8")
-    task = {"data_dir": str(folder), "cache_dir": str(folder.parent), "vocab_size": 280, "seq_len": 16}
+    task = {
+        "data_dir": str(folder),
+        "cache_dir": str(folder.parent),
+        "vocab_size": 280,
+        "seq_len": 16,
+    }
     return build.build(config.parse({"task": task}), lambda line: None), folder
 
 
@@ -174,7 +198,10 @@ def test_a_real_text_through_the_whole_path(real):
     first = next(iter(task.eval_batches("test", 4)))
     assert first["inputs_BxL"][0, 0] == task.shape.vocab_size - 1  # bos
     example = task.example(4)
-    assert example["inputs_BxL"].shape == (4, 16) and example["inputs_BxL"].max() < task.shape.vocab_size
+    assert (
+        example["inputs_BxL"].shape == (4, 16)
+        and example["inputs_BxL"].max() < task.shape.vocab_size
+    )
 
 
 def test_info_is_true_and_can_be_written(real):
@@ -191,7 +218,9 @@ def test_info_is_true_and_can_be_written(real):
 
 
 def test_report_divides_the_nats_by_tokens_words_and_bytes():
-    report = fake(800, 8).report("test", {"loss": (1000.0, 800)})  # 800 tokens, 470 words in 30 lines, 2,000 bytes
+    report = fake(800, 8).report(
+        "test", {"loss": (1000.0, 800)}
+    )  # 800 tokens, 470 words in 30 lines, 2,000 bytes
     assert report == {
         "nats_per_token": 1.25,
         "ppl_token": pytest.approx(math.exp(1.25), rel=1e-12),
@@ -199,7 +228,9 @@ def test_report_divides_the_nats_by_tokens_words_and_bytes():
         "bits_per_byte": pytest.approx(0.5 / math.log(2), rel=1e-12),
     }
     assert fake(8, 8).report("test", {"loss": (1e9, 8)})["ppl_word"] is None
-    assert fake(8, 8).report("train", {"loss": (3.0, 2.0)}) == {"ppl": pytest.approx(math.exp(1.5), rel=1e-12)}
+    assert fake(8, 8).report("train", {"loss": (3.0, 2.0)}) == {
+        "ppl": pytest.approx(math.exp(1.5), rel=1e-12)
+    }
 
 
 def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary(real):
@@ -229,6 +260,12 @@ def test_wikitext2_beside_the_checkout_has_the_published_counts(tmp_path):
         pytest.skip("no WikiText-2 beside the checkout")
     source = corpus.folder(folder)
     counts = corpus.scan(source)
-    assert {s: c.words + c.lines for s, c in counts.items()} == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
+    assert {s: c.words + c.lines for s, c in counts.items()} == {
+        "train": 2_088_628,
+        "valid": 217_646,
+        "test": 245_569,
+    }
     assert corpus.name_of(source, counts) == "wikitext2"
-    assert counts["test"].sha256 == "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"
+    assert (
+        counts["test"].sha256 == "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0"
+    )

@@ -10,18 +10,38 @@ from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.text import corpus, tokenizer
 
-WORDS = ["the", "cat", "<unk>", "sat", "on", "a", "mat", ",", "=", "naïve", "don't", "1914", "@-@", "  ", "\t"]
+WORDS = [
+    "the",
+    "cat",
+    "<unk>",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    ",",
+    "=",
+    "naïve",
+    "don't",
+    "1914",
+    "@-@",
+    "  ",
+    "\t",
+]
 
 
 def some_text(n=3000, seed=0):
     rng = random.Random(seed)
-    return "".join(" " + rng.choice(WORDS) + ("\n" * rng.choice([0, 0, 0, 1, 1, 2])) for _ in range(n))
+    return "".join(
+        " " + rng.choice(WORDS) + ("\n" * rng.choice([0, 0, 0, 1, 1, 2])) for _ in range(n)
+    )
 
 
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bpe")
-    (folder / "tokenizer.json").write_text(tokenizer.train_bpe([some_text().encode()], 300), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        tokenizer.train_bpe([some_text().encode()], 300), encoding="utf-8"
+    )
     return tokenizer.load(folder, "bpe")
 
 
@@ -29,9 +49,13 @@ def gpt2_files(folder, bpe):
     """GPT-2's two files as they would be for our little BPE."""
     model = json.loads(bpe.json)["model"]
     vocab = [t for t in model["vocab"] if t != tokenizer.UNK] + ["<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocab)}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(vocab)}), encoding="utf-8"
+    )
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8"
+    )
     return folder
 
 
@@ -44,7 +68,9 @@ def all_three(bpe, tmp_path_factory):
 
 NAMES = ["bytes", "bpe", "gpt2"]
 odd = [*WORDS, " <unk>", "\n", " \n\n", "<|endoftext|>", "Ġ", "\r\n", "\u2028"]
-pieces = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(odd))
+pieces = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(odd)
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,7 +105,11 @@ def test_a_line_longer_than_a_block_has_the_tokens_of_the_whole(all_three):
 
 
 def test_sizes_and_the_rare_word_mark(all_three):
-    assert {name: tok.vocab_size for name, tok in all_three.items()} == {"bytes": 257, "bpe": 300, "gpt2": 299}
+    assert {name: tok.vocab_size for name, tok in all_three.items()} == {
+        "bytes": 257,
+        "bpe": 300,
+        "gpt2": 299,
+    }
     bpe = all_three["bpe"]
     assert len(bpe.encode_blocks([b" <unk>"])) == 1
     assert len(bpe.encode_blocks([b" the <unk> <unk> ,"])) == 4

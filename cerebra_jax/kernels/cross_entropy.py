@@ -1,0 +1,87 @@
+"""Cross-entropy in chunks of tokens: the B x L x V logits never exist at once."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def chunks_of(tokens: int, chunk: int) -> int:
+    """The least number of equal chunks, each of at most `chunk` tokens, that tile `tokens`."""
+    n = -(-tokens // chunk)
+    while tokens % n:
+        n += 1
+    return n
+
+
+def _nll(h_TxD, head_VxD, y_T):
+    """-> nll_T, and exp(logits - max) with its sum: their quotient is the softmax."""
+    logits_TxV = jnp.einsum(
+        "td,vd->tv", h_TxD, head_VxD.astype(h_TxD.dtype), preferred_element_type=jnp.float32
+    )
+    max_Tx1 = logits_TxV.max(-1, keepdims=True)
+    exp_TxV = jnp.exp(logits_TxV - max_Tx1)
+    sum_Tx1 = exp_TxV.sum(-1, keepdims=True)
+    hit_Tx1 = jnp.take_along_axis(logits_TxV, y_T[:, None], axis=1)
+    return (jnp.log(sum_Tx1) + max_Tx1 - hit_Tx1)[:, 0], exp_TxV, sum_Tx1
+
+
+def _split(n, *arrays):
+    return tuple(a.reshape(n, a.shape[0] // n, *a.shape[1:]) for a in arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _xent(h_TxD, head_VxD, y_T, w_T, n, each):
+    def body(total, x):
+        h, y, w = x
+        nats_T = w * _nll(h, head_VxD, y)[0]
+        return total + nats_T.sum(), nats_T if each else None
+
+    return jax.lax.scan(body, jnp.float32(0), _split(n, h_TxD, y_T, w_T))
+
+
+def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
+    """The loss is linear in its weights, so its gradient is computed here, with the logits at hand (no recompute)."""
+
+    ids_1xV = jnp.arange(head_VxD.shape[0])[None]
+
+    def body(carry, x):
+        total, dhead_DxV = carry
+        h, y, w = x
+        nll_T, exp_TxV, sum_Tx1 = _nll(h, head_VxD, y)
+        w_Tx1 = w[:, None]
+        d_TxV = exp_TxV * (w_Tx1 / sum_Tx1) - jnp.where(y[:, None] == ids_1xV, w_Tx1, 0.0)
+        d_TxV = d_TxV.astype(h.dtype)
+        dh = jnp.einsum("tv,vd->td", d_TxV, head_VxD.astype(h.dtype))
+        # as (D, V): XLA's CPU matmul is twice as fast with the wide matrix on the right, and one transpose is cheap
+        dhead_DxV += jnp.einsum("tv,td->dv", d_TxV, h, preferred_element_type=jnp.float32)
+        nats_T = w * nll_T
+        return (total + nats_T.sum(), dhead_DxV), (dh, nats_T if each else None)
+
+    start = (jnp.float32(0), jnp.zeros(head_VxD.shape[::-1], jnp.float32))
+    (total, dhead_DxV), (dh_nxTxD, nats_nxT) = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
+    return (total, nats_nxT), (dh_nxTxD.reshape(h_TxD.shape), dhead_DxV.T.astype(head_VxD.dtype))
+
+
+def _xent_bwd(n, each, res, ct):
+    g, _ = ct  # the nats of single tokens are for looking at
+    dh_TxD, dhead_VxD = res
+    return (g * dh_TxD).astype(dh_TxD.dtype), (g * dhead_VxD).astype(dhead_VxD.dtype), None, None
+
+
+_xent.defvjp(_xent_fwd, _xent_bwd)
+
+
+def chunked_xent(h_BxLxD, head_VxD, labels_BxL, w_BxL, chunk: int, each: bool = False):
+    """Σ w · (logsumexp(h·headᵀ) − (h·headᵀ)[label]) in nats, float32 scalar; at most `chunk` tokens' logits live.
+
+    Differentiable in h and head_VxD; no gradient reaches the weights. Logits and their softmax are float32.
+    `each`: -> (that sum, its terms (B, L)); no gradient passes through the terms.
+    """
+    n = chunks_of(labels_BxL.size, chunk)
+    D = h_BxLxD.shape[-1]
+    flat = (h_BxLxD.reshape(-1, D), head_VxD, labels_BxL.reshape(-1), w_BxL.reshape(-1))
+    total, nats_nxT = _xent(*flat, n, each)
+    return (total, nats_nxT.reshape(labels_BxL.shape)) if each else total

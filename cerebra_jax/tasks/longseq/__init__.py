@@ -1,5 +1,0 @@
-"""Synthetic long-range recall; `build` is its entry in the table of tasks."""
-
-from cerebra_jax.tasks.longseq.task import build
-
-__all__ = ["build"]

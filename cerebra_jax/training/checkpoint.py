@@ -1,0 +1,306 @@
+"""Checkpoints through Orbax: the last two and the best by validation, asynchronous, atomic, and never silently wrong.
+
+Orbax commits a step atomically (a rename), but restores an array whose bytes have flipped without a word. So the
+sha256 of every leaf is saved *inside* the same atomic checkpoint and verified on restore. Per leaf and not per file:
+the files do not exist yet when an asynchronous save returns, so a file manifest could only be written after the
+commit, and a kill between the two would leave a good checkpoint that cannot be verified.
+
+The state is saved un-stacked and by name ({"params/embed": array}), so any number of devices can restore it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from cerebra_jax.errors import DISK_ERRNOS, DiskError, Diverged, UserError
+from cerebra_jax.training import frozen
+from cerebra_jax.trees import named_leaves
+
+KEEP = 2  # latest checkpoints; the best by validation is kept besides
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted."""
+
+
+def leaves(state: Any) -> dict[str, np.ndarray]:
+    """{'params/embed': array on the host} of a state, as copies: the next step may reuse the device's memory."""
+    tree = serialization.to_state_dict(state)
+    return {name: np.array(jax.device_get(leaf)) for name, leaf in named_leaves(tree).items()}
+
+
+def digests(named: dict[str, np.ndarray]) -> dict[str, str]:
+    """{name: sha256 of its dtype, shape and bytes}; threads, because hashlib lets go of the interpreter."""
+
+    def one(a: np.ndarray) -> str:
+        digest = hashlib.sha256(f"{a.dtype.name}{a.shape}".encode())
+        digest.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(named, pool.map(one, named.values()), strict=True))
+
+
+def digest(tree: Any) -> str:
+    """One sha256 for a whole tree of arrays."""
+    parts = sorted(digests(leaves(tree)).items())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run. `say` gets one line for each damaged one that is passed over."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None], read_only: bool = False):
+        """Opens (or makes) the folder; what a killed save left behind is cleared away."""
+        self.folder, self._say, self._read_only = folder.absolute(), say, read_only
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        def score(metrics: dict[str, float]) -> float:
+            return metrics["score"]
+
+        best = policy.BestN(
+            get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=score,
+            best_mode="min",
+            read_only=self._read_only,
+            preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP), best]),
+        )
+        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
+
+    def preflight(self, state: Any) -> None:
+        """UserError where the disk cannot hold the checkpoints of a run."""
+        need = (KEEP + 2) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise UserError(
+                f"{self.folder} has {free / 1e6:.0f} MB free, checkpoints need {need / 1e6:.0f} MB",
+                "free some space, or choose another --workdir",
+            )
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
+        """Starts to save `state` (score: of its validation, less is better, None where it was not measured).
+
+        Raises Diverged rather than save a number that is not finite, DiskError where an earlier save failed.
+        """
+        named = leaves(state)
+        for name, leaf in named.items():
+            if (
+                jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+                and not np.isfinite(leaf.astype(np.float32)).all()
+            ):
+                raise Diverged(
+                    f"step {step}: {name} is not finite", "nothing was saved; lower train.lr"
+                )
+        shapes = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in named.items()}
+        meta = meta | {"sha256": digests(named), "shapes": shapes}
+        meta["own_sha256"] = _own(meta)
+        metrics = None if score is None else {"score": score}
+        with _disk_errors():
+            if (
+                step in self._manager.all_steps()
+            ):  # stopped by a signal here, and evaluated only after the resume
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)
+            )
+            self._manager.save(step, metrics=metrics, args=args)
+
+    def check(self) -> None:
+        """DiskError as soon as an asynchronous save is known to have failed."""
+        with _disk_errors():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; DiskError where it is not."""
+        with _disk_errors():
+            self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, latest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def by_validation(self) -> list[int]:
+        """Steps with a validation score, the best first, the later one of equals."""
+        scores = []
+        for step in self.steps():
+            try:
+                score = self._meta(step)["score"]
+            except Damaged as e:
+                self._say(
+                    f"warning: the validation score of checkpoint {step} is damaged ({e}): left out"
+                )
+                continue
+            if score is not None:
+                scores.append((score, -step))
+        return [-step for _, step in sorted(scores)]
+
+    def latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, meta) of the newest intact checkpoint; None where there is none at all.
+
+        Damaged ones are moved aside with one warning line each; UserError where none is intact, never from scratch.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        for step, state, meta, bad in self._walk(steps, like):
+            if (
+                bad and not self._read_only
+            ):  # else the step could not be saved again when training gets there
+                self._manager.close()
+                for worse in bad:
+                    self._set_aside(worse)
+                self._manager = self._open()
+            return step, state, meta
+        raise UserError(
+            f"no checkpoint in {self.folder} is intact", "restore one from a backup, or use --fresh"
+        )
+
+    def best(self, like: Any, as_trained: bool = False) -> tuple[int, Any, dict[str, Any]] | None:
+        """(step, state, meta) of the intact checkpoint with the best validation score; None where none has one. Who
+        only reads gets what it runs with, pruned weights at zero, and the thresholds that were measured for it since
+        (`record.frozen`), unless `as_trained`."""
+        for step, state, meta, _ in self._walk(self.by_validation(), like):
+            if self._read_only:
+                state = state.replace(params=state.effective)
+            if self._read_only and not as_trained:
+                routing = frozen.applied(self.folder.parent, step, state.routing, self._say)
+                state = state.replace(routing=routing)
+            return step, state, meta
+        return None
+
+    def named(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+        """`best` without a model that says what to expect: (step, {"params/embed/table": array}, meta)."""
+        for step, named, meta, _ in self._walk(self.by_validation(), None):
+            return step, named, meta
+        return None
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _walk(
+        self, steps: list[int], like: Any
+    ) -> Iterator[tuple[int, Any, dict[str, Any], list[int]]]:
+        """The intact ones of `steps` in order, each with those passed over so far."""
+        bad: list[int] = []
+        for i, step in enumerate(steps):
+            try:
+                state, meta = self._restore(step, like)
+            except Damaged as e:
+                bad.append(step)
+                rest = f"using {steps[i + 1]}" if i + 1 < len(steps) else "it was the last one"
+                self._say(f"warning: checkpoint {step} is damaged ({e}): {rest}")
+                continue
+            yield step, state, meta, bad
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays, verified; Damaged."""
+        try:
+            meta = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )["meta"]
+            good = meta["own_sha256"] == _own(meta)
+        except Exception as e:  # Orbax and TensorStore raise anything at all on damaged files
+            raise Damaged(f"metadata: {_short(e)}") from None
+        if not good:
+            raise Damaged("sha256 mismatch in its metadata")
+        return meta
+
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """State with the structure of `like`, verified leaf by leaf; Damaged, or UserError for another model's. `like`
+        None: all arrays by name."""
+        meta = self._meta(step)
+        if like is None:
+            return self._arrays(
+                step, meta, {name: _zeros(text) for name, text in meta["shapes"].items()}
+            ), meta
+        shapes, tree = meta["shapes"], serialization.to_state_dict(like)
+        wanted = {
+            name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in named_leaves(tree).items()
+        }
+        here = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in wanted.items()}
+        for name in sorted({**here, **shapes}, key=lambda n: (not n.startswith("params/"), n)):
+            if here.get(name) != shapes.get(name):
+                what = f"checkpoint {step} has {name} {shapes.get(name, 'not')}, this model {here.get(name, 'not')}"
+                raise UserError(what, "it is another model's, or another version's of cerebra_jax")
+        return serialization.from_state_dict(
+            like, fill(tree, self._arrays(step, meta, wanted))
+        ), meta
+
+    def _arrays(
+        self, step: int, meta: dict[str, Any], wanted: dict[str, np.ndarray]
+    ) -> dict[str, Any]:
+        """The arrays of these names, shapes and dtypes, each as its sha256 says; Damaged."""
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+            got = self._manager.restore(step, args=args)["state"]
+        except Exception as e:
+            raise Damaged(f"arrays: {_short(e)}") from None
+        for name, value in digests(got).items():
+            if value != meta["sha256"][name]:
+                raise Damaged(f"sha256 mismatch in {name}")
+        return got
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint out of the way, for whoever wants to look at it."""
+        aside = self.folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        names = (aside / f"{step}{suffix}" for suffix in ["", *(f".{i}" for i in range(1, 1000))])
+        shutil.move(self.folder / str(step), next(p for p in names if not p.exists()))
+
+
+def _own(meta: dict[str, Any]) -> str:
+    rest = {k: v for k, v in meta.items() if k != "own_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def fill(tree: Any, named: dict[str, Any], prefix: str = "") -> Any:
+    """The nested dict `tree` with its leaves taken from `named`; empty dicts (stateless optimizer parts) stay."""
+    if not isinstance(tree, dict):
+        return named[prefix]
+    return {k: fill(v, named, f"{prefix}/{k}" if prefix else k) for k, v in tree.items()}
+
+
+def _zeros(text: str) -> np.ndarray:
+    """An array of a dtype and shape written as "float32[2, 3]"."""
+    dtype, shape = text.rstrip("]").split("[")
+    return np.zeros([int(n) for n in shape.split(",") if n], jax.numpy.dtype(dtype))
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """TensorStore reports a full disk as a ValueError or a bare Exception: its text is all there is."""
+    try:
+        yield
+    except Exception as e:
+        text = f"{os.strerror(e.errno)} {e}" if isinstance(e, OSError) and e.errno else str(e)
+        for reason in map(os.strerror, DISK_ERRNOS):
+            if reason in text:
+                mend = "free some space and run the same command again: what was saved before is intact"
+                raise DiskError(f"a checkpoint could not be written ({reason})", mend) from e
+        raise

@@ -1,0 +1,187 @@
+"""What a run writes while it goes: metrics.jsonl, one whole line a step, and TensorBoard events beside it.
+
+Steps hand over (sum, count) pairs, never means; the division happens here, once, after all sums (spec 1, house 3.10).
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.util
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+Sums = dict[str, tuple[Any, Any]]
+
+
+def add(total: Sums | None, new: Sums) -> Sums:
+    """Sum of two sets of (sum, count) pairs in float64, so that a long evaluation loses nothing."""
+    new = {k: (np.asarray(s, np.float64), np.asarray(n, np.float64)) for k, (s, n) in new.items()}
+    if total is None:
+        return new
+    return {k: (total[k][0] + s, total[k][1] + n) for k, (s, n) in new.items()}
+
+
+def form(sums: Sums) -> dict[str, Any]:
+    """{name: mean} as floats, or lists of floats for per-layer figures; null in JSON (None) where it is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = {
+            k: np.asarray(s, np.float64) / np.asarray(n, np.float64) for k, (s, n) in sums.items()
+        }
+    return {k: plain(v) for k, v in means.items()}
+
+
+def plain(value: Any) -> Any:
+    """A number, or an array of them, as JSON may hold it: None where it is not finite."""
+    if np.ndim(value):
+        return [plain(v) for v in value]
+    return float(value) if np.isfinite(value) else None
+
+
+class Pace:
+    """Seconds per step of this session, without compilation, evaluations and saves."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._recent: deque[float] = deque(maxlen=50)
+
+    def pause(self) -> None:
+        """The next lap does not count."""
+        self._last = None
+
+    def lap(self) -> float | None:
+        """Seconds since the last lap; None for the first one after a pause."""
+        now = time.perf_counter()
+        took = None if self._last is None else now - self._last
+        self._last = now
+        if took is not None:
+            self._recent.append(took)
+        return took
+
+    def left(self, steps: int) -> str:
+        """The time that `steps` more steps take, as h:mm:ss."""
+        if not self._recent:
+            return "?"
+        seconds = round(steps * sum(self._recent) / len(self._recent))
+        return str(datetime.timedelta(seconds=seconds))
+
+
+class Log:
+    """metrics.jsonl: append-only lines, each written whole, cut back to the step of the checkpoint on resume.
+
+    Lines reach the operating system as they are written (they survive a killed process); `sync` makes them survive
+    a power cut, and runs before each checkpoint, so that no checkpoint is ahead of its lines.
+    """
+
+    def __init__(self, path: Path, step: int, scored: bool = True):
+        """Opens the file for a run that continues after `step`: later and torn lines are dropped (step 0: all lines).
+
+        `scored` False: the checkpoint does not know its validation loss, so that it is measured again.
+        """
+        self.path, self.lines = path, []  # lines: the few that are not of training steps
+        part = path.with_name(f".{path.name}.part")
+        with open(part, "wb") as f:
+            for line in read(path):
+                again = line["split"] == "test" or (
+                    line["split"] == "valid" and line["step"] == step and not scored
+                )
+                if line["step"] <= step and not again:
+                    f.write(_encode(line))
+                    self._remember(line)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+        self._file = open(path, "ab", buffering=0)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends one line in one write, so that a kill leaves whole lines or one torn last line."""
+        self._file.write(_encode(line))
+        self._remember(line)
+
+    def validation(self, step: int) -> dict[str, Any] | None:
+        """The validation line of a step, None where it was not evaluated."""
+        return next(
+            (line for line in self.lines if line["step"] == step and line["split"] == "valid"), None
+        )
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if line["split"] != "train":
+            self.lines.append(line)
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, allow_nan=False).encode() + b"\n"
+
+
+def read(path: Path) -> Iterable[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without a torn last one; nothing where there is no file."""
+    if not path.exists():
+        return
+    with open(path, "rb") as f:
+        for line in f:
+            if line.endswith(b"\n"):  # a kill can tear the last line only
+                yield json.loads(line)
+
+
+class Tracker(Protocol):
+    """Where curves are also drawn; metrics.jsonl stays the source of truth."""
+
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoTracker:
+    """Draws nothing."""
+
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoard:
+    """TensorBoard event files through tensorboardX (extra `[tb]`), without curves past a resumed step."""
+
+    def __init__(self, folder: Path, step: int):
+        self._folder, self._step = folder, step
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from tensorboardX import (
+            SummaryWriter,  # at the first line: where torch is installed it imports that, for 2 s
+        )
+
+        return SummaryWriter(str(self._folder), purge_step=self._step + 1, flush_secs=30)
+
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
+        for name, value in (line | line["gates"]).items():
+            if isinstance(value, list):
+                for i, v in enumerate(value):
+                    if v is not None:
+                        self._writer.add_scalar(f"{split}/{name}/{i:02d}", v, step)
+            elif isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        if "_writer" in vars(self):
+            self._writer.close()
+
+
+def tracker(folder: Path, step: int) -> Tracker:
+    """TensorBoard where tensorboardX is installed, otherwise nothing: an extra, never a need."""
+    return TensorBoard(folder, step) if importlib.util.find_spec("tensorboardX") else NoTracker()

@@ -1,0 +1,89 @@
+"""Data parallelism: the one file that knows pmap.
+
+The state is not stacked: `in_axes=None` replicates it, so it is the same pytree, and the same checkpoint, on any number
+of devices. pmap is in maintenance mode in JAX; it lives behind this class so that another mapping can replace it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cerebra_jax.errors import UserError
+from cerebra_jax.types import Batch
+
+AXIS = "data"
+
+
+class DataParallel:
+    """Runs train_step and eval_step on one device (jit) or several (pmap); the training state is donated.
+
+    train_step(state, batch, key, *, axis) -> (state, metrics); eval_step(state, batch, *, axis) -> metrics.
+    """
+
+    def __init__(
+        self, train_step: Callable | None, eval_step: Callable, devices: Sequence[jax.Device]
+    ):
+        self.devices = list(devices)
+        self._mesh = Mesh(np.array(self.devices), (AXIS,))
+        if len(self.devices) == 1:
+            self._eval = jax.jit(eval_step)
+            self._train = train_step and jax.jit(train_step, donate_argnums=0)
+        else:
+            many = functools.partial(jax.pmap, axis_name=AXIS, devices=self.devices)
+            self._eval = many(
+                functools.partial(eval_step, axis=AXIS), in_axes=(None, 0), out_axes=None
+            )
+            self._train = train_step and many(
+                functools.partial(train_step, axis=AXIS),
+                in_axes=(None, 0, None),
+                out_axes=None,
+                donate_argnums=0,
+            )
+
+    @property
+    def programs(self) -> tuple[Any, Any]:
+        """The compiled (training step, evaluation step), for those who count them, or time them on one device."""
+        return self._train, self._eval
+
+    def place(self, tree: Any) -> Any:
+        """Replicates a pytree with the sharding that the step returns, so that the step is traced once."""
+        if len(self.devices) == 1:
+            return jax.device_put(tree, self.devices[0])
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def shard(self, batch: Batch) -> Batch:
+        """Puts a host batch on the devices: rows split evenly, in order."""
+        if len(self.devices) == 1:
+            return jax.device_put(batch, self.devices[0])
+        n = len(self.devices)
+        split = {k: x.reshape(n, x.shape[0] // n, *x.shape[1:]) for k, x in batch.items()}
+        return jax.device_put(split, NamedSharding(self._mesh, PartitionSpec(AXIS)))
+
+    def step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        """One training step; `state` is donated: rebind it."""
+        return self._train(state, batch, key)
+
+    def eval(self, state: Any, batch: Batch) -> Any:
+        """Metric sums of one evaluation batch."""
+        return self._eval(state, batch)
+
+
+def choose_devices(wanted: int, batch_size: int, accum: int) -> list[jax.Device]:
+    """The devices to use: `wanted` of the local ones (0: as many as divide the batch), or a UserError."""
+    local = jax.local_devices()
+    micro = batch_size // accum
+    if wanted > len(local):
+        raise UserError(
+            f"train.devices is {wanted}, but there are {len(local)}", f"use at most {len(local)}"
+        )
+    count = wanted or max(n for n in range(1, len(local) + 1) if micro % n == 0)
+    if micro % count:
+        raise UserError(f"{micro} windows per micro-batch do not split over {count} devices",
+                        "change train.batch_size, train.accum or train.devices")  # fmt: skip
+    return local[:count]

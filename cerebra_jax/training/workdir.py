@@ -1,0 +1,172 @@
+"""The folder of a run: who may write in it, whether it is this run, and whether the run is done. Imports no JAX.
+
+config.json metrics.jsonl result.json checkpoints/ tensorboard/ log.txt run.lock crash.txt; screen.txt: of a sweep's run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cerebra_jax import config
+from cerebra_jax.errors import Busy, UserError
+
+# where prepared data lies, who computes, and how a DCT is computed: not what
+MAY_CHANGE = ("task.cache_dir", "train.devices", "net.route.dct")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file at once or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=2, allow_nan=False)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, None where there is none; UserError where it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is damaged ({e})", "move it away, or use --fresh") from None
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Holds WORKDIR/run.lock; Busy names the process that holds it already.
+
+    The lock is flock(2)'s: the kernel drops it when its process dies, however it dies, so a stale one is simply taken.
+    The text in the file (pid, host, start) is for people, and for file systems that keep locks per machine: a run that
+    another machine never closed is taken over with a line that says so.
+    """
+    with open(workdir / "run.lock", "a+", encoding="utf-8") as f:
+        f.seek(0)
+        holder = _holder(f.read())
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Busy(
+                f"{workdir} is in use by {holder or 'another process'}",
+                "wait for it, stop it, or choose another --workdir",
+            ) from None
+        if holder:
+            say(f"warning: {workdir} was left by {holder} without closing it: taken over")
+        f.truncate(0)
+        start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}))
+        f.flush()
+        yield
+        f.truncate(0)  # closed in order; never unlinked: another process may have it open already
+
+
+def _holder(text: str) -> str:
+    try:
+        held = json.loads(text)
+        return f"process {held['pid']} on {held['host']} since {held['start']}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def prepare(workdir: Path, fresh: bool, say: Callable[[str], None]) -> None:
+    """Makes the folder; --fresh moves an old one aside, where no process is using it, and never deletes."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file", "choose another --workdir")
+    if fresh and workdir.is_dir() and any(workdir.iterdir()):
+        with locked(workdir):
+            aside = next(
+                p
+                for i in range(1, 10_000)
+                if not (p := workdir.with_name(f"{workdir.name}.old{i}")).exists()
+            )
+            workdir.rename(aside)
+        say(f"moved the earlier run to {aside}")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, FileExistsError, NotADirectoryError) as e:
+        raise UserError(
+            f"cannot make {workdir} ({e.strerror})", "choose another --workdir"
+        ) from None
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"cannot write in {workdir}", "choose another --workdir")
+
+
+def claim(workdir: Path, cfg: config.RunCfg) -> None:
+    """Writes config.json, or checks that it is this configuration; UserError names the keys that differ."""
+    check(workdir, cfg)
+    write_json(workdir / "config.json", config.to_dict(cfg))
+
+
+def check(workdir: Path, cfg: config.RunCfg) -> None:
+    """UserError where WORKDIR holds another run than this configuration's; it names the keys that differ.
+
+    A folder in which no step was ever taken (its data was missing, say) takes any configuration.
+    """
+    old = read_json(workdir / "config.json")
+    if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+        if old is None:
+            raise UserError(
+                f"{workdir} holds a run without config.json",
+                "use --fresh, or choose another --workdir",
+            )
+        changed = [
+            f"{k} {a!r} -> {b!r}" for k, (a, b) in differences(old, config.to_dict(cfg)).items()
+        ]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(
+                f"{workdir} holds another run: {', '.join(changed[:3])}{more}",
+                "use --fresh to move it aside, or choose another --workdir",
+            )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{key: (old value, new value)} of two nested configurations, without the keys that may change on resume."""
+    flat_old, flat_new = _flat(old), _flat(new)
+    keys = [k for k in {**flat_old, **flat_new} if k not in MAY_CHANGE]
+    return {
+        k: (flat_old.get(k), flat_new.get(k)) for k in keys if flat_old.get(k) != flat_new.get(k)
+    }
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+@contextlib.contextmanager
+def quiet(log: Path, verbose: bool) -> Iterator[None]:
+    """Sends what libraries write to stderr (XLA, TensorStore and Python warnings alike) to a file, at descriptor level.
+
+    C++ code writes to descriptor 2 whatever Python's sys.stderr is, so nothing less is quiet. Our own lines go to
+    stdout, and errors are printed after this context has ended.
+    """
+    if verbose:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    to = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    python_stderr = sys.stderr
+    try:
+        os.dup2(to, 2)
+        with open(to, "w", buffering=1, encoding="utf-8") as sys.stderr:
+            yield
+    finally:
+        sys.stderr = python_stderr
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,141 @@
+"""DCT and spectral entropy against scipy in float64, and the closed form for Gaussian noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+import scipy.special
+
+from cerebra_jax.kernels import dct as spectral
+
+SIZES = [2, 3, 7, 16, 33, 64, 100, 256]
+
+
+@pytest.mark.parametrize("method", spectral.TRANSFORMS)
+@pytest.mark.parametrize("D", SIZES)
+def test_dct_is_scipy_ortho_and_idct_its_inverse(D, method):
+    x = np.random.RandomState(D).standard_normal((3, 5, D)).astype(np.float32)
+    X = spectral.dct(x, method)
+    want = scipy.fft.dct(x.astype(np.float64), norm="ortho")
+    np.testing.assert_allclose(X, want, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_allclose(spectral.idct(X, method), x, atol=1e-5 * np.abs(x).max())
+
+
+@pytest.mark.parametrize("method", spectral.TRANSFORMS)
+@pytest.mark.parametrize("transform", [spectral.dct, spectral.idct])
+@pytest.mark.parametrize("D", [7, 64])
+def test_gradient_is_the_transposed_transform(transform, method, D):
+    rng = np.random.RandomState(0)
+    x, c = (
+        rng.standard_normal((2, D)).astype(np.float32),
+        rng.standard_normal((2, D)).astype(np.float32),
+    )
+    got = jax.grad(lambda x: (c * transform(x, method)).sum())(x)
+    basis = np.stack([np.asarray(transform(e, method)) for e in np.eye(D, dtype=np.float32)])
+    np.testing.assert_allclose(got, c @ basis.T, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", spectral.METHODS)
+@pytest.mark.parametrize("D", [2, 7, 64, 100])
+def test_the_filter_and_both_its_gradients_are_those_of_scipy(method, D):
+    rng = np.random.RandomState(D)
+    x, c, w = (
+        rng.standard_normal((3, 5, D)),
+        rng.standard_normal((3, 5, D)),
+        1 + 0.5 * rng.standard_normal(D),
+    )
+    X, C = (scipy.fft.dct(a, norm="ortho") for a in (x, c))
+    want = (
+        scipy.fft.idct(w * X, norm="ortho"),
+        scipy.fft.idct(w * C, norm="ortho"),
+        (X * C).sum((0, 1)),
+    )
+    y, pull = jax.vjp(lambda x, w: spectral.filtered(x, w, method), jnp.float32(x), jnp.float32(w))
+    for got, exact in zip((y, *pull(jnp.float32(c))), want, strict=True):
+        np.testing.assert_allclose(got, exact, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("D", [2, 7, 64])
+def test_a_folded_filter_is_one_symmetric_matrix_given_or_made(D):
+    w = jnp.float32(np.random.RandomState(D).standard_normal(D))
+    M_DxD = spectral.folded(w)
+    basis = scipy.fft.dct(np.eye(D), axis=0, norm="ortho")
+    np.testing.assert_allclose(M_DxD, basis.T @ np.diag(w) @ basis, atol=1e-6)
+    np.testing.assert_allclose(M_DxD, M_DxD.T, atol=1e-6)
+    x = jnp.float32(np.random.RandomState(0).standard_normal((3, D)))
+    given = spectral.filtered(x, jnp.zeros(D), "folded", M_DxD)
+    np.testing.assert_array_equal(given, spectral.filtered(x, w, "folded"))
+
+
+@pytest.mark.parametrize("method", spectral.METHODS)
+def test_a_filter_keeps_bfloat16(method):
+    rng = np.random.RandomState(0)
+    x, w = (
+        jnp.asarray(rng.standard_normal((4, 64)), jnp.bfloat16),
+        jnp.float32(1 + 0.1 * rng.standard_normal(64)),
+    )
+    y = spectral.filtered(x, w, method)
+    assert y.dtype == jnp.bfloat16
+    want = scipy.fft.idct(
+        np.asarray(w) * scipy.fft.dct(np.asarray(x, np.float64), norm="ortho"), norm="ortho"
+    )
+    np.testing.assert_allclose(np.asarray(y, np.float64), want, atol=0.05)
+
+
+def test_bfloat16_is_computed_in_float32_and_cast_back():
+    x = jnp.asarray(np.random.RandomState(0).standard_normal((4, 64)), jnp.bfloat16)
+    X = spectral.dct(x)
+    assert X.dtype == jnp.bfloat16
+    want = scipy.fft.dct(np.asarray(x, np.float64), norm="ortho")
+    np.testing.assert_allclose(np.asarray(X, np.float64), want, atol=2e-2)
+
+
+@pytest.mark.parametrize("D", [16, 64, 256, 1024])
+def test_entropy_of_gaussian_vectors_matches_the_closed_form(D):
+    x = np.random.RandomState(1).standard_normal((1, 20_000, D)).astype(np.float32)
+    got = float(spectral.spectral_entropy(spectral.dct(x)).mean())
+    assert abs(got - spectral.gaussian_entropy(D)) < 1e-3
+    assert abs(spectral.gaussian_entropy(1024) - 0.8947) < 3e-4
+
+
+@pytest.mark.parametrize("D", [1024, 4096])
+def test_entropy_of_gaussian_vectors_matches_the_published_limit(D):
+    """1 − (ψ(3/2) + ln 2)/ln D, to 3 decimals; and our closed form is the exact (ψ(D/2 + 1) − ψ(3/2))/ln D."""
+    x = np.random.RandomState(3).standard_normal((1, 20_000_000 // D, D)).astype(np.float32)
+    got = float(spectral.spectral_entropy(spectral.dct(x)).mean())
+    assert abs(got - (1 - (scipy.special.psi(1.5) + np.log(2)) / np.log(D))) < 5e-4
+    for n in (16, D):
+        exact = (scipy.special.psi(n / 2 + 1) - scipy.special.psi(1.5)) / np.log(n)
+        assert abs(spectral.gaussian_entropy(n) - exact) < 1e-4
+
+
+@pytest.mark.parametrize("D", [7, 64])
+def test_published_coefficients_are_those_of_the_unnormalised_dct(D):
+    """The published code divides twice scipy's default DCT by √(2D): no orthonormal one, whatever it says."""
+    x = np.random.RandomState(4).standard_normal((1, 3, D))
+    want = 2 * scipy.fft.dct(x) / np.sqrt(2 * D)
+    X = spectral.published_scale(D)[None, None] * np.asarray(spectral.dct(x.astype(np.float32)))
+    np.testing.assert_allclose(X, want, atol=1e-5 * np.abs(want).max())
+    p = want**2 / (want**2).sum(-1, keepdims=True)
+    entropy = -(p * np.log(p)).sum(-1) / np.log(D)
+    np.testing.assert_allclose(spectral.spectral_entropy(X), entropy, rtol=1e-5)
+
+
+def test_entropy_agrees_with_scipy_and_stays_in_range():
+    x = np.random.RandomState(2).standard_normal((2, 50, 96))
+    p = scipy.fft.dct(x, norm="ortho") ** 2
+    p /= p.sum(-1, keepdims=True)
+    want = -(p * np.log(p)).sum(-1) / np.log(96)
+    np.testing.assert_allclose(
+        spectral.spectral_entropy(spectral.dct(x.astype(np.float32))), want, rtol=1e-5
+    )
+    flat, peak = np.ones((1, 1, 8), np.float32), np.eye(8, dtype=np.float32)[None, :1]
+    assert abs(float(spectral.spectral_entropy(flat)[0, 0]) - 1) < 1e-6
+    assert abs(float(spectral.spectral_entropy(peak)[0, 0])) < 1e-6
+
+
+def test_entropy_gradient_is_finite_where_coefficients_vanish():
+    X = jnp.zeros((1, 2, 8)).at[0, 0, 3].set(2.0)
+    g = jax.grad(lambda X: spectral.spectral_entropy(X).sum())(X)
+    assert np.isfinite(np.asarray(g)).all()

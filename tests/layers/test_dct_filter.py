@@ -1,0 +1,132 @@
+"""A filter by any method is the same filter; its cost, and where it is one matrix, follow from the configuration."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cerebra_jax.kernels import dct as spectral
+from cerebra_jax.layers import dct_filter as parts
+from cerebra_jax.models import model as build
+from cerebra_jax.models import sampling as sample
+
+V, B, L = 50, 4, 32
+
+
+def model_of(tiny_cfg, dct, keys):
+    route = {"dct": dct, **keys.get("net.route", {})}
+    return build.build(tiny_cfg({**keys, "net.route": route}), V)
+
+
+def batch():
+    ids = np.random.RandomState(0).randint(0, V, (B, L)).astype(np.int32)
+    return {"inputs_BxL": ids, "ex_B": np.arange(B, dtype=np.int32)}
+
+
+def variables_of(model):
+    """With filters that do something."""
+    made = jax.jit(lambda: model.init(jax.random.key(0), batch()))()
+    uneven = lambda w: w + jnp.broadcast_to(0.3 * jnp.cos(jnp.arange(w.shape[-1])), w.shape)  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(
+        lambda at, x: uneven(x) if at[-1].key == "w" else x, made["params"]
+    )
+    return made | {"params": params}
+
+
+KINDS = {
+    "threshold": {},
+    "hard": {"net.route": {"mode": "hard"}, "net.depth": 4},
+    "compressed-scan": {
+        "net": {"scan": True, "depth": 5},
+        "net.route": {"mode": "always_compressed"},
+    },
+    "compat": {"net.compat": True, "net.route": {"mode": "random", "dispatch": False}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folded_model_is_the_same_model_and_has_the_same_gradients(kind, tiny_cfg):
+    models = {dct: model_of(tiny_cfg, dct, KINDS[kind]) for dct in ("fft", "folded")}
+    variables = variables_of(models["fft"])
+
+    def loss(dct, params, **folded):
+        out, _ = models[dct].apply(
+            variables | {"params": params} | folded, batch(), build.neutral_knobs()
+        )
+        return jnp.square(out.h[..., ::2]).sum(), out.h
+
+    both = {dct: jax.jit(jax.value_and_grad(lambda p, dct=dct: loss(dct, p), has_aux=True))(variables["params"])
+            for dct in models}  # fmt: skip
+    (_, want), gradients = both["fft"]
+    (_, got), folded_gradients = both["folded"]
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(gradients))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * largest),
+        folded_gradients,
+        gradients,
+    )
+
+    made = models["folded"].fold(variables)["folded"]
+    assert jax.tree.leaves(made) and not models["fft"].fold(variables)["folded"]
+    given = jax.jit(lambda folded: loss("folded", variables["params"], folded=folded)[1])
+    np.testing.assert_allclose(given(made), want, atol=1e-5 * np.abs(want).max())
+    for name in made:  # they are what is computed with
+        assert (
+            np.abs(given(made | {name: jax.tree.map(jnp.zeros_like, made[name])}) - want).max()
+            > 1e-2
+        )
+
+
+def test_only_filters_that_no_router_sees_are_one_matrix(tiny_cfg):
+    """Each has 2 D² FLOPs a token; a threshold's need a transform, and another one back."""
+    D = 32
+    for kind, seen in (("threshold", True), ("hard", False), ("random", False), ("soft", False)):
+        cost = {
+            dct: model_of(tiny_cfg, dct, {"net.route": {"mode": kind}}).cost.executed
+            for dct in spectral.METHODS
+        }
+        for layer, alone in (("layer_00", True), ("layer_01", not seen)):
+            of = {dct: cost[dct][f"{layer}/filter"] / L for dct in cost}
+            assert of["matmul"] == 4 * D**2 > of["fft"]
+            assert of["folded"] == (2 * D**2 if alone else of["fft"])
+
+
+def test_matrices_are_made_once_for_all_tokens(tiny_cfg, monkeypatch):
+    """Two folded filters: made before the prompt is read and the scan that writes, in neither of them."""
+    model = model_of(tiny_cfg, "folded", {"net.route": {"mode": "always_compressed"}})
+    variables, made = variables_of(model), []
+    monkeypatch.setattr(
+        spectral, "folded", lambda w, fold=spectral.folded: made.append(w) or fold(w)
+    )
+    prompt, length = np.ones((2, 3), np.int32), np.array([3, 2], np.int32)
+    write = jax.make_jaxpr(lambda *args: sample.generate(model, *args, 5)[0])
+    write(variables, jax.random.key(0), prompt, length)
+    assert len(made) == 2
+
+
+def test_the_method_follows_from_configuration_width_and_backend(tiny_cfg):
+    for D in (8, 256, 4096):
+        for backend in ("cpu", "gpu", "tpu", "another"):
+            for name in spectral.TRANSFORMS:
+                assert spectral.methods(name, D, backend) == (name, name)
+            auto, folded = (spectral.methods(choice, D, backend) for choice in ("auto", "folded"))
+            assert auto.transform in spectral.TRANSFORMS and auto.filter in spectral.METHODS
+            assert folded == (auto.transform, "folded")
+    assert (
+        spectral.methods("auto", 128, "cpu")
+        == ("fft", "fft")
+        == spectral.methods("auto", 128, "another")
+    )
+    assert (
+        spectral.methods("auto", 128, "gpu")
+        == ("matmul", "folded")
+        == spectral.methods("auto", 4096, "tpu")
+    )
+    assert spectral.methods("auto", 512, "gpu") == ("fft", "folded")
+    net = tiny_cfg({}).net
+    assert net.route.dct == "auto" and parts.how(net) == "DCT by fft"
+    net = dataclasses.replace(net, route=dataclasses.replace(net.route, dct="folded"))
+    assert parts.how(net) == "DCT by fft, folded where no router looks at it"
