@@ -1,0 +1,81 @@
+"""What the rebuild of the inside must not change: the recorded runs, and runs written by the code of before."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OLD = ROOT / "tests" / "data" / "old_runs"
+spec = importlib.util.spec_from_file_location("record", Path(__file__).parent / "record.py")
+record = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(record)
+
+
+def assert_close(found, recorded, where: str) -> None:
+    """Costs agree to 1e-9 of their size (they are integers or ratios of integers), the rest to 1e-5."""
+    if isinstance(recorded, dict):
+        assert found.keys() >= recorded.keys(), where
+        for key, value in recorded.items():
+            assert_close(found[key], value, f"{where}/{key}")
+    elif isinstance(recorded, list):
+        assert len(found) == len(recorded), where
+        for i, value in enumerate(recorded):
+            assert_close(found[i], value, f"{where}/{i}")
+    elif isinstance(recorded, int | float):
+        exact = "/costs/" in where or where.endswith("executed_rel_flops")
+        close = 1e-9 if exact else 2e-4 if where.endswith("grad_norm") else 2e-5
+        assert found == pytest.approx(recorded, rel=close, abs=1e-7), where
+    else:
+        assert found == recorded, where
+
+
+@pytest.mark.parametrize("name", sorted(record.RUNS))
+def test_the_first_steps_are_those_of_before(name, tmp_path, clean_env, request):
+    if name == "cerebra-full":
+        request.getfixturevalue("eight_bits")
+    found = record.read(record.train(name, tmp_path, clean_env))
+    assert_close(found, json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text()), name)
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    """Unpacks a run of before beside the data that it was trained on."""
+    shutil.copytree(ROOT / "tests" / "data" / "input", folder / "tests" / "data" / "input")
+    with tarfile.open(OLD / f"{name}.tar.gz") as packed:
+        packed.extractall(folder, filter="data")
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("chiar", ["eval"]),
+        ("cerebra", ["generate", "--prompt=a", "--max_tokens=4"]),
+        ("dense", ["generate", "--prompt=a", "--max_tokens=4"]),
+        ("stopped", ["train"]),
+        ("table", ["predict", "--data=tests/data/input/table.csv"]),
+    ],
+)
+def test_runs_of_before_load_answer_and_resume(name, words, tmp_path, clean_env):
+    workdir = unpacked(name, tmp_path)
+    before = json.loads((workdir / "result.json").read_text()) if name != "stopped" else None
+    if words == ["train"]:
+        words = [f"--config={workdir / 'config.json'}"]
+    else:
+        words = [*words, f"--workdir={workdir}"]
+    line = [sys.executable, "-m", "cerebra_jax.main", *words]
+    found = subprocess.run(
+        line, cwd=tmp_path, env=clean_env, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    if words[0] == "eval":
+        assert f"loss {before['test']['loss']:.4f}" in found.stdout
+    if name == "stopped":
+        assert "resuming at step 4 of 8" in found.stdout and (workdir / "result.json").exists()
