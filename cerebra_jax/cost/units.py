@@ -25,15 +25,16 @@ FLOAT = 4  # bytes of a float32
 
 
 class Op(NamedTuple):
-    """One operation of an example. `weights` are bytes too, shared by the examples of a micro-batch."""
+    """One operation of a program, in the conventions of `cost/prices.py`."""
 
     flops: int = 0
-    bytes: int = 0
-    weights: int = 0
+    bytes: int = 0  # operands and results that are no weights
+    weights: int = 0  # bytes of weights, which the examples of a micro-batch share
+    int8: int = 0  # products of integers, by the prices of FLOPs, which they are not
 
     def times(self, n: int) -> Op:
-        """The same weights applied to n rows."""
-        return Op(n * self.flops, n * self.bytes, self.weights)
+        """Returns the same weights applied to n times as many rows."""
+        return Op(n * self.flops, n * self.bytes, self.weights, n * self.int8)
 
 
 class Unit(NamedTuple):
