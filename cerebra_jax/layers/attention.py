@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels import attention as kernels
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
@@ -52,6 +53,21 @@ class Attention(nn.Module):
 
     def _linear(self, width: int, std: float) -> nn.Dense:
         return nn.Dense(width, self.bias, jnp.dtype(self.dtype), kernel_init=normal(std))
+
+    @classmethod
+    def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> Attention:
+        """Returns the layer of a configuration, with so many of its heads left."""
+        return cls(
+            net.width,
+            heads,
+            net.width // net.heads,
+            dtype=net.dtype,
+            std=net.init_std,
+            out_scale=out_scale,
+            kernel=net.attention,
+            platform=platform,
+            parent=None,
+        )
 
     def __call__(self, queries: Rows, keys: Rows) -> jax.Array:
         k, v = self._keys(keys)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels import dct
 from cerebra_jax.layers.norm import Norm
 from cerebra_jax.layers.prunable import Group
@@ -26,6 +27,12 @@ class SpectralFilter(nn.Module):
 
     pairwise = False
     step = 1
+
+    @classmethod
+    def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> SpectralFilter:
+        """Returns the filter of a configuration; it has no heads."""
+        method = dct.methods(net.route.dct, net.width, platform).filter
+        return cls(net.width, method, parent=None)
 
     @nn.compact
     def __call__(self, queries: Rows, keys: Rows | None = None) -> jax.Array:

@@ -68,6 +68,7 @@ class GatedLinearAttention(nn.Module):
     out_scale: float = 1.0
 
     pairwise = False
+    directional = True  # it reads the rows in one direction
     step = CHUNK
 
     def setup(self):

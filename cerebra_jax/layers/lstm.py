@@ -70,6 +70,7 @@ class Lstm(nn.Module):
     dtype: str = "float32"
 
     pairwise = False
+    directional = True  # it reads the rows in one direction
     step = 1
 
     @nn.compact

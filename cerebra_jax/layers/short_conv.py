@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.config import NetCfg
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import normal
 from cerebra_jax.layers.rows import Rows, mask_out
@@ -28,6 +29,12 @@ class ShortConv(nn.Module):
 
     pairwise = False
     step = 1
+
+    @classmethod
+    def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> ShortConv:
+        """Returns the convolution of a configuration: of net.local tokens, or net.kernel."""
+        taps = net.local or net.kernel
+        return cls(net.width, taps, net.causal, taps**-0.5 * out_scale, net.dtype, parent=None)
 
     def setup(self):
         self.w = self.param("w", normal(self.std), (self.taps, self.width), jnp.float32)

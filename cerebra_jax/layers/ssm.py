@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import count
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
@@ -92,11 +93,11 @@ class SelectiveStateSpace(nn.Module):
     state: int
     taps: int
     dtype: str = "float32"
-    std: float = 0.02
     out_std: float = 0.02
     platform: str = "cpu"
 
     pairwise = False
+    directional = True  # it reads the rows in one direction
     step = CHUNK
 
     def setup(self):
@@ -114,6 +115,20 @@ class SelectiveStateSpace(nn.Module):
         step = normal(init["dt"])
         self.dt = nn.Dense(E, True, jnp.float32, kernel_init=step, bias_init=_dt_bias)
         self.out = nn.Dense(D, False, dtype, kernel_init=normal(self.out_std))
+
+    @classmethod
+    def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> SelectiveStateSpace:
+        """Returns the layer of a configuration; it has no heads."""
+        out_std = (EXPAND * net.width) ** -0.5 * out_scale
+        return cls(
+            net.width,
+            net.ssm_state,
+            net.kernel,
+            dtype=net.dtype,
+            out_std=out_std,
+            platform=platform,
+            parent=None,
+        )
 
     def __call__(self, queries: Rows, keys: Rows, backwards=None) -> jax.Array:
         mask_BxL = flip(keys.mask, backwards)
