@@ -64,6 +64,31 @@ _KINDS = {
 }
 
 
+_PLATFORMS = {"cpu": "cpu"} | dict.fromkeys(("t4", "a100", "h100", "h200"), "gpu")
+_PLATFORMS |= dict.fromkeys(("v5e", "v6e"), "tpu")
+
+
+def present_platform() -> str:
+    """Returns what JAX computes on in this process: cpu, gpu or tpu.
+
+    No other function of the package asks this. Whatever chooses a kernel or counts a program takes
+    the platform as an argument.
+    """
+    import jax
+
+    return jax.default_backend()
+
+
+def platform_of(name: str) -> str:
+    """Returns the platform of a device, cpu, gpu or tpu.
+
+    The name is a row of the table or what JAX calls the device's kind. Of any other ("" or the
+    numbers of `given`) it is the present platform.
+    """
+    row = name if name in _PLATFORMS else kind_to_name(name)
+    return _PLATFORMS[row] if row else present_platform()
+
+
 def lookup(name: str) -> Device:
     """The table's row of that name; UserError lists the names."""
     if name not in DEVICES:
@@ -91,10 +116,12 @@ def given(text: str) -> Device:
     import jax
 
     kind = jax.devices()[0].device_kind
-    name = kind_to_name(kind) or ("cpu" if jax.default_backend() == "cpu" else None)
+    name = kind_to_name(kind) or ("cpu" if present_platform() == "cpu" else None)
     if name is None:
-        raise UserError(f"the table has no peak FLOP/s of {kind!r}",
-                        "`cost` measures it and prints what to give as objective.device")  # fmt: skip
+        raise UserError(
+            f"the table has no peak FLOP/s of {kind!r}",
+            "`cost` measures it and prints what to give as objective.device",
+        )
     return DEVICES[name]
 
 

@@ -39,9 +39,12 @@ _AUTO = {
 }
 
 
-def methods(choice: str, D: int, backend: str = "") -> Methods:
-    """What net.route.dct stands for at width D on a backend ("": JAX's default); the FFT on one that is not known."""
-    widths = _AUTO.get(backend or jax.default_backend(), ((math.inf, _FFT),))
+def methods(choice: str, D: int, platform: str) -> Methods:
+    """Returns what net.route.dct stands for at width D on a platform, cpu, gpu or tpu.
+
+    On a platform that is not known, `auto` is the FFT.
+    """
+    widths = _AUTO.get(platform, ((math.inf, _FFT),))
     auto = next(found for most, found in widths if most >= D)
     if choice == "folded":
         return auto._replace(filter=choice)

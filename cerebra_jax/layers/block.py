@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.cost import prices
+from cerebra_jax.cost import device, prices
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.kernels.dropout import dropout
 from cerebra_jax.layers import cache as cached
@@ -140,7 +140,8 @@ def dense_attention_flops(net: NetCfg, L: int) -> int:
 
 def kernel_of(net: NetCfg, L: int) -> str:
     """The kernel of plain self-attention of L tokens on the present device."""
-    if net.causal and att.fused(net.attention, net.dtype, net.width // net.heads):
+    platform = device.present_platform()
+    if net.causal and att.fused(net.attention, net.dtype, net.width // net.heads, platform):
         return "cudnn"
     return masked_kernel(net, dense_plan(net, L))
 
@@ -148,8 +149,9 @@ def kernel_of(net: NetCfg, L: int) -> str:
 def masked_kernel(net: NetCfg, plan: att.Plan, heads: int = 0) -> str:
     """The kernel where masks are more than plain causality, which is all that cuDNN's knows here. `heads`: of them, 0:
     as many as the net's."""
-    auto = net.attention in ("auto", "cudnn")
-    return att.score_kernel(plan, (heads or net.heads) / net.heads) if auto else net.attention
+    if net.attention not in ("auto", "cudnn"):
+        return net.attention
+    return att.score_kernel(plan, device.present_platform(), (heads or net.heads) / net.heads)
 
 
 def pairs(net: NetCfg, L: int) -> int:

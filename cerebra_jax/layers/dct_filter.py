@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.cost import prices
+from cerebra_jax.cost import device, prices
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.kernels import dct as spectral
 from cerebra_jax.layers import block
@@ -24,7 +24,7 @@ from cerebra_jax.routing.routers import routed
 
 def methods(net: NetCfg) -> spectral.Methods:
     """How this model computes its DCTs, and filters that are not `seen`, on the present device."""
-    return spectral.methods(net.route.dct, net.width)
+    return spectral.methods(net.route.dct, net.width, device.present_platform())
 
 
 def how(net: NetCfg) -> str:

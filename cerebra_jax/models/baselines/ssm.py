@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.cost import count as jaxpr
-from cerebra_jax.cost import prices
+from cerebra_jax.cost import device, prices
 from cerebra_jax.layers import block
 from cerebra_jax.models.baselines import stack
 
@@ -37,7 +37,7 @@ def selective_scan(dt_BxLxE, u_BxLxE, b_BxLxS, c_BxLxS, a_SxE):
         h_BxSxE = jnp.exp(dt[:, None] * a_SxE[None]) * h_BxSxE + du[:, None] * b[..., None]
         return h_BxSxE, (h_BxSxE * c[..., None]).sum(1)
 
-    unroll = 1 if jax.default_backend() == "cpu" else UNROLL
+    unroll = 1 if device.present_platform() == "cpu" else UNROLL
     body = jax.checkpoint(lambda h, now: jax.lax.scan(step, h, now, unroll=unroll))
     inputs = tuple(map(cut, (dt_BxLxE, dt_BxLxE * u_BxLxE, b_BxLxS, c_BxLxS)))
     with jax.named_scope(jaxpr.RECURRENCE):
