@@ -60,9 +60,8 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
         return task.loss(out, batch, cfg.net.loss_chunk)[0] + aux.expected_B.sum()
 
     micro = train.batch_size // train.accum // devices
-    step = preview.step(
-        loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK
-    )
+    batches = preview.Batches(batch_of, micro, train.accum)
+    step = preview.step(loss, variables["params"], batches, chip, cfg.net.dtype, start + QUICK)
     eight = None
     if cfg.quant.bits:
         later = build.build(plain, task.shape.vocab_size, eight=True)

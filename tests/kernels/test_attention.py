@@ -147,7 +147,7 @@ def test_a_null_key_far_above_or_below_the_others_takes_all_or_nothing(sign, ker
 @pytest.mark.parametrize("L", [2048, 4096])
 def test_long_sequences_never_hold_all_scores(L):
     B, H, C = 1, 2, 8
-    kernel = att.score_kernel(att.causal_plan(L))
+    kernel = att.score_kernel(att.causal_plan(L), "cpu")
     mine, plain = _dense(L, kernel)
     x = jax.ShapeDtypeStruct((B, H, L, C), jnp.float32)
 
@@ -196,9 +196,9 @@ def test_the_backward_pass_costs_twice_the_forward_and_half_of_it_more_to_form_t
 
 
 def test_few_scores_are_kept_many_are_formed_again():
-    kernels = [att.score_kernel(((0, L, 0, L),)) for L in (64, 1024, 1025, 8192)]
+    kernels = [att.score_kernel(((0, L, 0, L),), "cpu") for L in (64, 1024, 1025, 8192)]
     assert kernels == ["full", "full", "blockwise", "blockwise"]
-    assert att.score_kernel(((0, 2048, 0, 1024),), heads=0.5) == "full"
+    assert att.score_kernel(((0, 2048, 0, 1024),), "cpu", heads=0.5) == "full"
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
