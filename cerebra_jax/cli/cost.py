@@ -37,9 +37,11 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     from cerebra_jax.cost import count as jaxpr
     from cerebra_jax.cost import device, preview, prices
     from cerebra_jax.models import model as build
+    from cerebra_jax.models import registry
+    from cerebra_jax.models.controls import control
     from cerebra_jax.training.parallel import choose_devices
 
-    cfg = build.twin(cfg, task.shape.vocab_size)
+    cfg = control(cfg, task.shape.vocab_size)
     plain = dataclasses.replace(
         cfg, quant=dataclasses.replace(cfg.quant, stored=False)
     )  # what trains
@@ -64,7 +66,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     step = preview.step(loss, variables["params"], batches, chip, cfg.net.dtype, start + QUICK)
     eight = None
     if cfg.quant.bits:
-        later = build.build(plain, task.shape.vocab_size, eight=True)
+        later = build.build(plain, task.shape.vocab_size, quantized=True)
         gradient = jax.value_and_grad(lambda params, batch: loss(params, batch, later))
         eight = jaxpr.count(gradient, variables["params"], batch_of(1))
     params_bytes = preview.tree_bytes(variables["params"])
@@ -73,7 +75,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     dense = model.dense.model_flops
     found = {
         "model": model.name,
-        "how": build.MODELS[model.name].how(model.net),
+        "how": registry.describe(model.net, model.pricing.platform),
         "params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "flops_per_token": {
             "model": model.cost.model_flops / L,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cerebra_jax.checks import ROUTED, UNROUTED
+from cerebra_jax.config.mixers import HEAVY, LIGHT
 
 
 def _f(
@@ -266,6 +267,12 @@ class NetCfg:
     pooler: bool = _f(False, "a residual FFN between what net.pool pools and the outputs")
     causal: bool = _f(True, "tokens see earlier tokens only; False: an encoder")
     depth: int = _f(6, "layers", lo=1, hi=1000)
+    heavy: str = _f(
+        "attention", "the layer that mixes tokens; in cerebra and mod that of kept tokens", of=HEAVY
+    )
+    light: str = _f(
+        "compressed", "cerebra: the layer of the light path; none: those tokens pass", of=LIGHT
+    )
     width: int = _f(128, "features per token (D)", lo=8, hi=65_536)
     heads: int = _f(4, "attention heads (H)", lo=1, hi=1024)
     ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))

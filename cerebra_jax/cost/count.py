@@ -98,6 +98,7 @@ class Counted(NamedTuple):
     op: Op
     elementwise: int = 0
     kind: str = "elementwise"  # dot, conv, fft, attention, scan, int8, move or elementwise
+    conditional: bool = False  # in a branch: another one might run in its place
 
 
 class UnpricedOp(RunError):
@@ -175,7 +176,7 @@ def total(counted: Iterable[Counted]) -> Counts:
     """Returns the sum over operations; weights count among the bytes."""
     by: Counter = Counter()
     elementwise = moved = int8 = 0
-    for _, op, more, kind in counted:
+    for _, op, more, kind, _ in counted:
         if kind not in ("elementwise", "move", "int8"):
             by[kind] += op.flops
         elementwise += more
@@ -445,7 +446,7 @@ def _cond(eqn: Any, env: _Env, context: _Context) -> list[Counted]:
         body = _jaxpr(branch)
         branches.append(_all(body, _passed(body.invars, eqn.invars[1:], env, context), context))
     if context.branches is None or len(context.branches) != len(branches):
-        return max(branches, key=_dearness)
+        return [one._replace(conditional=True) for one in max(branches, key=_dearness)]
     return [
         _scaled(counted, Fraction(fraction))
         for fraction, branch in zip(context.branches, branches, strict=True)

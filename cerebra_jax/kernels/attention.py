@@ -511,9 +511,3 @@ def _ranges_sum(ranges, like_BxHxKxC, flipped):
         parts.append(sum(held[1:], held[0]))
     joined = jnp.concatenate(parts, axis=3).astype(like_BxHxKxC.dtype)
     return jax.lax.optimization_barrier(joined).swapaxes(2, 3)
-
-
-# names that callers still use
-Plan = Layout
-causal_plan = causal_layout
-window_plan = window_layout

@@ -11,15 +11,19 @@ from cerebra_jax.kernels import attention as kernels
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
 from cerebra_jax.layers.prunable import Group, Member
-from cerebra_jax.layers.rows import Rows, plan
+from cerebra_jax.layers.rows import Rows, block_layout
 
 
-def masked_kernel(kernel: str, blocks: kernels.Plan, heads: float = 1.0) -> str:
-    """Returns the kernel where masks are more than plain causality, all that a fused one knows.
+def masked_blocks(
+    kernel: str, layout: kernels.Layout, platform: str, heads: float = 1.0
+) -> kernels.Blocks:
+    """Returns the scores to compute where masks are more than causality, all a fused kernel knows.
 
     `heads`: how many there are, as a share of those that the bound on kept scores is for.
     """
-    return kernels.score_kernel(blocks, heads) if kernel in ("auto", "cudnn") else kernel
+    if kernel in ("auto", "cudnn"):
+        kernel = kernels.score_kernel(layout, platform, heads)
+    return kernels.Blocks(layout, kernel)
 
 
 class Attention(nn.Module):
@@ -71,11 +75,9 @@ class Attention(nn.Module):
 
     def __call__(self, queries: Rows, keys: Rows) -> jax.Array:
         k, v = self._keys(keys)
-        blocks, kernel = self.blocks(queries, keys)
-        q = self._queries(queries.x, queries.pos)
-        ranks = (queries.rank, keys.rank)
-        o_BxHxQxC = kernels.attend(q, k, v, *ranks, blocks, kernel, self.reach)
-        return self._joined(o_BxHxQxC)
+        q = kernels.Queries(self._queries(queries.x, queries.pos), queries.rank)
+        memory = kernels.Keys(k, v, keys.rank)
+        return self._joined(kernels.attend_blocks(q, memory, self.blocks(queries, keys)))
 
     def decode(self, rows: Rows, kv: cached.KV, place: cached.Place):
         """Returns the result for a chunk of tokens whose keys join the cache, and the cache.
@@ -90,13 +92,12 @@ class Attention(nn.Module):
         made = cached.when(place.run if place.lazy else None, make, self, rows.x, 2 * inner)
         k, v = self._split(made, rows.pos)
         kv = cached.write(kv, place.slot_Bxn, k, v, rows.pos)
-        blocks = cached.plan(rows.count, kv.order_BxN.shape[1])
-        kernel = masked_kernel(self.kernel, blocks)
+        layout = cached.layout(rows.count, kv.order_BxN.shape[1])
+        blocks = masked_blocks(self.kernel, layout, self.platform)._replace(reach=self.reach)
 
         def look(layer, x):
-            q = layer._queries(x, rows.pos)
-            ranks = (rows.rank, kv.order_BxN)
-            return layer._joined(kernels.attend(q, *kv[:2], *ranks, blocks, kernel, self.reach))
+            q = kernels.Queries(layer._queries(x, rows.pos), rows.rank)
+            return layer._joined(kernels.attend_blocks(q, kernels.Keys(*kv), blocks))
 
         return cached.when(place.run, look, self, rows.x, self.width), kv
 
@@ -105,17 +106,17 @@ class Attention(nn.Module):
         sizes = (batch, self.heads, slots, self.head_width)
         return cached.empty_kv(*sizes, self.dtype, length)
 
-    def blocks(self, queries: Rows, keys: Rows) -> tuple[kernels.Plan, str]:
-        """Returns which key blocks are visited, and by which kernel."""
+    def blocks(self, queries: Rows, keys: Rows) -> kernels.Blocks:
+        """Returns which scores are computed, and by which kernel."""
         if self.reach != kernels.PAST:
-            blocks = kernels.window_plan(queries.count, self.reach)
-        else:
-            blocks = plan(queries, keys)
-            plain = queries.plain and keys.plain
-            able = kernels.fused(self.kernel, self.dtype, self.head_width, self.platform)
-            if plain and able:
-                return blocks, "cudnn"
-        return blocks, masked_kernel(self.kernel, blocks)
+            layout = kernels.window_layout(queries.count, self.reach)
+            blocks = masked_blocks(self.kernel, layout, self.platform)
+            return blocks._replace(reach=self.reach)
+        layout = block_layout(queries, keys)
+        able = kernels.fused(self.kernel, self.dtype, self.head_width, self.platform)
+        if queries.plain and keys.plain and able:
+            return kernels.Blocks(layout, "cudnn")
+        return masked_blocks(self.kernel, layout, self.platform)
 
     def prunable(self, place: str, layer: int) -> list[Group]:
         """Returns its heads, which pruning may remove; `place` is its parameter path."""

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.kernels.attention import Plan
+from cerebra_jax.kernels.attention import Layout, Segment
 
 
 class KV(NamedTuple):
@@ -113,6 +113,6 @@ def when(run, compute: Callable, module: nn.Module, x_Bxnx, width: int):
     return nn.cond(run, compute, zeros, module, x_Bxnx)
 
 
-def plan(queries: int, slots: int) -> Plan:
-    """Returns the attention plan of a chunk: it visits every slot, whatever the position."""
-    return ((0, queries, 0, slots),)
+def layout(queries: int, slots: int) -> Layout:
+    """Returns the block layout of a chunk: it looks at every slot, whatever the position."""
+    return (Segment(0, queries, 0, slots),)

@@ -20,10 +20,10 @@ import numpy as np
 
 from cerebra_jax.kernels import attention as kernels
 from cerebra_jax.layers import cache as cached
-from cerebra_jax.layers.attention import masked_kernel
+from cerebra_jax.layers.attention import masked_blocks
 from cerebra_jax.layers.linear import as_matrix, normal
 from cerebra_jax.layers.prunable import Group, Member
-from cerebra_jax.layers.rows import Rows, plan
+from cerebra_jax.layers.rows import Rows, block_layout
 
 TAPS = 3  # width of the depthwise convolution of `hybrid`
 
@@ -255,8 +255,8 @@ class CompressedAttention(nn.Module):
 
     def __call__(self, queries: Rows, keys: Rows) -> jax.Array:
         k, v = self._split(self._keys(keys.x), keys.pos)
-        blocks, kernel = self.blocks(queries, keys)
-        return self._look(queries, (k, v, keys.rank), blocks, kernel)
+        memory = kernels.Keys(k, v, keys.rank)
+        return self._look(queries, memory, self.blocks(queries, keys))
 
     def decode(self, rows: Rows, kv: cached.KV, windows: Rows, ends: Closing):
         """Returns the result for a chunk whose windows join the cache, and the cache."""
@@ -267,28 +267,26 @@ class CompressedAttention(nn.Module):
         made = cached.when(ends.run, make, self, windows.x, 2 * self.inner)
         k, v = self._split(made, windows.pos)
         kv = cached.write(kv, ends.j_Bxm, k, v, windows.rank)
-        blocks = cached.plan(rows.count, kv.order_BxN.shape[1])
-        kernel = masked_kernel(self.kernel, blocks, self.head_share)
-        return self._look(rows, kv, blocks, kernel), kv
+        layout = cached.layout(rows.count, kv.order_BxN.shape[1])
+        blocks = masked_blocks(self.kernel, layout, self.platform, self.head_share)
+        return self._look(rows, kernels.Keys(*kv), blocks), kv
 
     def init_cache(self, batch: int, slots: int, length: int) -> cached.KV:
         """Returns an empty memory of that many windows for each row."""
         sizes = (batch, self.heads, slots, self.inner // self.heads)
         return cached.empty_kv(*sizes, self.dtype, length)
 
-    def blocks(self, queries: Rows, keys: Rows) -> tuple[kernels.Plan, str]:
-        """Returns which windows each segment of the queries visits, and by which kernel."""
-        blocks = plan(queries, keys)
-        return blocks, masked_kernel(self.kernel, blocks, self.head_share)
+    def blocks(self, queries: Rows, keys: Rows) -> kernels.Blocks:
+        """Returns which scores are computed, and by which kernel."""
+        layout = block_layout(queries, keys)
+        return masked_blocks(self.kernel, layout, self.platform, self.head_share)
 
-    def _look(self, queries: Rows, memory, blocks, kernel):
-        k, v, rank = memory
+    def _look(self, queries: Rows, memory: kernels.Keys, blocks: kernels.Blocks):
         B, n, _ = queries.x.shape
-        head_width = self.inner // self.heads
         q = _rope(self._heads(as_matrix(self.q, queries.x)), queries.pos)
         null_2xE = self.null.astype(queries.x.dtype)
-        null = tuple(x.reshape(self.heads, head_width) for x in null_2xE)
-        o = kernels.attend(q, k, v, queries.rank, rank, blocks, kernel, null=null)
+        null = tuple(x.reshape(self.heads, self.inner // self.heads) for x in null_2xE)
+        o = kernels.attend_blocks(kernels.Queries(q, queries.rank), memory, blocks, null)
         return as_matrix(self.out, o.swapaxes(1, 2).reshape(B, n, self.inner))
 
     def _keys(self, c_BxMxE):

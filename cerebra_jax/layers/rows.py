@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.kernels.attention import Plan, segment_bounds, segments_for
+from cerebra_jax.kernels.attention import Layout, Segment, segment_bounds, segments_for
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -56,10 +56,10 @@ def ranks(length: int, causal: bool, mask_BxL: jax.Array | None = None) -> jax.A
     return rank_1xL if mask_BxL is None else jnp.where(mask_BxL, rank_1xL, length)
 
 
-def plan(queries: Rows, keys: Rows) -> Plan:
-    """Returns which keys each segment of the queries visits, (q0, q1, k0, k1) each."""
+def block_layout(queries: Rows, keys: Rows) -> Layout:
+    """Returns which keys each segment of the queries looks at."""
     pairs = zip(queries.segments, keys.segments, strict=True)
-    return tuple((q0, q1, 0, k1) for (q0, q1), (_, k1) in pairs)
+    return tuple(Segment(q0, q1, 0, k1) for (q0, q1), (_, k1) in pairs)
 
 
 def tokens(x_BxLxD: jax.Array, rank: jax.Array, causal: bool, mask_BxL=None) -> Rows:

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from cerebra_jax import checks
 from cerebra_jax.config import NetCfg, RunCfg
 from cerebra_jax.cost import count, units
-from cerebra_jax.cost.device import platform_of
+from cerebra_jax.cost.device import platform_of, present_platform
 from cerebra_jax.cost.units import Unit
 from cerebra_jax.layers.cache import Cache
-from cerebra_jax.layers.prunable import KINDS
 from cerebra_jax.models import quantization, registry
 from cerebra_jax.models.pricing import PriceList
 from cerebra_jax.models.shapes import WHOLE, rate_scale
@@ -43,6 +42,11 @@ def dense_of(net: NetCfg) -> NetCfg:
     return dataclasses.replace(
         net, name="transformer", heavy="attention", light="compressed", kept=WHOLE
     )
+
+
+def dense_costs(net: NetCfg, L: int, vocab: int, unit: Unit) -> tuple[float, float]:
+    """Returns (model, executed) cost of an example of the dense Transformer, in the unit."""
+    return Pricing(L, vocab, unit, present_platform()).dense(net)
 
 
 def unit_of(cfg: RunCfg) -> Unit:
@@ -216,10 +220,6 @@ class Model:
         made = registry.fold(self.net, variables["params"], self.pricing.platform)
         return variables | {"folded": made}
 
-    def prunable(self) -> list[Any]:
-        """Returns what pruning may remove, in the order of the layers."""
-        return registry.prunable(self.net, self.L)
-
 
 def _weights(variables: Any) -> dict[str, Any]:
     return {name: variables[name] for name in ("params", "folded") if name in variables}
@@ -332,7 +332,7 @@ def build(cfg: RunCfg, vocab_size: int, whole: int = 0, quantized: bool = False)
     weights = getattr(model, "decision_weights", lambda net: {})(net)
     cost = _fixed(net, pricing) if not registry.routed(net) else pricing.decisions(net)
     decisions = Decisions(cost, net.route.mode == "soft" and bool(registry.routed(net)), weights)
-    module = _module(net, vocab_size, decisions, pricing.platform)
+    module = _module(net, vocab_size, decisions, present_platform())
     if cfg.quant.stored:
         module = quantization.Stored(module)
     elif quantized:
@@ -395,24 +395,3 @@ def kept_cost(net: NetCfg, prices: Pricing, share: float) -> float:
     cost = prices.decisions(net)
     shares = [min(1.0, share * rate_scale(net, i)) for i in range(len(cost.layers))]
     return mean_cost(cost, shares, prices.L, net.route.kv, net.causal)
-
-
-def remaining_shape(net: NetCfg, L: int, left: dict[str, int]) -> NetCfg:
-    """Returns the configuration with so many units left of each group, by name.
-
-    DCT coefficients change no shape.
-    """
-    groups = registry.prunable(dataclasses.replace(net, kept=WHOLE), L)
-    full = {(group.kind, group.layer): group.n for group in groups}
-    lists = {kind: [0] * net.depth for kind in KINDS}
-    for group in registry.prunable(net, L):
-        if group.kind in KINDS and left[group.name] != full[group.kind, group.layer]:
-            lists[group.kind][group.layer] = left[group.name]
-    return dataclasses.replace(net, kept=type(net.kept)(**_as_config(net, lists)))
-
-
-def _as_config(net: NetCfg, lists: dict[str, list[int]]) -> dict[str, Any]:
-    """Returns the lists as net.kept holds them; empty where nothing was removed."""
-    if isinstance(net.kept.heads, str):
-        return {kind: ",".join(map(str, n)) if any(n) else "" for kind, n in lists.items()}
-    return {kind: tuple(n) if any(n) else () for kind, n in lists.items()}

@@ -211,25 +211,23 @@ def dispatching(width: int, dtype: str, lowering: str, light: bool, assigns: boo
     def operations_of(slots: int, tokens: int):
         layout = dispatch.Layout(((0, tokens),), ((0, slots),))
 
-        def move(params, keep, x, y, gate, other):
-            found = dispatch.assign(keep, layout, lowering)
-            rows = dispatch.gather(x, found)
-            back = dispatch.combine(gate, y, other if light else None, found)
-            return rows, back
-
-        def find(params, keep):
+        def find(keep):
             return dispatch.assign(keep, layout, lowering)
+
+        def move(params, found, x, y, gate, other):
+            rows = dispatch.gather(x, found)
+            return rows, dispatch.combine(gate, y, other if light else None, found)
+
+        def both(params, keep, *rest):
+            return move(params, find(keep), *rest)
 
         keep = jax.ShapeDtypeStruct((1, tokens), "bool")
         x = jax.ShapeDtypeStruct((1, tokens, width), dtype)
         y = jax.ShapeDtypeStruct((1, slots, width), dtype)
         gate = jax.ShapeDtypeStruct((1, tokens), dtype)
-        every = count.operations(move, {}, keep, x, y, gate, x)
         if assigns:
-            return every
-        finding = [one.op for one in count.operations(find, {}, keep) if one.op != Op()]
-        kept = [one for one in every if one.op != Op()]
-        return kept[len(finding) :]
+            return count.operations(both, {}, keep, x, y, gate, x)
+        return count.operations(move, {}, jax.eval_shape(find, keep), x, y, gate, x)
 
     return fit(operations_of)
 
@@ -250,7 +248,6 @@ def per_row(ops: Ops, rows: int) -> Price:
 
     Weights are read once, however many rows there are.
     """
-    from fractions import Fraction
 
     def share(op: Op) -> Op:
         return Op(*(Fraction(amount, rows) for amount in op[:2]), 0, Fraction(op.int8, rows))

@@ -65,7 +65,13 @@ def init_routing(net: Any) -> dict[str, Any]:
 
 def prunable(net: Any, L: int) -> list[Any]:
     """Returns what pruning may remove from a model, `Group`s in the order of its layers."""
-    return model_class(net.name).prunable(net, L)
+    find = getattr(model_class(net.name), "prunable", None)
+    return find(net, L) if find else []
+
+
+def routed_layers(net: Any) -> list[int]:
+    """Returns the numbers of the routed blocks of a configuration."""
+    return [int(name.removeprefix("layer_")) for name in routed(net)]
 
 
 def fold(net: Any, params: Any, platform: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.kernels.attention import PAST, Plan, pieces
+from cerebra_jax.kernels.attention import PAST, Blocks, pieces
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.compressor import ceil_share
 from cerebra_jax.layers.embedding import embed
@@ -181,25 +181,27 @@ def slots_and_keys(net: NetCfg, L: int, room: Capacity) -> tuple[Rows, Rows]:
     return queries, every._replace(segments=room.layout.tokens, plain=False)
 
 
-def score_blocks(blocks: Plan, kernel: str, length: int) -> tuple[tuple[int, int], ...]:
+def score_blocks(blocks: Blocks, length: int) -> tuple[tuple[int, int], ...]:
     """Returns (queries, keys) of each block of scores that a kernel computes."""
-    if kernel == "cudnn":  # a fused causal kernel skips what is masked
+    if blocks.kernel == "cudnn":  # a fused causal kernel skips what is masked
         return ((1, pairs(length, True)),)
     found = []
-    for (q0, q1, k0, k1), chunk in pieces(blocks, kernel):
-        found += [(chunk, k1 - k0)] * ((q1 - q0) // chunk)
+    for segment, chunk in pieces(blocks.layout, blocks.kernel):
+        found += [(chunk, segment.keys)] * (segment.queries // chunk)
     return tuple(found)
 
 
 def attending(net: NetCfg, name: str, layer: nn.Module, queries: Rows, keys: Rows) -> Part:
     """Returns attention of given queries and keys as a part; not routed."""
-    price = pricing.mixing(layer, net.width, keys.x.shape[-1], net.dtype)
-    run = score_blocks(*layer.blocks(queries, keys), queries.count)
+    reached = getattr(layer, "reach", PAST)
+    alike = layer.clone(reach=PAST, parent=None) if reached != PAST else layer
+    price = pricing.mixing(alike, net.width, keys.x.shape[-1], net.dtype)
+    run = score_blocks(layer.blocks(queries, keys), queries.count)
     n, m = queries.count, keys.count
     L = queries.length
     visible = pairs(L, net.causal)
-    if getattr(layer, "reach", PAST) != PAST:
-        back, ahead = layer.reach
+    if reached != PAST:
+        back, ahead = reached
         visible = sum(min(L, i + ahead + 1) - max(0, i - back) for i in range(L))
     return Part(name, price, n, m, visible, n, m, run)
 

@@ -5,7 +5,7 @@ causality costs half the square here too. Tokens fill the slots of their segment
 overflow and stays on the light path (earliest-first: a token's fate never depends on a later one).
 
 Two lowerings of one thing: gathers, which cost no FLOPs, or products with one-hot matrices, for exporters and devices
-without batched gather and scatter; `move_flops` prices those.
+without batched gather and scatter.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.cost import prices
-from cerebra_jax.kernels.attention import Plan, segment_bounds, segments_for
+from cerebra_jax.kernels.attention import segment_bounds, segments_for
 
 FEWEST = 32  # slots of a segment
 
@@ -32,11 +31,6 @@ class Layout(NamedTuple):
     def K(self) -> int:
         """All slots of an example."""
         return self.slots[-1][1]
-
-    def plan(self, kv: str) -> Plan:
-        """Attention plan of the slots: keys are all tokens up to the segment's end, or all slots up to it."""
-        ends = self.tokens if kv == "all" else self.slots
-        return tuple((c0, c1, 0, end) for (c0, c1), (_, end) in zip(self.slots, ends, strict=True))
 
 
 def layout(L: int, share: float) -> Layout:
@@ -63,12 +57,6 @@ class Slots(NamedTuple):
     @property
     def kept_BxL(self) -> jax.Array:
         return self.slot_BxL < self.idx_BxK.shape[1]
-
-
-def move_flops(lay: Layout, D: int) -> int:
-    """FLOPs per example of one `gather` or `scatter` of width D as products: each segment's slots times its tokens."""
-    sizes = [(c1 - c0, b - a) for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)]
-    return sum(prices.matmul_flops(k, n, D) for k, n in sizes)
 
 
 def assign(keep_BxL: jax.Array, lay: Layout, lowering: str = "gather") -> Slots:

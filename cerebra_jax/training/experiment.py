@@ -17,6 +17,7 @@ from cerebra_jax.config import RunCfg, to_steps
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.errors import Diverged
 from cerebra_jax.models import model as models
+from cerebra_jax.models.controls import control
 from cerebra_jax.policies import adaptive_capacity as demand
 from cerebra_jax.policies import budget, sampler
 from cerebra_jax.policies import schedule as phases
@@ -35,7 +36,7 @@ def resolved(cfg: RunCfg, task: Task) -> RunCfg:
     if cfg.twin and cfg.objective.budget:
         rate = Session(dataclasses.replace(cfg, twin=""), task).model.net.route.rate
         cfg = dataclasses.replace(models.at_rate(cfg, rate), twin=cfg.twin)
-    return models.twin(cfg, task.shape.vocab_size)
+    return control(cfg, task.shape.vocab_size)
 
 
 LEAK = "not causal: these figures use later tokens and the other texts of a batch (net.route.meta=batch)"

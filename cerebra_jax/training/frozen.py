@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import chiar
+from cerebra_jax.models import chiar, registry
 from cerebra_jax.models.model import neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.training import workdir as folder
@@ -81,7 +81,7 @@ def measure(
         score = lambda routing, batch: of_real(routing, batch)[0]  # noqa: E731
         now = jax.device_get(thresholds.calibrate(score, state.routing, batches, low, high))
     before = {name: np.asarray(x) for name, x in state.routing.items()}
-    layers: list[dict[str, Any]] = [{"layer": i} for i in chiar.layers(model.net)]
+    layers: list[dict[str, Any]] = [{"layer": i} for i in registry.routed_layers(model.net)]
     for name, routing in (("run", before), ("now", now)):
         score_RxN, kept_RxN = np.concatenate([of_real(routing, batch) for batch in batches], axis=2)
         for i, row in enumerate(layers):

@@ -10,9 +10,10 @@ import numpy as np
 
 from cerebra_jax import checks
 from cerebra_jax.config import RunCfg
+from cerebra_jax.layers import prunable as layer_units
+from cerebra_jax.layers.prunable import KINDS, Group, Masks
 from cerebra_jax.models import prunable as units
-from cerebra_jax.models.model import MODELS, Model
-from cerebra_jax.models.prunable import KINDS, Group, Masks
+from cerebra_jax.models.model import Model, cost_of
 from cerebra_jax.policies import pruning as prune
 from cerebra_jax.trees import named_leaves
 
@@ -71,7 +72,7 @@ class Rounds:
     def flops(self, left: dict[str, int]) -> int:
         """Executed FLOPs of an example with so many units left of each group."""
         net = units.shape_of(self.model.net, left)
-        return MODELS[net.name].cost(net, self.model.L, self.vocab).executed_flops
+        return cost_of(net, self.model.L, self.vocab, self.model.pricing.platform).executed_flops
 
     def relative(self, masks: Masks) -> float:
         """What the model would execute if it were shrunk to its masks, relative to the dense Transformer."""
@@ -139,7 +140,7 @@ class Rounds:
 def size(named: dict[str, Any], g: Group) -> np.ndarray:
     """Root mean square of the weights of each unit, (n,)."""
     total, entries = np.zeros(g.n), 0
-    for m in g.members or (units.Member(g.name, 0),):
+    for m in g.members or (layer_units.Member(g.name, 0),):
         w = np.moveaxis(np.asarray(named[m.name], np.float64), m.axis, 0)
         w = np.square(w).reshape(m.blocks, g.n, -1)
         total, entries = total + w.sum((0, 2)), entries + w.shape[0] * w.shape[2]

@@ -22,6 +22,7 @@ import jax
 import cerebra_jax
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
+from cerebra_jax.models import registry
 from cerebra_jax.training import metrics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -79,7 +80,7 @@ def opening(s: Any) -> list[str]:
     lengths = f"{', '.join(map(str, s.task.shape.lengths or (L,)))}"
     forward = f"{s.model.cost.executed_flops / L / 1e6:.3g} MFLOP/token forward"
     unit = "" if s.model.unit.name == "flops" else f" in {s.model.unit.label}"
-    how = models.MODELS[net.name].how(s.model.net)
+    how = registry.describe(s.model.net, s.model.pricing.platform)
     return [
         *([s.notice] if s.notice else []),
         f"model {net.name} · {parameters(s.like.params):,} parameters · {net.depth} layers of width {net.width} · "

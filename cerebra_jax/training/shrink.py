@@ -17,6 +17,8 @@ import numpy as np
 from cerebra_jax import config
 from cerebra_jax.checks import need
 from cerebra_jax.config import PruneCfg, RunCfg
+from cerebra_jax.layers import prunable as layer_units
+from cerebra_jax.layers.prunable import KINDS
 from cerebra_jax.models import prunable as units
 from cerebra_jax.models.model import neutral_knobs
 from cerebra_jax.training import frozen
@@ -86,7 +88,7 @@ def shrink(cfg: RunCfg, new: RunCfg, task: Any, workdir: Path, to: Path, tile: i
     new = dataclasses.replace(new, net=net, prune=PruneCfg())
     smaller = {
         name: a
-        for name, a in units.cut(named, groups, keep).items()
+        for name, a in layer_units.cut(named, groups, keep).items()
         if not name.startswith("prune/")
     }
     small = Session(new, task)
@@ -97,7 +99,7 @@ def shrink(cfg: RunCfg, new: RunCfg, task: Any, workdir: Path, to: Path, tile: i
     folder.write_json(to / "config.json", config.to_dict(new))
     gap, largest = difference(full, small, tree(full, named), tree(small, smaller))
     filled = sum(
-        len(keep[g.name]) - int(masks[g.name].sum()) for g in groups if g.kind in units.KINDS
+        len(keep[g.name]) - int(masks[g.name].sum()) for g in groups if g.kind in KINDS
     )
     return Shrunk(figures(full), figures(small), gap, largest, net, filled)
 

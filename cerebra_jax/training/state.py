@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from cerebra_jax.config import ObjectiveCfg
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable as layer_units
+from cerebra_jax.layers.prunable import Masks
 from cerebra_jax.models.model import Model
-from cerebra_jax.models.prunable import Masks
 from cerebra_jax.policies import adaptive_capacity as demand
 from cerebra_jax.policies import budget
 from cerebra_jax.types import Batch
@@ -37,7 +37,7 @@ class TrainState:
     @property
     def effective(self) -> Any:
         """The parameters that the model runs with: what is pruned is at zero."""
-        return units.masked(self.params, self.prune)
+        return layer_units.masked(self.params, self.prune)
 
 
 def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, key: jax.Array,

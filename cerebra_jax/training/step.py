@@ -13,8 +13,8 @@ from jax import lax
 
 from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
+from cerebra_jax.layers import prunable as layer_units
 from cerebra_jax.models import model as models
-from cerebra_jax.models import prunable as units
 from cerebra_jax.models.model import Model, neutral_knobs
 from cerebra_jax.policies import adaptive_capacity as demand
 from cerebra_jax.policies import budget, sampler, thresholds
@@ -60,7 +60,7 @@ def make_train_step(model: Model, task: Task, optimizer: optax.GradientTransform
         def share(both, micro):
             params, masks = both
             variables = {
-                "params": units.masked(params, state.prune | {"units": masks}),
+                "params": layer_units.masked(params, state.prune | {"units": masks}),
                 "routing": state.routing,
             }
             return objective(
