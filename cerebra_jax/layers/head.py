@@ -18,7 +18,9 @@ def pool(kind: str, h_BxLxD, mask_BxL):
     h = h_BxLxD.astype(jnp.float32)
     real_BxLx1 = None if mask_BxL is None else mask_BxL[..., None]
     if kind == "max":
-        if mask_BxL is not None:  # padding stands at the least of all values: finite, and never last
+        if (
+            mask_BxL is not None
+        ):  # padding stands at the least of all values: finite, and never last
             h = jnp.where(real_BxLx1, h, h.min(1, keepdims=True))
         return h.max(1, keepdims=True)
     if mask_BxL is None:

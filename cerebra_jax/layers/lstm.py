@@ -79,9 +79,7 @@ class Lstm(nn.Module):
         dtype = jnp.dtype(self.dtype)
         h_LxBxD = flip(keys.x, backwards).swapaxes(0, 1)
         init = normal(D**-0.5)
-        gates = nn.Dense(
-            4 * D, True, dtype, kernel_init=init, bias_init=_forget_one, name="input"
-        )
+        gates = nn.Dense(4 * D, True, dtype, kernel_init=init, bias_init=_forget_one, name="input")
         pre_LxBx4D = gates(h_LxBxD.reshape(L * B, D)).reshape(L, B, 4 * D)
         kernel = self.param("kernel", init, (D, 4 * D), jnp.float32).astype(dtype)
         mask_BxL = flip(keys.mask, backwards)

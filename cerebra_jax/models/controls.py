@@ -91,5 +91,3 @@ def _largest(holds: Callable[[int], bool], low: int) -> int:
     while holds(high):
         low, high = high, 2 * high
     return low + bisect.bisect_left(range(low + 1, high), True, key=lambda n: not holds(n))
-
-

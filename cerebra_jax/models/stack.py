@@ -61,9 +61,7 @@ def shared_of(net: NetCfg, batch, knobs, cache: cached.Cache | None, count: int)
     L, pos, mask_BxL = cached.places(batch, count, cache)
     rank = ranks(L, net.causal, mask_BxL) if cache is None else pos
     needed_BxL = batch["needed_BxL"] if net.route.mode == "oracle" else None
-    shared = Shared(
-        knobs.temperature, knobs.rate, pos, rank, batch["ex_B"], mask_BxL, needed_BxL
-    )
+    shared = Shared(knobs.temperature, knobs.rate, pos, rank, batch["ex_B"], mask_BxL, needed_BxL)
     return L, shared
 
 

@@ -204,5 +204,3 @@ class Transformer(nn.Module):
 def _window_rank(n: int, mask_BxL):
     pos_1xL = jnp.arange(n)[None]
     return pos_1xL if mask_BxL is None else jnp.where(mask_BxL, pos_1xL, FAR)
-
-

@@ -92,9 +92,7 @@ class Routed(nn.Module):
         With kv=routed, the slots of the dispatch are the slots of the cache.
         """
         room = self.capacity
-        slot_Bxn, used_BxS = dispatch.place(
-            route.wanted, tokens.pos, memory.used_BxS, room.layout
-        )
+        slot_Bxn, used_BxS = dispatch.place(route.wanted, tokens.pos, memory.used_BxS, room.layout)
         kept_Bxn = slot_Bxn < room.layout.K
         run = None if room.soft else kept_Bxn.any()
         decided = Decided(kept_Bxn, route.gate * kept_Bxn, None, run)
