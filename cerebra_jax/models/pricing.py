@@ -39,6 +39,7 @@ class Part(NamedTuple):
     run_rows: int = 0  # as the program runs it
     run_keys: int = 0
     run_blocks: tuple[tuple[int, int], ...] = ()  # (rows, keys) of each block of scores
+    run: Ops | None = None  # operations of the program, where chunks make them no bilinear form
     decided: str = ""  # "" no decision changes it; "kept" or "mixed": tokens that take it pay
     keys_too: bool = False  # and their keys are their own
 
@@ -48,6 +49,8 @@ class Part(NamedTuple):
 
     def executed(self) -> Ops:
         """Returns the operations of the compiled program."""
+        if self.run is not None:
+            return self.run
         once = self.price.at(self.run_rows, self.run_keys, 0)
         if not self.run_blocks:
             return once
@@ -156,18 +159,25 @@ def mixing(layer: nn.Module, width: int, key_width: int, dtype: str) -> Price:
 def recurrent(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer whose keys are its queries, by its rows: layer(rows, rows)."""
 
-    def operations_of(n: int, _: int):
-        def make(x, index):
-            rows = Rows(x, index, index, FAR, ((0, n),))
-            return layer.init(jax.random.key(0), rows, rows)
+    return fit(lambda n, _: _reading(layer, width, dtype, n), (layer.step, 1))
 
-        def run(params, x, index):
-            rows = Rows(x, index, index, FAR, ((0, n),))
-            return layer.apply({"params": params}, rows, rows)
 
-        return _operations(make, run, _abstract(n, width, dtype))
+@functools.cache
+def recurrent_run(layer: nn.Module, width: int, dtype: str, rows: int) -> Ops:
+    """Returns the operations of such a layer at its real number of rows."""
+    return fixed(_reading(layer, width, dtype, rows)).fixed
 
-    return fit(operations_of, (layer.step, 1))
+
+def _reading(layer: nn.Module, width: int, dtype: str, n: int) -> list[count.Counted]:
+    def make(x, index):
+        rows = Rows(x, index, index, FAR, ((0, n),))
+        return layer.init(jax.random.key(0), rows, rows)
+
+    def run(params, x, index):
+        rows = Rows(x, index, index, FAR, ((0, n),))
+        return layer.apply({"params": params}, rows, rows)
+
+    return _operations(make, run, _abstract(n, width, dtype))
 
 
 @functools.cache

@@ -215,9 +215,8 @@ def mixing_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity
         return part._replace(rows=L, keys=L, decided="kept", keys_too=room.kv == "routed")
     price = pricing.recurrent(layer, net.width, net.dtype)
     slots = L if room is None else room.slots
-    run = -(-slots // layer.step) * layer.step
-    decided = "" if room is None else "kept"
-    return Part(name, price, L, 0, 0, run, decided=decided)
+    run = pricing.recurrent_run(layer, net.width, net.dtype, slots)
+    return Part(name, price, L, run=run, decided="" if room is None else "kept")
 
 
 def rows_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity | None) -> Part:
