@@ -32,7 +32,7 @@ def made(tiny_cfg, keys, B):
 def test_decisions_are_the_full_passes_and_cost_what_the_model_says(keys, tiny_cfg):
     model, variables, batch = made(tiny_cfg, keys, 2)
     net, rest = model.net, 9  # of the second window, the others are padding
-    found = decisions.look(model, variables, batch, L + rest)
+    found = decisions.trace(model, variables, batch, L + rest)
     aux = jax.jit(lambda *a: model.apply(*a, models.neutral_knobs())[1])(variables, batch)
     for got, want in ((found.kept_RxT, aux.scores["kept"]), (found.score_RxT, aux.scores["score"])):
         np.testing.assert_allclose(

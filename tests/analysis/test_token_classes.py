@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from cerebra_jax.analysis import routing_shares as routing
-from cerebra_jax.analysis.closed_class_words import KINDS, kinds
-from cerebra_jax.analysis.token_classes import CLASSES, classes
+from cerebra_jax.analysis.token_classes import CLASSES, WORD_KINDS, classes, word_kinds
 
 
 def test_a_class_is_of_the_first_character_in_its_text():
@@ -35,8 +34,10 @@ def test_a_token_has_the_kind_of_its_word():
         ("tat", "other word"), (" the", "determiner"), ("–", ""), ("the", "determiner"), ("", ""), ("_a", ""),
     ]  # fmt: skip
     want = [kind for _, kind in told]
-    assert kinds([piece.encode() for piece, _ in told]) == want and set(want) - {""} <= set(KINDS)
-    assert kinds([b"a\xc3", b"\xa9", b" \xff", b"the"]) == [
+    assert word_kinds([piece.encode() for piece, _ in told]) == want and set(want) - {""} <= set(
+        WORD_KINDS
+    )
+    assert word_kinds([b"a\xc3", b"\xa9", b" \xff", b"the"]) == [
         "other word",
         "other word",
         "",

@@ -37,9 +37,9 @@ def test_hypervolume_counts_the_unit_squares_that_are_dominated(points, referenc
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=9))
-def test_a_share_is_between_0_and_1_and_grows_with_points(points):
+def test_a_dominated_fraction_is_between_0_and_1_and_grows_with_points(points):
     box = pareto.box(points)
-    shares = [pareto.share(points[: i + 1], box) for i in range(len(points))]
+    shares = [pareto.dominated_fraction(points[: i + 1], box) for i in range(len(points))]
     assert all(0 <= s <= 1 + 1e-9 for s in shares)
     assert all(a <= b + 1e-9 for a, b in zip(shares, shares[1:], strict=False))
 
@@ -74,7 +74,7 @@ def test_the_front_of_runs_is_named_and_its_volume_has_a_spread(grid):
     seed0 = [p for rs in grid.values() for r in rs if r.seed == 0 and (p := pareto.point(r))]
     seed1 = [(c, q + 1) for c, q in seed0]
     assert found["all"][0] == pytest.approx(
-        (pareto.share(seed0, box) + pareto.share(seed1, box)) / 2
+        (pareto.dominated_fraction(seed0, box) + pareto.dominated_fraction(seed1, box)) / 2
     )
 
 

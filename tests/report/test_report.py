@@ -146,7 +146,7 @@ def test_csv_is_read_back_exactly(folders):
     assert [row["run"] for row in rows] == [str(r.path) for g in groups.values() for r in g]
     for row in rows:
         run = next(r for r in groups[row["group"]] if r.seed == int(row["seed"]))
-        assert all(float(row[c.key]) == c.get(run.result) for c in tables.columns(groups))
+        assert all(float(row[c.key]) == c.get(run) for c in tables.columns(groups))
         assert row["net.name"] == run.config["net"]["name"]
 
 
