@@ -15,10 +15,10 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """script("decode"): benchmarks/decode.py, which puts folders on sys.path for as long as the test runs."""
+    """script("decode"): benchmarks/decode.py, with its folder on sys.path as if it were run."""
 
     def load(name: str) -> ModuleType:
-        monkeypatch.setattr(sys, "path", [*sys.path])
+        monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
         spec = importlib.util.spec_from_file_location(
             f"{name}_benchmark", BENCHMARKS / f"{name}.py"
         )

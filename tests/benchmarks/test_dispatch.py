@@ -11,7 +11,8 @@ import pytest
 @pytest.fixture
 def dispatch(script, monkeypatch):
     module = script("dispatch")
-    monkeypatch.setattr(module.layers, "machine_rates", lambda: {"matmul": 1e11, "copy": 1e10})
+    rates = module.machine_rates.Rates(matmul=1e11, copy=1e10)
+    monkeypatch.setattr(module.machine_rates, "machine_rates", lambda: rates)
     return module
 
 

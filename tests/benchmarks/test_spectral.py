@@ -11,7 +11,8 @@ import pytest
 @pytest.fixture
 def bench(script, monkeypatch):
     module = script("spectral")
-    monkeypatch.setattr(module.layers, "machine_rates", lambda: {"matmul": 1e11, "copy": 1e10})
+    rates = module.machine_rates.Rates(matmul=1e11, copy=1e10)
+    monkeypatch.setattr(module.machine_rates, "machine_rates", lambda: rates)
     monkeypatch.setattr(module.timing, "CELL_SECONDS", 1e-3)
     return module
 
