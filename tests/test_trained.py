@@ -91,7 +91,9 @@ def made(tmp_path_factory) -> dict[str, Made]:
 
 @pytest.mark.parametrize("kind", TASKS)
 def test_it_answers_as_it_was_measured_without_seeing_the_answers(kind, made):
-    run, table, measured = made[kind].run, made[kind].table, made[kind].measured
+    run = made[kind].run
+    table = made[kind].table
+    measured = made[kind].measured
     rows = cut(table.rows, 0.1, 0.1)["test"]
     columns = {name: [column[i] for i in rows] for name, column in table.columns.items()}
     truth = columns.pop(TARGETS[kind])
@@ -130,7 +132,8 @@ def test_a_finished_run_is_not_trained_again_and_loads_as_it_was(made):
 
 def test_the_command_writes_the_rows_with_their_answers(made, tmp_path, capsys):
     # a missing x, another order, one column more
-    new, to = tmp_path / "new.csv", tmp_path / "o.csv"
+    new = tmp_path / "new.csv"
+    to = tmp_path / "o.csv"
     new.write_text('y,x,name\n41.5,0.5,"a, b"\n39,,c\n')
     folder = made["classification"].folder
     assert main(["predict", f"--workdir={folder}", f"--data={new}", f"--to={to}"]) == 0

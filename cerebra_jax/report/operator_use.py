@@ -142,6 +142,8 @@ def _some(groups: Groups) -> dict[str, list[np.ndarray]]:
 
 def _fractions(run: Run) -> np.ndarray | None:
     """Returns (steps, operators, layers) of a run; None where it does not say."""
+    if not run.logged("use_dct"):
+        return None
     steps = []
     for line in run.lines("train"):
         gates = line.get("gates", {})

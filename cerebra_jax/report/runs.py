@@ -6,6 +6,7 @@ This is the only place that knows how result.json and metrics.jsonl of older run
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,10 +115,14 @@ class Run:
         """Returns what a reader of the figures must know; "" if nothing."""
         return self.result.get("notice") or ""
 
-    @property
+    @functools.cached_property
     def identity(self) -> grouping.Identity:
         """Returns what the run has in common with its repeats."""
         return grouping.identity(self.config, self.result)
+
+    def logged(self, key: str) -> bool:
+        """Tells whether metrics.jsonl has a key somewhere, without parsing it."""
+        return f'"{key}"' in (self.path / "metrics.jsonl").read_text(encoding="utf-8")
 
     def lines(self, split: str) -> list[dict[str, Any]]:
         """Returns the lines of metrics.jsonl of one split."""

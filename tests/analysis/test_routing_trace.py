@@ -11,7 +11,8 @@ from cerebra_jax.models import transformer
 from cerebra_jax.routing import routers as router
 from cerebra_jax.tasks.text import reading
 
-V, L = 40, 32
+V = 40
+L = 32
 ROUTERS = [
     {"net.name": "chiar", "net.scan": True},
     {"net.name": "chiar", "net.route": {"mode": "hard", "rbf": 0.4, "kv": "routed"}},
@@ -47,10 +48,8 @@ def test_decisions_are_the_full_passes_and_cost_what_the_model_says(keys, tiny_c
         for kept_L in found.kept_RxT
     ]
     mixed = found.mixed_RxT[:, L:].sum()
-    assert (
-        bool(found.mixed_RxT.any()) == (net.route.rbf > 0)
-        and not (found.mixed_RxT & found.kept_RxT).any()
-    )
+    assert bool(found.mixed_RxT.any()) == (net.route.rbf > 0)
+    assert not (found.mixed_RxT & found.kept_RxT).any()
     want = dense[1] * (each.fixed + sum(layers) + mixed * each.mixed)
     np.testing.assert_allclose(found.flops_T[L:].sum(), want, rtol=1e-5)
     assert found.dense_flops == sum(dense)
@@ -64,7 +63,8 @@ def test_a_kept_token_costs_more_and_later_ones_see_more(tiny_cfg):
     kept[0, [3, 20]] = True
     flops, _ = decisions.token_flops(net, V, kept, np.zeros_like(kept))
     left = flops[~kept[0]]
-    assert np.ptp(left) == 0 and flops[20] > flops[3] > left[0]
+    assert np.ptp(left) == 0
+    assert flops[20] > flops[3] > left[0]
     assert np.isclose(flops[20] - flops[3], 17 * 4 * net.width)
 
 

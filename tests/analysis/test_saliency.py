@@ -1,4 +1,4 @@
-"""Gradient norms are those of finite differences at the very input of the layer, along the decisions as they are."""
+"""Gradient norms are those of finite differences at the layer's input, by the decisions taken."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,10 @@ from cerebra_jax.analysis import saliency as gradients
 from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.models import model as models
 
-V, L, B, D = 17, 12, 2, 8
+V = 17
+L = 12
+B = 2
+D = 8
 # keys, and the module whose input each routed layer's is
 MODELS = [
     ({"net.name": "chiar", "net.depth": 4}, [("layer_00",), ("layer_01",)]),
@@ -46,7 +49,8 @@ def made(tiny_cfg, keys):
 def test_norms_are_those_of_finite_differences(keys, paths, tiny_cfg):
     model, variables, batch = made(tiny_cfg, keys)
     found = gradients.probe(model)(variables, batch)
-    h, tokens = 1e-2, [0, 4, L - 3]
+    h = 1e-2
+    tokens = [0, 4, L - 3]
 
     def nats(shift_RxBxLxD):
         def add(layer, args, kwargs, context):
@@ -68,7 +72,8 @@ def test_norms_are_those_of_finite_differences(keys, paths, tiny_cfg):
     for n, place in enumerate(places):
         steps_NxRxBxLxD[(n, *place)] = h
     run = jax.jit(lambda steps: jax.lax.map(nats, steps))
-    (up_N, kept), (down_N, kept_too) = run(steps_NxRxBxLxD), run(-steps_NxRxBxLxD)
+    (up_N, kept) = run(steps_NxRxBxLxD)
+    (down_N, kept_too) = run(-steps_NxRxBxLxD)
     slope = ((np.asarray(up_N, float) - np.asarray(down_N, float)) / (2 * h)).reshape(
         len(paths), B, len(tokens), D
     )
@@ -77,7 +82,8 @@ def test_norms_are_those_of_finite_differences(keys, paths, tiny_cfg):
     want = np.sqrt(np.square(slope).sum(-1))
     got = np.asarray(found.norm_RxBxL)[:, :, tokens]
     np.testing.assert_allclose(got[still], want[still], rtol=0.03, atol=2e-3)
-    assert got[still].min() > 0 and np.ptp(got[still]) > 0.1 * got.max()
+    assert got[still].min() > 0
+    assert np.ptp(got[still]) > 0.1 * got.max()
 
 
 def test_decisions_and_losses_are_the_evaluations(tiny_cfg):

@@ -1,4 +1,4 @@
-"""The benchmark of cached generation at a tiny size: both ways write the same tokens, the cache in fewer FLOPs."""
+"""The benchmark of cached generation at a tiny size: the cache takes fewer FLOPs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ def test_columns_of_the_decode_benchmark(script, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["decode.py", *words, f"--out={out}"])
     decode.main()
     (row,) = json.loads(out.read_text())["rows"]
-    assert row["flops"]["cached"] < row["flops"]["whole"] and all(
-        rate > 0 for rate in row["tokens_per_s"].values()
-    )
+    assert row["flops"]["cached"] < row["flops"]["whole"]
+    assert all(rate > 0 for rate in row["tokens_per_s"].values())
     assert capsys.readouterr().out.count("\n") == 3

@@ -1,4 +1,4 @@
-"""Student's t, paired intervals and Holm's procedure against closed forms, tables and definitions."""
+"""Student's t, paired intervals and Holm's procedure against tables and their definitions."""
 
 from __future__ import annotations
 
