@@ -51,13 +51,15 @@ def writers(
     The first writes all that fits behind the prompt, and returns its cache too; the second writes
     args.steps tokens.
     """
-    L, P = args.length, args.prompt
+    L = args.length
+    P = args.prompt
 
     @jax.jit
     def cached(ids_BxP, length_B):
         key = jax.random.key(0)
         return sampling.generate(model, variables, key, ids_BxP, length_B, L - P)
 
+    # a pass of all L tokens for each one that is written
     @jax.jit
     def full_pass(ids_BxP):
         ex_B = jnp.arange(ids_BxP.shape[0], dtype=jnp.int32)
@@ -94,7 +96,8 @@ def measure(name: str, kv: str, batch: int, args: argparse.Namespace) -> dict[st
     """
     # the model, and a prompt of random tokens
     model = model_of(name, kv, args)
-    L, P = args.length, args.prompt
+    L = args.length
+    P = args.prompt
     ids_BxP = np.random.default_rng(0).integers(0, VOCAB, (batch, P)).astype(np.int32)
     example = {
         "inputs_BxL": np.zeros((batch, L), np.int32),

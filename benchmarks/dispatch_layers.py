@@ -1,6 +1,7 @@
 """The programs that benchmarks/dispatch.py times.
 
-They are dense variants, routed ones, and masked ones, which save nothing.
+They are dense variants, routed ones, and masked ones, which save nothing. Import `common` before
+this file, which finds the package.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from unittest import mock
 
-import common  # noqa: F401  (the checkout's package, installed or not)
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -239,7 +239,8 @@ def routed_programs(g: Group, inputs: Inputs) -> Iterator[tuple[str, Program]]:
                 first = out
             yield f"k={k}, keys={kv}", made
 
-    k, kv = g.kept[0], g.kv[0]
+    k = g.kept[0]
+    kv = g.kv[0]
     masked, out = _routed(g, net_of(g, k, kv, dispatch=False), params, score_BxL, inputs)
     if g.mask == "encoder" or kv == "all":
         fits_BxL = _fitting(g, k, kv, score_BxL)
@@ -288,7 +289,8 @@ def _routed(
     g: Group, net: NetCfg, params: Any, score_BxL: np.ndarray, inputs: Inputs
 ) -> tuple[Program, np.ndarray]:
     """Compiles a routed or masked layer; returns it with its output."""
-    k, kv = net.route.k, net.route.kv
+    k = net.route.k
+    kv = net.route.kv
     run = _routed_run(g, net, _threshold(g, k, score_BxL), inputs)
     made, (out, _, statistics) = compiled(run, params, inputs)
     if not np.isfinite(out).all():
@@ -340,7 +342,9 @@ def compiled(fn: Callable, params: Any, inputs: Inputs) -> tuple[Program, Any]:
     def forward(params, x):
         return fn(params, x)[0]
 
-    x, dy = inputs.x_BxLxD, inputs.dy_BxLxD
+    # compile
+    x = inputs.x_BxLxD
+    dy = inputs.dy_BxLxD
     done = jax.jit(both).lower(params, x, dy).compile()
 
     def run(n: int) -> None:
@@ -348,6 +352,7 @@ def compiled(fn: Callable, params: Any, inputs: Inputs) -> tuple[Program, Any]:
             results = done(params, x, dy)
         jax.block_until_ready(results)
 
+    # count
     program = Program(
         run=run,
         kept=None,

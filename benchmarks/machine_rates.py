@@ -1,4 +1,7 @@
-"""What the machine can do at this moment: the rates of a large matmul and of a large copy."""
+"""What the machine can do at this moment: the rates of a large matmul and of a large copy.
+
+Import `common` before it, which finds the package.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import common  # noqa: F401  (the checkout's package, installed or not)
 import jax
 import jax.numpy as jnp
 import numpy as np

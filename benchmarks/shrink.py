@@ -140,6 +140,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     sizes = [Size(keep, bits) for bits in args.bits for keep in args.keep]
     cfg = unpruned(name, args)
     programs = {size: Program(shrunk(cfg, size.keep), size.bits) for size in sizes}
+
+    # time
     cells = {}
     for kind in KINDS:
         runs = {
@@ -147,6 +149,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         }
         cells[kind] = common.collect(runs, args.rounds)
 
+    # compare
     first = programs[sizes[0]]
     rows = []
     for size, program in programs.items():

@@ -31,7 +31,8 @@ from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.models import model as models
 
 ELEMENTS = 1 << 22  # of a batch of tokens, where --tokens does not say otherwise
-LEAST, MOST = 1024, 16_384  # tokens
+LEAST = 1024  # tokens
+MOST = 16_384
 PARTS = ("transform", "transform + backward", "filter", "filter + backward")
 # of a whole model; F = 4 D, and a head has 64 features
 STEP = {"depth": 4, "L": 256, "texts": 8, "vocab": 1024}
@@ -129,8 +130,9 @@ def steps(D: int, dtype: str) -> dict[str, Program]:
 
     It routes by thresholds, as it does by default.
     """
-    B, L, V = STEP["texts"], STEP["L"], STEP["vocab"]
-    ids_BxL = np.random.default_rng(0).integers(0, V, (B, L)).astype(np.int32)
+    B = STEP["texts"]
+    shape = (B, STEP["L"])
+    ids_BxL = np.random.default_rng(0).integers(0, STEP["vocab"], shape).astype(np.int32)
     batch = {"inputs_BxL": ids_BxL, "ex_B": np.arange(B, dtype=np.int32)}
     variables = None
     expected = None

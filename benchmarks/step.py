@@ -91,11 +91,14 @@ def rows(measured: Mapping[str, Measured], tokens: int) -> dict[str, dict[str, A
 
     Ratios are to the faster PyTorch variant; without one, to dense.
     """
+    # who is compared with whom
     seconds = {
         name: statistics.median(cell.wall for cell in found.cells)
         for name, found in measured.items()
     }
     base = min((name for name in seconds if name in TORCH), key=seconds.get, default="dense")
+
+    # a row a variant
     table = {}
     for name, found in measured.items():
         info = found.info

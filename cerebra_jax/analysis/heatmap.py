@@ -97,9 +97,12 @@ _STYLE = """\
 .key span { padding: 0 .5em; }
 """
 
-# signs on a terminal: the heavy path, the third one, the light one, a later token of a character,
-# and a character that is more than a column wide
-KEPT, THIRD, LEFT, SAME, WIDE = "█", "▒", "·", "┄", "□"
+# signs on a terminal
+KEPT = "█"  # took the heavy path
+THIRD = "▒"  # took the third one
+LEFT = "·"  # took the light one
+SAME = "┄"  # a later token of the same character
+WIDE = "□"  # a character that is more than a column wide
 
 
 def html(found: Facts) -> str:
@@ -316,7 +319,7 @@ def _matrix(found: Facts, kept_RxT: np.ndarray, cut: list[Piece]) -> Iterator[st
         yield '<table>\n<tr class="h"><th>layer</th>'
         for text, tokens in band:
             across = f' colspan="{len(tokens)}"' if len(tokens) > 1 else ""
-            word = visible(text, JOINER if len(text) > 1 else "") if text else START
+            word = _word(text)
             down = ' class="u"' if len(word) > 1 + len(tokens) else ""
             yield f"<th{across}><bdi{down}>{escape(_short(word))}</bdi></th>"
         yield "</tr>\n"
@@ -325,6 +328,13 @@ def _matrix(found: Facts, kept_RxT: np.ndarray, cut: list[Piece]) -> Iterator[st
             cells = (f'<td class="{names[r, t]}">{letters[r, t]}</td>' for t in numbers)
             yield f'<tr class="r{i}"><th>layer {i}</th>{"".join(cells)}</tr>\n'
         yield "</table>\n"
+
+
+def _word(text: str) -> str:
+    """Returns a piece on one line; a joiner between characters stays, so that they stay joined."""
+    if not text:
+        return START
+    return visible(text, JOINER if len(text) > 1 else "")
 
 
 def _short(text: str) -> str:

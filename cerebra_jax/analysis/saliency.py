@@ -44,6 +44,7 @@ def probe(model: Model) -> Callable[[Any, Batch], Probed]:
 
     @jax.jit
     def run(variables, batch):
+        """Returns the norms, by the gradient for a shift of 0 at each layer's input."""
         B, L = batch["inputs_BxL"].shape
 
         def loss(shifts):
@@ -98,5 +99,9 @@ def _unstacked(variables: Any) -> Any:
         stacked = params.pop("layers")
         depth = len(jax.tree.leaves(stacked)[0])
         for i in range(depth):
-            params[f"layer_{i:02d}"] = jax.tree.map(lambda x: x[i], stacked)  # noqa: B023
+            params[f"layer_{i:02d}"] = _layer(stacked, i)
     return {**variables, "params": params}
+
+
+def _layer(stacked: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], stacked)

@@ -50,6 +50,8 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     runs = [run for group in groups.values() for run in group]
     most = max(2, POINTS // len(runs))
     window = max(1, min(window, min(run.result["steps"] for run in runs) // 4))
+
+    # a line a seed
     for entry, group in zip(_legend(groups), groups.values(), strict=True):
         for run in group:
             lines = [line for line in run.lines("train") if line["loss"] is not None]
@@ -58,6 +60,7 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
             if run is group[0]:
                 phases = [line.get("phase") for line in lines][window - 1 :]
                 _mark_phases(axes, phases, list(zip(x, y, strict=True)), entry.colour)
+            name_once = entry.name if run is group[0] else None
             axes.plot(
                 _thin(x, most),
                 _thin(y, most),
@@ -65,8 +68,10 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
                 color=entry.colour,
                 lw=1.2,
                 alpha=0.8,
-                label=entry.name if run is group[0] else None,
+                label=name_once,
             )
+
+    # axes
     axes.set_xlabel("training compute executed, TFLOP")
     axes.set_ylabel(f"training loss (mean of {window} steps)")
     axes.set_title(f"{first(groups).dataset}: loss against compute, a line a seed")
@@ -199,6 +204,8 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
     figure, (costs, multipliers, gaps) = plt.subplots(
         3, figsize=(6.4, 7.2), layout="constrained", sharex=True
     )
+
+    # a line a seed, in each panel
     for i, (name, runs) in enumerate(held.items()):
         style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.8}
         for run in runs:
@@ -212,11 +219,13 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
             costs.plot(*_last(steps, decided, most), "-", lw=1.0, **style, label=name_once)
             multipliers.plot(*_last(steps, multiplier, most), "-", lw=1.0, **style)
             gaps.plot(*_last(steps, smooth_gap, most), "-", lw=1.0, **style)
-            if run is runs[0]:
+            if run is runs[0]:  # the same for all seeds
                 target = _column(lines, "budget_target")
                 executed = _column(lines, f"executed_rel_{run.unit}")
                 costs.plot(*_last(steps, target, most), ":", color="black", lw=1.0)
                 costs.plot(*_last(steps, executed, most), "--", lw=0.8, **style)
+
+    # axes
     costs.set_ylabel("cost, share of dense")
     costs.set_title(
         "decisions (line), their target (dotted), executed program (dashed)", fontsize=9

@@ -144,7 +144,8 @@ def found(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     A folder that is no run but holds some, as a sweep's does, stands for them.
     Raises UserError where no run is finished.
     """
-    finished, unfinished = [], []
+    finished = []
+    unfinished = []
     for path in paths:
         inside = sorted(config.parent for config in path.glob("*/config.json"))
         is_run = (path / "config.json").exists() or (path / "result.json").exists()

@@ -307,6 +307,7 @@ def provenance(groups: Groups) -> str:
     """Says in one paragraph what the runs were made of: data, size, length, hardware, code."""
     runs = [run for group in groups.values() for run in group]
 
+    # what one or several words say of all runs
     def all_of(get: Callable[[Run], Any]) -> str:
         return ", ".join(sorted({str(get(run)) for run in runs}))
 
@@ -317,6 +318,7 @@ def provenance(groups: Groups) -> str:
         device = run.result["device"]
         return f"{device['device']}, {device['cores']} cores, jax {device['jax']}"
 
+    # when, how long, and what a reader must know
     written = max((run.path / "result.json").stat().st_mtime for run in runs)
     day = datetime.date.fromtimestamp(written)
     hours = sum(run.result["wall_s"] for run in runs) / 3600

@@ -120,7 +120,8 @@ def test_a_router_that_keeps_only_digits_goes_with_digits_alone(name, tokenizers
         row = classes(tok.pieces(tok.encode_each([text])[0]))
         kinds += row
         window += [w] * len(row)
-    kinds, window = np.array(kinds), np.array(window)
+    kinds = np.array(kinds)
+    window = np.array(window)
     features = {kind: kinds == kind for kind in CLASSES} | {
         "noise": rng.standard_normal((2, len(kinds)))
     }

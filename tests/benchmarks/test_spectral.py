@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-D, TOKENS, MODEL_D = 12, 16, 16
+D = 12
+TOKENS = 16
+MODEL_D = 16
 WORDS = [f"--widths={D}", f"--tokens={TOKENS}", "--rounds=1"]
 
 
