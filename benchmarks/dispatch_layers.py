@@ -1,11 +1,15 @@
-"""The programs that benchmarks/dispatch.py times: dense variants, routed ones, and masked ones that save nothing."""
+"""The programs that benchmarks/dispatch.py times.
+
+They are dense variants, routed ones, and masked ones, which save nothing. Import `common` before
+this file, which finds the package.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -16,13 +20,12 @@ import numpy as np
 
 from cerebra_jax.config import CompressCfg, NetCfg, RouteCfg
 from cerebra_jax.cost import count as jaxpr
-from cerebra_jax.cost.timing import best_rate
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.layers import block
 from cerebra_jax.models import cerebra, transformer
-from cerebra_jax.models import model as build
+from cerebra_jax.models import model as models
 from cerebra_jax.routing import dispatch as dispatching
-from cerebra_jax.routing import routers as router
+from cerebra_jax.routing import routers
 
 
 class Group(NamedTuple):
@@ -41,6 +44,21 @@ class Group(NamedTuple):
     light_heads: int
 
 
+class Inputs(NamedTuple):
+    """What every layer of a group gets, and the gradient of its output."""
+
+    x_BxLxD: jax.Array
+    dy_BxLxD: jax.Array
+    pos_1xL: jax.Array
+    order: Any
+    ex_B: jax.Array
+
+    @property
+    def place(self) -> tuple:
+        """Returns what a layer takes behind its features: positions, order, examples, no mask."""
+        return (self.pos_1xL, self.order, self.ex_B, None)
+
+
 class Program(NamedTuple):
     """A compiled forward and backward pass, and what it costs. FLOPs are of the whole batch."""
 
@@ -51,17 +69,37 @@ class Program(NamedTuple):
     model: int  # the same with causal attention as half the square, and every token kept
     counted: jaxpr.Counts  # forward
     train: jaxpr.Counts  # forward and backward, recomputation included
-    temp: int
-    share: float | None = None
+    temp: int  # bytes of temporary memory
+    share: float | None = None  # of the tokens that were kept
     overflow: float | None = None
 
 
+class DenseVariant(NamedTuple):
+    """A way to compute dense attention, and what changes while it is traced."""
+
+    name: str
+    plan: att.Plan
+    kernel: str
+    chunk: int
+    change: contextlib.AbstractContextManager
+
+
 def group(mask: str, part: str, L: int, args: argparse.Namespace) -> Group:
-    kept = tuple(
-        dict.fromkeys(L // int(k[2:]) if k.startswith("L/") else int(k) for k in args.kept)
+    """Returns the group of a mask, a part and a length, by the options of the benchmark."""
+    counts = [L // int(word[2:]) if word.startswith("L/") else int(word) for word in args.kept]
+    return Group(
+        mask=mask,
+        part=part,
+        L=L,
+        B=args.batch,
+        kept=tuple(dict.fromkeys(counts)),
+        kv=tuple(args.kv),
+        width=args.width,
+        heads=args.heads,
+        r=args.r,
+        s=args.s,
+        light_heads=args.light_heads or max(1, round(args.heads * args.s)),
     )
-    return Group(mask, part, L, args.batch, kept, tuple(args.kv), args.width, args.heads, args.r, args.s,
-                 args.light_heads or max(1, round(args.heads * args.s)))  # fmt: skip
 
 
 class DenseAttention(nn.Module):
@@ -73,9 +111,10 @@ class DenseAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL):
-        h = block.Norm(name="attention_norm")(x_BxLxD)
+        h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
         attention = block.Attention(self.net, self.plan, self.kernel, name="attention")
-        return x_BxLxD + attention(h, h, pos_1xL, pos_1xL, order, order), None
+        y_BxLxD = attention(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
+        return x_BxLxD + y_BxLxD, None
 
 
 class RoutedAttention(cerebra.RoutedBlock):
@@ -86,160 +125,250 @@ class RoutedAttention(cerebra.RoutedBlock):
 
 
 def net_of(g: Group, k: int, kv: str, dispatch: bool = True) -> NetCfg:
-    """Cerebra with k of L tokens on the heavy path, without slack."""
-    mode = "threshold" if g.mask == "causal" else "topk"
+    """Returns Cerebra with k of L tokens on the heavy path, without slack."""
     route = RouteCfg(
-        mode=mode, rate=k / g.L, k=k, capacity=1.0, kv=kv, part=g.part, noise=0.0, dispatch=dispatch
+        mode="threshold" if g.mask == "causal" else "topk",
+        rate=k / g.L,
+        k=k,
+        capacity=1.0,
+        kv=kv,
+        part=g.part,
+        noise=0.0,
+        dispatch=dispatch,
     )
-    compress = CompressCfg(r=g.r, s=g.s, heads=g.light_heads)
-    return NetCfg(name="cerebra", causal=g.mask == "causal", depth=1, width=g.width, heads=g.heads,
-                  ffn_width=4 * g.width, route=route, compress=compress)  # fmt: skip
+    return NetCfg(
+        name="cerebra",
+        causal=g.mask == "causal",
+        depth=1,
+        width=g.width,
+        heads=g.heads,
+        ffn_width=4 * g.width,
+        route=route,
+        compress=CompressCfg(r=g.r, s=g.s, heads=g.light_heads),
+    )
 
 
-def dense_variants(
-    g: Group, full: bool
-) -> Iterator[tuple[str, att.Plan, str, int, contextlib.AbstractContextManager]]:
-    """(name, plan, kernel, chunk, what changes while it is traced) of the dense layers to choose the best from."""
-    variants = [(1, "full", att.CHUNK), *((1, "blockwise", chunk) for chunk in (64, 128, 256))]
+def dense_variants(g: Group, every_variant: bool) -> Iterator[DenseVariant]:
+    """Yields the dense layers to choose the best from, or one of them."""
     if g.mask == "causal":  # the whole square is never the best of them
-        variants = [(8, kernel, chunk) for _, kernel, chunk in variants] + [
-            (16, "full", 128),
-            (16, "blockwise", 128),
-        ]
-    for prefixes, kernel, chunk in variants if full else variants[2:3]:
+        chunked = [(8, "blockwise", chunk) for chunk in (64, 128, 256)]
+        variants = [(8, "full", att.CHUNK), *chunked, (16, "full", 128), (16, "blockwise", 128)]
+    else:
+        chunked = [(1, "blockwise", chunk) for chunk in (64, 128, 256)]
+        variants = [(1, "full", att.CHUNK), *chunked]
+    if not every_variant:
+        variants = variants[2:3]
+
+    for prefixes, kernel, chunk in variants:
         plan = tuple((a, b, 0, b) for a, b in att.segment_bounds(g.L, prefixes))
-        how = "whole" if kernel == "full" else f"chunks of {chunk}"
-        yield (
-            f"{prefixes} prefixes, {how}" if g.mask == "causal" else how,
-            plan,
-            kernel,
-            chunk,
-            contextlib.nullcontext(),
-        )
-    if full:
-        change = mock.patch.object(att, "attend", functools.partial(_library, g.mask == "causal"))
-        yield "dot_product_attention", ((0, g.L, 0, g.L),), "full", att.CHUNK, change
+        name = "whole" if kernel == "full" else f"chunks of {chunk}"
+        if g.mask == "causal":
+            name = f"{prefixes} prefixes, {name}"
+        yield DenseVariant(name, plan, kernel, chunk, contextlib.nullcontext())
+
+    if every_variant:
+        attend = functools.partial(_library_attend, g.mask == "causal")
+        change = mock.patch.object(att, "attend", attend)
+        plan = ((0, g.L, 0, g.L),)
+        yield DenseVariant("dot_product_attention", plan, "full", att.CHUNK, change)
 
 
-def _library(causal: bool, q, k, v, *_):
-    """Attention by jax.nn.dot_product_attention, in place of `attend`."""
-    return jax.nn.dot_product_attention(
-        *(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=causal
-    ).swapaxes(1, 2)
+def _library_attend(causal: bool, q_BxHxLxC, k_BxHxLxC, v_BxHxLxC, *_):
+    """Computes attention by jax.nn.dot_product_attention, in place of `attend`."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxLxC, k_BxHxLxC, v_BxHxLxC))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal).swapaxes(1, 2)
 
 
-def programs(g: Group, full: bool) -> Iterator[tuple[str, Program]]:
-    """Every program of the group, compiled; SystemExit if two that must agree do not."""
+def programs(g: Group, every_variant: bool) -> Iterator[tuple[str, Program]]:
+    """Yields every program of the group, compiled; raises SystemExit if two disagree."""
     rng = np.random.default_rng(0)
-    x, do = (jnp.asarray(rng.standard_normal((g.B, g.L, g.width)), jnp.float32) for _ in range(2))
-    net = net_of(g, g.kept[0], "all")
-    pos, order, ex = jnp.arange(g.L)[None], block.orders(net, g.L), jnp.arange(g.B)
-    own = lambda parts: g.B * sum(v for k, v in parts.items() if _counts(g, k))  # noqa: E731
-
-    layer = DenseAttention if g.part == "attention" else transformer.DenseLayer
-    args = (pos, order, ex, None)
-    params = jax.jit(lambda key: layer(net, ((0, g.L, 0, g.L),), "full").init(key, x, *args))(
-        jax.random.key(0)
+    shape = (g.B, g.L, g.width)
+    inputs = Inputs(
+        x_BxLxD=jnp.asarray(rng.standard_normal(shape), jnp.float32),
+        dy_BxLxD=jnp.asarray(rng.standard_normal(shape), jnp.float32),
+        pos_1xL=jnp.arange(g.L)[None],
+        order=block.orders(net_of(g, g.kept[0], "all"), g.L),
+        ex_B=jnp.arange(g.B),
     )
-    model = own(transformer.cost(net, g.L, 1).model)
+    yield from dense_programs(g, inputs, every_variant)
+    yield from routed_programs(g, inputs)
+
+
+def dense_programs(g: Group, inputs: Inputs, every_variant: bool) -> Iterator[tuple[str, Program]]:
+    """Yields the dense variants; raises SystemExit where two of them compute something else."""
+    net = net_of(g, g.kept[0], "all")
+    layer = DenseAttention if g.part == "attention" else transformer.DenseLayer
+    plain = layer(net, ((0, g.L, 0, g.L),), "full")
+    params = jax.jit(plain.init)(jax.random.key(0), inputs.x_BxLxD, *inputs.place)
+    model = g.B * _own_flops(g, transformer.cost(net, g.L, 1).model)
     reference = None
-    for name, plan, kernel, chunk, change in dense_variants(g, full):
-        with change, mock.patch.object(att, "CHUNK", chunk):
-            module = layer(net, plan, kernel)
-            run = lambda params, x, module=module: (module.apply(params, x, *args)[0], {})  # noqa: E731
-            made, results = compiled(run, params, x, do)
-        executed = block.attention_flops(g.width, g.L, g.L, plan) + block.ffn_flops(net, g.L) * (
-            g.part == "block"
-        )
-        reference = same(name, results, reference)
-        yield name, made._replace(executed=g.B * executed, model=model)
+    for variant in dense_variants(g, every_variant):
+        module = layer(net, variant.plan, variant.kernel)
+        run = _dense_run(module, inputs)
+        with variant.change, mock.patch.object(att, "CHUNK", variant.chunk):
+            made, results = compiled(run, params, inputs)
+        if reference is None:
+            reference = results
+        require_same(variant.name, results, reference)
+        executed = block.attention_flops(g.width, g.L, g.L, variant.plan)
+        if g.part == "block":
+            executed += block.ffn_flops(net, g.L)
+        yield variant.name, made._replace(executed=g.B * executed, model=model)
 
-    layer = RoutedAttention if g.part == "attention" else cerebra.RoutedBlock
 
-    def routed(k, kv, dispatch, tau):
-        module, state = layer(net_of(g, k, kv, dispatch), g.L), (tau, 1.0, 0, build.neutral_knobs())
-        run = lambda params, x: module.apply(params, x, *state, *args, None)  # noqa: E731
-        return run, lambda key: module.init(key, x, *state, *args, None)
+def _dense_run(module: nn.Module, inputs: Inputs) -> Callable:
+    def run(params, x_BxLxD):
+        y_BxLxD, _ = module.apply(params, x_BxLxD, *inputs.place)
+        return y_BxLxD, {}
 
-    run, init = routed(g.kept[0], "all", True, 0.0)
-    params = jax.jit(init)(jax.random.key(0))
-    score_BxL = np.asarray(jax.jit(lambda params, x: run(params, x)[1]["score"])(params, x))
+    return run
+
+
+def routed_programs(g: Group, inputs: Inputs) -> Iterator[tuple[str, Program]]:
+    """Yields the routed programs, then the masked twin of the first.
+
+    Raises SystemExit where an output is not finite, or where the twins compute something else.
+    """
+    params = jax.jit(_routed_init(g, inputs))(jax.random.key(0))
+    score_BxL = _scores(g, params, inputs)
     first = None
-    for k, kv, dispatch in [(k, kv, True) for k in g.kept for kv in g.kv] + [
-        (g.kept[0], g.kv[0], False)
-    ]:
-        tau = float(np.quantile(score_BxL, 1 - k / g.L))  # what top-k does not look at
-        made, (out, _, y) = compiled(routed(k, kv, dispatch, tau)[0], params, x, do)
-        if not np.isfinite(out).all():
-            raise SystemExit(f"k={k}, keys={kv}: not finite")
-        first = out if first is None else first
-        if not dispatch and (
-            g.mask == "encoder" or kv == "all"
-        ):  # it keeps the tokens that overflow: not compared
-            wanted_BxL = jnp.asarray(score_BxL > tau)
-            kept_BxL = dispatching.assign(wanted_BxL, router.layout(net_of(g, k, kv), g.L)).kept_BxL
-            fits_BxL = (kept_BxL == wanted_BxL) | (g.mask == "encoder")
-            same("masked", out[fits_BxL], first[fits_BxL])
-        cost = cerebra.cost(net_of(g, k, kv, dispatch), g.L, 1)
-        made = made._replace(kept=k, kv=kv, executed=own(cost.executed), model=own(cost.model))
-        name = f"k={k}, keys={kv}" if dispatch else "masked"
-        yield (
-            name,
-            made._replace(share=float(y["kept"].mean()), overflow=float(y["overflow"].mean())),
+    for k in g.kept:
+        for kv in g.kv:
+            made, out = _routed(g, net_of(g, k, kv), params, score_BxL, inputs)
+            if first is None:
+                first = out
+            yield f"k={k}, keys={kv}", made
+
+    k = g.kept[0]
+    kv = g.kv[0]
+    masked, out = _routed(g, net_of(g, k, kv, dispatch=False), params, score_BxL, inputs)
+    if g.mask == "encoder" or kv == "all":
+        fits_BxL = _fitting(g, k, kv, score_BxL)
+        require_same("masked", out[fits_BxL], first[fits_BxL])
+    yield "masked", masked
+
+
+def _layer(g: Group) -> type[nn.Module]:
+    return RoutedAttention if g.part == "attention" else cerebra.RoutedBlock
+
+
+def _routed_init(g: Group, inputs: Inputs) -> Callable:
+    module = _layer(g)(net_of(g, g.kept[0], "all"), g.L)
+
+    def init(key):
+        return module.init(
+            key, inputs.x_BxLxD, 0.0, 1.0, 0, models.neutral_knobs(), *inputs.place, None
         )
 
-
-def _counts(g: Group, part: str) -> bool:
-    """Whether that part of a model's cost belongs to the layer."""
-    return part.startswith("layer_00/") and (g.part == "block" or not part.endswith("/ffn"))
+    return init
 
 
-def compiled(fn: Callable, params: Any, x: jax.Array, do: jax.Array) -> tuple[Program, Any]:
-    """fn(params, x) -> (out, statistics), forward and backward for the gradient `do` of out, and its first results."""
+def _routed_run(g: Group, net: NetCfg, threshold: float, inputs: Inputs) -> Callable:
+    module = _layer(g)(net, g.L)
 
-    def both(params, x, do):
-        out, back, y = jax.vjp(fn, params, x, has_aux=True)
-        return out, back(do), y
+    def run(params, x_BxLxD):
+        knobs = models.neutral_knobs()
+        return module.apply(params, x_BxLxD, threshold, 1.0, 0, knobs, *inputs.place, None)
 
-    done = jax.jit(both).lower(params, x, do).compile()
+    return run
+
+
+def _scores(g: Group, params: Any, inputs: Inputs) -> np.ndarray:
+    """Returns what the router looks at, (B, L)."""
+    run = _routed_run(g, net_of(g, g.kept[0], "all"), 0.0, inputs)
+    _, statistics = jax.jit(run)(params, inputs.x_BxLxD)
+    return np.asarray(statistics["score"])
+
+
+def _threshold(g: Group, k: int, score_BxL: np.ndarray) -> float:
+    """Returns the threshold that keeps k of L tokens; top-k does not look at it."""
+    return float(np.quantile(score_BxL, 1 - k / g.L))
+
+
+def _routed(
+    g: Group, net: NetCfg, params: Any, score_BxL: np.ndarray, inputs: Inputs
+) -> tuple[Program, np.ndarray]:
+    """Compiles a routed or masked layer; returns it with its output."""
+    k = net.route.k
+    kv = net.route.kv
+    run = _routed_run(g, net, _threshold(g, k, score_BxL), inputs)
+    made, (out, _, statistics) = compiled(run, params, inputs)
+    if not np.isfinite(out).all():
+        raise SystemExit(f"k={k}, keys={kv}: not finite")
+    cost = cerebra.cost(net, g.L, 1)
+    made = made._replace(
+        kept=k,
+        kv=kv,
+        executed=g.B * _own_flops(g, cost.executed),
+        model=g.B * _own_flops(g, cost.model),
+        share=float(statistics["kept"].mean()),
+        overflow=float(statistics["overflow"].mean()),
+    )
+    return made, out
+
+
+def _fitting(g: Group, k: int, kv: str, score_BxL: np.ndarray) -> jax.Array:
+    """Returns the tokens on which the masked layer and its dispatched twin must agree, (B, L).
+
+    The masked layer keeps the tokens that overflow the twin's slots.
+    """
+    selected_BxL = jnp.asarray(score_BxL > _threshold(g, k, score_BxL))
+    layout = routers.layout(net_of(g, k, kv), g.L)
+    dispatched_BxL = dispatching.assign(selected_BxL, layout).kept_BxL
+    return (dispatched_BxL == selected_BxL) | (g.mask == "encoder")
+
+
+def _own_flops(g: Group, components: Mapping[str, int]) -> int:
+    """Returns the FLOPs of a model's cost that belong to the layer."""
+    total = 0
+    for name, flops in components.items():
+        in_layer = name.startswith("layer_00/")
+        in_part = g.part == "block" or not name.endswith("/ffn")
+        if in_layer and in_part:
+            total += flops
+    return total
+
+
+def compiled(fn: Callable, params: Any, inputs: Inputs) -> tuple[Program, Any]:
+    """Compiles fn(params, x) -> (out, statistics), forward and backward.
+
+    Returns the program, and its first results: out, the gradients, and statistics.
+    """
+
+    def both(params, x, dy):
+        out, pull, statistics = jax.vjp(fn, params, x, has_aux=True)
+        return out, pull(dy), statistics
+
+    def forward(params, x):
+        return fn(params, x)[0]
+
+    # compile
+    x = inputs.x_BxLxD
+    dy = inputs.dy_BxLxD
+    done = jax.jit(both).lower(params, x, dy).compile()
 
     def run(n: int) -> None:
         for _ in range(n):
-            results = done(params, x, do)
+            results = done(params, x, dy)
         jax.block_until_ready(results)
 
-    forward = jaxpr.count(lambda params, x: fn(params, x)[0], params, x)
-    train, temp = jaxpr.count(both, params, x, do), done.memory_analysis().temp_size_in_bytes
-    return Program(run, None, "", 0, 0, forward, train, temp), done(params, x, do)
+    # count
+    program = Program(
+        run=run,
+        kept=None,
+        kv="",
+        executed=0,
+        model=0,
+        counted=jaxpr.count(forward, params, x),
+        train=jaxpr.count(both, params, x, dy),
+        temp=done.memory_analysis().temp_size_in_bytes,
+    )
+    return program, done(params, x, dy)
 
 
-def same(name: str, results: Any, reference: Any) -> Any:
-    """The first results; SystemExit where others are not the same."""
-    if reference is None:
-        return results
-    for got, want in zip(jax.tree.leaves(results), jax.tree.leaves(reference), strict=True):
-        if not np.abs(got - want).max() <= 1e-4 * np.abs(want).max():
+def require_same(name: str, results: Any, reference: Any) -> None:
+    """Raises SystemExit where results are not the reference's, to 1e-4 of the largest."""
+    leaves = zip(jax.tree.leaves(results), jax.tree.leaves(reference), strict=True)
+    for found, expected in leaves:
+        if not np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max():
             raise SystemExit(f"{name} does not compute what the variants before it do")
-    return reference
-
-
-@functools.cache
-def _works() -> dict[str, tuple[Callable[[], Any], int]]:
-    n = 1024
-    rng = np.random.default_rng(0)
-    a = jnp.asarray(rng.standard_normal((n, n)), jnp.float32)
-    big = jnp.asarray(rng.standard_normal(1 << 24), jnp.float32)
-    matmul, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
-    return {
-        "matmul": (lambda: matmul(a, a).block_until_ready(), 2 * n**3),
-        "copy": (lambda: copy(big).block_until_ready(), 2 * big.nbytes),
-    }
-
-
-def machine_rates() -> dict[str, float]:
-    """FLOP/s of a large matmul and bytes/s, read and written, of a large copy, now."""
-    return {name: best_rate(work, amount) for name, (work, amount) in _works().items()}
-
-
-def versions() -> dict[str, str]:
-    return {"jax": jax.__version__}

@@ -10,9 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cerebra_jax.analysis import closed_class_words as words
 from cerebra_jax.analysis import routing_shares as routing
-from cerebra_jax.analysis.token_classes import CLASSES, classes
+from cerebra_jax.analysis import token_classes as words
 from cerebra_jax.checks import need
 from cerebra_jax.cli.flags import Request
 from cerebra_jax.cli.heatmap import PATHS, routed
@@ -111,8 +110,8 @@ def _facts(request: Request, windows: int) -> dict[str, Any]:
         "layers": list(models.MODELS[net.name].layers(net)),
         "kept": decided["kept"].mean(1).tolist(),
         "correlations": routing.correlations(decided, features, window_N),
-        "characters": routing.by_class(decided["kept"], kinds_N, CLASSES, window_N),
-        "words": routing.by_class(decided["kept"], words_N, words.KINDS, window_N),
+        "characters": routing.by_class(decided["kept"], kinds_N, words.CLASSES, window_N),
+        "words": routing.by_class(decided["kept"], words_N, words.WORD_KINDS, window_N),
         "gradients": routing.gradients(norm, kept, real_WxL),
         "notes": [s.notice] if s.notice else [],
     })  # fmt: skip
@@ -129,7 +128,8 @@ def _kinds(task: Any, ids_WxL: np.ndarray, real_WxL: np.ndarray) -> tuple[np.nda
     """(class of its first character, kind of its word) of each of the N real tokens."""
     pieces = task.pieces(range(task.shape.vocab_size))
     rows = [[pieces[i] for i in row] for row in ids_WxL]
-    return tuple(np.array([of(row) for row in rows])[real_WxL] for of in (classes, words.kinds))
+    both = (words.classes, words.word_kinds)
+    return tuple(np.array([of(row) for row in rows])[real_WxL] for of in both)
 
 
 def _features(
@@ -145,8 +145,8 @@ def _features(
     own_WxL = np.roll(nats_WxL, 1, axis=1)
     return {
         "frequency in the training text": task.counts("train")[ids_WxL][real_WxL],
-        **{name: kinds_N == name for name in CLASSES},
-        "closed-class word": np.isin(words_N, words.CLOSED),
+        **{name: kinds_N == name for name in words.CLASSES},
+        "closed-class word": np.isin(words_N, words.CLOSED_CLASSES),
         "its own loss": own_WxL[real_WxL],
         "loss of the next token": nats_WxL[real_WxL],
         "position in the window": np.nonzero(real_WxL)[1],

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cerebra_jax.analysis import heatmap, terminal
+from cerebra_jax.analysis import heatmap
 from cerebra_jax.checks import ROUTED, need
 from cerebra_jax.cli.flags import Request
 from cerebra_jax.cli.train import compile_cache
@@ -45,7 +45,7 @@ def run(request: Request) -> None:
     data = to.with_suffix(".json")
     data.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
-    for line in terminal.lines(found, console.width if console.is_terminal else PLAIN):
+    for line in heatmap.lines(found, console.width if console.is_terminal else PLAIN):
         console.print(line)
     print(f"written: {to} and {data}")
 
@@ -102,7 +102,7 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
     state = certificate.trained(cfg, task, request.workdir, print)
     s.adopt_of(state)
     variables = {"params": state.params, "routing": state.routing}
-    found = decisions.look(s.model, variables, read.batch, len(read.ids))
+    found = decisions.trace(s.model, variables, read.batch, len(read.ids))
     net, L = s.model.net, task.shape.seq_len
     paths = PATHS[net.name] + (("RBF mixer",) if net.route.rbf else ())
     layers = list(models.MODELS[net.name].layers(net))

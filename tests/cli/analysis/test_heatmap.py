@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from cerebra_jax.analysis import heatmap, terminal
+from cerebra_jax.analysis import heatmap
 from cerebra_jax.main import main
 
 TEXT = 'The naïve cat 😀 sat\non 12 mats; <b>"then"</b> & שלום.\n'
@@ -39,7 +39,7 @@ def test_a_run_on_text_gives_a_page_and_the_same_on_screen(trained, tmp_path, ca
         assert line in shown
     marks = ["".join(line[len("layer 1 ") :] for line in shown.splitlines() if line.startswith(f"layer {i} "))
              for i in (1, 2)]  # fmt: skip
-    assert [[c == terminal.KEPT for c in row] for row in marks] == np.array(
+    assert [[c == heatmap.KEPT for c in row] for row in marks] == np.array(
         found["kept"], bool
     ).tolist()
     assert f"written: {page}" in shown and "<b>" not in page.read_text().split('<div class="t">')[1]
@@ -61,7 +61,7 @@ def test_an_encoder_shows_what_it_read_and_says_what_it_did_not(trained, capsys)
 
 def test_nothing_of_a_text_can_steer_a_terminal(facts_of):
     shown = "\n".join(
-        line.plain for line in terminal.lines(facts_of("\x1b[2Ja\u202eb\x07c\r\x9b\n"), 80)
+        line.plain for line in heatmap.lines(facts_of("\x1b[2Ja\u202eb\x07c\r\x9b\n"), 80)
     )
     assert not [
         c for c in shown if c != "\n" and (c < " " or "\x7f" <= c <= "\x9f" or c == "\u202e")
