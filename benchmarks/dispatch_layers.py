@@ -20,12 +20,17 @@ import numpy as np
 
 from cerebra_jax.config import CompressCfg, NetCfg, RouteCfg
 from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.cost.device import present_platform
 from cerebra_jax.kernels import attention as att
-from cerebra_jax.layers import block
+from cerebra_jax.layers.attention import Attention
+from cerebra_jax.layers.norm import Norm
+from cerebra_jax.layers.rows import ranks
 from cerebra_jax.models import cerebra, transformer
-from cerebra_jax.models import model as models
+from cerebra_jax.models.model import cost_of, dense_of, neutral_knobs
+from cerebra_jax.models.shapes import layer_shapes
+from cerebra_jax.models.stack import Own, Shared
 from cerebra_jax.routing import dispatch as dispatching
-from cerebra_jax.routing import routers
+from cerebra_jax.routing.routers import Thresholds
 
 
 class Group(NamedTuple):
@@ -49,14 +54,7 @@ class Inputs(NamedTuple):
 
     x_BxLxD: jax.Array
     dy_BxLxD: jax.Array
-    pos_1xL: jax.Array
-    order: Any
-    ex_B: jax.Array
-
-    @property
-    def place(self) -> tuple:
-        """Returns what a layer takes behind its features: positions, order, examples, no mask."""
-        return (self.pos_1xL, self.order, self.ex_B, None)
+    shared: Shared
 
 
 class Program(NamedTuple):
@@ -78,8 +76,7 @@ class DenseVariant(NamedTuple):
     """A way to compute dense attention, and what changes while it is traced."""
 
     name: str
-    plan: att.Plan
-    kernel: str
+    blocks: att.Blocks
     chunk: int
     change: contextlib.AbstractContextManager
 
@@ -102,19 +99,28 @@ def group(mask: str, part: str, L: int, args: argparse.Namespace) -> Group:
     )
 
 
+class FixedAttention(Attention):
+    """Attention whose blocks of scores are given."""
+
+    given: att.Blocks | None = None
+
+    def blocks(self, queries, keys) -> att.Blocks:
+        """Returns the given ones."""
+        return self.given
+
+
 class DenseAttention(nn.Module):
-    """x + attention(LN x): the first half of `transformer.DenseLayer`."""
+    """x + attention(LN x): the first half of `transformer.DenseBlock`."""
 
-    net: NetCfg
-    plan: att.Plan
-    kernel: str
+    attention: FixedAttention
+    attention_norm: Norm
+    length: int
+    causal: bool
 
-    @nn.compact
-    def __call__(self, x_BxLxD, pos_1xL, order, ex_B, mask_BxL):
-        h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
-        attention = block.Attention(self.net, self.plan, self.kernel, name="attention")
-        y_BxLxD = attention(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
-        return x_BxLxD + y_BxLxD, None
+    def __call__(self, x_BxLxD, own: Own, shared: Shared):
+        h_BxLxD = self.attention_norm(x_BxLxD)
+        rows = shared.rows(h_BxLxD, self.length, self.causal, decoding=False)
+        return x_BxLxD + self.attention(rows, rows), None
 
 
 class RoutedAttention(cerebra.RoutedBlock):
@@ -122,6 +128,19 @@ class RoutedAttention(cerebra.RoutedBlock):
 
     def _ffn(self, h_BxLxD, *_):
         return jnp.zeros((), h_BxLxD.dtype)
+
+
+def dense_layer(g: Group, net: NetCfg, blocks: att.Blocks) -> nn.Module:
+    """Returns the dense layer of a group, which computes these blocks of scores."""
+    plain = Attention.of(net, net.heads, 1.0, present_platform())
+    fields = {name: getattr(plain, name) for name in Attention.__dataclass_fields__}
+    fields |= {"parent": None, "name": None, "given": blocks}
+    attention = FixedAttention(**fields)
+    if g.part == "attention":
+        return DenseAttention(attention, Norm(parent=None), g.L, net.causal)
+    shape = layer_shapes(dense_of(net))[0]
+    dense = transformer.block(dense_of(net), shape, g.L, present_platform())
+    return dense.clone(attention=attention)
 
 
 def net_of(g: Group, k: int, kv: str, dispatch: bool = True) -> NetCfg:
@@ -160,22 +179,22 @@ def dense_variants(g: Group, every_variant: bool) -> Iterator[DenseVariant]:
         variants = variants[2:3]
 
     for prefixes, kernel, chunk in variants:
-        plan = tuple((a, b, 0, b) for a, b in att.segment_bounds(g.L, prefixes))
+        layout = tuple(att.Segment(a, b, 0, b) for a, b in att.segment_bounds(g.L, prefixes))
         name = "whole" if kernel == "full" else f"chunks of {chunk}"
         if g.mask == "causal":
             name = f"{prefixes} prefixes, {name}"
-        yield DenseVariant(name, plan, kernel, chunk, contextlib.nullcontext())
+        yield DenseVariant(name, att.Blocks(layout, kernel), chunk, contextlib.nullcontext())
 
     if every_variant:
         attend = functools.partial(_library_attend, g.mask == "causal")
-        change = mock.patch.object(att, "attend", attend)
-        plan = ((0, g.L, 0, g.L),)
-        yield DenseVariant("dot_product_attention", plan, "full", att.CHUNK, change)
+        change = mock.patch.object(att, "attend_blocks", attend)
+        blocks = att.Blocks((att.Segment(0, g.L, 0, g.L),), "full")
+        yield DenseVariant("dot_product_attention", blocks, att.CHUNK, change)
 
 
-def _library_attend(causal: bool, q_BxHxLxC, k_BxHxLxC, v_BxHxLxC, *_):
-    """Computes attention by jax.nn.dot_product_attention, in place of `attend`."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxLxC, k_BxHxLxC, v_BxHxLxC))
+def _library_attend(causal: bool, queries: att.Queries, keys: att.Keys, *_):
+    """Computes attention by jax.nn.dot_product_attention, in place of `attend_blocks`."""
+    q, k, v = (x.swapaxes(1, 2) for x in (queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC))
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal).swapaxes(1, 2)
 
 
@@ -186,9 +205,14 @@ def programs(g: Group, every_variant: bool) -> Iterator[tuple[str, Program]]:
     inputs = Inputs(
         x_BxLxD=jnp.asarray(rng.standard_normal(shape), jnp.float32),
         dy_BxLxD=jnp.asarray(rng.standard_normal(shape), jnp.float32),
-        pos_1xL=jnp.arange(g.L)[None],
-        order=block.orders(net_of(g, g.kept[0], "all"), g.L),
-        ex_B=jnp.arange(g.B),
+        shared=Shared(
+            *neutral_knobs()[1:],
+            jnp.arange(g.L)[None],
+            ranks(g.L, g.mask == "causal"),
+            jnp.arange(g.B),
+            None,
+            None,
+        ),
     )
     yield from dense_programs(g, inputs, every_variant)
     yield from routed_programs(g, inputs)
@@ -197,28 +221,30 @@ def programs(g: Group, every_variant: bool) -> Iterator[tuple[str, Program]]:
 def dense_programs(g: Group, inputs: Inputs, every_variant: bool) -> Iterator[tuple[str, Program]]:
     """Yields the dense variants; raises SystemExit where two of them compute something else."""
     net = net_of(g, g.kept[0], "all")
-    layer = DenseAttention if g.part == "attention" else transformer.DenseLayer
-    plain = layer(net, ((0, g.L, 0, g.L),), "full")
-    params = jax.jit(plain.init)(jax.random.key(0), inputs.x_BxLxD, *inputs.place)
-    model = g.B * _own_flops(g, transformer.cost(net, g.L, 1).model)
+    plain = dense_layer(g, net, att.Blocks((att.Segment(0, g.L, 0, g.L),), "full"))
+    params = jax.jit(plain.init)(jax.random.key(0), inputs.x_BxLxD, _own(0.0), inputs.shared)
+    model = g.B * _own_flops(g, cost_of(dense_of(net), g.L, 1, "cpu").model)
     reference = None
     for variant in dense_variants(g, every_variant):
-        module = layer(net, variant.plan, variant.kernel)
+        module = dense_layer(g, net, variant.blocks)
         run = _dense_run(module, inputs)
         with variant.change, mock.patch.object(att, "CHUNK", variant.chunk):
             made, results = compiled(run, params, inputs)
         if reference is None:
             reference = results
         require_same(variant.name, results, reference)
-        executed = block.attention_flops(g.width, g.L, g.L, variant.plan)
-        if g.part == "block":
-            executed += block.ffn_flops(net, g.L)
-        yield variant.name, made._replace(executed=g.B * executed, model=model)
+        yield variant.name, made._replace(executed=made.counted.flops, model=model)
+
+
+def _own(threshold: float) -> Own:
+    """Returns what a layer has of its own: its threshold, spread 1, number 0."""
+    tau, one = jnp.float32(threshold), jnp.float32(1)
+    return Own(Thresholds(tau, tau, one), jnp.int32(0))
 
 
 def _dense_run(module: nn.Module, inputs: Inputs) -> Callable:
     def run(params, x_BxLxD):
-        y_BxLxD, _ = module.apply(params, x_BxLxD, *inputs.place)
+        y_BxLxD, _ = module.apply(params, x_BxLxD, _own(0.0), inputs.shared)
         return y_BxLxD, {}
 
     return run
@@ -248,27 +274,30 @@ def routed_programs(g: Group, inputs: Inputs) -> Iterator[tuple[str, Program]]:
     yield "masked", masked
 
 
-def _layer(g: Group) -> type[nn.Module]:
-    return RoutedAttention if g.part == "attention" else cerebra.RoutedBlock
+def _layer(g: Group, net: NetCfg) -> nn.Module:
+    """Returns the routed layer of a group."""
+    (made,) = cerebra.blocks(net, g.L, present_platform())
+    if g.part == "block":
+        return made
+    names = [name for name in made.__dataclass_fields__ if name not in ("parent", "name")]
+    return RoutedAttention(**{name: getattr(made, name) for name in names})
 
 
 def _routed_init(g: Group, inputs: Inputs) -> Callable:
-    module = _layer(g)(net_of(g, g.kept[0], "all"), g.L)
+    module = _layer(g, net_of(g, g.kept[0], "all"))
 
     def init(key):
-        return module.init(
-            key, inputs.x_BxLxD, 0.0, 1.0, 0, models.neutral_knobs(), *inputs.place, None
-        )
+        return module.init(key, inputs.x_BxLxD, _own(0.0), inputs.shared)
 
     return init
 
 
 def _routed_run(g: Group, net: NetCfg, threshold: float, inputs: Inputs) -> Callable:
-    module = _layer(g)(net, g.L)
+    module = _layer(g, net)
 
     def run(params, x_BxLxD):
-        knobs = models.neutral_knobs()
-        return module.apply(params, x_BxLxD, threshold, 1.0, 0, knobs, *inputs.place, None)
+        y_BxLxD, report = module.apply(params, x_BxLxD, _own(threshold), inputs.shared)
+        return y_BxLxD, report.stats | {"score": report.scores["score"]}
 
     return run
 
@@ -295,7 +324,7 @@ def _routed(
     made, (out, _, statistics) = compiled(run, params, inputs)
     if not np.isfinite(out).all():
         raise SystemExit(f"k={k}, keys={kv}: not finite")
-    cost = cerebra.cost(net, g.L, 1)
+    cost = cost_of(net, g.L, 1, "cpu")
     made = made._replace(
         kept=k,
         kv=kv,
@@ -313,7 +342,7 @@ def _fitting(g: Group, k: int, kv: str, score_BxL: np.ndarray) -> jax.Array:
     The masked layer keeps the tokens that overflow the twin's slots.
     """
     selected_BxL = jnp.asarray(score_BxL > _threshold(g, k, score_BxL))
-    layout = routers.layout(net_of(g, k, kv), g.L)
+    layout = _layer(g, net_of(g, k, kv)).capacity.layout
     dispatched_BxL = dispatching.assign(selected_BxL, layout).kept_BxL
     return (dispatched_BxL == selected_BxL) | (g.mask == "encoder")
 

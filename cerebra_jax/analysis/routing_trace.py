@@ -10,8 +10,9 @@ import numpy as np
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import count as jaxpr
-from cerebra_jax.models import transformer
-from cerebra_jax.models.model import MODELS, Model, neutral_knobs
+from cerebra_jax.cost.device import present_platform
+from cerebra_jax.cost.units import FLOPS
+from cerebra_jax.models.model import Model, Pricing, neutral_knobs
 from cerebra_jax.types import Batch
 
 
@@ -84,8 +85,9 @@ def token_flops(
     over tokens is hard_B.
     """
     L = kept_RxL.shape[1]
-    price = MODELS[net.name].decisions(net, L, vocab)
-    dense = transformer.cost(net, L, vocab).model_flops
+    prices = Pricing(L, vocab, FLOPS, present_platform())
+    price = prices.decisions(net)
+    dense = prices.dense(net)[0]
 
     # how many keys a query at each token sees
     is_key_RxL = kept_RxL if net.route.kv == "routed" else np.ones_like(kept_RxL)
@@ -94,9 +96,7 @@ def token_flops(
     else:
         keys_RxL = np.broadcast_to(is_key_RxL.sum(axis=1, keepdims=True), is_key_RxL.shape)
 
-    per_layer = [price.of(i) for i in range(len(kept_RxL))]
-    token_Rx1 = np.array([layer.token for layer in per_layer])[:, None]
-    pair_Rx1 = np.array([layer.pair for layer in per_layer])[:, None]
+    token_Rx1, pair_Rx1, more_Rx1 = np.array(price.layers).T[..., None]
     heavy_RxL = kept_RxL * (token_Rx1 + pair_Rx1 * keys_RxL)
-    relative_L = price.fixed / L + (heavy_RxL + mixed_RxL * price.mixed).sum(axis=0)
+    relative_L = price.fixed / L + (heavy_RxL + mixed_RxL * more_Rx1).sum(axis=0)
     return dense * relative_L, dense

@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.models import cerebra, chiar
-from cerebra_jax.models.baselines import mod
-from cerebra_jax.models.model import MODELS, Model, neutral_knobs
+from cerebra_jax.models import cerebra, chiar, mod, registry
+from cerebra_jax.models.model import Model, neutral_knobs
 from cerebra_jax.types import Batch
 
-ROUTED_LAYERS = (chiar.RoutedLayer, cerebra.RoutedBlock, mod.RoutedLayer)
+ROUTED_LAYERS = (chiar.RoutedBlock, cerebra.RoutedBlock, mod.RoutedBlock)
 
 
 class Probed(NamedTuple):
@@ -40,7 +39,7 @@ def probe(model: Model) -> Callable[[Any, Batch], Probed]:
     constant around its input, so its gradient is that of the path taken, and of the gate.
     """
     unrolled = _unrolled(model)
-    R = len(MODELS[model.name].layers(model.net))
+    R = len(registry.routed(model.net))
 
     @jax.jit
     def run(variables, batch):

@@ -75,7 +75,7 @@ def _facts(request: Request, windows: int) -> dict[str, Any]:
     task = build(cfg)
     compile_cache(cfg.task.cache_dir)
     from cerebra_jax.analysis import saliency as gradients
-    from cerebra_jax.models import model as models
+    from cerebra_jax.models import registry
     from cerebra_jax.training import certificate
     from cerebra_jax.training import experiment as session
 
@@ -107,7 +107,7 @@ def _facts(request: Request, windows: int) -> dict[str, Any]:
         "L": task.shape.seq_len,
         "tokens": len(window_N),
         "windows": len(np.unique(window_N)),
-        "layers": list(models.MODELS[net.name].layers(net)),
+        "layers": registry.routed_layers(net),
         "kept": decided["kept"].mean(1).tolist(),
         "correlations": routing.correlations(decided, features, window_N),
         "characters": routing.by_class(decided["kept"], kinds_N, words.CLASSES, window_N),

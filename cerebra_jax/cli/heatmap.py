@@ -94,7 +94,7 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
     )
     compile_cache(cfg.task.cache_dir)
     from cerebra_jax.analysis import routing_trace as decisions
-    from cerebra_jax.models import model as models
+    from cerebra_jax.models import registry
     from cerebra_jax.training import certificate
     from cerebra_jax.training import experiment as session
 
@@ -105,7 +105,7 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
     found = decisions.trace(s.model, variables, read.batch, len(read.ids))
     net, L = s.model.net, task.shape.seq_len
     paths = PATHS[net.name] + (("RBF mixer",) if net.route.rbf else ())
-    layers = list(models.MODELS[net.name].layers(net))
+    layers = registry.routed_layers(net)
     unseen = len(text[read.spans[-1][1] :].strip())
     notes = (
         [f"of the layers 0 to {net.depth - 1}, those not shown decide nothing"]
