@@ -353,7 +353,7 @@ def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | 
 
     # what moves
     if name in MOVES:
-        return "move", Op(bytes=2 * times * _moved_bytes(eqn, env, context)), 0
+        return "move", _move(eqn, env, context), 0
     if name.startswith("scatter"):  # scatter-add, scatter_mul …: the old values are read too
         return "move", Op(bytes=3 * times * _bytes(ins[2:])), _size(ins[2])
     if name in ("sort", "top_k", "approx_top_k"):
@@ -488,16 +488,21 @@ def _traffic(operands: Sequence, results: Sequence, env: _Env, context: _Context
     return Op(bytes=read + context.times * written, weights=weights)
 
 
-def _moved_bytes(eqn: Any, env: _Env, context: _Context) -> int:
-    """Returns the bytes that a move of `MOVES` writes in one turn, 0 for what is fused away."""
+def _move(eqn: Any, env: _Env, context: _Context) -> Op:
+    """Returns what a move of `MOVES` reads and writes over all turns, Op() if it is fused away."""
     name = eqn.primitive.name
-    if name == "dynamic_slice" and _held(eqn.invars[0], env, context):
-        return 0  # of a stack of weights: read by what uses it
-    if name in ("gather", "dynamic_slice"):
-        return _bytes([v.aval for v in eqn.outvars])
-    if name == "dynamic_update_slice":
-        return _bytes([eqn.invars[1].aval])
-    return _bytes([v.aval for v in eqn.invars[2:]]) if name == "scatter" else 0
+    held = [_held(v, env, context) for v in eqn.invars]
+    if name == "gather" or (name == "dynamic_slice" and held[0] is None):
+        moved = _bytes([v.aval for v in eqn.outvars])
+    elif name == "dynamic_update_slice":
+        moved = _bytes([eqn.invars[1].aval])
+    elif name == "scatter":
+        moved = _bytes([v.aval for v in eqn.invars[2:]])
+    else:
+        return Op()  # also a slice of a stack of weights, which what uses it reads
+    if _only_weights(held):
+        return Op(weights=2 * moved)
+    return Op(bytes=2 * context.times * moved)
 
 
 def _held(v: Any, env: _Env, context: _Context) -> _Weight | None:
@@ -527,7 +532,7 @@ def _results(eqn: Any, env: _Env, context: _Context) -> list[_Weight | None]:
         elements = sum(weight.elements for weight in sources)
         slices = max(weight.slices for weight in sources)
         return [_Weight(min(elements, _size(out)), slices) for out in outs]
-    if name == "gather" or not _only_weights(held):
+    if not _only_weights(held):
         return [None] * len(outs)
     return [_Weight(_size(out), max(weight.slices for weight in held)) for out in outs]
 

@@ -58,13 +58,13 @@ def kernel(n, m):
 
 
 def windows(n, m):
-    """Means of 4 keys each, and one query at a time that looks at them."""
+    """Queries look at windows of 4 keys, each made into one."""
 
     def layer(w, q, k):
-        memory = k.reshape(-1, 4 * 8) @ w
+        memory = k.reshape(-1, 4 * 3) @ w
         return q @ memory.T
 
-    return count.operations(layer, S(32, 8), S(n, 8), S(m, 8))
+    return count.operations(layer, S(12, 3), S(n, 3), S(m, 3))
 
 
 LAYERS = {
@@ -130,8 +130,9 @@ def test_expected_numbers_of_rows_have_the_expected_price():
 
 def test_a_group_of_keys_shares_a_price():
     found = PRICES("windows")
-    assert found.key[0].flops == 2 * 32 * 8 // 4 and found.pair[1].flops == 2 * 8 / 4
-    assert found.at(5, 8)[1].flops == 2 * 5 * 2 * 8
+    assert found.key[0].flops == 2 * 12 * 3 // 4
+    assert found.pair[1].flops == 2 * 3 / 4
+    assert found.at(5, 8)[1].flops == 2 * 5 * 2 * 3
 
 
 def test_prices_add_up():
