@@ -26,12 +26,15 @@ PAST: Reach = (None, 0)
 Null = tuple[jax.Array, jax.Array]
 """A key and its value, (H, C) each, that every query sees."""
 
-CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 256 takes 3 to 7 % less
-# time on a CPU
-LOWEST = -1e30  # masks where there is a null key: of a query that sees no other, what these weigh
-# is 0 in the end
-KEPT = 1 << 20  # scores per example and head that are kept for the backward pass; of more, the
-# weights are formed again, chunk by chunk. Measured on a CPU, and taken over for other platforms
+CHUNK = 128
+"""Queries whose scores exist at once in the blockwise kernel; 256 takes 3 to 7 % less CPU time."""
+
+LOWEST = -1e30
+"""Masks where there is a null key: of a query that sees no other, these weigh 0 in the end."""
+
+KEPT = 1 << 20
+"""Scores per example and head that are kept for the backward pass; of more, the weights are formed
+again, chunk by chunk. Measured on a CPU, and taken over for other platforms."""
 
 
 class Segment(NamedTuple):

@@ -153,10 +153,22 @@ def odd(n, m):
     return count.operations(lambda _, x: x @ x.T if n % 2 else x, {}, S(n, 8))
 
 
+def padded(n, m):
+    """Pads the rows to chunks of 64."""
+    rows = -(-n // 64) * 64
+    return count.operations(lambda w, x: jnp.pad(x, ((0, rows - n), (0, 0))) @ w, S(8, 8), S(n, 8))
+
+
+def test_a_padded_layer_needs_its_chunk_as_step():
+    with pytest.raises(price.NotBilinear, match="step"):
+        price.fit(padded)
+    assert price.fit(padded, (64, 1)).row == (Op(2 * 8 * 8, 4 * (8 + 8)),)
+
+
 @pytest.mark.parametrize(
     "layer, message",
     [
-        (square, "not fixed .* at 5 x 4 .*instead of"),
+        (square, "not fixed .* at 67 x 71 .*instead of"),
         (mixed, "not fixed"),
         (odd, "other operations at other sizes: 0 at 2 x 2, 1 at 3 x 2"),
     ],
