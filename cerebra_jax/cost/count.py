@@ -82,7 +82,7 @@ _COMPLEX_PRODUCTS = frozenset("cumprod div integer_pow mul reduce_prod square".s
 
 
 class Counts(NamedTuple):
-    """What one call of a program costs."""
+    """Holds what one call of a program costs."""
 
     flops: int  # the sum of `by`
     by: dict[str, int]  # FLOPs of each kind: dot, conv, fft, attention, scan
@@ -92,7 +92,7 @@ class Counts(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """One operation of a program, over all the turns of the loops around it."""
+    """Holds one operation of a program, over all the turns of the loops around it."""
 
     scope: str  # path of the flax module, "layer_03/heavy/q"; "" outside of any
     op: Op
@@ -101,7 +101,7 @@ class Counted(NamedTuple):
 
 
 class UnpricedOp(RunError):
-    """An operation of the program has no price, so its cost is unknown."""
+    """Says that an operation of the program has no price, so that its cost is unknown."""
 
 
 class _Weight(NamedTuple):
@@ -123,7 +123,7 @@ class _Context(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One equation that is needed."""
+    """Holds one equation that is needed."""
 
     eqn: Any
     used: list[bool]  # which of its results are needed
@@ -379,7 +379,7 @@ def _enter(
 ) -> tuple[list[Counted], list[_Weight | None]]:
     """Returns `_equation` of a loop, a branch, or a call whose parameters hold exactly one jaxpr.
 
-    Of a custom derivative that is the function itself.
+    That of a custom derivative is the function itself. Raises UnpricedOp for other operations.
     """
     name, params, nothing = eqn.primitive.name, eqn.params, [None] * len(eqn.outvars)
     if name == "while":

@@ -24,11 +24,11 @@ Ops = tuple[Op, ...]
 
 
 class NotBilinear(RunError):
-    """The cost of a layer is not fixed + row · n + key · m + pair · n · m."""
+    """Says that the cost of a layer is not fixed + row · n + key · m + pair · n · m."""
 
 
 class Price(NamedTuple):
-    """What each operation of a layer costs: fixed + row · n + key · m + pair · n · m.
+    """Says what each operation of a layer costs: fixed + row · n + key · m + pair · n · m.
 
     The four tuples are equally long, one entry an operation. Numbers are integers; where a layer
     works on groups of rows or keys they may be fractions, whose sums are integers for whole groups.
@@ -66,9 +66,9 @@ def fit(
 
     All traces have batches of one example. They are at 2 and 3 times `step`, because dimensions of
     size 1 can change a program. A layer that works on groups (windows of keys, chunks of rows)
-    gives their size as its step. Raises NotBilinear where programs of two sizes have other operations, or
-    where a fifth trace does not cost what the other four predict: it has so many rows and keys that
-    one padded group of up to 64 does not pass for a constant.
+    gives their size as its step. Raises NotBilinear where programs of two sizes have other
+    operations, or where a fifth trace does not cost what the other four predict: it has so many
+    rows and keys that one padded group of up to 64 does not pass for a constant.
     """
     s, t = step
     corners = {

@@ -38,7 +38,7 @@ again, chunk by chunk. Measured on a CPU, and taken over for other platforms."""
 
 
 class Segment(NamedTuple):
-    """Queries [q0, q1) look at keys [k0, k1)."""
+    """Says that queries [q0, q1) look at keys [k0, k1)."""
 
     q0: int
     q1: int
@@ -59,21 +59,21 @@ Layout = tuple[Segment, ...]
 
 
 class Piece(NamedTuple):
-    """A segment, and how many of its queries have scores at the same time."""
+    """Says of a segment how many of its queries have scores at the same time."""
 
     segment: Segment
     chunk: int
 
 
 class Queries(NamedTuple):
-    """Queries and where they stand."""
+    """Holds queries and where they stand."""
 
     x_BxHxQxC: jax.Array
     rank_BxQ: jax.Array  # int32, (B or 1, Q)
 
 
 class Keys(NamedTuple):
-    """Keys, their values, and where they stand."""
+    """Holds keys, their values, and where they stand."""
 
     k_BxHxKxC: jax.Array
     v_BxHxKxC: jax.Array
@@ -81,7 +81,7 @@ class Keys(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Which scores are computed, and how: static."""
+    """Says which scores are computed, and how; static."""
 
     layout: Layout
     kernel: str  # full, blockwise or cudnn
@@ -251,7 +251,7 @@ def _cudnn(q_BxHxLxC, k_BxHxLxC, v_BxHxLxC) -> jax.Array:
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass needs; numbers of a query are (B, H, Q, 1) float32."""
+    """Holds what the backward pass needs; numbers of a query are (B, H, Q, 1) float32."""
 
     queries: Queries  # divided by √C
     keys: Keys
@@ -264,21 +264,21 @@ class _Residuals(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What a query has from the keys of its piece; total and o are relative to exp(top)."""
+    """Holds sums of each query over the keys of its piece, relative to exp(top)."""
 
-    top: jax.Array
-    total: jax.Array
-    o: jax.Array
+    top: jax.Array  # (B, H, q, 1): the largest score
+    total: jax.Array  # (B, H, q, 1)
+    o: jax.Array  # (B, H, q, C)
 
 
 class _Rows(NamedTuple):
-    """What the backward pass needs of each query of a chunk, (B, H, chunk, ·) or (B or 1, 1, ·)."""
+    """Holds what the backward pass needs of each query, (B, H, chunk, ·)."""
 
     q: jax.Array
     do: jax.Array  # its gradient of the result, times its share
     less: jax.Array  # share · Σ do·o
     top: jax.Array
-    rank: jax.Array
+    rank: jax.Array  # (B or 1, 1, chunk, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
