@@ -294,6 +294,16 @@ def test_on_a_gpu_the_program_of_cudnn_has_the_same_price(monkeypatch):
     assert len(found["gpu"]) == 1 and found["cpu"] == found["gpu"]
 
 
+def test_arrays_of_other_shapes_are_refused():
+    rank = jnp.arange(8)[None]
+    mine = of_ranks(rank, rank, Blocks(((0, 8, 0, 8),), "full"))
+    q, k = drawn(9, (1, 2, 8, 4), (1, 2, 8, 4))
+    with pytest.raises(AssertionError):
+        mine(q, k, k[:, :, :7])
+    with pytest.raises(AssertionError):
+        mine(q[0], k, k)
+
+
 # layouts
 
 
