@@ -82,7 +82,7 @@ _COMPLEX_PRODUCTS = frozenset("cumprod div integer_pow mul reduce_prod square".s
 
 
 class Counts(NamedTuple):
-    """What one call of a program costs."""
+    """Holds what one call of a program costs."""
 
     flops: int  # the sum of `by`
     by: dict[str, int]  # FLOPs of each kind: dot, conv, fft, attention, scan
@@ -92,7 +92,7 @@ class Counts(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """One operation of a program, over all the turns of the loops around it."""
+    """Holds one operation of a program, over all the turns of the loops around it."""
 
     scope: str  # path of the flax module, "layer_03/heavy/q"; "" outside of any
     op: Op
@@ -102,7 +102,7 @@ class Counted(NamedTuple):
 
 
 class UnpricedOp(RunError):
-    """An operation of the program has no price, so its cost is unknown."""
+    """Says that an operation of the program has no price, so that its cost is unknown."""
 
 
 class _Weight(NamedTuple):
@@ -124,7 +124,7 @@ class _Context(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One equation that is needed."""
+    """Holds one equation that is needed."""
 
     eqn: Any
     used: list[bool]  # which of its results are needed
@@ -354,7 +354,7 @@ def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | 
 
     # what moves
     if name in MOVES:
-        return "move", Op(bytes=2 * times * _moved_bytes(eqn, env, context)), 0
+        return "move", _move(eqn, env, context), 0
     if name.startswith("scatter"):  # scatter-add, scatter_mul …: the old values are read too
         return "move", Op(bytes=3 * times * _bytes(ins[2:])), _size(ins[2])
     if name in ("sort", "top_k", "approx_top_k"):
@@ -380,7 +380,7 @@ def _enter(
 ) -> tuple[list[Counted], list[_Weight | None]]:
     """Returns `_equation` of a loop, a branch, or a call whose parameters hold exactly one jaxpr.
 
-    Of a custom derivative that is the function itself.
+    That of a custom derivative is the function itself. Raises UnpricedOp for other operations.
     """
     name, params, nothing = eqn.primitive.name, eqn.params, [None] * len(eqn.outvars)
     if name == "while":
@@ -489,16 +489,21 @@ def _traffic(operands: Sequence, results: Sequence, env: _Env, context: _Context
     return Op(bytes=read + context.times * written, weights=weights)
 
 
-def _moved_bytes(eqn: Any, env: _Env, context: _Context) -> int:
-    """Returns the bytes that a move of `MOVES` writes in one turn, 0 for what is fused away."""
+def _move(eqn: Any, env: _Env, context: _Context) -> Op:
+    """Returns what a move of `MOVES` reads and writes over all turns, Op() if it is fused away."""
     name = eqn.primitive.name
-    if name == "dynamic_slice" and _held(eqn.invars[0], env, context):
-        return 0  # of a stack of weights: read by what uses it
-    if name in ("gather", "dynamic_slice"):
-        return _bytes([v.aval for v in eqn.outvars])
-    if name == "dynamic_update_slice":
-        return _bytes([eqn.invars[1].aval])
-    return _bytes([v.aval for v in eqn.invars[2:]]) if name == "scatter" else 0
+    held = [_held(v, env, context) for v in eqn.invars]
+    if name == "gather" or (name == "dynamic_slice" and held[0] is None):
+        moved = _bytes([v.aval for v in eqn.outvars])
+    elif name == "dynamic_update_slice":
+        moved = _bytes([eqn.invars[1].aval])
+    elif name == "scatter":
+        moved = _bytes([v.aval for v in eqn.invars[2:]])
+    else:
+        return Op()  # also a slice of a stack of weights, which what uses it reads
+    if _only_weights(held):
+        return Op(weights=2 * moved)
+    return Op(bytes=2 * context.times * moved)
 
 
 def _held(v: Any, env: _Env, context: _Context) -> _Weight | None:
@@ -528,7 +533,7 @@ def _results(eqn: Any, env: _Env, context: _Context) -> list[_Weight | None]:
         elements = sum(weight.elements for weight in sources)
         slices = max(weight.slices for weight in sources)
         return [_Weight(min(elements, _size(out)), slices) for out in outs]
-    if name == "gather" or not _only_weights(held):
+    if not _only_weights(held):
         return [None] * len(outs)
     return [_Weight(_size(out), max(weight.slices for weight in held)) for out in outs]
 

@@ -27,7 +27,7 @@ Large dense models report 0.3 to 0.6 (PaLM 0.46: Chowdhery et al. 2022, arXiv:22
 
 
 class Row(NamedTuple):
-    """One part of a model, summed over `count` equal blocks; forward FLOPs per example."""
+    """Holds one part of a model, summed over `count` equal blocks; forward FLOPs per example."""
 
     block: str
     part: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One optimizer step on one device."""
+    """Holds what one optimizer step costs on one device."""
 
     flops: int  # forward and backward, executed
     elementwise: int
@@ -50,7 +50,7 @@ class Step(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """The micro-batches of an optimizer step on one device."""
+    """Describes the micro-batches of an optimizer step on one device."""
 
     shapes_of: Callable[[int], Any]  # the shapes of a batch of n examples
     size: int  # examples of a micro-batch

@@ -24,11 +24,11 @@ Ops = tuple[Op, ...]
 
 
 class NotBilinear(RunError):
-    """The cost of a layer is not fixed + row · n + key · m + pair · n · m."""
+    """Says that the cost of a layer is not fixed + row · n + key · m + pair · n · m."""
 
 
 class Price(NamedTuple):
-    """What each operation of a layer costs: fixed + row · n + key · m + pair · n · m.
+    """Says what each operation of a layer costs: fixed + row · n + key · m + pair · n · m.
 
     The four tuples are equally long, one entry an operation. Numbers are integers; where a layer
     works on groups of rows or keys they may be fractions, whose sums are integers for whole groups.
@@ -65,9 +65,10 @@ def fit(
     """Returns the price of a layer; operations_of(n, m) counts it for n rows and m keys.
 
     All traces have batches of one example. They are at 2 and 3 times `step`, because dimensions of
-    size 1 can change a program: a layer that works on groups (windows of keys, chunks of rows)
-    gives their size as its step. Raises NotBilinear where a fifth trace does not cost what the
-    other four predict, or where programs of two sizes have other operations.
+    size 1 can change a program. A layer that works on groups (windows of keys, chunks of rows)
+    gives their size as its step. Raises NotBilinear where programs of two sizes have other
+    operations, or where a fifth trace does not cost what the other four predict: it has so many
+    rows and keys that one padded group of up to 64 does not pass for a constant.
     """
     s, t = step
     corners = {
@@ -83,7 +84,8 @@ def fit(
         fixed = _sum(((at22, 1), (row, -2 * s), (key, -2 * t), (pair, -4 * s * t)))
         fitted.append((fixed, row, key, pair))
     price = Price(*zip(*fitted, strict=True)) if fitted else NOTHING
-    _check(price, operations_of(5 * s, 4 * t), (5 * s, 4 * t))
+    size = s * max(5, -(-67 // s)), t * max(4, -(-71 // t))
+    _check(price, operations_of(*size), size)
     return price
 
 

@@ -26,7 +26,7 @@ FLOAT = 4  # bytes of a float32
 
 
 class Op(NamedTuple):
-    """One operation of a program, in the conventions of `cost/prices.py`."""
+    """Holds one operation of a program, by the conventions of `cost/prices.py`."""
 
     flops: int = 0
     bytes: int = 0  # operands and results that are no weights

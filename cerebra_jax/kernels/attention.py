@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,16 +27,19 @@ PAST: Reach = (None, 0)
 Null = tuple[jax.Array, jax.Array]
 """A key and its value, (H, C) each, that every query sees."""
 
-CHUNK = 128  # queries whose scores exist at once in the blockwise kernel; 256 takes 3 to 7 % less
-# time on a CPU
-LOWEST = -1e30  # masks where there is a null key: of a query that sees no other, what these weigh
-# is 0 in the end
-KEPT = 1 << 20  # scores per example and head that are kept for the backward pass; of more, the
-# weights are formed again, chunk by chunk. Measured on a CPU, and taken over for other platforms
+CHUNK = 128
+"""Queries whose scores exist at once in the blockwise kernel; 256 takes 3 to 7 % less CPU time."""
+
+LOWEST = -1e30
+"""Masks where there is a null key: of a query that sees no other, these weigh 0 in the end."""
+
+KEPT = 1 << 20
+"""Scores per example and head that are kept for the backward pass; of more, the weights are formed
+again, chunk by chunk. Measured on a CPU, and taken over for other platforms."""
 
 
 class Segment(NamedTuple):
-    """Queries [q0, q1) look at keys [k0, k1)."""
+    """Says that queries [q0, q1) look at keys [k0, k1)."""
 
     q0: int
     q1: int
@@ -56,21 +60,21 @@ Layout = tuple[Segment, ...]
 
 
 class Piece(NamedTuple):
-    """A segment, and how many of its queries have scores at the same time."""
+    """Says of a segment how many of its queries have scores at the same time."""
 
     segment: Segment
     chunk: int
 
 
 class Queries(NamedTuple):
-    """Queries and where they stand."""
+    """Holds queries and where they stand."""
 
     x_BxHxQxC: jax.Array
     rank_BxQ: jax.Array  # int32, (B or 1, Q)
 
 
 class Keys(NamedTuple):
-    """Keys, their values, and where they stand."""
+    """Holds keys, their values, and where they stand."""
 
     k_BxHxKxC: jax.Array
     v_BxHxKxC: jax.Array
@@ -78,7 +82,7 @@ class Keys(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Which scores are computed, and how: static."""
+    """Says which scores are computed, and how; static."""
 
     layout: Layout
     kernel: str  # full, blockwise or cudnn
@@ -218,6 +222,9 @@ def attend_blocks(
     ranks. The null key is not one of the matmul's: with 2,049 columns XLA's CPU takes a tenth
     longer for all of it than with 2,048.
     """
+    chex.assert_rank((queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC), 4)
+    chex.assert_rank((queries.rank_BxQ, keys.rank_BxK), 2)
+    chex.assert_equal_shape((keys.k_BxHxKxC, keys.v_BxHxKxC))
     if blocks.kernel == "cudnn":
         return _cudnn(queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC)
     return _segments(blocks, queries, keys, null)
@@ -248,7 +255,7 @@ def _cudnn(q_BxHxLxC, k_BxHxLxC, v_BxHxLxC) -> jax.Array:
 
 
 class _Residuals(NamedTuple):
-    """What the backward pass needs; numbers of a query are (B, H, Q, 1) float32."""
+    """Holds what the backward pass needs; numbers of a query are (B, H, Q, 1) float32."""
 
     queries: Queries  # divided by √C
     keys: Keys
@@ -261,21 +268,21 @@ class _Residuals(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What a query has from the keys of its piece; total and o are relative to exp(top)."""
+    """Holds sums of each query over the keys of its piece, relative to exp(top)."""
 
-    top: jax.Array
-    total: jax.Array
-    o: jax.Array
+    top: jax.Array  # (B, H, q, 1): the largest score
+    total: jax.Array  # (B, H, q, 1)
+    o: jax.Array  # (B, H, q, C)
 
 
 class _Rows(NamedTuple):
-    """What the backward pass needs of each query of a chunk, (B, H, chunk, ·) or (B or 1, 1, ·)."""
+    """Holds what the backward pass needs of each query, (B, H, chunk, ·)."""
 
     q: jax.Array
     do: jax.Array  # its gradient of the result, times its share
     less: jax.Array  # share · Σ do·o
     top: jax.Array
-    rank: jax.Array
+    rank: jax.Array  # (B or 1, 1, chunk, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

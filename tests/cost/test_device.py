@@ -46,11 +46,8 @@ def test_every_row_has_a_platform_and_other_names_that_of_this_machine(monkeypat
     assert device.platform_of("TPU v5 lite") == "tpu"
     assert device.present_platform() == jax.default_backend()
     monkeypatch.setattr(device, "present_platform", lambda: "here")
-    assert [device.platform_of(name) for name in ("", "1e12/1e9", "h100")] == [
-        "here",
-        "here",
-        "gpu",
-    ]
+    found = [device.platform_of(name) for name in ("", "1e12/1e9", "h100", "cpu")]
+    assert found == ["here", "here", "gpu", "cpu"]
 
 
 def test_unknown_name_is_the_users_mistake():
