@@ -23,8 +23,7 @@ from cerebra_jax.models import model as models
 from cerebra_jax.models import sampling as sample
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.tasks.table import Table, read
-from cerebra_jax.training import certificate
-from cerebra_jax.training import experiment as session
+from cerebra_jax.training import finished
 from cerebra_jax.types import Batch
 
 Rows = (
@@ -54,12 +53,9 @@ class Trained:
             )
             cfg = config.parse(file.read_text(encoding="utf-8"))
         self.cfg, self.task = cfg, task or build(cfg)
-        s = session.Session(cfg, self.task)
-        state, self.score = certificate.scored(cfg, self.task, workdir, print)
-        self.step = int(state.step)
-        s.adopt_of(state)
-        self.model = s.model
-        self.variables = {"params": state.params, "routing": state.routing}
+        best = finished.load(cfg, self.task, workdir, print)
+        self.step, self.score = best.step, best.score
+        self.model, self.variables = best.model, best.variables
 
         def logits(variables, batch: Batch):
             out, _ = self.model.apply(variables, batch, models.neutral_knobs())

@@ -34,7 +34,7 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
     from cerebra_jax.cost.prices import TRAIN_FACTOR
     from cerebra_jax.models import model as models
     from cerebra_jax.tasks import registry as tasks
-    from cerebra_jax.training.step import plan_budget
+    from cerebra_jax.training.sizes import Length, plan_budget
 
     task, train = tasks.sketch(cfg), cfg.train
     cfg, vocab = tasks.fitted(cfg, task.shape), task.shape.vocab_size
@@ -46,7 +46,7 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
         else None
     )
     total = steps or 1000  # the last program of a budget does not depend on it
-    plan = plan_budget(dataclasses.replace(cfg, twin=""), vocab, total, total)
+    plan = plan_budget(dataclasses.replace(cfg, twin=""), vocab, Length(total, total))
     if plan and cfg.twin:  # a twin of the model that the budget ends with
         cfg, plan = models.at_rate(cfg, plan.rates[-1]), None
     cfg = models.twin(cfg, vocab)

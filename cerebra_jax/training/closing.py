@@ -1,4 +1,7 @@
-"""Figures for a person, from what metrics.jsonl and result.json hold; no JAX: a finished run answers at once."""
+"""Figures for a person, from what metrics.jsonl and result.json hold.
+
+No JAX: a finished run answers at once.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ def closing(r: dict[str, Any], workdir: Path) -> list[str]:
 
 
 def _slots(r: dict[str, Any]) -> list[str]:
-    """Where one layer of cerebra turns tokens away while another has slots that nobody wants: how to divide them."""
+    """Where one layer of cerebra turns tokens away while another has slots that nobody wants: how
+    to divide them.
+    """
     gates, net = r["test"].get("gates", {}), r["net"]
     if r["model"] != "cerebra" or net["scan"] or not gates.get("wanted"):
         return []

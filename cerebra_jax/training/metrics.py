@@ -1,6 +1,8 @@
-"""What a run writes while it goes: metrics.jsonl, one whole line a step, and TensorBoard events beside it.
+"""What a run writes while it goes: metrics.jsonl, one whole line a step, and TensorBoard events
+beside it.
 
-Steps hand over (sum, count) pairs, never means; the division happens here, once, after all sums (spec 1, house 3.10).
+Steps hand over (sum, count) pairs, never means; the division happens here, once, after all sums
+(spec 1, house 3.10).
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ def add(total: Sums | None, new: Sums) -> Sums:
 
 
 def form(sums: Sums) -> dict[str, Any]:
-    """{name: mean} as floats, or lists of floats for per-layer figures; null in JSON (None) where it is not finite."""
+    """{name: mean} as floats, or lists of floats for per-layer figures.
+
+    Null in JSON (None) where it is not finite.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         means = {
             k: np.asarray(s, np.float64) / np.asarray(n, np.float64) for k, (s, n) in sums.items()
@@ -74,16 +79,20 @@ class Pace:
 
 
 class Log:
-    """metrics.jsonl: append-only lines, each written whole, cut back to the step of the checkpoint on resume.
+    """metrics.jsonl: append-only lines, each written whole, cut back to the step of the checkpoint
+    on resume.
 
-    Lines reach the operating system as they are written (they survive a killed process); `sync` makes them survive
-    a power cut, and runs before each checkpoint, so that no checkpoint is ahead of its lines.
+    Lines reach the operating system as they are written (they survive a killed process); `sync`
+    makes them survive a power cut, and runs before each checkpoint, so that no checkpoint is ahead
+    of its lines.
     """
 
     def __init__(self, path: Path, step: int, scored: bool = True):
-        """Opens the file for a run that continues after `step`: later and torn lines are dropped (step 0: all lines).
+        """Opens the file for a run that continues after `step`: later and torn lines are dropped
+        (step 0: all lines).
 
-        `scored` False: the checkpoint does not know its validation loss, so that it is measured again.
+        `scored` False: the checkpoint does not know its validation loss, so that it is measured
+        again.
         """
         self.path, self.lines = path, []  # lines: the few that are not of training steps
         part = path.with_name(f".{path.name}.part")
@@ -155,7 +164,9 @@ class NoTracker:
 
 
 class TensorBoard:
-    """TensorBoard event files through tensorboardX (extra `[tb]`), without curves past a resumed step."""
+    """TensorBoard event files through tensorboardX (extra `[tb]`), without curves past a resumed
+    step.
+    """
 
     def __init__(self, folder: Path, step: int):
         self._folder, self._step = folder, step

@@ -1,7 +1,8 @@
 """Data parallelism: the one file that knows pmap.
 
-The state is not stacked: `in_axes=None` replicates it, so it is the same pytree, and the same checkpoint, on any number
-of devices. pmap is in maintenance mode in JAX; it lives behind this class so that another mapping can replace it.
+The state is not stacked: `in_axes=None` replicates it, so it is the same pytree, and the same
+checkpoint, on any number of devices. pmap is in maintenance mode in JAX; it lives behind this class
+so that another mapping can replace it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ AXIS = "data"
 
 
 class DataParallel:
-    """Runs train_step and eval_step on one device (jit) or several (pmap); the training state is donated.
+    """Runs train_step and eval_step on one device (jit) or several (pmap).
 
-    train_step(state, batch, key, *, axis) -> (state, metrics); eval_step(state, batch, *, axis) -> metrics.
+    The training state is donated.
+
+    train_step(state, batch, key, *, axis) -> (state, metrics); eval_step(state, batch, *, axis) ->
+    metrics.
     """
 
     def __init__(
@@ -48,11 +52,15 @@ class DataParallel:
 
     @property
     def programs(self) -> tuple[Any, Any]:
-        """The compiled (training step, evaluation step), for those who count them, or time them on one device."""
+        """The compiled (training step, evaluation step), for those who count them, or time them on
+        one device.
+        """
         return self._train, self._eval
 
     def place(self, tree: Any) -> Any:
-        """Replicates a pytree with the sharding that the step returns, so that the step is traced once."""
+        """Replicates a pytree with the sharding that the step returns, so that the step is traced
+        once.
+        """
         if len(self.devices) == 1:
             return jax.device_put(tree, self.devices[0])
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
@@ -75,7 +83,9 @@ class DataParallel:
 
 
 def choose_devices(wanted: int, batch_size: int, accum: int) -> list[jax.Device]:
-    """The devices to use: `wanted` of the local ones (0: as many as divide the batch), or a UserError."""
+    """The devices to use: `wanted` of the local ones (0: as many as divide the batch), or a
+    UserError.
+    """
     local = jax.local_devices()
     micro = batch_size // accum
     if wanted > len(local):
