@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import jax  # noqa: E402
-from step_ours import TOTAL, random_batch  # noqa: E402  (the checkout's, installed or not)
+from step_ours import LENGTH, random_batch  # noqa: E402  (the checkout's, installed or not)
 
 from cerebra_jax import config  # noqa: E402
 from cerebra_jax.cost import count as jaxpr  # noqa: E402
@@ -34,6 +34,8 @@ from cerebra_jax.models import quantization as int8  # noqa: E402
 from cerebra_jax.tasks.text import sketch  # noqa: E402
 from cerebra_jax.training import optimizer as optim  # noqa: E402
 from cerebra_jax.training import state
+from cerebra_jax.training.experiment import policies  # noqa: E402
+from cerebra_jax.training.objective import Objective  # noqa: E402
 from cerebra_jax.training.step import make_train_step  # noqa: E402
 
 
@@ -76,7 +78,7 @@ class Program:
     def __init__(self, cfg: config.RunCfg, bits: int):
         eight = bits == 8
         model, task = models.build(cfg, cfg.task.vocab_size, eight=eight), sketch(cfg)
-        optimizer = optim.make(cfg.train, TOTAL, TOTAL)
+        optimizer = optim.make(cfg.train, LENGTH)
         batch, key = random_batch(cfg, 0), jax.random.key(1)
         now = state.init(model, optimizer, batch, key)
         weights, frozen = now.params, model
@@ -90,7 +92,7 @@ class Program:
             out, _ = frozen.apply(variables, batch, models.neutral_knobs())
             return task.loss(out, batch, cfg.net.loss_chunk)[0]
 
-        train = jax.jit(make_train_step(model, task, optimizer, cfg, TOTAL, TOTAL))
+        train = jax.jit(make_train_step(Objective(model, task, policies(cfg)), optimizer, cfg, LENGTH))
         counts = jaxpr.count(forward, variables, batch)
         if counts.flops + counts.int8 != cfg.train.batch_size * model.cost.executed_flops:
             raise SystemExit(

@@ -7,8 +7,9 @@ it. And the decisions, whose hard cost C is held at the share of the slots that 
 leaves filled, λ ← clip(λ + η·e, 0, λ_max), e = (C − H(t)) / (H(t) − all-light cost), while the
 target H(t) falls from the dense cost to the budget. What λ moves:
 
-    penalty  a learned router: the weight of the expected cost in J, with a proportional term against oscillation
-    rate     a running threshold, which would undo any penalty: its rate is (slots of the target)·exp(−λ)
+    penalty  of a learned router: the weight of the expected cost in J, with a proportional term
+             against oscillation
+    rate     of a running threshold, which would undo any penalty: (slots of the target)·exp(−λ)
 
 Nothing here knows a model: prices are functions that the caller gives. Dual ascent: Boyd &
 Vandenberghe 2004, §5.

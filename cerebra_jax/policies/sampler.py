@@ -153,8 +153,8 @@ class Sampling(Policy):
 
         With group_N all of them are of one group; a group has none or more than B.
         """
-        B = table.drawn.index_B.shape[1]  # noqa: N806
-        N = table.loss_N.size  # noqa: N806
+        B = table.drawn.index_B.shape[1]
+        N = table.loss_N.size
         p_N = probs(self.cfg, table)
         logp_N, chance = jnp.log(p_N), 1.0
         if self.group_N is not None:

@@ -103,7 +103,7 @@ class Variant:
 
         The training step's place is empty.
         """
-        B = self.experiment.micro  # noqa: N806
+        B = self.experiment.micro
         count = jaxpr.count(forward, inputs.state, inputs.batches[0])
         xla, note = _xla(self.experiment, self.serving, compiled)
         return {
@@ -124,7 +124,7 @@ class Variant:
 
         Accumulated micro-batches would be a loop around the step that is counted here.
         """
-        B = self.experiment.micro  # noqa: N806
+        B = self.experiment.micro
         train, _ = self.programs.serving(self.serving).programs
         count = jaxpr.count(train, inputs.state, inputs.batches[0], inputs.key)
         compiled = train.lower(inputs.state, inputs.batches[0], inputs.key).compile()
@@ -266,7 +266,7 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _operations(row: dict[str, Any], key: str) -> float:
-    """Returns FLOPs and int8 operations together: what 8 bits do to a product is no saving of it."""
+    """Returns FLOPs and int8 operations together: a product in 8 bits is not saved."""
     return row[f"{key}_flops"] + (row[f"{key}_int8"] if f"{key}_int8" in row else 0)
 
 
@@ -305,7 +305,7 @@ def _masked(cfg: RunCfg, task: Task) -> float | None:
 
 
 def _one_device(cfg: RunCfg) -> RunCfg:
-    """Returns the configuration on one device, one micro-batch a step: what is compiled and timed."""
+    """Returns the configuration on one device, with one micro-batch a step."""
     size = cfg.train.batch_size // cfg.train.accum
     train = dataclasses.replace(cfg.train, devices=1, accum=1, batch_size=size)
     return dataclasses.replace(cfg, train=train)

@@ -217,6 +217,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
+        """Waits for what is being saved, and lets go of the folder."""
         self._manager.close()
 
     def _walk(self, steps: list[int], like: Any) -> Iterator[tuple[Saved, list[int]]]:
@@ -337,8 +338,9 @@ def _short(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """TensorStore reports a full disk as a ValueError or a bare Exception: its text is all there
-    is.
+    """Raises DiskError for a full disk.
+
+    TensorStore reports it as a ValueError or a bare Exception: its text is all there is.
     """
     try:
         yield
@@ -346,6 +348,9 @@ def _disk_errors() -> Iterator[None]:
         text = f"{os.strerror(e.errno)} {e}" if isinstance(e, OSError) and e.errno else str(e)
         for reason in map(os.strerror, DISK_ERRNOS):
             if reason in text:
-                mend = "free some space and run the same command again: what was saved before is intact"
-                raise DiskError(f"a checkpoint could not be written ({reason})", mend) from e
+                raise DiskError(
+                    f"a checkpoint could not be written ({reason})",
+                    "free some space and run the same command again: "
+                    "what was saved before is intact",
+                ) from e
         raise

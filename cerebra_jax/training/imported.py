@@ -191,7 +191,7 @@ def best_named(workdir: Path, say: Callable[[str], None], hint: str) -> Saved:
 
 
 def _best(workdir: Path, say: Callable[[str], None]) -> Saved:
-    """Returns the best checkpoint of a run by name, with masks and thresholds as readers take them."""
+    """Returns the best checkpoint of a run, with masks and thresholds as readers take them."""
     step, named, meta = best_named(workdir, say, "train it first")
     named = masked(named)
     routing = frozen.applied(workdir, step, _part(named, ROUTING), say)

@@ -24,7 +24,7 @@ Sums = dict[str, tuple[Any, Any]]
 
 
 def add(total: Sums | None, new: Sums) -> Sums:
-    """Sum of two sets of (sum, count) pairs in float64, so that a long evaluation loses nothing."""
+    """Adds two sets of (sum, count) pairs in float64, so that a long evaluation loses nothing."""
     new = {k: (np.asarray(s, np.float64), np.asarray(n, np.float64)) for k, (s, n) in new.items()}
     if total is None:
         return new
@@ -32,9 +32,9 @@ def add(total: Sums | None, new: Sums) -> Sums:
 
 
 def form(sums: Sums) -> dict[str, Any]:
-    """{name: mean} as floats, or lists of floats for per-layer figures.
+    """Returns {name: mean} as floats, or lists of floats for per-layer figures.
 
-    Null in JSON (None) where it is not finite.
+    What is not finite is None, which JSON calls null.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         means = {
@@ -44,7 +44,7 @@ def form(sums: Sums) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A number, or an array of them, as JSON may hold it: None where it is not finite."""
+    """Returns a number, or an array of them, as JSON may hold it: None where it is not finite."""
     if np.ndim(value):
         return [plain(v) for v in value]
     return float(value) if np.isfinite(value) else None
@@ -58,11 +58,11 @@ class Pace:
         self._recent: deque[float] = deque(maxlen=50)
 
     def pause(self) -> None:
-        """The next lap does not count."""
+        """Leaves the next lap out of account."""
         self._last = None
 
     def lap(self) -> float | None:
-        """Seconds since the last lap; None for the first one after a pause."""
+        """Returns the seconds since the last lap; None for the first one after a pause."""
         now = time.perf_counter()
         took = None if self._last is None else now - self._last
         self._last = now
@@ -71,7 +71,7 @@ class Pace:
         return took
 
     def left(self, steps: int) -> str:
-        """The time that `steps` more steps take, as h:mm:ss."""
+        """Returns the time that `steps` more steps take, as h:mm:ss."""
         if not self._recent:
             return "?"
         seconds = round(steps * sum(self._recent) / len(self._recent))
@@ -110,12 +110,12 @@ class Log:
         self._file = open(path, "ab", buffering=0)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Appends one line in one write, so that a kill leaves whole lines or one torn last line."""
+        """Appends a line in one write: a kill leaves whole lines or one torn last line."""
         self._file.write(_encode(line))
         self._remember(line)
 
     def validation(self, step: int) -> dict[str, Any] | None:
-        """The validation line of a step, None where it was not evaluated."""
+        """Returns the validation line of a step, None where it was not evaluated."""
         return next(
             (line for line in self.lines if line["step"] == step and line["split"] == "valid"), None
         )
@@ -125,9 +125,11 @@ class Log:
             self.lines.append(line)
 
     def sync(self) -> None:
+        """Makes all lines survive a power cut."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -136,7 +138,7 @@ def _encode(line: dict[str, Any]) -> bytes:
 
 
 def read(path: Path) -> Iterable[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a torn last one; nothing where there is no file."""
+    """Yields the lines of a metrics.jsonl, without a torn last one; none where there is no file."""
     if not path.exists():
         return
     with open(path, "rb") as f:
@@ -148,9 +150,11 @@ def read(path: Path) -> Iterable[dict[str, Any]]:
 class Tracker(Protocol):
     """Where curves are also drawn; metrics.jsonl stays the source of truth."""
 
-    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None: ...
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
+        """Draws the numbers of a line."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes its files."""
 
 
 class NoTracker:
@@ -194,5 +198,5 @@ class TensorBoard:
 
 
 def tracker(folder: Path, step: int) -> Tracker:
-    """TensorBoard where tensorboardX is installed, otherwise nothing: an extra, never a need."""
+    """Returns TensorBoard where tensorboardX is installed, otherwise what draws nothing."""
     return TensorBoard(folder, step) if importlib.util.find_spec("tensorboardX") else NoTracker()

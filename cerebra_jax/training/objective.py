@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.models.model import Model
-from cerebra_jax.policies.policy import Losses, Metrics, Observed, Policy, Shown
+from cerebra_jax.policies.policy import Losses, Metrics, Policy, Shown
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.types import Aux, Batch, Knobs
 

@@ -36,7 +36,10 @@ def learning_rate(cfg: TrainCfg, length: Length) -> optax.Schedule:
 
 
 def make(cfg: TrainCfg, length: Length) -> optax.GradientTransformation:
-    """Returns clipping by the global norm, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+    """Returns clipping by the global norm, then AdamW.
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
+    """
 
     def decayed(params: Any) -> Any:
         return jax.tree.map(lambda lab: lab == "decay", trees.label(params, DECAY_RULES))

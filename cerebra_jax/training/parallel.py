@@ -74,17 +74,18 @@ class DataParallel:
         return jax.device_put(split, NamedSharding(self._mesh, PartitionSpec(AXIS)))
 
     def step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        """One training step; `state` is donated: rebind it."""
+        """Takes one training step; `state` is donated: rebind it."""
         return self._train(state, batch, key)
 
     def eval(self, state: Any, batch: Batch) -> Any:
-        """Metric sums of one evaluation batch."""
+        """Returns the metric sums of one evaluation batch."""
         return self._eval(state, batch)
 
 
 def choose_devices(wanted: int, batch_size: int, accum: int) -> list[jax.Device]:
-    """The devices to use: `wanted` of the local ones (0: as many as divide the batch), or a
-    UserError.
+    """Returns the devices to use: `wanted` of the local ones (0: as many as divide the batch).
+
+    Raises UserError where there are not so many, or they do not divide the batch.
     """
     local = jax.local_devices()
     micro = batch_size // accum
@@ -94,6 +95,8 @@ def choose_devices(wanted: int, batch_size: int, accum: int) -> list[jax.Device]
         )
     count = wanted or max(n for n in range(1, len(local) + 1) if micro % n == 0)
     if micro % count:
-        raise UserError(f"{micro} windows per micro-batch do not split over {count} devices",
-                        "change train.batch_size, train.accum or train.devices")  # fmt: skip
+        raise UserError(
+            f"{micro} windows per micro-batch do not split over {count} devices",
+            "change train.batch_size, train.accum or train.devices",
+        )
     return local[:count]

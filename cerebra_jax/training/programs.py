@@ -40,9 +40,7 @@ class Programs:
         e = self.experiment
         model = e.sizes.model(program.size, program.tokens, program.quantized)
         objective = Objective(model, e.task, e.policies(program.size, program.draws))
-        train = step.TrainStep(
-            objective, e.optimizer, step.schedules(e.cfg, e.length), e.cfg.train.accum
-        )
+        train = step.make_train_step(objective, e.optimizer, e.cfg, e.length)
         return parallel.DataParallel(train, step.make_eval_step(model, e.task), self.devices)
 
     def serving(self, serving: Serving, tokens: int = 0) -> parallel.DataParallel:

@@ -127,7 +127,7 @@ class Rounds:
         return executed_cost(net, self.model.L, self.vocab, FLOPS)
 
     def relative(self, masks: Masks) -> float:
-        """Returns what the model would execute if it were shrunk to its masks, relative to dense."""
+        """Returns what the model would execute if shrunk to its masks, relative to dense."""
         left = {name: int(np.asarray(mask).sum()) for name, mask in masks["units"].items()}
         return self.flops(left) / self.model.dense.executed_flops
 
@@ -167,7 +167,7 @@ class Rounds:
         for group in self.groups:
             if group.kind not in KINDS:
                 continue
-            # a unit is worth what it saves with what is left elsewhere; the last of a group never goes
+            # what one unit saves, with what is left elsewhere; the last of a group never goes
             name = group.name
             saved = price - self.flops(now | {name: max(1, now[name] - 1)}) if per_flop else 1
             groups[name] = pruning.Candidates(

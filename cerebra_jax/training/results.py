@@ -192,7 +192,7 @@ def _costs(
     FLOPs are forward, per token, 1 MAC = 2 FLOPs; relative ones are shares of dense.
     """
     # of the result, on the test split
-    L, unit = e.sizes.tokens, model.unit  # noqa: N806
+    L, unit = e.sizes.tokens, model.unit
     dense, dense_executed = (
         cost / L for cost in models.dense_costs(model.net, L, e.task.shape.vocab_size, unit)
     )
@@ -200,19 +200,10 @@ def _costs(
     per_token = {name: rel and rel * dense for name, rel in relative.items()}
     executed_flops = round(test["executed_rel_flops"] * model.dense.executed_flops) / L
 
-    # of training: forward, backward at twice its price, and the forward pass that remat repeats
-    passes = 4 if e.cfg.net.remat else 3
-    if e.sizes.slots:
-        ran = [line["program"] for line in steps]
-    elif e.sizes.plan:
-        ran = [e.sizes.plan.bucket(step) for step in range(e.length.total)]
-    else:
-        ran = [0] * e.length.total
-    pairs = zip(ran, _lengths(e, steps), strict=False)
-    forward = sum(e.sizes.model(size, n).cost.executed_flops for size, n in pairs)
+    # of training
     first = e.sampling.first if e.sampling else e.length.total
     own = sampler_flops(e) * max(0, e.length.total - first)
-    train_total = passes * forward * e.cfg.train.batch_size + own
+    train_total = _trained(e, steps) + own
     macs = " (1 MAC = 2 FLOPs)" if unit.name == "flops" else ""
     return {
         "counts": unit.name,
@@ -233,13 +224,28 @@ def _costs(
     }
 
 
+def _trained(e: Experiment, steps: list[dict[str, Any]]) -> int:
+    """Returns the executed FLOPs of all training steps, each in the program that took it."""
+    if e.sizes.slots:
+        ran = [line["program"] for line in steps]
+    elif e.sizes.plan:
+        ran = [e.sizes.plan.bucket(step) for step in range(e.length.total)]
+    else:
+        ran = [0] * e.length.total
+    pairs = zip(ran, _lengths(e, steps), strict=False)
+    forward = sum(e.sizes.model(size, tokens).cost.executed_flops for size, tokens in pairs)
+    # forward, backward at twice its price, and the forward pass that remat repeats
+    passes = 4 if e.cfg.net.remat else 3
+    return passes * forward * e.cfg.train.batch_size
+
+
 def size(tree: Any) -> int:
     """Returns the bytes of a tree of arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def memory(devices: Sequence[Any]) -> dict[str, Any]:
-    """Returns the peak memory of a device where it counts it, of the whole process where not (CPU)."""
+    """Returns the peak memory of a device, of the whole process on a CPU."""
     stats = devices[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return {"peak_memory_bytes": stats["peak_bytes_in_use"], "peak_memory_of": "device"}

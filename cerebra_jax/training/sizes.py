@@ -1,4 +1,4 @@
-"""The sizes of a run's program: one set of parameters, with more or fewer slots for routed tokens."""
+"""The sizes of a run's program: the same parameters, with more or fewer slots for tokens."""
 
 from __future__ import annotations
 

@@ -36,13 +36,6 @@ class Schedules(NamedTuple):
     lr: optax.Schedule
 
 
-def schedules(cfg: RunCfg, length: Length) -> Schedules:
-    """Returns the schedules of a configuration."""
-    return Schedules(
-        schedule.schedule(cfg.objective, length), optim.learning_rate(cfg.train, length)
-    )
-
-
 class Point(NamedTuple):
     """Where J's gradient is taken, or the gradient there."""
 
@@ -140,13 +133,22 @@ class TrainStep:
         return {name: once(value) for name, value in (values | state.routing).items()}
 
 
+def make_train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, cfg: RunCfg, length: Length
+) -> TrainStep:
+    """Returns the training step of a configuration, for a run of that length."""
+    knobs = schedule.schedule(cfg.objective, length)
+    lr = optim.learning_rate(cfg.train, length)
+    return TrainStep(objective, optimizer, Schedules(knobs, lr), cfg.train.accum)
+
+
 def _total(tree: Any, axis: str | None) -> Any:
     """Sums over all devices."""
     return lax.psum(tree, axis) if axis else tree
 
 
 def _counts(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Returns the weight of all targets of a batch, and the number of its examples that have any."""
+    """Returns the weight of all targets of a batch, and how many examples have any."""
     real = batch["w_BxL"].any(axis=1).sum().astype(jnp.float32)
     return batch["w_BxL"].sum(), real
 
@@ -171,7 +173,7 @@ def _accumulated(gradient: Callable, point: Point, batch: Batch, accum: int) -> 
 
 
 def make_eval_step(model: Model, task: Task) -> Callable[..., Metrics]:
-    """Returns eval_step(state, batch, *, axis=None) -> metrics: no noise, thresholds as they stand."""
+    """Returns eval_step(state, batch, *, axis=None) -> metrics; it has no noise."""
     objective = Objective(model, task)
     one = jnp.float32(1)
 

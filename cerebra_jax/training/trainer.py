@@ -20,7 +20,7 @@ import jax
 
 from cerebra_jax.checks import need
 from cerebra_jax.config import RunCfg, to_dict
-from cerebra_jax.errors import Diverged, Preempted, UserError
+from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.policies import sampler
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import finished, lines, metrics, results, step
@@ -177,7 +177,7 @@ class Trainer:
         self.screen.say(line)
 
     def _step(self, at: int) -> None:
-        """Gives the device the step after `at` steps, and reads the metrics of the one before it."""
+        """Starts the step after `at` steps, and reads the metrics of the one before it."""
         batch = self.e.batch(at, self.drawn)
         tokens = self.e.tokens(batch)
         program = self._program(at, tokens)

@@ -38,7 +38,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file, None where there is none; UserError where it is broken."""
+    """Returns the value of a JSON file, None where there is none.
+
+    Raises UserError where it is broken.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -47,8 +50,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({e})", "move it away, or use --fresh") from None
 
 
+def _silent(line: str) -> None:
+    """Logs nothing."""
+
+
 @contextlib.contextmanager
-def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def locked(workdir: Path, say: Callable[[str], None] = _silent) -> Iterator[None]:
     """Holds WORKDIR/run.lock; Busy names the process that holds it already.
 
     The lock is flock(2)'s: the kernel drops it when its process dies, however it dies, so a stale
@@ -77,6 +84,7 @@ def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Ite
 
 
 def _holder(text: str) -> str:
+    """Returns which process a lock file names; empty where it names none."""
     try:
         held = json.loads(text)
         return f"process {held['pid']} on {held['host']} since {held['start']}"
@@ -120,9 +128,7 @@ def claim(workdir: Path, cfg: config.RunCfg) -> None:
 
 
 def check(workdir: Path, cfg: config.RunCfg) -> None:
-    """UserError where WORKDIR holds another run than this configuration's.
-
-    It names the keys that differ.
+    """Raises UserError where WORKDIR holds another run; it names the keys that differ.
 
     A folder in which no step was ever taken (its data was missing, say) takes any configuration.
     """
@@ -145,8 +151,9 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (old value, new value)} of two nested configurations, without the keys that may change
-    on resume.
+    """Returns {key: (old value, new value)} of two nested configurations.
+
+    The keys that may change on resume are left out.
     """
     flat_old, flat_new = _flat(old), _flat(new)
     keys = [k for k in {**flat_old, **flat_new} if k not in MAY_CHANGE]
@@ -155,10 +162,14 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     }
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns {"net.width": 64} of a nested configuration."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, dict):
+            out |= {f"{key}.{name}": x for name, x in _flat(value).items()}
+        else:
+            out[key] = value
     return out
 
 

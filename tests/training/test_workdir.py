@@ -1,4 +1,4 @@
-"""The folder of a run: one run in it, one process at a time, and never another run's configuration."""
+"""The folder of a run: one run, one process at a time, and never another configuration."""
 
 from __future__ import annotations
 
