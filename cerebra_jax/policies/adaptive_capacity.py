@@ -1,5 +1,6 @@
-"""Adaptive capacity: under a plain λ, a router that learned to keep less gets a smaller program,
-and a larger one back.
+"""Adaptive capacity: a router that learned to keep less gets a smaller program, under a plain λ.
+
+It gets a larger one back where it keeps more again.
 
 The programs differ in their slots only: each has half of those of the one before it. How many
 tokens want the heavy path does not depend on the slots, so a step in any program shows what every
@@ -31,8 +32,9 @@ of its slots. program, next: int32, the programs of the coming step and of the o
 
 @dataclasses.dataclass(frozen=True)
 class AdaptiveCapacity(Policy):
-    """Chooses among programs by what they would lose. `slots`: those per token of each program, the
-    most first.
+    """Chooses among programs by what they would lose.
+
+    `slots` are those per token of each program, the most first.
     """
 
     slots: tuple[float, ...]
@@ -40,9 +42,7 @@ class AdaptiveCapacity(Policy):
     owns: ClassVar[str] = "demand"  # the name that checkpoints have for it
 
     def init(self, variables: Any, key: jax.Array) -> Capacity:
-        """Returns the largest program, until enough steps have shown that a smaller one loses
-        nothing.
-        """
+        """Returns the state before the first step: the largest program runs."""
         return init(self.slots)
 
     def observe(self, shown: Shown) -> Observed:
@@ -51,8 +51,9 @@ class AdaptiveCapacity(Policy):
         return Observed(summed=lost_2xNxB @ shown.losses.weight_B)
 
     def after(self, own: Capacity, seen: Seen, outcome: Outcome) -> tuple[Capacity, Metrics]:
-        """Chooses the program of the step after the next; the next one is the one that was
-        announced, whatever was found.
+        """Chooses the program of the step after the next.
+
+        The next step takes the program that was announced for it, whatever was found.
         """
         _, examples = outcome.metrics["hard"]
         new = follow(own, seen.summed / examples)
@@ -65,8 +66,9 @@ class AdaptiveCapacity(Policy):
 
 
 def programs(cfg: RunCfg) -> list[RunCfg]:
-    """Returns the configurations to choose from, the largest first: cfg alone unless its router can
-    learn to keep less.
+    """Returns the configurations to choose from, the largest first.
+
+    That is cfg alone unless its router can learn to keep less.
     """
     objective, net = cfg.objective, cfg.net
     if objective.lam == 0.0 or objective.budget > 0.0 or not _learns(net):
@@ -95,8 +97,9 @@ def slots(cfgs: list[RunCfg]) -> tuple[float, ...]:
 
 
 def init(slots: tuple[float, ...]) -> Capacity:
-    """Returns the state before anything was seen: every token would be lost, so the largest program
-    runs.
+    """Returns the state before anything was seen.
+
+    It takes every token for lost, so that the largest program runs.
     """
     return {"lost_2xN": jnp.ones((2, len(slots))), "program": jnp.int32(0), "next": jnp.int32(0)}
 
@@ -112,8 +115,9 @@ def lost(wanted_RxB: jax.Array, slots: tuple[float, ...]) -> jax.Array:
 
 
 def follow(state: Capacity, lost_2xN: jax.Array) -> Capacity:
-    """Returns the state after a step: it grows where the next program loses more than LOST, shrinks
-    where there is room.
+    """Returns the state after a step.
+
+    The program grows where the next one loses more than LOST, and shrinks where there is room.
     """
     smooth_2xN = MEMORY * state["lost_2xN"] + (1 - MEMORY) * lost_2xN
     # losses rise as programs shrink: how many are good enough is the place of the smallest one

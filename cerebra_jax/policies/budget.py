@@ -40,8 +40,9 @@ MEMORY = 0.9  # of the smoothed gap that it sees
 
 
 class Plan(NamedTuple):
-    """A budget in numbers, all of them fixed before the first step. Costs are relative, 1.0 =
-    dense.
+    """A budget in numbers, all of them fixed before the first step.
+
+    Costs are relative, 1.0 = dense.
     """
 
     rates: tuple[float, ...]  # net.route.rate of each program, the dearest first, the budget's last
@@ -55,8 +56,9 @@ class Plan(NamedTuple):
     steers: str  # "penalty", "rate", or "" where only the program follows
 
     def executed_at(self, step: Any) -> Any:
-        """Returns the executed cost to stand at: that of the first program while warm, then falling
-        linearly.
+        """Returns the executed cost to stand at.
+
+        It is that of the first program while warm, then falls linearly.
         """
         t = (step - self.warm) / self.ramp
         t = min(1.0, max(0.0, t)) if isinstance(step, int) else jnp.clip(t, 0.0, 1.0)
@@ -134,9 +136,7 @@ def _check_reach(cfg: ObjectiveCfg, net: NetCfg, steers: str, reach: tuple[float
 
 
 def _table(prices: Prices, rates: list[float], chosen: tuple[float, ...]) -> np.ndarray:
-    """Returns (3, P): rates, and the executed and hard cost at each. The chosen rates are among
-    them.
-    """
+    """Returns (3, P): rates, the chosen ones among them, and executed and hard cost at each."""
     last = _cheapest(prices.executed, rates, prices.executed(rates[-1]))
     points = np.unique([*np.geomspace(rates[0], last, POINTS).tolist(), *chosen])
     costs = np.array([prices.executed(rate) for rate in points])
@@ -169,8 +169,9 @@ def _steers(net: NetCfg) -> str:
 
 
 def _cheapest(executed: Callable[[float], float], rates: list[float], level: float) -> float:
-    """Returns the largest rate whose cost is within `level`; where slots are rounded up, the last
-    that fills them.
+    """Returns the largest rate whose cost is within `level`.
+
+    Where slots are rounded up, it is the last that fills them.
     """
     found = rates[max(0, bisect.bisect_right(rates, level + 1e-12, key=executed) - 1)]
     if executed(found) == executed(rates[-1]):  # all slots there are: more rate only overflows them
@@ -230,9 +231,7 @@ class Budget(Policy):
 
     @property
     def _unit(self) -> float:
-        """λ of a penalty is a weight in J: one unit of it costs one nat for the whole routed part
-        of the budget.
-        """
+        """λ of a penalty in units of one nat for the whole routed part of the budget."""
         if self.plan.steers != "penalty":
             return 1.0
         rates, _, hard = self.plan.table
@@ -240,8 +239,9 @@ class Budget(Policy):
         return 1.0 / max(1e-9, end - self.plan.light)
 
     def rate(self, step: jax.Array) -> jax.Array:
-        """Returns the share of tokens to keep: at it the target, or this program, fills its slots
-        as configured.
+        """Returns the share of tokens to keep.
+
+        At it the target, or this program, fills its slots as configured.
         """
         rate_P, executed_P, _ = jnp.asarray(self.plan.table, jnp.float32)
         wanted = self.plan.executed_at(step.astype(jnp.float32))

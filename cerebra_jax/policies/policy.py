@@ -1,5 +1,4 @@
-"""What a policy is: one feature of training, as a value with pure functions, that stands in the
-step's list or not.
+"""A policy is one feature of training: a value with pure functions, in the step's list or not.
 
 A training step calls every policy of its list in this order, and knows none of them by name:
 
@@ -90,8 +89,9 @@ TaskLosses = Callable[[Any, Any, Batch, int], Losses]
 
 
 class Policy:
-    """A feature that does nothing. Subclasses are frozen dataclasses: static, hashable, without
-    arrays.
+    """A feature that does nothing.
+
+    Subclasses are frozen dataclasses without arrays: what they say is static in the program.
     """
 
     owns: ClassVar[str] = ""  # the field of the train state that holds its own state
@@ -105,9 +105,7 @@ class Policy:
         return compute
 
     def knobs(self, own: Any, step: jax.Array, knobs: Knobs) -> Knobs:
-        """Returns the knobs of a step, given those of the schedule and of the policies before
-        it.
-        """
+        """Returns the knobs of a step, given those of the schedule and of earlier policies."""
         return knobs
 
     def probe(self, own: Any) -> Any:

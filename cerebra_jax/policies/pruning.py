@@ -42,9 +42,7 @@ class Plan(NamedTuple):
 
 
 def plan(cfg: PruneCfg, length: Length) -> Plan:
-    """Returns `rounds` of them from `start` to `end`, both included; none where nothing is
-    pruned.
-    """
+    """Returns the rounds, from `start` to `end`, both included; none without pruning."""
     if not cfg.on:
         return Plan()
     start, end = length.steps(cfg.start), length.steps(cfg.end)
@@ -72,9 +70,7 @@ def plan(cfg: PruneCfg, length: Length) -> Plan:
 def follow(
     mean: dict[str, jax.Array], slopes: dict[str, jax.Array], step: Any
 ) -> dict[str, jax.Array]:
-    """Returns the running mean of |dL/dm|: an average over the first steps, then an EMA of
-    MEMORY.
-    """
+    """Returns the running mean of abs(dL/dm): an average over the first steps, then an EMA."""
     step = jnp.asarray(step, jnp.float32)
     memory = jnp.minimum(MEMORY, step / (step + 1))
     return {name: memory * mean[name] + (1 - memory) * jnp.abs(slopes[name]) for name in mean}
@@ -124,9 +120,7 @@ def choose(
 
 
 def _tiles(group: Candidates) -> list[np.ndarray]:
-    """Returns the units of a group that may go, in tiles, the least worthy first; the last tile
-    stays.
-    """
+    """Returns the units of a group that may go, in tiles, the least worthy first."""
     order = np.argsort(group.worth, kind="stable")
     order = order[group.alive[order] > 0]
     tiles = []
@@ -138,8 +132,9 @@ def _tiles(group: Candidates) -> list[np.ndarray]:
 
 
 def least(worth: np.ndarray, alive: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns the mask without the `fraction` of all entries that are worth least; those gone stay
-    gone.
+    """Returns the mask without the `fraction` of all entries that are worth least.
+
+    Those that are gone stay gone.
     """
     flat = np.where(alive > 0, worth, -np.inf).ravel()
     mask = np.ones(flat.size, np.float32)

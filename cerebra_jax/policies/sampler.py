@@ -101,9 +101,7 @@ class Sampling(Policy):
         return table._replace(drawn=queue)
 
     def losses(self, compute: TaskLosses) -> TaskLosses:
-        """Returns losses in which each example counts weight_B times, with the mean of each beside
-        their sum.
-        """
+        """Returns losses that weigh the examples, and tell the mean of each."""
         return weighted_losses
 
     def observe(self, shown: Shown) -> Observed:
@@ -111,8 +109,9 @@ class Sampling(Policy):
         return Observed(listed=Each(shown.losses.mean_B, shown.aux.expected_B, shown.real_B))
 
     def after(self, own: Sampler, seen: Seen, outcome: Outcome) -> tuple[Sampler, Metrics]:
-        """Enters what the step showed, and draws the batch of the step after the next, even if
-        nothing was learned.
+        """Enters what the step showed, and draws the batch of the step after the next.
+
+        It draws even if the step was not finite: the host waits for a batch.
         """
         each = Each(*(jnp.ravel(x) for x in seen.listed))
         index_B, each = outcome.gathered((outcome.batch["index_B"], each))
@@ -148,8 +147,9 @@ class Sampling(Policy):
         )
 
     def draw(self, table: Sampler, key: jax.Array, step: Any) -> Drawn:
-        """Returns the batch of a step: B different examples, each with its importance weight
-        (curriculum: 1).
+        """Returns the batch of a step: B different examples, each with its importance weight.
+
+        A curriculum has weights of 1.
 
         With group_N all of them are of one group; a group has none or more than B.
         """
@@ -184,9 +184,7 @@ class Sampling(Policy):
 
 
 def weighted_losses(task: Any, out: Any, batch: Any, chunk: int) -> Losses:
-    """Returns the losses of a batch that was drawn: each example counts weight_B times in all
-    sums.
-    """
+    """Returns the losses of a drawn batch: each example counts weight_B times in all sums."""
     weighted = batch | {"w_BxL": batch["w_BxL"] * batch["weight_B"][:, None]}
     total, sums = task.loss(out, weighted, chunk, each=True)
     loss_B, targets_B = sums["each"]

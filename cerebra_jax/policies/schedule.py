@@ -1,6 +1,4 @@
-"""The schedule of a run: how long it is, and one pure function of the step that turns every
-knob.
-"""
+"""The schedule of a run: its length, and one pure function of the step that turns every knob."""
 
 from __future__ import annotations
 
@@ -14,17 +12,13 @@ from cerebra_jax.types import Knobs
 
 
 class Length(NamedTuple):
-    """The length of a run in optimizer steps; it turns the durations of a configuration into
-    steps.
-    """
+    """The length of a run in optimizer steps, by which durations become steps."""
 
     total: int
     per_epoch: int
 
     def steps(self, duration: str) -> int:
-        """Returns the steps of a duration such as "500 steps", "3 epochs" or "0.1 frac" of the
-        run.
-        """
+        """Returns the steps of a duration: "500 steps", "3 epochs" or "0.1 frac" of the run."""
         return to_steps(duration, self.total, self.per_epoch)
 
 

@@ -28,9 +28,7 @@ class RunningThresholds(Policy):
         return variables["routing"]
 
     def observe(self, shown: Shown) -> Observed:
-        """Returns the sums over examples of what the model says that its thresholds should
-        follow.
-        """
+        """Returns the sums over examples of what the thresholds should follow."""
         weight_B = shown.losses.weight_B
         return Observed(summed={name: x @ weight_B for name, x in shown.aux.observed.items()})
 
@@ -64,8 +62,9 @@ def calibrate(
     low: float = 1 / 3,
     high: float = 2 / 3,
 ) -> Routing:
-    """Sets τ midway between two percentiles of each routed layer's scores on held-out text (CHIAR,
-    section 3).
+    """Sets τ midway between two quantiles of each routed layer's scores on held-out text.
+
+    This is what CHIAR does (section 3).
 
     scores_of(routing, batch) -> (R, B, L) scores. Layers are calibrated in order, because a layer's
     inputs depend on the decisions before it: pass i fixes τ of layer i with those below it already
@@ -81,8 +80,9 @@ def calibrate(
 
 
 def cuts(scores: jax.Array, low: float, high: float, both: bool) -> dict[str, jax.Array]:
-    """Returns τ midway between two quantiles of the scores; with `both`, the two as "low" and
-    "tau".
+    """Returns τ midway between two quantiles of the scores.
+
+    With `both`, the two quantiles are "low" and "tau".
     """
     found = jnp.quantile(scores, jnp.array([low, high]))
     if both:

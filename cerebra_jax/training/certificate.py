@@ -1,5 +1,4 @@
-"""The savings certificate: what a model really saves against dense, counted and timed on one
-device.
+"""The savings certificate: what a model saves against dense, counted and timed on one device.
 
 Five independent figures: the analytic price, the count of the program's jaxpr, XLA's own count of
 an unrolled build, bytes, and paired wall-clock of the forward pass and of the training step. The
@@ -194,19 +193,25 @@ def certify(
 
     # the certificate
     problems = verdict(rows)
-    own = variants["model"]
     return {
         "certified": not problems,
         "problems": problems,
         "model": cfg.net.name,
         "trained_steps": None if state is None else int(state.step),
-        "batch": own.experiment.micro,
-        "tokens": own.experiment.sizes.tokens,
         "rounds": rounds,
-        "dense_model_flops": own.model.dense.model_flops,
         "rows": rows,
         "conventions": prices.CONVENTIONS,
         "config": config.to_dict(cfg),
+        **_circumstances(variants["model"]),
+    }
+
+
+def _circumstances(own: Variant) -> dict[str, Any]:
+    """Returns the shapes that a certificate is for, and what it was measured with."""
+    return {
+        "batch": own.experiment.micro,
+        "tokens": own.experiment.sizes.tokens,
+        "dense_model_flops": own.model.dense.model_flops,
         "machine": timing.machine(),
         "device": results.environment(own.programs.devices),
         "versions": results.versions(),
@@ -271,8 +276,9 @@ def _operations(row: dict[str, Any], key: str) -> float:
 
 
 def controls(cfg: RunCfg, task: Task) -> dict[str, RunCfg]:
-    """Returns {"model": cfg, "dense": its dense Transformer, "random": its random router, where it
-    has one}.
+    """Returns {"model": cfg, "dense": its dense Transformer, "random": its random router}.
+
+    Not every model has a random router.
 
     The controls are in float.
     """
@@ -312,9 +318,7 @@ def _one_device(cfg: RunCfg) -> RunCfg:
 
 
 def forward_pass(e: Experiment, model: Model) -> Any:
-    """Returns forward(state, batch) -> Forward, jitted: the forward pass with its loss and nothing
-    else.
-    """
+    """Returns forward(state, batch) -> Forward, jitted: the forward pass with its loss alone."""
 
     def forward(state: TrainState, batch: Batch) -> Forward:
         variables = {"params": state.params, "routing": state.routing}

@@ -1,5 +1,6 @@
-"""Checkpoints through Orbax: the last two and the best by validation, asynchronous, atomic, and
-never silently wrong.
+"""Checkpoints through Orbax: the last two and the best, atomic, and never silently wrong.
+
+The best is the one by validation. They are written while training goes on.
 
 Orbax commits a step atomically (a rename), but restores an array whose bytes have flipped without a
 word. So the sha256 of every leaf is saved *inside* the same atomic checkpoint and verified on
@@ -246,8 +247,9 @@ class Checkpoints:
         return meta
 
     def _restore(self, step: int, like: Any) -> Saved:
-        """Returns a checkpoint with the structure of `like` (None: its arrays by name), verified
-        leaf by leaf.
+        """Returns a checkpoint, verified leaf by leaf.
+
+        It has the structure of `like`; None: it is its arrays by name.
 
         Raises Damaged, or UserError where it is another model's.
         """

@@ -110,9 +110,7 @@ class Experiment:
         return step >= self.quantized_from
 
     def serving(self, found: state.TrainState) -> Serving:
-        """Returns the program for a state: of the size that it names, and with what its masks
-        leave.
-        """
+        """Returns the program for a state: its size, its precision, and what its masks leave."""
         size = int(found.demand["program"]) if self.sizes.slots else self.sizes.final
         remaining = None
         if self.cfg.prune.on:

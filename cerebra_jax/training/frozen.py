@@ -1,5 +1,6 @@
-"""Thresholds measured again after training: WORKDIR/thresholds.json, which whatever reads the best
-checkpoint takes.
+"""Thresholds measured again after training, in WORKDIR/thresholds.json.
+
+Whatever reads the best checkpoint takes them from there.
 
 Training lets a threshold follow a running quantile of the scores, and evaluation, decoding and
 export leave it where it was in the checkpoint. On other text the same threshold keeps another share
@@ -46,8 +47,7 @@ class Scores(NamedTuple):
 def applied(
     workdir: Path, at: int, routing: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Returns the routing state of checkpoint `at` with the thresholds of WORKDIR/thresholds.json,
-    if there is one.
+    """Returns the routing state of checkpoint `at`, with the thresholds that were measured since.
 
     Raises UserError where they are another checkpoint's: training went on after they were measured.
     """
@@ -68,26 +68,16 @@ def applied(
 def measure(
     model: Model, state: TrainState, batches: list[Batch], quantiles: Quantiles
 ) -> dict[str, Any]:
-    """Returns τ and spread of each routed layer on these batches (CHIAR, section 3), and what stood
-    there.
+    """Returns τ and spread of each routed layer on these batches (CHIAR, section 3).
 
     "layers" says for each what share of the tokens it routes, before and now. Padding, of weight 0,
     is left out.
     """
 
-    @jax.jit
-    def seen(params, routing, batch):
-        _, aux = model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
-        return aux.scores
-
-    def of_real(routing, batch) -> Scores:
-        found = seen(state.params, routing, batch)
-        real_BxL = np.asarray(batch["w_BxL"]) > 0
-        named = (np.asarray(found[name], np.float32)[:, real_BxL] for name in ("score", "kept"))
-        return Scores(*named)
+    decided = _decisions(model, state)
 
     def scores_of(routing, batch) -> np.ndarray:
-        return of_real(routing, batch).score_RxN
+        return decided(routing, batch).score_RxN
 
     # the thresholds of the run, and where they should stand
     low, high, static = quantiles
@@ -95,13 +85,12 @@ def measure(
     if static:
         now = _static(model, state, batches, quantiles)
     else:
-        now = thresholds.calibrate(scores_of, state.routing, batches, low, high)
-    now = {name: np.asarray(x) for name, x in jax.device_get(now).items()}
+        now = jax.device_get(thresholds.calibrate(scores_of, state.routing, batches, low, high))
 
     # what either does on these batches
     layers: list[dict[str, Any]] = [{"layer": i} for i in chiar.layers(model.net)]
     for name, routing in (("run", before), ("now", now)):
-        found = [of_real(routing, batch) for batch in batches]
+        found = [decided(routing, batch) for batch in batches]
         score_RxN, kept_RxN = (np.concatenate(x, axis=1) for x in zip(*found, strict=True))
         for i, row in enumerate(layers):
             row[f"tau_{name}"] = float(routing["tau"][i])
@@ -112,6 +101,23 @@ def measure(
         row["drift"] = float(moved / max(now["spread"][i], 1e-12))
     tokens = int(sum((np.asarray(batch["w_BxL"]) > 0).sum() for batch in batches))
     return {name: x.tolist() for name, x in now.items()} | {"layers": layers, "tokens": tokens}
+
+
+def _decisions(model: Model, state: TrainState) -> Callable[..., Scores]:
+    """Returns decisions(routing, batch) -> the Scores of a batch with these thresholds."""
+
+    @jax.jit
+    def seen(params, routing, batch):
+        _, aux = model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
+        return aux.scores
+
+    def decisions(routing, batch) -> Scores:
+        found = seen(state.params, routing, batch)
+        real_BxL = np.asarray(batch["w_BxL"]) > 0
+        named = (np.asarray(found[name], np.float32)[:, real_BxL] for name in ("score", "kept"))
+        return Scores(*named)
+
+    return decisions
 
 
 def _static(

@@ -1,6 +1,4 @@
-"""Parameters that come from outside become the checkpoint of a run, and those of a run go out by
-name.
-"""
+"""Parameters from outside become the checkpoint of a run; those of a run go out by name."""
 
 from __future__ import annotations
 
@@ -169,9 +167,7 @@ def masked(named: Named) -> Named:
 
 
 def load(workdir: Path, say: Callable[[str], None]) -> Loaded:
-    """Returns parameters and thresholds by name of the best checkpoint of a run, as `eval` has
-    them.
-    """
+    """Returns the parameters and thresholds of a run's best checkpoint, as `eval` has them."""
     step, named, meta = _best(workdir, say)
     kept = {name: a for name, a in named.items() if name.startswith(PARTS)}
     return Loaded(step, kept, meta["score"])

@@ -29,8 +29,9 @@ class Measured(NamedTuple):
 
 
 def line(e: Experiment, m: Measured) -> dict[str, Any]:
-    """Returns a line: where it stands, the task's figures, scalars by name, and per-layer figures
-    under "gates".
+    """Returns a line of metrics.jsonl.
+
+    It has where it stands, the task's figures, scalars by name, and per-layer "gates".
 
     Costs are named by what they count, such as `hard_rel_flops`. What the program executes is there
     in FLOPs too; both are means over the examples.
@@ -73,8 +74,9 @@ def _head(e: Experiment, m: Measured, loss: float | None) -> dict[str, Any]:
 
 
 def _executed(e: Experiment, m: Measured) -> tuple[float, float]:
-    """Returns what the programs executed in the run's unit and in FLOPs, relative to dense, mean
-    over examples.
+    """Returns what the programs executed, in the run's unit and in FLOPs.
+
+    Both are relative to dense, and means over the examples.
     """
     total = sum(m.examples.values())
     cost = flops = 0.0

@@ -1,5 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, one whole line a step, and TensorBoard events
-beside it.
+"""What a run writes while it goes: metrics.jsonl, one line a step, and TensorBoard events.
 
 Steps hand over (sum, count) pairs, never means; the division happens here, once, after all sums
 (spec 1, house 3.10).
@@ -79,8 +78,9 @@ class Pace:
 
 
 class Log:
-    """metrics.jsonl: append-only lines, each written whole, cut back to the step of the checkpoint
-    on resume.
+    """metrics.jsonl: lines that are only appended, each written whole.
+
+    On resume they are cut back to the step of the checkpoint.
 
     Lines reach the operating system as they are written (they survive a killed process); `sync`
     makes them survive a power cut, and runs before each checkpoint, so that no checkpoint is ahead
@@ -88,8 +88,9 @@ class Log:
     """
 
     def __init__(self, path: Path, step: int, scored: bool = True):
-        """Opens the file for a run that continues after `step`: later and torn lines are dropped
-        (step 0: all lines).
+        """Opens the file for a run that continues after `step`.
+
+        Later and torn lines are dropped; at step 0 all are.
 
         `scored` False: the checkpoint does not know its validation loss, so that it is measured
         again.
@@ -168,8 +169,9 @@ class NoTracker:
 
 
 class TensorBoard:
-    """TensorBoard event files through tensorboardX (extra `[tb]`), without curves past a resumed
-    step.
+    """TensorBoard event files through tensorboardX (extra `[tb]`).
+
+    Curves past a resumed step are dropped.
     """
 
     def __init__(self, folder: Path, step: int):

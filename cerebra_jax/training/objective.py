@@ -84,9 +84,7 @@ def plain_losses(task: Task, out: Any, batch: Batch, chunk: int) -> Losses:
 
 
 def _metrics(losses: Losses, aux: Aux) -> Metrics:
-    """Returns the sums over a batch of the task's own figures, of costs, and of what the model says
-    of itself.
-    """
+    """Returns the sums of the task's own figures, of costs, and of the model's own figures."""
     weight_B = losses.weight_B
     count = weight_B.sum()
     own = {OWN + name: pair for name, pair in losses.sums.items()}

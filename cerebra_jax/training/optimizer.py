@@ -19,8 +19,9 @@ DECAY_RULES = [
 
 
 def learning_rate(cfg: TrainCfg, length: Length) -> optax.Schedule:
-    """Returns the schedule: linear up to `lr` over the warm-up, then a cosine to `lr · lr_end` at
-    the last step.
+    """Returns the schedule: linear over the warm-up, then a cosine.
+
+    It rises to `lr`, and ends at `lr · lr_end` in the last step.
 
     The first step has `lr / warm-up`, not 0: a step that changes nothing costs as much as any
     other.

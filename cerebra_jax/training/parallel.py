@@ -52,15 +52,11 @@ class DataParallel:
 
     @property
     def programs(self) -> tuple[Any, Any]:
-        """The compiled (training step, evaluation step), for those who count them, or time them on
-        one device.
-        """
+        """The compiled training step and evaluation step, for who counts or times them."""
         return self._train, self._eval
 
     def place(self, tree: Any) -> Any:
-        """Replicates a pytree with the sharding that the step returns, so that the step is traced
-        once.
-        """
+        """Replicates a pytree as the step returns it, so that the step is traced once."""
         if len(self.devices) == 1:
             return jax.device_put(tree, self.devices[0])
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))

@@ -1,5 +1,6 @@
-"""The compiled steps of an experiment: one for each size, length, kind of batch and precision that
-it meets.
+"""The compiled steps of an experiment.
+
+There is one for each size, length, kind of batch and precision that it meets.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Pruning(Policy):
-    """Runs the model with its masks, and keeps the running mean of |dL/dm| that the rounds choose
-    by.
+    """Runs the model with its masks, and keeps the slopes that the rounds choose by.
 
     Its state holds "units" and "slopes", {group: (n,)}, and "elements", {parameter: mask}. The step
     changes the slopes only; the rounds change the masks.

@@ -35,7 +35,7 @@ class Recorder:
     """Writes each line to metrics.jsonl and TensorBoard, and shows it."""
 
     def __init__(self, experiment: Experiment, workdir: Path, screen: Screen, start: Position):
-        self.e = experiment
+        self.experiment = experiment
         self.screen = screen
         self.path = workdir / "metrics.jsonl"
         self.pace = metrics.Pace()
@@ -51,13 +51,13 @@ class Recorder:
         """
         # the step's own time
         took = self.pace.lap()
-        total = self.e.cfg.train.batch_size * tokens
+        total = self.experiment.cfg.train.batch_size * tokens
         line["tokens_per_s"] = took and round(total / took, 1)
         line["step_ms"] = took and round(took * 1e3, 3)
         self.log.write(line)
 
         at, skipped = line["step"], int(line["skipped"] or 0)
-        if skipped > self.e.cfg.train.max_skips:
+        if skipped > self.experiment.cfg.train.max_skips:
             raise Diverged(
                 f"step {at}: loss or gradients were not finite {skipped} steps in a row",
                 "the last checkpoint is finite; lower train.lr, or raise train.max_skips",
@@ -66,7 +66,7 @@ class Recorder:
         parts.append(of_dense(line))
         if took:
             parts.append(f"{total / took:,.0f} tokens/s")
-        parts.append(f"{self.pace.left(self.e.length.total - at)} left")
+        parts.append(f"{self.pace.left(self.experiment.length.total - at)} left")
         if skipped:
             parts.append(f"skipped {skipped}")
         self.screen.step(at, " · ".join(parts), at == 1 or at % self.every == 0)
@@ -76,7 +76,7 @@ class Recorder:
         """Writes and shows the line of a validation."""
         self.log.write(line)
         self.tracker.scalars(line["step"], "valid", line)
-        figures = quality(line, self.e.task.metrics)
+        figures = quality(line, self.experiment.task.metrics)
         self.screen.say(f"step {line['step']:,} · validation · {figures}")
 
     def test(self, line: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
-"""A pruned run becomes a smaller one: what its masks hold at zero is cut out of parameters and
-optimizer state.
+"""A pruned run becomes a smaller one.
+
+What its masks hold at zero is cut out of parameters and optimizer state.
 """
 
 from __future__ import annotations

@@ -92,9 +92,7 @@ class TrainStep:
     def _gradient(
         self, state: TrainState, owned: tuple[Any, ...], batch: Batch, conditions: Conditions
     ) -> tuple[Point, Sums]:
-        """Returns J's gradient on this device's share of the batch, and the sums of its forward
-        passes.
-        """
+        """Returns J's gradient on this device's share of the batch, and its sums."""
         policies = self.objective.policies
 
         def share(point: Point, micro: Batch):
@@ -109,9 +107,7 @@ class TrainStep:
         return _accumulated(gradient, Point(state.params, probes), batch, self.accum)
 
     def _updated(self, state: TrainState, slopes: Any, finite: jax.Array) -> TrainState:
-        """Returns the state after the optimizer's step, or without it where the step was not
-        finite.
-        """
+        """Returns the state after the optimizer's step, if that is finite."""
         updates, opt_state = self.optimizer.update(slopes, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(

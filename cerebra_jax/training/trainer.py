@@ -69,13 +69,13 @@ class Trainer:
     """One session of one run. `train` returns what result.json holds."""
 
     def __init__(self, programs: Programs, workdir: Path, screen: Screen, stop: Callable[[], bool]):
-        self.e = programs.experiment
+        self.experiment = programs.experiment
         self.programs = programs
         self.workdir = workdir
         self.screen = screen
         self.stop = stop
         self.began = time.perf_counter()
-        self.due = Due.of(self.e)
+        self.due = Due.of(self.experiment)
         self.environment = results.environment(programs.devices)
         self.checkpoints = Checkpoints(workdir / "checkpoints", screen.say)
         self.signal = _chaos()
@@ -98,7 +98,7 @@ class Trainer:
 
     def _start(self) -> None:
         """Restores the latest intact checkpoint, or begins afresh."""
-        e = self.e
+        e = self.experiment
         found = self.checkpoints.latest(e.like)
         if found is None:
             self.checkpoints.preflight(e.like)
@@ -117,12 +117,12 @@ class Trainer:
         if found is None:
             model = e.model_of(self.serving)
             step.check_cost_gradient(model, self.state, e.task.example(4), e.penalty)
-        self.recorder = Recorder(self.e, self.workdir, self.screen, self.start)
+        self.recorder = Recorder(self.experiment, self.workdir, self.screen, self.start)
 
     def _resumed(self, meta: dict[str, Any], at: int) -> Position:
         """Returns where a checkpoint stands; says what is not as it was when it was written."""
-        results.same_data(meta["data"], self.e.task)
-        self.screen.say(f"resuming at step {at:,} of {self.e.length.total:,}")
+        results.same_data(meta["data"], self.experiment.task)
+        self.screen.say(f"resuming at step {at:,} of {self.experiment.length.total:,}")
         if line := results.drift(meta["environment"], self.environment):
             self.screen.say(line)
         # checkpoints of earlier versions do not say whether they were validated
@@ -134,7 +134,7 @@ class Trainer:
         at = self.start.step
         while True:
             saved = self._checked(at)
-            if at == self.e.length.total:
+            if at == self.experiment.length.total:
                 return
             if self.stop():
                 self._preempt(at, saved)
@@ -150,7 +150,7 @@ class Trainer:
     def _checked(self, at: int) -> bool:
         """Evaluates and saves where that is due; returns whether the state is on disk."""
         saves = _is_due(at, self.due.save)
-        evaluates = at and (_is_due(at, self.due.evaluate) or at == self.e.length.total)
+        evaluates = at and (_is_due(at, self.due.evaluate) or at == self.experiment.length.total)
         if evaluates and self.recorder.validation(at) is None:
             self._save(at, self._validate(at))
             return True
@@ -163,7 +163,7 @@ class Trainer:
     def _calibrate(self, at: int) -> None:
         """Measures the thresholds on held-out batches."""
         self._flush()
-        e = self.e
+        e = self.experiment
         held_out = itertools.islice(e.task.eval_batches("valid", e.micro), CALIBRATION_BATCHES)
         model = e.model_of(self.serving._replace(quantized=e.quantized(at)))
         self.state = self.programs.place(step.calibrate(model, self.state, held_out))
@@ -171,33 +171,33 @@ class Trainer:
     def _prune(self, at: int) -> None:
         """Takes a round of pruning."""
         self._flush()
-        masks, line = self.e.rounds.turn(at, self.state.params, self.state.prune)
-        self.serving = self.serving._replace(remaining=self.e.rounds.relative(masks))
+        masks, line = self.experiment.rounds.turn(at, self.state.params, self.state.prune)
+        self.serving = self.serving._replace(remaining=self.experiment.rounds.relative(masks))
         self.state = self.programs.place(self.state.replace(prune=masks))
         self.screen.say(line)
 
     def _step(self, at: int) -> None:
         """Starts the step after `at` steps, and reads the metrics of the one before it."""
-        batch = self.e.batch(at, self.drawn)
-        tokens = self.e.tokens(batch)
+        batch = self.experiment.batch(at, self.drawn)
+        tokens = self.experiment.tokens(batch)
         program = self._program(at, tokens)
         placed = self.programs.shard(batch)
-        self.state, sums = program.step(self.state, placed, self.e.key)
+        self.state, sums = program.step(self.state, placed, self.experiment.key)
         self._flush()
         self.in_flight = InFlight(at + 1, tokens, sums)
 
     def _size(self, at: int) -> int:
         """Returns the size of the program that takes the step after `at` steps."""
-        if self.e.sizes.plan:
-            return self.e.sizes.plan.bucket(at)
-        return self.sizes[at] if self.e.sizes.slots else 0
+        if self.experiment.sizes.plan:
+            return self.experiment.sizes.plan.bucket(at)
+        return self.sizes[at] if self.experiment.sizes.slots else 0
 
     def _program(self, at: int, tokens: int) -> DataParallel:
         """Returns the program of the step after `at` steps.
 
         Says so where it is another, or must be compiled.
         """
-        e = self.e
+        e = self.experiment
         program = Program(self._size(at), tokens, e.draws(at), e.quantized(at))
         new = program not in self.compiled
         if what := self._change(at, program, new):
@@ -219,9 +219,9 @@ class Trainer:
         if program.size != self.size:
             size = "smaller" if program.size > self.size else "larger"
             return f"compiling a {size} program" if new else f"back to the {size} program"
-        if self.e.sampling and at == self.e.sampling.first:
+        if self.experiment.sampling and at == self.experiment.sampling.first:
             return "the sampler begins: compiling its program"
-        if at == self.e.quantized_from:
+        if at == self.experiment.quantized_from:
             return "8-bit training begins: compiling its program"
         return "compiling a program" if new and self.compiled else ""
 
@@ -235,37 +235,39 @@ class Trainer:
             self.sizes[at + 1] = int(sums["program_next"][0])
         if "drawn" in sums:
             self.drawn[at - 1 + sampler.AHEAD] = sums.pop("drawn")
-        serving = Serving(self._size(at - 1), self.e.quantized(at - 1), self.serving.remaining)
+        serving = Serving(
+            self._size(at - 1), self.experiment.quantized(at - 1), self.serving.remaining
+        )
         self.sizes.pop(at - 2, None)
         measured = Measured(at, "train", metrics.add(None, sums), {tokens: 1}, serving)
-        self.recorder.train(lines.line(self.e, measured), tokens)
+        self.recorder.train(lines.line(self.experiment, measured), tokens)
 
     def _validate(self, at: int) -> float:
         """Returns the validation score of the state after `at` steps."""
         self._flush()
-        self.serving = self.e.serving(self.state)
+        self.serving = self.experiment.serving(self.state)
         what = Evaluated(self.state, at, self.serving)
         line = lines.evaluate(self.programs, what, "valid", self.stop)
         self.recorder.pace.pause()
         if line is None:
             self._preempt(at, at == self.start.step)
         self.recorder.valid(line)
-        return self.e.score(line)
+        return self.experiment.score(line)
 
     def _save(self, at: int, score: float | None) -> None:
         """Saves the state after `at` steps, and before it all lines up to there."""
         self._flush()
         self.recorder.sync()
         # the result is a model that is pruned, and in 8 bits: no other one can be the best
-        unfinished = at <= self.e.rounds.last
-        unfinished |= bool(self.e.cfg.quant.bits) and not self.e.quantized(at)
+        unfinished = at <= self.experiment.rounds.last
+        unfinished |= bool(self.experiment.cfg.quant.bits) and not self.experiment.quantized(at)
         meta = {
             "step": at,
             "score": None if unfinished else score,
             "validated": score is not None,
             "wall_s": self._wall(),
-            "config": to_dict(self.e.cfg),
-            "data": self.e.task.info(),
+            "config": to_dict(self.experiment.cfg),
+            "data": self.experiment.task.info(),
             "environment": self.environment,
         }
         self.checkpoints.save(at, self.state, meta, meta["score"])
@@ -290,18 +292,18 @@ class Trainer:
         """Evaluates the best checkpoint by validation on the test split, and gathers the result."""
         self.checkpoints.wait()
         final = digest(self.state.params)
-        best = self.checkpoints.best(self.e.like)
+        best = self.checkpoints.best(self.experiment.like)
         if best is None:
             raise UserError(
                 "no validated checkpoint is intact", "run the same command again, or use --fresh"
             )
-        serving = self.e.serving(best.state)
+        serving = self.experiment.serving(best.state)
         what = Evaluated(self.programs.place(best.state), best.step, serving)
         valid = self.recorder.validation(best.step)
         valid = valid or lines.evaluate(self.programs, what, "valid", self.stop)
         test = valid and lines.evaluate(self.programs, what, "test", self.stop)
         if test is None:
-            self._preempt(self.e.length.total, True)
+            self._preempt(self.experiment.length.total, True)
         self.recorder.test(test)
         ended = results.Ended(best.step, serving, valid, test, final, self._wall())
         return results.result(self.programs, self.recorder.path, ended)

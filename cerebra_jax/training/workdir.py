@@ -175,8 +175,9 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet(log: Path, verbose: bool) -> Iterator[None]:
-    """Sends what libraries write to stderr (XLA, TensorStore and Python warnings alike) to a file,
-    at descriptor level.
+    """Sends what libraries write to stderr to a file, at descriptor level.
+
+    That is XLA, TensorStore and Python warnings alike.
 
     C++ code writes to descriptor 2 whatever Python's sys.stderr is, so nothing less is quiet. Our
     own lines go to stdout, and errors are printed after this context has ended.

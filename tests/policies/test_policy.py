@@ -1,4 +1,4 @@
-"""What all policies have in common: a field of their own, and no trace of a step that was not
+"""What all policies have in common: a field of their own, and steps that are not finite."""
 finite.
 """
 
