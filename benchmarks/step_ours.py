@@ -62,7 +62,7 @@ def build(cfg: RunCfg, folder: Path) -> Variant:
     run = DataParallel(step, step, [device])
     key = jax.random.key(1)
     held = SimpleNamespace(state=run.place(now), batches=[run.shard(b) for b in batches], done=0)
-    memory = run._train.lower(held.state, held.batches[0], key).compile().memory_analysis()
+    memory = run.programs[0].lower(held.state, held.batches[0], key).compile().memory_analysis()
     temp = memory.temp_size_in_bytes
     program = (
         temp

@@ -17,7 +17,7 @@ from cerebra_jax.training import workdir as folder
 HOLD = """
 import sys, time
 from pathlib import Path
-from cerebra_jax.train.record import workdir
+from cerebra_jax.training import workdir
 with workdir.locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
