@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import common
 import jax
-from step_ours import TOTAL, random_batch
+from step_ours import LENGTH, random_batch
 
 from cerebra_jax import config
 from cerebra_jax.cost import count as jaxpr
@@ -30,6 +30,8 @@ from cerebra_jax.models import prunable, quantization
 from cerebra_jax.tasks.text import sketch
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import state
+from cerebra_jax.training.experiment import policies
+from cerebra_jax.training.objective import Objective
 from cerebra_jax.training.step import make_train_step
 
 KINDS = ("forward", "step")
@@ -84,9 +86,9 @@ class Program:
     def __init__(self, cfg: config.RunCfg, bits: int):
         """Compiles both; raises SystemExit where counted FLOPs are not those of the price list."""
         # the model and the state of its training
-        model = models.build(cfg, cfg.task.vocab_size, eight=bits == 8)
+        model = models.build(cfg, cfg.task.vocab_size, quantized=bits == 8)
         task = sketch(cfg)
-        optimizer = optim.make(cfg.train, TOTAL, TOTAL)
+        optimizer = optim.make(cfg.train, LENGTH)
         self._batch = random_batch(cfg, 0)
         self._key = jax.random.key(1)
         self._state = state.init(model, optimizer, self._batch, self._key)
@@ -116,7 +118,8 @@ class Program:
         self.bytes = sum(x.nbytes for x in jax.tree.leaves(weights))
 
         # compile
-        step = jax.jit(make_train_step(model, task, optimizer, cfg, TOTAL, TOTAL))
+        objective = Objective(model, task, policies(cfg))
+        step = jax.jit(make_train_step(objective, optimizer, cfg, LENGTH))
         self._step = step.lower(self._state, self._batch, self._key).compile()
         self._forward = jax.jit(forward).lower(self._variables, self._batch).compile()
         self.xla = {

@@ -24,9 +24,8 @@ from cerebra_jax.models import model as models
 from cerebra_jax.models import sampling
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.tasks.table import Table, read
-from cerebra_jax.training import certificate, trainer
+from cerebra_jax.training import finished, trainer
 from cerebra_jax.training import workdir as folder
-from cerebra_jax.training.experiment import Session
 from cerebra_jax.types import Batch
 
 # what `predict` takes: a table, the path of a CSV file, columns by name, rows as dicts, or texts
@@ -74,12 +73,9 @@ class Trained:
         workdir = Path(workdir)
         self.cfg = cfg or _configuration(workdir)
         self.task = task or build(self.cfg)
-        state, self.score = certificate.scored(self.cfg, self.task, workdir, print)
-        self.step = int(state.step)
-        session = Session(self.cfg, self.task)
-        session.adopt_of(state)
-        self.model = session.model
-        self.variables = {"params": state.params, "routing": state.routing}
+        best = finished.load(self.cfg, self.task, workdir, print)
+        self.step, self.score = best.step, best.score
+        self.model, self.variables = best.model, best.variables
         self._logits = jax.jit(self._forward)
 
     def predict(self, rows: TableLike, batch_size: int = 64) -> dict[str, list]:

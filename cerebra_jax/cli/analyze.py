@@ -76,12 +76,10 @@ def _facts(request: Request, windows: int) -> dict[str, Any]:
     compile_cache(cfg.task.cache_dir)
     from cerebra_jax.analysis import saliency as gradients
     from cerebra_jax.models import registry
-    from cerebra_jax.training import certificate
-    from cerebra_jax.training import experiment as session
+    from cerebra_jax.training import finished
 
-    s = session.Session(cfg, task)
-    state = certificate.trained(cfg, task, request.workdir, print)
-    s.adopt_of(state)
+    s = finished.load(cfg, task, request.workdir, print)
+    state = s.state
     net, probe = s.model.net, gradients.probe(s.model)
     variables = {"params": state.params, "routing": state.routing}
     seen, batches = [], list(_spread(task, split, windows))

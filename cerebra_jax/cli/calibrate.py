@@ -47,13 +47,13 @@ def run(request: Request) -> None:
             itertools.islice(_batches(task, request.options.get("data", ""), size), BATCHES)
         )
         compile_cache(cfg.task.cache_dir)
-        from cerebra_jax.training import certificate, frozen
-        from cerebra_jax.training.experiment import Session
+        from cerebra_jax.training import finished, frozen
 
-        state = certificate.trained(cfg, task, workdir, screen.say, as_trained=True)
+        best = finished.load(cfg, task, workdir, screen.say, as_trained=True)
+        model, state = best.experiment.model, best.state
         low, high = (1 / 3, 2 / 3) if share is None else (1 - share - route.rbf, 1 - share)
         static = "embeddings" in request.options
-        found = frozen.measure(Session(cfg, task).model, state, batches, low, high, static)
+        found = frozen.measure(model, state, batches, frozen.Quantiles(low, high, static))
         head = {
             "step": int(state.step),
             "data": request.options.get("data") or f"{task.dataset}, valid",

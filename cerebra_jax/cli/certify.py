@@ -29,11 +29,11 @@ def run(request: Request) -> None:
             dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, buckets=0)), screen.say
         )
         compile_cache(cfg.task.cache_dir)
-        from cerebra_jax.training import certificate
+        from cerebra_jax.training import certificate, finished
 
         state = None
         if request.finished:
-            state = certificate.trained(cfg, task, workdir, screen.say)
+            state = finished.load(cfg, task, workdir, screen.say).state
         found = certificate.certify(cfg, task, state, screen.say) | {
             "dataset": task.dataset,
             "notice": task.notice,

@@ -115,7 +115,7 @@ def bring(request: Request, say: Callable[[str], None]) -> None:
     with folder.quiet(to / "log.txt", request.verbose):
         from cerebra_jax.training import imported as outside
 
-        outside.save(found.cfg, to, found.named, found.step, found.score, say)
+        outside.save(found.cfg, to, outside.Weights(found.named, found.step, found.score), say)
     about = {
         "from": str(request.source),
         "sha256": files.sha256(request.source),

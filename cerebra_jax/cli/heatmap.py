@@ -95,12 +95,10 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
     compile_cache(cfg.task.cache_dir)
     from cerebra_jax.analysis import routing_trace as decisions
     from cerebra_jax.models import registry
-    from cerebra_jax.training import certificate
-    from cerebra_jax.training import experiment as session
+    from cerebra_jax.training import finished
 
-    s = session.Session(cfg, task)
-    state = certificate.trained(cfg, task, request.workdir, print)
-    s.adopt_of(state)
+    s = finished.load(cfg, task, request.workdir, print)
+    state = s.state
     variables = {"params": state.params, "routing": state.routing}
     found = decisions.trace(s.model, variables, read.batch, len(read.ids))
     net, L = s.model.net, task.shape.seq_len

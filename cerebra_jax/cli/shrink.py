@@ -38,7 +38,7 @@ def run(request: Request) -> None:
         compile_cache(cfg.task.cache_dir)
         from cerebra_jax.training import shrink as cut
 
-        found = cut.shrink(cfg, request.cfg, task, workdir, to, int(tile), screen.say)
+        found = cut.shrink(cfg, task, workdir, cut.Target(request.cfg, to, int(tile)), screen.say)
     a, b = found.before, found.after
     for kind, counts in dataclasses.asdict(found.net.kept).items():
         if counts:

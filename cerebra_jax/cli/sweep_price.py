@@ -33,8 +33,9 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
     """The price of one run; under a budget every step at that of its own program."""
     from cerebra_jax.cost.prices import TRAIN_FACTOR
     from cerebra_jax.models import model as models
+    from cerebra_jax.models.controls import control
     from cerebra_jax.tasks import registry as tasks
-    from cerebra_jax.training.step import plan_budget
+    from cerebra_jax.training.sizes import Length, plan_budget
 
     task, train = tasks.sketch(cfg), cfg.train
     cfg, vocab = tasks.fitted(cfg, task.shape), task.shape.vocab_size
@@ -46,10 +47,10 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
         else None
     )
     total = steps or 1000  # the last program of a budget does not depend on it
-    plan = plan_budget(dataclasses.replace(cfg, twin=""), vocab, total, total)
+    plan = plan_budget(dataclasses.replace(cfg, twin=""), vocab, Length(total, total))
     if plan and cfg.twin:  # a twin of the model that the budget ends with
         cfg, plan = models.at_rate(cfg, plan.rates[-1]), None
-    cfg = models.twin(cfg, vocab)
+    cfg = control(cfg, vocab)
     built = [
         models.build(c, vocab)
         for c in ([models.at_rate(cfg, r) for r in plan.rates] if plan else [cfg])

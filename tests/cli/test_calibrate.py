@@ -41,7 +41,7 @@ def model(run):
     """(session, its task, the state of the run's best checkpoint), as what only reads gets it."""
     cfg = config.parse((run / "run" / "config.json").read_text())
     task = build(cfg, lambda line: None)
-    s = session.Session(cfg, task)
+    s = session.prepare(cfg, task)
 
     def state(as_trained=False):
         checkpoints = Checkpoints(run / "run" / "checkpoints", print, read_only=True)

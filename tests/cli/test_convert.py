@@ -16,7 +16,7 @@ from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.main import main
 from cerebra_jax.models import model as models
 from cerebra_jax.tasks.registry import build
-from cerebra_jax.training import certificate
+from cerebra_jax.training import certificate, finished
 from cerebra_jax.training import trainer as loop
 from cerebra_jax.trees import named_leaves
 
@@ -86,7 +86,7 @@ def test_a_converted_run_is_small_and_answers_alike(converted, capsys):
 def test_operations_in_int8_are_counted_apart_and_certified(converted):
     cfg = config.parse((converted[1] / "config.json").read_text())
     task = build(cfg, print)
-    state = certificate.trained(cfg, task, converted[1], print)
+    state = finished.load(cfg, task, converted[1], print).state
     found = certificate.Variant(cfg, task, state)
     row = found.row | {"masked_flops": None}
     assert list(found.runs) == ["forward"] and row["counted_train_flops"] is None
@@ -104,9 +104,9 @@ def test_operations_in_int8_are_counted_apart_and_certified(converted):
     }
     assert certificate.verdict({"model": row, "dense": more}) == []
     trained = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))
-    s = certificate.Session(trained, task)
-    s.adopt(0, True)
-    counted = jaxpr.count(certificate._forward(s), s.like, task.example(2))
+    s = certificate.prepare(trained, task)
+    forward = certificate.forward_pass(s, s.sizes.model(0, 0, True))
+    counted = jaxpr.count(forward, s.like, task.example(2))
     assert counted.int8 == 2 * row["counted_int8"] and counted.flops == 2 * row["counted_flops"]
 
 

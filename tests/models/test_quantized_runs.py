@@ -9,7 +9,7 @@ from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import trainer as loop
 from cerebra_jax.training.checkpoint import Checkpoints
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import Experiment, prepare
 
 pytestmark = pytest.mark.usefixtures("eight_bits")
 
@@ -68,7 +68,7 @@ def test_a_run_goes_over_to_8_bits_and_resumes_exactly(go, cfg_of, whole, tmp_pa
 def test_the_result_is_of_a_model_in_8_bits(go, cfg_of, tmp_path, monkeypatch, Screen):
     """However good the float checkpoints were."""
     monkeypatch.setattr(
-        Session, "score", lambda self, line: float(line["step"])
+        Experiment, "score", lambda self, line: float(line["step"])
     )  # the earlier, the better
     cfg = cfg_of()
     found, kept, _ = go(cfg, tmp_path / "run")
@@ -88,4 +88,4 @@ def test_rounding_at_the_end_is_a_start_that_training_never_reaches(go, cfg_of, 
     assert not any("bits" in x for x in kept if x["split"] == "train")
     assert found["best_step"] == 8 and found["test"]["bits"] == 8
     with pytest.raises(UserError, match="step 16 of 8; begin before the end"):
-        Session(cfg_of("2 frac"), build(cfg_of(), lambda line: None))
+        prepare(cfg_of("2 frac"), build(cfg_of(), lambda line: None))

@@ -12,7 +12,7 @@ from cerebra_jax import checks, trees
 from cerebra_jax.config import CompressCfg, NetCfg, RouteCfg, RunCfg
 from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.models import model as build
-from cerebra_jax.training.objective import objective
+from cerebra_jax.training.objective import Conditions, Objective
 
 V, B, L, N = 24, 3, 16, 5
 DRAWS = 29
@@ -101,9 +101,8 @@ def test_every_parameter_of_a_random_configuration_learns(seed):
     def grad(params, key):
         def J(params):
             variables = {"params": params, "routing": routing}
-            return objective(model, Task(), variables, batch, build.neutral_knobs(), key, B * L, B)[
-                0
-            ]
+            conditions = Conditions(build.neutral_knobs(), key, B * L, B)
+            return Objective(model, Task())(variables, batch, conditions)[0]
 
         return jax.grad(J)(params)
 

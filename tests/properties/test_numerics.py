@@ -12,9 +12,11 @@ import pytest
 
 from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.models.model import MODELS, build
+from cerebra_jax.policies.schedule import Length
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import parallel, state, step
-from cerebra_jax.training.objective import objective
+from cerebra_jax.training.experiment import policies
+from cerebra_jax.training.objective import Conditions, Objective
 from cerebra_jax.types import Knobs
 
 V, L, B, TOTAL = 40, 16, 8, 20
@@ -67,8 +69,9 @@ def batch_at(i: int, causal: bool) -> dict:
 
 def train(cfg, devices: int, steps: int = 4):
     """(state, metric sums of each step, traces): warm, ramp and full phase."""
-    model, optimizer, traces = build(cfg, V), optim.make(cfg.train, TOTAL, TOTAL), []
-    pure = step.make_train_step(model, Task(), optimizer, cfg, TOTAL, TOTAL)
+    model, optimizer, traces = build(cfg, V), optim.make(cfg.train, Length(TOTAL, TOTAL)), []
+    objective = Objective(model, Task(), policies(cfg))
+    pure = step.make_train_step(objective, optimizer, cfg, Length(TOTAL, TOTAL))
 
     def counted(*args, **kwargs):
         traces.append(1)
@@ -131,9 +134,8 @@ def test_bfloat16_has_the_loss_and_the_gradients_of_float32(tiny_cfg, what):
         def both(params, model=model):
             def J(params):
                 variables = {"params": params, "routing": routing}
-                total, (sums, *_) = objective(
-                    model, Task(), variables, batch, knobs, None, 60.0, 7.0
-                )
+                conditions = Conditions(knobs, None, 60.0, 7.0)
+                total, (sums, *_) = Objective(model, Task())(variables, batch, conditions)
                 return total, sums
 
             (total, sums), grads = jax.value_and_grad(J, has_aux=True)(params)

@@ -56,7 +56,7 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
         cfg = config.parse(module("wikitext").get_config(f"cerebra-full-{part}"))
         task = build.sketch(cfg)
         cfg, vocab = build.fitted(cfg, task.shape), task.shape.vocab_size
-        assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, 1000, 100).last == 700
+        assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, rounds.Length(1000, 100)).last == 700
     full = config.parse(module("wikitext").get_config("cerebra-full-400m"))
     assert (
         full.prune.on

@@ -17,7 +17,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.tasks import mixed
 from cerebra_jax.tasks import registry as build
-from cerebra_jax.training.objective import objective
+from cerebra_jax.training.objective import Conditions, Objective
 
 L, B = 40, 7
 
@@ -120,7 +120,7 @@ def test_every_task_has_a_gate_of_its_own_which_is_logged(cfg, task):
 
     def J(params, batch):
         now = variables | {"params": params}
-        total, (metrics, *_) = objective(model, task, now, batch, knobs, None, 1.0, 1.0)
+        total, (metrics, *_) = Objective(model, task)(now, batch, Conditions(knobs, None, 1.0, 1.0))
         return total, metrics
 
     (_, metrics), slope = jax.jit(jax.value_and_grad(J, has_aux=True))(params, batch)

@@ -15,7 +15,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.routing import routers as router
 from cerebra_jax.tasks import registry as tasks
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import prepare
 
 L, K = 40, 5  # mqar: 3 K tokens are needed
 
@@ -32,7 +32,7 @@ def session(tiny_cfg):
                 "net.route": {"mode": "oracle"} | net,
             }
         )
-        return Session(cfg, tasks.build(cfg))
+        return prepare(cfg, tasks.build(cfg))
 
     return make
 

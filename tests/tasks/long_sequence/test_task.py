@@ -12,7 +12,7 @@ from cerebra_jax.cli.flags import parse
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.models import model as models
 from cerebra_jax.tasks import registry as tasks
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import prepare
 from cerebra_jax.types import Out
 
 
@@ -79,7 +79,7 @@ def test_scores_are_what_numpy_counts(cfg):
 @pytest.mark.parametrize("net", ["transformer", "cerebra", "chiar"])
 def test_only_what_is_asked_gets_logits_and_is_paid_for(net, cfg):
     """The price of the head is that of Q positions, the program agrees, and the answers read the right places."""
-    s = Session(cfg(net__name=net), tasks.build(cfg()))
+    s = prepare(cfg(net__name=net), tasks.build(cfg()))
     assert s.model.net.answers == 5 and s.model.cost.executed["head"] == 5 * 2 * 32 * 30
     batch, state = s.task.example(3), s.fresh()
 
