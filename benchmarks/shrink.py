@@ -31,7 +31,7 @@ from cerebra_jax.cost import timing
 from cerebra_jax.models import model as models  # noqa: E402
 from cerebra_jax.models import prunable as units  # noqa: E402
 from cerebra_jax.models import quantization as int8  # noqa: E402
-from cerebra_jax.tasks.text import sketch  # noqa: E402
+from cerebra_jax.tasks.registry import sketch  # noqa: E402
 from cerebra_jax.training import optimizer as optim  # noqa: E402
 from cerebra_jax.training import state
 from cerebra_jax.training.step import make_train_step  # noqa: E402

@@ -78,7 +78,7 @@ class Trained:
         what = f"the run's task is {self.cfg.task.name}"
         need(hasattr(self.task, "inputs"), what, "predict answers for tables and intents")
         table = _table(rows)
-        given = self.task.of(self.task.inputs(table))
+        given = self.task.given(self.task.inputs(table))
         found = []
         for batch in given.eval_batches("given", batch_size):
             found.append(np.asarray(self._logits(self.variables, batch))[:, 0])

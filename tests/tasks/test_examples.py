@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks.examples import SPLITS, Examples, cut, digest
+from cerebra_jax.tasks.examples import Examples, cut, digest
+from cerebra_jax.tasks.task import SPLITS
 
 
 def fake(n: int) -> Examples:

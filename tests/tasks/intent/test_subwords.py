@@ -10,7 +10,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
+from cerebra_jax.tasks import registry
 from cerebra_jax.tasks.intent import subwords
 
 BUCKETS = 1000
@@ -25,7 +25,7 @@ def task_of(path, **more):
         "tokenizer": "words",
         "min_count": 2,
     } | more
-    return build.build(
+    return registry.build(
         config.parse({"task": task, "net": {"name": "transformer", "causal": False}}),
         lambda line: None,
     )
