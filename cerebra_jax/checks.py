@@ -1,16 +1,16 @@
 """Values of a configuration that are each allowed but do not go together.
 
-`together` is the one entry point: `config.parse` calls it, and it raises UserError for the first rule that is broken.
-The rules stand with what they are about:
+`together` is the one entry point: `config.parse` calls it, and it raises UserError for the first
+rule that is broken. The rules stand with what they are about:
 
     here                           what concerns every run
     cerebra_jax.tasks.registry     what the task of the configuration demands
     cerebra_jax.models.rules       what its model demands
 
-A rule is a plain `if` in a generator, which yields (what is wrong, how to put it right). This module stands below tasks
-and models and therefore imports neither. It knows the two other homes by name (`RULES`) and imports them when it is
-called, as a program loads its plug-ins. None of the three imports JAX, so a mistyped configuration is refused in a
-fraction of a second.
+A rule is a plain `if` in a generator, which yields (what is wrong, how to put it right). This
+module stands below tasks and models and therefore imports neither. It knows the two other homes by
+name (`RULES`) and imports them when it is called, as a program loads its plug-ins. None of the
+three imports JAX, so a mistyped configuration is refused in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ UNROUTED = ("window", "lstm", "ssm", "cnn", "fnet", "mlp")  # beside the dense T
 
 
 def together(cfg: RunCfg) -> None:
-    """Raises UserError for the first rule that a configuration breaks: a general one, its task's, or its model's."""
+    """Raises UserError for the first rule that a configuration breaks.
+
+    General rules come first, then those of its task, then those of its model.
+    """
     for problem in check(cfg):
         raise UserError(*problem)
     for name in RULES:
@@ -75,7 +78,10 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
 
 
 def to_steps(duration: str, total: int, per_epoch: int) -> int:
-    """Returns the steps of a duration: "0.1 frac" (of `total`), "3 epochs" (of `per_epoch` steps) or "500 steps"."""
+    """Returns the steps of a duration; raises UserError where it is none.
+
+    It is written "0.1 frac" (of `total`), "3 epochs" (of `per_epoch` steps) or "500 steps".
+    """
     units = {"step": 1, "steps": 1, "epoch": per_epoch, "epochs": per_epoch, "frac": total}
     try:
         number, unit = duration.split()

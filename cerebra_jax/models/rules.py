@@ -1,7 +1,7 @@
-"""What each model demands of a configuration: one function per model, and `check`, which calls the right one.
+"""What each model demands of a configuration: one function per model, and `check` for all of them.
 
-Every function yields (what is wrong, how to put it right), as `checks.check` does. This module imports no JAX: a
-configuration that cannot work is refused before JAX is loaded.
+Every function yields (what is wrong, how to put it right), as `checks.check` does. This module
+imports no JAX: a configuration that cannot work is refused before JAX is loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
 
 
 def check_transformer(cfg: RunCfg) -> Iterator[Problem]:
-    """Yields what the dense Transformer forbids: all that concerns routing, and prices of it pruned but in FLOPs."""
+    """Yields what the dense Transformer forbids: routing, and bytes or seconds once pruned."""
     yield from _unrouted(cfg)
     yield from _no_operators_of_chiar(cfg)
     yield from _no_rates_per_layer(cfg)
@@ -62,7 +62,10 @@ def check_mod(cfg: RunCfg) -> Iterator[Problem]:
 
 
 def check_chiar(cfg: RunCfg) -> Iterator[Problem]:
-    """Yields what CHIAR forbids: it is a causal language model, with rules for two and for three operators."""
+    """Yields what CHIAR forbids.
+
+    It is a causal language model, with rules for two and for three operators.
+    """
     net, route = cfg.net, cfg.net.route
 
     # the model as a whole
@@ -241,7 +244,7 @@ def _is_bounded(route: RouteCfg) -> bool:
 
 
 def _no_operators_of_chiar(cfg: RunCfg) -> Iterator[Problem]:
-    """Yields what only CHIAR can have: its scores, a third operator, a reward for using all operators."""
+    """Yields what only CHIAR can have: its scores, a third operator, a reward for variety."""
     route = cfg.net.route
     if route.score != "spectral":
         yield _score(cfg.net)
@@ -262,7 +265,10 @@ def _operator_without_choice(net: NetCfg) -> Problem:
 
 
 def _rates_per_layer(net: NetCfg) -> Iterator[Problem]:
-    """Yields what is wrong with net.route.by_layer: a number for each layer, which divides what net.route.rate gives."""
+    """Yields what is wrong with net.route.by_layer.
+
+    It has a number for each layer, and divides what net.route.rate gives.
+    """
     route = net.route
     if not route.by_layer:
         return
@@ -293,7 +299,7 @@ def _is_list_of_rates(values: str | tuple[float, ...], depth: int) -> bool:
 
 
 class _Remaining(NamedTuple):
-    """What pruning has left of one kind of unit: its key, the list of the configuration, and how many there were."""
+    """What pruning has left of one kind of unit, such as heads."""
 
     key: str
     values: str | tuple[int, ...]
@@ -310,7 +316,10 @@ def _remaining(net: NetCfg) -> list[_Remaining]:
 
 
 def _pruned(cfg: RunCfg) -> Iterator[Problem]:
-    """Yields what is wrong with the pruning of a model that can be pruned: before training (net.kept), or in it."""
+    """Yields what is wrong with the pruning of a model that can be pruned.
+
+    It is pruned before training (net.kept) or in training (prune).
+    """
     net = cfg.net
     for units in _remaining(net):
         if not _is_list_of_counts(units, net.depth):
@@ -324,7 +333,10 @@ def _pruned(cfg: RunCfg) -> Iterator[Problem]:
 
 
 def _unpruned(cfg: RunCfg) -> Iterator[Problem]:
-    """Yields the pruning that is asked of a model that cannot be pruned; its control, where it has one, may be."""
+    """Yields the pruning that is asked of a model that cannot be pruned.
+
+    Its control, where it has one, may be.
+    """
     net, hint = cfg.net, f"only {', '.join(PRUNABLE)} can be pruned"
     given = _given(net)
     if given:

@@ -1,4 +1,4 @@
-"""Rows of arrays in three splits, as batches: the data half of every task whose examples are independent."""
+"""Rows of arrays in three splits, as batches: the data half of tasks with independent examples."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ Arrays = dict[str, np.ndarray]  # batch key -> (N, …)
 
 
 class Examples:
-    """Each epoch takes every training row once, in an order of its own; an evaluation takes every row once, in order.
+    """Each epoch takes every training row once, in an order of its own.
 
-    A training batch is a pure function of (seed, step): example step * B + j of the run is number (step * B + j) % N of
-    its epoch's permutation.
+    An evaluation takes every row once, in order.
 
-    In buckets (`bucket`), the steps of an epoch take the rows that they would take without, sorted by the bucket of
-    their length, as batches in a random order: a batch is of one bucket, but for one at each border. It is cut to the
-    shortest of shape.lengths that holds its rows. Nothing but (seed, step) and the data decides, on any host.
+    A training batch is a pure function of (seed, step): example step * B + j of the run is number
+    (step * B + j) % N of its epoch's permutation.
+
+    In buckets (`bucket`), the steps of an epoch take the rows that they would take without, sorted
+    by the bucket of their length, as batches in a random order: a batch is of one bucket, but for
+    one at each border. It is cut to the shortest of shape.lengths that holds its rows. Nothing but
+    (seed, step) and the data decides, on any host.
     """
 
     shape: Shape
@@ -42,7 +45,10 @@ class Examples:
         self._batches: dict[tuple[int, int, int], np.ndarray] = {}
 
     def given(self, rows: Arrays) -> Examples:
-        """Returns the same task with these rows, in order, as its only split, `given`: inputs without answers."""
+        """Returns the same task with these rows, in order, as its only split, called `given`.
+
+        The rows are inputs without answers.
+        """
         other = copy.copy(self)
         other._splits = {"given": rows}
         other.size = {"given": _n_rows(rows)}
@@ -51,14 +57,17 @@ class Examples:
         return other
 
     def bucket(self, buckets: int, batch_size: int) -> None:
-        """Makes batches of similar length from here on: of at most so many `lengths` of the training rows, and L."""
+        """Makes batches of similar length from here on: of at most so many `lengths`, and of L."""
         tokens_N = _tokens(self._splits["train"])
         found = lengths(tokens_N, buckets, self.shape.seq_len, batch_size + 1)
         self.shape = self.shape._replace(lengths=found)
         self.group_N = self._groups("train")
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the steps after which every row was seen; the last may reach into the next epoch."""
+        """Returns the steps after which every row was seen.
+
+        The last may reach into the next epoch.
+        """
         return -(-self.size["train"] // batch_size)
 
     def example(self, batch_size: int) -> Batch:
@@ -85,7 +94,7 @@ class Examples:
         return self._batches[key][i]
 
     def _regrouped(self, seed: int, epoch: int, batch_size: int) -> np.ndarray:
-        """Returns the rows of an epoch as batches of similar length, in a random order, (steps, B)."""
+        """Returns an epoch as batches of rows of similar length, in random order, (steps, B)."""
         steps = self.steps_per_epoch(batch_size)
         row_N = self._stream(seed, epoch * steps * batch_size, steps * batch_size)
         by_group_N = np.argsort(self.group_N[row_N], kind="stable")
@@ -95,19 +104,24 @@ class Examples:
     def pick(
         self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)
     ) -> Batch:
-        """Returns the rows of host (i, n) of the global batch `step` that is made of the training rows row_B."""
+        """Returns the rows of host (i, n) of the global batch `step` of the training rows row_B."""
         ex_B = host_rows(len(row_B), host)
         w_B = np.ones(len(ex_B), np.float32)
         return self._batch("train", row_B[ex_B], w_B, ex_B, self.length(row_B))
 
     def length(self, row_B: np.ndarray) -> int | None:
-        """Returns the tokens of the program that a batch of these training rows runs in; None without buckets."""
+        """Returns the tokens of the program that a batch of these training rows runs in.
+
+        It is None without buckets.
+        """
         return None if self.group_N is None else self.shape.lengths[self.group_N[row_B].max()]
 
     def eval_batches(
         self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
-        """Yields batches in which every row of the split weighs 1 exactly once; what fills the last weighs 0.
+        """Yields batches in which every row of the split weighs 1 exactly once.
+
+        What fills the last weighs 0.
 
         They have one shape, or one for each of shape.lengths.
         """
@@ -173,10 +187,11 @@ def _n_rows(arrays: Arrays) -> int:
 
 
 def lengths(tokens_N: np.ndarray, buckets: int, L: int, least: int) -> tuple[int, ...]:
-    """Returns at most `buckets` lengths, ascending, that hold equal shares of rows of so many tokens, and L as the last.
+    """Returns at most `buckets` lengths that hold equal shares of the rows, and L as the last.
 
-    Quantiles, rounded up to a multiple of MULTIPLE where L >= MULTIPLE_FROM. A length that fewer than `least` rows
-    would take joins the next, or the one before it where there is none.
+    tokens_N has the tokens of each row. The lengths ascend; they are quantiles, rounded up to a
+    multiple of MULTIPLE where L >= MULTIPLE_FROM. A length that fewer than `least` rows would take
+    joins the next, or the one before it where there is none.
     """
     # quantiles, rounded up
     quantiles = np.arange(1, buckets + 1) / buckets
@@ -203,10 +218,12 @@ def _tokens(arrays: Arrays) -> np.ndarray:
 
 
 def cut(n: int, valid: float, test: float) -> dict[str, np.ndarray]:
-    """Returns the row numbers of the three splits of n rows: slices of RandomState(42)'s permutation, in its order.
+    """Returns the row numbers of the three splits of n rows.
 
-    train int((1 − valid − test) n), test the last rows, or (test = 0) none: then valid is the last. UserError where a
-    split that is asked for gets no row.
+    They are slices of RandomState(42)'s permutation, in its order.
+
+    train int((1 − valid − test) n), test the last rows, or (test = 0) none: then valid is the last.
+    Raises UserError where a split that is asked for gets no row.
     """
     order_N = np.random.RandomState(42).permutation(n)
     first = int(round(1.0 - valid - test, 9) * n)

@@ -1,10 +1,12 @@
-"""ListOps with the rules of the Long Range Arena: the result of nested lists of digits under MIN, MAX, MED, SM.
+"""ListOps with the rules of the Long Range Arena: the result of nested lists of digits.
 
-Nangia & Bowman 2018, arXiv:1804.06028; Tay et al. 2021, arXiv:2011.04006. Made on the fly from a seed, once, and kept.
+Nangia & Bowman 2018, arXiv:1804.06028; Tay et al. 2021, arXiv:2011.04006. Made on the fly from a
+seed, once, and kept.
 
-A node at depth < 10 is an operator with probability 1/4, else a digit; at depth 10 always a digit (the root has depth
-1). Operators and their number of arguments, 2 to 10, are uniform. Trees of length in (low, high) are kept, copies are
-not. MED is the integer part of the median, SM the sum modulo 10.
+A node at depth < 10 is an operator with probability 1/4, else a digit; at depth 10 always a digit
+(the root has depth 1). Operators and their number of arguments, 2 to 10, are uniform. Trees of
+length in (low, high) are kept, copies are not. MED is the integer part of the median, SM the sum
+modulo 10.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def value(op: int, arguments: Sequence[int]) -> int:
 
 
 def evaluate(tokens: Sequence[int]) -> int:
-    """Returns the result of an expression; ValueError where it is none."""
+    """Returns the result of an expression; raises ValueError where it is none."""
     stack: list[tuple[int, list[int]]] = [(END, [])]
     for token in tokens:
         if token < 10:
@@ -70,7 +72,10 @@ def evaluate(tokens: Sequence[int]) -> int:
 
 
 def parse(text: str) -> list[int]:
-    """Returns the tokens of an expression as the original files write it; plain parentheses mean nothing."""
+    """Returns the tokens of an expression as the original files write it.
+
+    Plain parentheses mean nothing.
+    """
     return [NAMES.index(word) for word in text.split() if word not in "()"]
 
 
@@ -101,7 +106,10 @@ def draw(rng: np.random.RandomState, longest: int) -> tuple[list[int], int] | No
 
 
 def trees(n: int, low: int, high: int, seed: int) -> list[tuple[list[int], int]]:
-    """Returns n different trees whose length is between low and high, both excluded; UserError where there are none."""
+    """Returns n different trees whose length is between low and high, both excluded.
+
+    Raises UserError where there are none.
+    """
     rng = np.random.RandomState(seed)
     seen: set[bytes] = set()
     found = []
@@ -144,7 +152,10 @@ class ListOps(Examples):
 
     @classmethod
     def build(cls, cfg: RunCfg, log: Log = print) -> ListOps:
-        """Returns the task of a configuration: task.rows trees, longer than task.shortest, shorter than task.seq_len."""
+        """Returns the task of a configuration.
+
+        It has task.rows trees of more than task.shortest and fewer than task.seq_len tokens.
+        """
         low, high = cfg.task.shortest, cfg.task.seq_len
         for problem in cls.check(cfg):
             raise UserError(*problem)
@@ -163,11 +174,14 @@ class ListOps(Examples):
         return scores.classify(out, batch, each)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
-        """Returns accuracy and macro-F1. Knowing the outermost operator alone gives 36 % at the Arena's lengths."""
+        """Returns accuracy and macro-F1.
+
+        Knowing the outermost operator alone gives 36 % at the Arena's lengths.
+        """
         return scores.classes(sums)
 
     def info(self) -> dict[str, Any]:
-        """Returns what the trees are: sizes, shares of the labels, and what the outermost operator alone gives."""
+        """Returns what the trees are, and what the outermost operator alone gives."""
         splits = {}
         for split, rows in self._splits.items():
             labels_N = rows["labels_BxL"][:, 0]
@@ -187,7 +201,10 @@ class ListOps(Examples):
 
 
 def outermost(train: Arrays, test: Arrays) -> float:
-    """Returns how often the first token alone is enough: its most frequent result in `train` is right in `test`."""
+    """Returns the accuracy of guessing by the first token alone, a floor that no reading needs.
+
+    The guess is its most frequent result in `train`, and is scored in `test`.
+    """
     counts = np.zeros((len(NAMES), 10), np.int64)
     np.add.at(counts, (train["inputs_BxL"][:, 0], train["labels_BxL"][:, 0]), 1)
     guess_N = counts.argmax(1)[test["inputs_BxL"][:, 0]]

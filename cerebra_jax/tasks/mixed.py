@@ -1,8 +1,9 @@
-"""One network for a text, texts with labels and ListOps: what each row asks for stands in its batch.
+"""One network for a text, texts with labels and ListOps: each row says what it asks for.
 
-All of it is next-token prediction by a causal model. Each task has its own rows of the one table: for what it reads,
-and after those of all for its answers, which are its head: an example with a label is asked for it at its last token.
-A batch takes its rows from the tasks in turn, and every row weighs as much as a window of text does.
+All of it is next-token prediction by a causal model. Each task has its own rows of the one table:
+for what it reads, and after those of all for its answers, which are its head: an example with a
+label is asked for it at its last token. A batch takes its rows from the tasks in turn, and every
+row weighs as much as a window of text does.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Mixed:
 
     @staticmethod
     def check(cfg: RunCfg) -> Iterator[Problem]:
-        """Yields what the three tasks together forbid: each needs a row of the batch, and all are one length."""
+        """Yields what the three tasks together forbid: each needs a row, all have one length."""
         if cfg.train.batch_size < len(NAMES):
             what = f"train.batch_size is {cfg.train.batch_size} for {len(NAMES)} tasks"
             yield what, "use a row for each at least"
@@ -77,7 +78,7 @@ class Mixed:
 
     @classmethod
     def build(cls, cfg: RunCfg, log: Log = print) -> Mixed:
-        """Returns the three tasks of a configuration, each by its own keys of `task`, all of task.seq_len tokens."""
+        """Returns the three tasks of a configuration, each by its own keys of `task`."""
         for problem in cls.check(cfg):
             raise UserError(*problem)
         parts = []
@@ -118,7 +119,10 @@ class Mixed:
                 yield self._joined(i, batch) | {"ex_B": batch["ex_B"]}
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
-        """Returns the total nats, and by task (T,): nats and their weight, right answers and questions."""
+        """Returns the total nats, and sums by task, (T,).
+
+        These are nats and their weight, right answers and questions.
+        """
         import jax
         import jax.numpy as jnp
 
@@ -157,7 +161,10 @@ class Mixed:
         return nats, sums
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
-        """Returns the nats per token of the text, and the accuracy of the others among their own classes."""
+        """Returns the nats per token of the text, and the accuracy of the others.
+
+        An answer is the likeliest of the task's own classes.
+        """
         nats_T, w_T = (np.asarray(x, np.float64) for x in sums["nats"])
         right_T, asked_T = (np.asarray(x, np.float64) for x in sums["right"])
         found = {"nats_text": float(nats_T[0] / max(w_T[0], 1))}
@@ -183,7 +190,10 @@ class Mixed:
         return np.arange(task, batch_size, len(self._parts))
 
     def _joined(self, task: int, batch: Batch) -> Batch:
-        """Returns a batch of one task in the terms of all: windows of L tokens, a label wherever one is asked for."""
+        """Returns a batch of one task in the terms of all.
+
+        That is windows of L tokens with a label wherever one is asked for.
+        """
         w_BxL = batch["w_BxL"]
         ids_BxL = batch["inputs_BxL"] + np.int32(self._first[task])
         rows = len(ids_BxL)

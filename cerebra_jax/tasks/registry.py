@@ -1,14 +1,16 @@
-"""The tasks by name: which there are, what each demands of a configuration, and what its shape decides.
+"""The tasks by name: which there are, what each demands, and what its shape decides.
 
 A task is a class in a file of its own, which registers itself:
 
     @register("text")
     class TextTask: ...
 
-`MODULES` says where each one stands, and its module is imported when a configuration names it. To add a task, write its
-file and add its line here (and its name to the values of task.name in config/schema.py).
+`MODULES` says where each one stands, and its module is imported when a configuration names it. To
+add a task, write its file and add its line here (and its name to the values of task.name in
+config/schema.py).
 
-No task's module imports JAX until its loss is computed, so that broken settings and broken data are refused early.
+No task's module imports JAX until its loss is computed, so that broken settings and broken data are
+refused early.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ _CLASSES: dict[str, type[Task]] = {}
 
 
 def register(name: str) -> Callable[[type], type]:
-    """Returns a decorator that makes a class the task of this name; ValueError where another class has it."""
+    """Returns a decorator that makes a class the task of this name.
+
+    Raises ValueError where another class has it.
+    """
 
     def keep(cls: type) -> type:
         other = _CLASSES.setdefault(name, cls)
@@ -79,7 +84,10 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
 
 
 def build(cfg: RunCfg, log: Log = print) -> Task:
-    """Returns the task of a configuration, its data ready; `log` is told what takes time or must be known."""
+    """Returns the task of a configuration, its data ready.
+
+    `log` is told what takes time or must be known.
+    """
     task = find(cfg.task.name).build(cfg, log)
     if cfg.task.buckets > 1:
         task.bucket(cfg.task.buckets, cfg.train.batch_size)
@@ -87,7 +95,10 @@ def build(cfg: RunCfg, log: Log = print) -> Task:
 
 
 def sketch(cfg: RunCfg) -> Task:
-    """Returns what shapes, prices and losses need of a task: no text is prepared for it, smaller data are read."""
+    """Returns what shapes, prices and losses need of a task.
+
+    No text is prepared for it; smaller data are read.
+    """
     task = find(cfg.task.name)
     return task.sketch(cfg) if hasattr(task, "sketch") else build(cfg, _log_nothing)
 
@@ -97,9 +108,10 @@ def _log_nothing(line: str) -> None:
 
 
 def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
-    """Returns the configuration with what its task decides: L, and the keys of net in DECIDED where they are 0.
+    """Returns the configuration with what its task decides: L, and the keys in DECIDED that are 0.
 
-    UserError where such a key is set to another value, or where the task has not what the router looks at.
+    Raises UserError where such a key is set to another value, or where the task does not give what
+    the router looks at.
     """
     net, decided = cfg.net, {}
     for key in DECIDED:

@@ -1,4 +1,4 @@
-"""Losses of pooled heads as (sum, count) pairs, in JAX, and the figures that are formed of them once, on the host."""
+"""Losses of pooled heads as (sum, count) pairs, in JAX, and figures made of them on the host."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def classify(out: Out, batch: Batch, each: bool = False) -> tuple[Any, Pairs]:
 def classes(sums: Pairs) -> dict[str, float]:
     """Returns accuracy and macro-F1 of `classify`'s sums.
 
-    F1 of a class = 2 right / (examples + predictions); macro: the mean over classes that occur or are predicted.
+    F1 of a class = 2 right / (examples + predictions); macro: the mean over classes that occur or
+    are predicted.
     """
     is_C, said_C, right_C = (np.asarray(sums[k][0], np.float64) for k in ("is", "said", "right"))
     seen_C = is_C + said_C > 0
@@ -83,9 +84,9 @@ def regress(out: Out, batch: Batch, each: bool = False) -> tuple[Any, Pairs]:
 
 
 def errors(sums: Pairs, unit: float, variance: float | None) -> dict[str, float]:
-    """Returns RMSE and MAE in units of `unit`; and R2 = 1 − MSE / variance where the labels' variance is given.
+    """Returns RMSE and MAE in units of `unit`, and R2 where the labels' variance is given.
 
-    R2 is NaN where all labels are equal.
+    R2 = 1 − MSE / variance, or NaN where all labels are equal.
     """
     squares, n = map(float, sums["loss"])
     found = {

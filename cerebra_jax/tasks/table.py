@@ -1,4 +1,7 @@
-"""CSV files as columns of text. Python's csv module; every way in which a file can be broken is one UserError."""
+"""CSV files as columns of text. Python's csv module.
+
+Every way in which a file can be broken is one UserError.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ class Table(NamedTuple):
 
 
 def read(path: str) -> Table:
-    """Returns the table of a CSV file with a header, plain or .gz; commas, semicolons, tabs or bars part its fields.
+    """Returns the table of a CSV file with a header, plain or .gz.
+
+    Commas, semicolons, tabs or bars part its fields.
 
     UserError: no such file, not text, empty, without rows, a name twice, a row of another length.
     """
@@ -58,7 +63,7 @@ def read(path: str) -> Table:
 
 
 def _header(file: Path, first: list[str]) -> list[str]:
-    """Returns the names of the columns; UserError where one is missing or stands twice."""
+    """Returns the names of the columns; raises UserError where one is missing or stands twice."""
     names = [name.strip() for name in first]
     if not any(names):
         raise UserError(f"{file} is empty", "its first line must hold the names of the columns")
@@ -73,7 +78,7 @@ def _header(file: Path, first: list[str]) -> list[str]:
 
 
 def text_of(file: Path) -> str:
-    """Returns the text of a UTF-8 file, plain or .gz; UserError where there is none."""
+    """Returns the text of a UTF-8 file, plain or .gz; raises UserError where there is none."""
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise UserError(f"{file} {what}", "give a file: --config.task.path=FILE")
@@ -87,7 +92,10 @@ def text_of(file: Path) -> str:
 
 
 def known(table: Table, name: str, who: str) -> str:
-    """Returns `name`, a column of the table; UserError where it is none, with what `who` names may mean."""
+    """Returns `name`, a column of the table.
+
+    Raises UserError where it is none, with what `who` names may mean.
+    """
     if name in table.columns:
         return name
     hint = suggest(name, list(table.columns))

@@ -1,4 +1,7 @@
-"""What every task gives to a run: its shape, batches, a loss, and the figures that people read. Imports no JAX."""
+"""What every task gives to a run: its shape, batches, a loss, and the figures that people read.
+
+Imports no JAX.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Shape(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A figure of `Task.report`: its key there, what a person reads, and whether less of it is better."""
+    """A figure of `Task.report`."""
 
     key: str
     name: str
@@ -50,9 +53,12 @@ LOSS = Metric("loss", "loss", 4, True, table=False)
 
 
 class Task(Protocol):
-    """A data set with its loss. Batches are numpy, and a training batch is a pure function of (seed, step).
+    """A data set with its loss.
 
-    A class may also have `sketch(cfg)`: a part of the task that can be had without its data, for prices.
+    Batches are numpy, and a training batch is a pure function of (seed, step).
+
+    A class may also have `sketch(cfg)`: a part of the task that can be had without its data, for
+    prices.
     """
 
     padded: (
@@ -72,7 +78,10 @@ class Task(Protocol):
 
     @classmethod
     def build(cls, cfg: RunCfg, log: Log = print) -> Task:
-        """Returns the task of a configuration, its data ready; UserError says what is wrong with them."""
+        """Returns the task of a configuration, its data ready.
+
+        UserError says what is wrong with them.
+        """
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the steps after which every training example was seen."""
@@ -88,33 +97,40 @@ class Task(Protocol):
     def pick(
         self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)
     ) -> Batch:
-        """Returns the rows of host (i, n) of a global batch `step` of the training examples index_B."""
+        """Returns host (i, n)'s rows of a global batch `step` of the training examples index_B."""
 
     def eval_batches(
         self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
-        """Yields batches in which every example of the split weighs 1 exactly once; padding weighs 0.
+        """Yields batches in which every example of the split weighs 1 exactly once.
+
+        Padding weighs 0.
 
         They have one shape, or one for each of shape.lengths.
         """
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
-        """Returns (total loss of a batch, its sums), in JAX; `chunk` tokens have their logits at once.
+        """Returns (total loss of a batch, its sums), in JAX.
 
-        Training minimises the total over the sum of w_BxL: nats, or squared errors in standard deviations.
-        With `each` (where there are examples to pick) the sums also have "each": the total and the
-        weight of every example, (B,).
+        `chunk` tokens have their logits at once.
+
+        Training minimises the total over the sum of w_BxL: nats, or squared errors in standard
+        deviations. With `each` (where there are examples to pick) the sums also have "each": the
+        total and the weight of every example, (B,).
         """
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
-        """Returns figures from sums over all devices and batches: of a whole split, or one "train" batch."""
+        """Returns figures from the sums of a split, or of one "train" batch, over all devices."""
 
     def info(self) -> dict[str, Any]:
-        """Returns what the data are, for result.json; a run goes on only with data of the same info["sha256"]."""
+        """Returns what the data are, for result.json.
+
+        A run goes on only with data of the same info["sha256"].
+        """
 
 
 def host_rows(batch_size: int, host: tuple[int, int]) -> np.ndarray:
-    """Returns the rows of a global batch that belong to host (i, n): B / n of them in a row, int32."""
+    """Returns the rows of a global batch that belong to host (i, n): B / n neighbours, int32."""
     i, n = host
     if batch_size % n:
         what = f"train.batch_size {batch_size} cannot be shared by {n} hosts"

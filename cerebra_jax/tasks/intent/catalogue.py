@@ -1,7 +1,7 @@
 """Labelled texts of tensorflow-datasets, by name, without TensorFlow.
 
-A data set is downloaded and prepared once, into ArrayRecord files below the cache.
-This module imports tensorflow_datasets (a second): import it only where a data set is asked for by name.
+A data set is downloaded and prepared once, into ArrayRecord files below the cache. This module
+imports tensorflow_datasets (a second): import it only where a data set is asked for by name.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ UNLABELLED = -1  # what a ClassLabel holds where the label is not published
 def load(
     cfg: TaskCfg, splits: Sequence[str], texts: Sequence[str], log: Log
 ) -> dict[str, list[tuple[str, str]]]:
-    """Returns {split: (text, label) pairs} of those splits that task.tfds has, downloaded where it must be; UserError.
+    """Returns {split: (text, label) pairs} of those splits that task.tfds has; raises UserError.
 
-    The text is the only feature of that type, the one named in `texts`, or task.columns; the label is the only
-    ClassLabel, or task.target. Rows without a label are left out, and a split of nothing else.
+    The data set is downloaded where that was not done before.
+
+    The text is the only feature of that type, the one named in `texts`, or task.columns; the label
+    is the only ClassLabel, or task.target. Rows without a label are left out, and a split of
+    nothing else.
     """
     # the data set
     name = cfg.tfds
@@ -64,7 +67,10 @@ def load(
 
 
 def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
-    """Returns what makes a data set; UserError where there is none of this name, configuration or version."""
+    """Returns what makes a data set.
+
+    Raises UserError where there is none of this name, configuration or version.
+    """
     known = tfds.list_builders(with_community_datasets=False)
     base = name.partition(":")[0].partition("/")[0]
     if base not in known:
@@ -85,7 +91,10 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
 
 
 def _names_of(features: tfds.features.FeatureConnector, kind: type) -> list[str]:
-    """Returns the names of the features of a kind; those of examples that are no mapping have none."""
+    """Returns the names of the features of a kind.
+
+    Those of examples that are no mapping have none.
+    """
     if not isinstance(features, tfds.features.FeaturesDict):
         return []
     return [name for name, feature in features.items() if isinstance(feature, kind)]
@@ -101,7 +110,10 @@ class _Wanted(NamedTuple):
 
 
 def _feature(wanted: _Wanted, found: list[str]) -> str:
-    """Returns which of the features that were found is wanted; UserError where that is not clear."""
+    """Returns which of the features that were found is wanted.
+
+    Raises UserError where that is not clear.
+    """
     if wanted.given:
         if wanted.given not in found:
             what = f"{wanted.key} is {wanted.given!r}, which is no {wanted.what}"
@@ -149,7 +161,10 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str, folder: Path) -> None
 
 @contextlib.contextmanager
 def _local_files() -> Iterator[None]:
-    """Lets Python open the archives that tfds has downloaded: tfds does it through TensorFlow (its issue 11058)."""
+    """Lets Python open the archives that tfds has downloaded.
+
+    tfds does it through TensorFlow (its issue 11058).
+    """
     files = SimpleNamespace(
         io=SimpleNamespace(gfile=SimpleNamespace(GFile=open)),
         compat=SimpleNamespace(as_text=os.fsdecode),

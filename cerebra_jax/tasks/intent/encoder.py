@@ -1,4 +1,7 @@
-"""Texts as tokens of a fixed length: a summary token, the text's own tokens, padding; and n-grams of its words."""
+"""Texts as tokens of a fixed length: a summary token, the text's own tokens, padding.
+
+And n-grams of its words.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Tokenizer = tokenizer.Bytes | tokenizer.Bpe | Words
 
 
 def learn(task: TaskCfg, train: list[str]) -> Tokenizer:
-    """Returns the tokenizer of a configuration, learnt from the training texts where it is learnt at all."""
+    """Returns the tokenizer of a configuration, learnt from the training texts if need be."""
     if task.tokenizer == "bytes":
         return tokenizer.Bytes()
     if task.tokenizer == "words":
@@ -58,7 +61,7 @@ class Encoder(NamedTuple):
         return self.padding + 1 + (self.subwords.buckets if self.subwords else 0)
 
     def arrays(self, texts: Sequence[str], ids: list[np.ndarray]) -> Arrays:
-        """Returns batch keys of some texts and their tokens: the summary token and these, cut and padded to L."""
+        """Returns batch keys of texts: the summary token and their tokens, cut and padded to L."""
         inputs = np.full((len(texts), self.L), self.padding, np.int32)
         inputs[:, 0] = self.tok.bos
         for row, text_ids in zip(inputs, ids, strict=True):
@@ -69,7 +72,10 @@ class Encoder(NamedTuple):
         return found
 
     def _word_rows(self, text: str) -> np.ndarray:
-        """Returns the rows of `subwords` for the words of a text, at their places; 0 elsewhere, (L,) int32."""
+        """Returns the rows of `subwords` for the words of a text, at their places.
+
+        0 elsewhere, (L,) int32.
+        """
         rows_L = np.zeros(self.L, np.int32)
         rows = self.subwords.rows(words_of(text)[: self.L - 1])
         rows_L[1 : 1 + len(rows)] = rows

@@ -1,6 +1,10 @@
-"""Labelled texts in three splits: a CSV file, a folder of them, CLINC150's form, tensorflow-datasets, or made up.
+"""Labelled texts in three splits, from wherever they come.
 
-What a file does not split is split here, by `examples.cut`: numpy's RandomState(42), so that others find the same rows.
+They are a CSV file, a folder of them, CLINC150's form, a data set of tensorflow-datasets, or made
+up.
+
+What a file does not split is split here, by `examples.cut`: numpy's RandomState(42), so that others
+find the same rows.
 """
 
 from __future__ import annotations
@@ -27,7 +31,10 @@ Row = tuple[str, str]  # text, label
 
 
 class Labelled(NamedTuple):
-    """Rows of each split, in order; the rows of train in the order in which k-shot takes the first of each label."""
+    """Rows of each split, in order.
+
+    The rows of train in the order in which k-shot takes the first of each label.
+    """
 
     name: str
     rows: dict[str, list[Row]]
@@ -35,7 +42,10 @@ class Labelled(NamedTuple):
 
 
 def find(cfg: TaskCfg, log: Log = print) -> Labelled:
-    """Returns the texts that a configuration asks for, before task.oos and task.shots leave some out; UserError."""
+    """Returns the texts that a configuration asks for; raises UserError where there are none.
+
+    task.oos and task.shots do not yet leave any out.
+    """
     if cfg.tfds:
         return _catalogue(cfg, log)
     if not cfg.path:
@@ -58,10 +68,10 @@ def _cut(rows: list[Row], cfg: TaskCfg) -> dict[str, list[Row]]:
 
 
 def _folder(path: Path, cfg: TaskCfg) -> Labelled:
-    """Returns the texts of a folder: train and test files, and one for validation, else a part of train's.
+    """Returns the texts of a folder: of its train and test files, and of one for validation.
 
-    That part is the last task.valid_share of train's permutation. A folder with train and validation only (SNIPS) takes
-    the latter for the test.
+    Where there is none, validation is the last task.valid_share of train's permutation. A folder
+    with train and validation only (SNIPS) takes the latter for the test.
     """
     found: dict[str, Path] = {}
     for split, names in _NAMES.items():
@@ -83,7 +93,10 @@ def _folder(path: Path, cfg: TaskCfg) -> Labelled:
 
 
 def _catalogue(cfg: TaskCfg, log: Log) -> Labelled:
-    """Returns a data set of tensorflow-datasets with its own splits; one that has train alone is cut as a file is."""
+    """Returns a data set of tensorflow-datasets with its own splits.
+
+    One that has train alone is cut as a file is.
+    """
     from cerebra_jax.tasks.intent import catalogue
 
     wanted = [name for names in _NAMES.values() for name in names]
@@ -123,7 +136,10 @@ def _in_random_order(rows: list[Row]) -> list[Row]:
 
 
 def _clinc(path: Path) -> Labelled:
-    """Returns texts in CLINC150's form: {"train": [[text, label], …], "val": …, "test": …} and the same with oos_."""
+    """Returns texts in CLINC150's form.
+
+    That is {"train": [[text, label], …], "val": …, "test": …} and the same keys with oos_ before.
+    """
     rows = {}
     try:
         data = json.loads(text_of(path))
@@ -144,7 +160,10 @@ def _pairs(rows: Any) -> list[Row]:
 
 
 def text_column(table: Table, name: str) -> str:
-    """Returns the column with the texts: the one of that name (task.columns), else one that is called as texts are."""
+    """Returns the column with the texts.
+
+    It is the one of that name (task.columns), else one that is called as texts are.
+    """
     if name:
         return known(table, name, "task.columns")
     for column in table.columns:
@@ -155,7 +174,10 @@ def text_column(table: Table, name: str) -> str:
 
 
 def label_column(table: Table, name: str, text: str) -> str:
-    """Returns the column with the labels: the one of that name (task.target), else the only one beside the texts."""
+    """Returns the column with the labels.
+
+    It is the one of that name (task.target), else the only one beside the texts.
+    """
     if name:
         return known(table, name, "task.target")
     others = [column for column in table.columns if column != text]
@@ -171,7 +193,7 @@ def one_column(names: str | tuple[str, ...]) -> str:
 
 
 def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
-    """Returns the texts and labels of a table; UserError where a row has no label."""
+    """Returns the texts and labels of a table; raises UserError where a row has no label."""
     text = text_column(table, one_column(cfg.columns))
     label = label_column(table, cfg.target, text)
     labels = [x.strip() for x in table.columns[label]]

@@ -1,7 +1,8 @@
-"""Character n-grams of words, hashed: what a rare, unknown or misspelt word has in common with others.
+"""Character n-grams of words, hashed: what a rare or misspelt word has in common with others.
 
-As fastText has them (Bojanowski et al. 2017, arXiv:1607.04606): 3- to 5-grams of the word between < and >. Nothing is
-learnt of a text here, so that the words of validation and test texts have their n-grams too.
+As fastText has them (Bojanowski et al. 2017, arXiv:1607.04606): 3- to 5-grams of the word between <
+and >. Nothing is learnt of a text here, so that the words of validation and test texts have their
+n-grams too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def grams(word: str) -> list[str]:
 
 
 class Subwords:
-    """Rows of n-gram numbers, one per distinct word; row 0: no word. Numbers are first + CRC-32 mod buckets."""
+    """Rows of n-gram numbers, one per distinct word; row 0: no word.
+
+    Numbers are first + CRC-32 mod buckets.
+    """
 
     def __init__(self, buckets: int, first: int):
         self.buckets = buckets

@@ -1,7 +1,8 @@
-"""The embedded utterances: what people might ask a household assistant, made from templates and a seed.
+"""The embedded utterances: what people ask a household assistant, made from templates and a seed.
 
-Each intent has a few sentence patterns whose slots are filled at random; some words are common to several intents, so
-single words do not give the answer away; some are left out or mistyped. `oos` asks for what no intent covers.
+Each intent has a few sentence patterns whose slots are filled at random; some words are common to
+several intents, so single words do not give the answer away; some are left out or mistyped. `oos`
+asks for what no intent covers.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ MISTYPED = 0.15  # share of the words
 
 
 def utterances(per_intent: int = 150, seed: int = 0) -> list[tuple[str, str]]:
-    """Returns (text, intent) pairs without copies, up to `per_intent` of each, in an order without meaning.
+    """Returns (text, intent) pairs without copies, up to `per_intent` of each, in random order.
 
     The same on every machine: numpy has frozen RandomState's stream.
     """

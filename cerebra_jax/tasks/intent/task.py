@@ -1,7 +1,7 @@
-"""Classification of short texts: tokens learnt from the training texts alone, padding that no token sees.
+"""Classification of short texts: tokens of the training texts alone, padding that no token sees.
 
-A text is a summary token and its own tokens, cut at L. Of CLINC150's form, task.oos adds the class of what belongs to
-no intent, and the figures then tell intents and that class apart.
+A text is a summary token and its own tokens, cut at L. Of CLINC150's form, task.oos adds the class
+of what belongs to no intent, and the figures then tell intents and that class apart.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class IntentTask(Examples):
 
     @classmethod
     def build(cls, cfg: RunCfg, log: Log = print) -> IntentTask:
-        """Returns the texts of a configuration as tokens; UserError says what is wrong with files or settings."""
+        """Returns the texts of a configuration as tokens.
+
+        UserError says what is wrong with files or settings.
+        """
         task = cfg.task
         found = _selected(read.find(task, log), task)
         classes = _classes(found, log)
@@ -174,7 +177,10 @@ class IntentTask(Examples):
         return scores.named(out_NxC, self._about.classes)
 
     def read(self, text: str) -> reading.Reading:
-        """Returns a text as one input: the summary token and its own tokens, cut at L; what is cut has no tokens."""
+        """Returns a text as one input: the summary token and its own tokens, cut at L.
+
+        What is cut has no tokens.
+        """
         return self._encoder.read(text)
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
@@ -182,7 +188,10 @@ class IntentTask(Examples):
         return scores.classify(out, batch, each)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
-        """Returns accuracy and macro-F1 over all classes; with an out-of-scope class, both sides of it too."""
+        """Returns accuracy and macro-F1 over all classes.
+
+        With an out-of-scope class it also returns the figures of both sides of it.
+        """
         found = scores.classes(sums)
         if self._oos is None or split == "train":
             return found
@@ -211,7 +220,10 @@ class IntentTask(Examples):
 
 
 def _selected(found: read.Labelled, task: TaskCfg) -> read.Labelled:
-    """Returns the rows that task.oos and task.shots leave, under a name that says so; UserError for an empty split."""
+    """Returns the rows that task.oos and task.shots leave, under a name that says so.
+
+    Raises UserError for an empty split.
+    """
     name, rows = found.name, found.rows
     if not task.oos:
         rows = {s: [row for row in rows[s] if row[1] != read.OUT] for s in SPLITS}
@@ -230,7 +242,7 @@ def _selected(found: read.Labelled, task: TaskCfg) -> read.Labelled:
 
 
 def _classes(found: read.Labelled, log: Log) -> list[str]:
-    """Returns the labels of all splits, sorted; UserError where there is one only."""
+    """Returns the labels of all splits, sorted; raises UserError where there is one only."""
     labels = {split: {label for _, label in rows} for split, rows in found.rows.items()}
     classes = sorted(set().union(*labels.values()))
     if len(classes) < 2:
@@ -244,7 +256,10 @@ def _classes(found: read.Labelled, log: Log) -> list[str]:
 
 
 def _length(given: int, ids: list[np.ndarray]) -> int:
-    """Returns L: task.seq_len, or (0) what holds FITS of the training texts; UserError where none has a token."""
+    """Returns L: task.seq_len, or (0) what holds FITS of the training texts.
+
+    Raises UserError where none has a token.
+    """
     tokens = sorted(len(x) for x in ids)
     L = given or 1 + tokens[min(len(tokens) - 1, int(FITS * len(tokens)))]
     if L < 2:

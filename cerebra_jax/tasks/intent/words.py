@@ -17,12 +17,18 @@ UNKNOWN = 0
 
 
 class Words:
-    """Lower-case words, numbers and signs; id 0 is every word that is rare or was never seen in training."""
+    """Lower-case words, numbers and signs.
+
+    Id 0 is every word that is rare or was never seen in training.
+    """
 
     name = "words"
 
     def __init__(self, texts: Sequence[str], min_count: int, limit: int):
-        """Takes the `limit` - 2 most frequent words, each at least min_count times in the texts; equals by alphabet."""
+        """Takes the `limit` - 2 most frequent words, each at least min_count times in the texts.
+
+        Of equally frequent words the first by the alphabet are taken.
+        """
         counts = Counter(word for text in texts for word in split(text))
         by_count = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         often = [word for _, word in by_count[: limit - 2]]

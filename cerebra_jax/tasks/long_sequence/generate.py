@@ -1,7 +1,9 @@
-"""Synthetic sequences whose answers stand far back: one example from one random generator. NumPy only.
+"""Synthetic sequences whose answers stand far back: one example from one random generator.
 
-Every function returns an `Example`: the tokens, where answers are asked, the answers, how far back each of them stands,
-and which tokens a model needs to see to give them (for an oracle router).
+NumPy only.
+
+Every function returns an `Example`: the tokens, where answers are asked, the answers, how far back
+each of them stands, and which tokens a model needs to see to give them (for an oracle router).
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ class Example(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Sizes of a task. `pairs` counts what is to be remembered: pairs, data tokens, or masked tokens."""
+    """Sizes of a task.
+
+    `pairs` counts what is to be remembered: pairs, data tokens, or masked tokens.
+    """
 
     L: int
     V: int
@@ -37,9 +42,10 @@ class Rules(NamedTuple):
 def mqar(rng: np.random.RandomState, r: Rules) -> Example:
     """Makes multi-query associative recall: key value key value …, then each key again.
 
-    Arora et al. 2024, arXiv:2312.04927. Keys are from [1, V/2), values from [V/2, V). Key i comes again at slot 2K + 2g_i, the g drawn without repeat from
-    [0, (L − 2K)/2); the answer there is its value. Random filler never shows a key of its example: a key with two
-    successors would have no answer (in 8,192 tokens, as published, that is rare; in 256 it is not).
+    Arora et al. 2024, arXiv:2312.04927. Keys are from [1, V/2), values from [V/2, V). Key i comes
+    again at slot 2K + 2g_i, the g drawn without repeat from [0, (L − 2K)/2); the answer there is
+    its value. Random filler never shows a key of its example: a key with two successors would have
+    no answer (in 8,192 tokens, as published, that is rare; in 256 it is not).
     """
     L, V, K = r.L, r.V, r.pairs
 
@@ -71,7 +77,8 @@ def mqar(rng: np.random.RandomState, r: Rules) -> Example:
 def selective(rng: np.random.RandomState, r: Rules) -> Example:
     """Makes selective copying: data tokens among noise, then as many write marks.
 
-    Gu & Dao 2023, arXiv:2312.00752. Symbols: 0 noise, 1 the write mark, [2, V) data. The answers are the data tokens in their order.
+    Gu & Dao 2023, arXiv:2312.00752. Symbols: 0 noise, 1 the write mark, [2, V) data. The answers
+    are the data tokens in their order.
     """
     L, K = r.L, r.pairs
     place_K = np.sort(rng.choice(L - K, K, replace=False))
@@ -87,7 +94,10 @@ def selective(rng: np.random.RandomState, r: Rules) -> Example:
 
 
 def copy(rng: np.random.RandomState, r: Rules) -> Example:
-    """Makes copying: a random string, a mark (0), then the string again, each token asked from the one before it."""
+    """Makes copying: a random string, a mark (0), then the string again.
+
+    Each of its tokens is asked for at the one before it.
+    """
     n = r.L // 2
     string_n = rng.randint(1, r.V, n)
     tokens_L = np.zeros(r.L, np.int64)
@@ -98,7 +108,10 @@ def copy(rng: np.random.RandomState, r: Rules) -> Example:
 
 
 def masked(rng: np.random.RandomState, r: Rules) -> Example:
-    """Makes masked recall: a random string, then the string again with `pairs` tokens masked (0); what was there?"""
+    """Makes masked recall: a random string, then the string again with `pairs` tokens masked (0).
+
+    What was there?
+    """
     n, K = r.L // 2, r.pairs
     string_n = rng.randint(1, r.V, n)
     hidden_K = np.sort(rng.choice(n, K, replace=False))
@@ -114,7 +127,9 @@ def masked(rng: np.random.RandomState, r: Rules) -> Example:
 
 
 def induction(rng: np.random.RandomState, r: Rules) -> Example:
-    """Makes a question for an induction head: a special token (0) and x after it; 0 again, last. What follows?
+    """Makes a question for an induction head: a special token (0) and x after it; 0 again, last.
+
+    What follows?
 
     Olsson et al. 2022, arXiv:2209.11895.
     """

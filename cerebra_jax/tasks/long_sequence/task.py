@@ -1,6 +1,7 @@
-"""Long-range recall: sequences made on the fly, scored at their answers only, by how far back those stand.
+"""Long-range recall: sequences made on the fly, scored at their answers, by how far back those are.
 
-No file, no network: example i of a split is a pure function of (seed of the split, i). Training never repeats one.
+No file, no network: example i of a split is a pure function of (seed of the split, i). Training
+never repeats one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ QUARTERS = 4
 
 @register("longseq")
 class LongSequence:
-    """Answers are logits of Q positions an example (`at_BxQ`); labels, weights and quarters of L back are (B, Q)."""
+    """Answers are logits of Q positions an example (`at_BxQ`).
+
+    Labels, weights and quarters of L back are (B, Q).
+    """
 
     notice = ""
     padded = False
@@ -63,7 +67,10 @@ class LongSequence:
 
     @classmethod
     def build(cls, cfg: RunCfg, log: Log = print) -> LongSequence:
-        """Returns the task of a configuration; UserError where no example can be made of its sizes."""
+        """Returns the task of a configuration.
+
+        Raises UserError where no example can be made of its sizes.
+        """
         for problem in cls.check(cfg):
             raise UserError(*problem)
         return cls(cfg.task.kind, _rules(cfg.task), cfg.net.causal)
@@ -79,7 +86,10 @@ class LongSequence:
     def train_batch(
         self, seed: int, step: int, batch_size: int, host: tuple[int, int] = (0, 1)
     ) -> Batch:
-        """Returns the rows of the global batch `step` that belong to host (i, n): examples that no other step has."""
+        """Returns the rows of the global batch `step` that belong to host (i, n).
+
+        No other step has these examples.
+        """
         ex_B = host_rows(batch_size, host)
         row_B = step * batch_size + ex_B.astype(np.int64)
         return self._batch("train", seed, row_B, np.ones(len(ex_B))) | {"ex_B": ex_B}
@@ -87,7 +97,10 @@ class LongSequence:
     def eval_batches(
         self, split: str, batch_size: int, host: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
-        """Yields the same held-out examples for every seed, each once; what fills the last batch weighs 0."""
+        """Yields the same held-out examples for every seed, each once.
+
+        What fills the last batch weighs 0.
+        """
         n = HELD_OUT[split]
         ex_B = host_rows(batch_size, host)
         for first in range(0, n, batch_size):
@@ -114,7 +127,10 @@ class LongSequence:
         }
 
     def loss(self, out: Out, batch: Batch, chunk: int) -> tuple[Any, Pairs]:
-        """Returns the total nats of the answers; right ones, also by quarter of L back; examples that are all right."""
+        """Returns the total nats of the answers; right ones, also by quarter of L back.
+
+        They also count the examples whose answers are all right.
+        """
         import jax
         import jax.numpy as jnp
 
@@ -145,7 +161,9 @@ class LongSequence:
         }
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
-        """Returns the accuracy over all answers, by quarter of L back, and the share of examples all right.
+        """Returns the accuracy of answers, by quarter of L back, and the share of solved examples.
+
+        An example is solved where all its answers are right.
 
         A quarter in which no answer stands has no figure.
         """
@@ -160,7 +178,10 @@ class LongSequence:
         return found
 
     def info(self) -> dict[str, Any]:
-        """Returns the rules, for result.json; the sha256 of the first held-out examples names rules and generator."""
+        """Returns the rules, for result.json.
+
+        The sha256 of the first held-out examples names rules and generator.
+        """
         found = hashlib.sha256(repr((self._kind, self._rules)).encode())
         for split in ("valid", "test"):
             for _, array in sorted(next(self.eval_batches(split, 8)).items()):

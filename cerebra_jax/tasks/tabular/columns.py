@@ -1,10 +1,11 @@
-"""Columns as tokens: which one holds numbers, what its categories are, how it is scaled. Fitted on training rows only.
+"""Columns as tokens: which one holds numbers, what its categories are, how it is scaled.
 
-A row is a token per column, in the order of the columns' names, behind a summary token. A column is known by its ids:
-each has a range of its own in the vocabulary, so that no two columns share a row of the embedding table.
+All of that is fitted on training rows only. A row is a token per column, in the order of the
+columns' names, behind a summary token. A column is known by its ids: each has a range of its own in
+the vocabulary, so that no two columns share a row of the embedding table.
 
-    a column of numbers     2 ids: a number (its embedding is multiplied by the scaled value), a missing one
-    a column of categories  2 + n ids: rare or never seen in training, missing, and its n categories
+    numbers     2 ids: a number (its embedding is multiplied by its scaled value), a missing one
+    categories  2 + n ids: rare or never seen in training, missing, and its n categories
 """
 
 from __future__ import annotations
@@ -39,13 +40,19 @@ def number(text: str) -> float | None:
 
 
 def kind_of(column: list[str]) -> str:
-    """Returns "number" where every field that is not missing holds one (and one does), else "category"."""
+    """Returns "number" where every field that is not missing holds one, else "category".
+
+    A column of missing fields only is one of categories.
+    """
     numbers = [number(text) for text in column if not missing(text)]
     return "category" if None in numbers or not numbers else "number"
 
 
 def numbers_of(name: str, column: list[str]) -> np.ndarray:
-    """Returns float64 values, NaN where missing; UserError names the first field that is no number."""
+    """Returns float64 values, NaN where missing.
+
+    UserError names the first field that is no number.
+    """
     values = [math.nan if missing(text) else number(text) for text in column]
     if None in values:
         i = values.index(None)
@@ -66,7 +73,10 @@ class Numbers(NamedTuple):
     ids = 2
 
     def tokens(self, column: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (ids from 0 on, values): standard deviations from the mean, or normal quantiles; 1 where missing."""
+        """Returns (ids from 0 on, values): standard deviations from the mean, or normal quantiles.
+
+        1 where missing.
+        """
         x_N = numbers_of(self.name, column)
         absent_N = np.isnan(x_N)
         if self.points:
@@ -102,7 +112,10 @@ class Categories(NamedTuple):
 
 
 class Row:
-    """How a row becomes tokens: its columns in order, each with a range of ids; id 0 is the summary token."""
+    """How a row becomes tokens: its columns in order, each with a range of ids.
+
+    Id 0 is the summary token.
+    """
 
     def __init__(self, columns: list[Numbers | Categories]):
         self.columns = columns
@@ -126,7 +139,10 @@ class Row:
 
 
 def fit(name: str, kind: str, train: list[str], min_count: int, scale: str) -> Numbers | Categories:
-    """Returns the column as its training rows define it; UserError where none of them holds a number."""
+    """Returns the column as its training rows define it.
+
+    Raises UserError where none of them holds a number.
+    """
     if kind == "category":
         counts = Counter(text.strip() for text in train if not missing(text))
         often = sorted(text for text, n in counts.items() if n >= min_count)

@@ -1,4 +1,4 @@
-"""The embedded table: rents of 15,000 made-up flats, from a seed, with a noise floor that is known."""
+"""The embedded table: rents of 15,000 made-up flats, from a seed, with a known noise floor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ HEATING = ("gas", "district", "heat pump")
 
 
 def table(rows: int = ROWS, seed: int = 0) -> tuple[Table, np.ndarray]:
-    """Returns (table, noise of each row): categories, numbers, missing values, effects that act together.
+    """Returns (table, noise of each row), with missing values and effects that act together.
 
-    The same on every machine: numpy has frozen RandomState's stream. Values are rounded as a person would write them.
+    The same on every machine: numpy has frozen RandomState's stream. Values are rounded as a person
+    would write them.
     """
     rng = np.random.RandomState(seed)
 

@@ -1,7 +1,9 @@
-"""Regression or classification of the rows of a table, a token per column (FT-Transformer, arXiv:2106.11959).
+"""Regression or classification of the rows of a table, a token per column.
 
-`columns` says how a row becomes tokens. The model's own positions follow the order of the columns' names, so a table
-with its columns in another order is the same task.
+FT-Transformer, Gorishniy et al. 2021, arXiv:2106.11959.
+
+`columns` says how a row becomes tokens. The model's own positions follow the order of the columns'
+names, so a table with its columns in another order is the same task.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ class About(NamedTuple):
 
 @register("tabular")
 class TabularTask(Examples):
-    """A table in three splits. Its loss is in squared standard deviations of the training target, or in nats."""
+    """A table in three splits.
+
+    Its loss is in squared standard deviations of the training target, or in nats.
+    """
 
     choice = LOSS
 
@@ -70,7 +75,10 @@ class TabularTask(Examples):
 
     @classmethod
     def build(cls, cfg: RunCfg, log: Log = print) -> TabularTask:
-        """Returns the table of a configuration in its splits; UserError says what is wrong with file or settings."""
+        """Returns the table of a configuration in its splits.
+
+        UserError says what is wrong with file or settings.
+        """
         task = cfg.task
         for problem in cls.check(cfg):
             raise UserError(*problem)
@@ -117,7 +125,10 @@ class TabularTask(Examples):
         return cls(arrays, row, About(name, notice, about_target, task.scale))
 
     def inputs(self, table: Table) -> Arrays:
-        """Returns the rows of another table with the same columns; the target may be missing. UserError names what is."""
+        """Returns the rows of another table with the same columns; the target may be missing.
+
+        UserError names what is.
+        """
         names = [known(table, name, "the run") for name in self._row.names]
         return self._row.tokens({name: table.columns[name] for name in names})
 
@@ -134,7 +145,10 @@ class TabularTask(Examples):
         return loss(out, batch, each)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
-        """Returns accuracy and macro-F1; or RMSE and MAE in the target's unit and R2 about the split's own mean."""
+        """Returns accuracy and macro-F1.
+
+        Or RMSE and MAE in the target's unit and R2 about the split's own mean.
+        """
         if self._classes:
             return scores.classes(sums)
         sd = self._about.target["sd"]
@@ -165,7 +179,7 @@ def _pick(column: list[str], rows: list[int]) -> list[str]:
 
 
 def _kinds(task: TaskCfg, table: Table, target: str) -> dict[str, str]:
-    """Returns the kind of each column that is used: the features by their names, and the target as the last."""
+    """Returns the kind of each column that is used: features in order, then the target."""
     # which columns
     known(table, target, "task.target")
     chosen = [known(table, name, "task.columns") for name in words(task.columns)]
@@ -280,10 +294,12 @@ def _floor_of_noise(noise_N: np.ndarray, splits: dict[str, list[int]]) -> dict[s
 def _floor_of_equal_rows(
     table: Table, features: list[str], target: str, rows: list[int]
 ) -> dict[str, float]:
-    """Returns the RMSE that no model of these columns goes below, by split; nothing where all rows differ.
+    """Returns the RMSE that no model of these columns goes below, by split.
 
-    It is the spread of rows of equal features about their own mean, over the whole table: no function of the features
-    is nearer to that table, so a model far below it has seen the answers.
+    Nothing where all rows differ.
+
+    It is the spread of rows of equal features about their own mean, over the whole table: no
+    function of the features is nearer to that table, so a model far below it has seen the answers.
     """
     cells: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i in rows:

@@ -1,4 +1,4 @@
-"""Where a text comes from: a folder, a pinned download, or Python's own standard library (the offline corpus).
+"""Where a text comes from: a folder, a pinned download, or Python's standard library (offline).
 
 A text is used byte for byte: nothing is stripped, lower-cased or re-encoded.
 """
@@ -44,8 +44,8 @@ class Archive(NamedTuple):
     member: str
 
 
-# sha256: the same in mlx-data (wikitext.py), CorpusLoaders.jl and qnarre. The published sizes are 4.3 and 181 MiB.
-# The original S3 bucket (research.metamind.io) has answered 403 since 2024.
+# sha256: the same in mlx-data (wikitext.py), CorpusLoaders.jl and qnarre. The published sizes are
+# 4.3 and 181 MiB. The original S3 bucket (research.metamind.io) has answered 403 since 2024.
 _SMERITY = "https://wikitext.smerity.com"
 _GLUON = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/dataset"
 ARCHIVES = {
@@ -63,8 +63,9 @@ ARCHIVES = {
     ),
 }
 
-# sha1 of the uncompressed texts as GluonNLP pins them (data/corpora/wikitext.py); valid and test of both were checked
-# against copies of known origin. The second train text of wikitext2 is the official one, its articles in another order.
+# sha1 of the uncompressed texts as GluonNLP pins them (data/corpora/wikitext.py); valid and test of
+# both were checked against copies of known origin. The second train text of wikitext2 is the
+# official one, its articles in another order.
 KNOWN = {
     "wikitext2": {
         "train": (
@@ -86,9 +87,10 @@ _NAMES = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
 
 
 def find(cfg: TaskCfg, have: Callable[[str], bool], downloads: Path, log: Log) -> Source:
-    """Returns the text that a configuration asks for; UserError where there is none.
+    """Returns the text that a configuration asks for; raises UserError where there is none.
 
-    `have(key)` says whether the text of this key was prepared before: then nothing is downloaded again.
+    `have(key)` says whether the text of this key was prepared before: then nothing is downloaded
+    again.
     """
     if cfg.data_dir:
         return folder(Path(cfg.data_dir).expanduser())
@@ -112,7 +114,7 @@ def find(cfg: TaskCfg, have: Callable[[str], bool], downloads: Path, log: Log) -
 
 
 def name_of(source: Source, counts: dict[str, Count]) -> str:
-    """Returns the true name: a known text by its hash, whatever the folder or the configuration call it."""
+    """Returns the true name of a text: its hash tells a known one, whatever it is called."""
     if source.dataset:
         return source.dataset
     for name, known in KNOWN.items():
@@ -122,7 +124,10 @@ def name_of(source: Source, counts: dict[str, Count]) -> str:
 
 
 def archive(path: Path, pin: Archive, dataset: str) -> Source:
-    """Returns the members of a zip, read in place: nothing is extracted, so no name in it can point anywhere."""
+    """Returns the members of a zip, read in place.
+
+    Nothing is extracted, so no name in it can point anywhere.
+    """
     files = {split: pin.member.format(split) for split in SPLITS}
 
     def open_member(split: str) -> BinaryIO:
@@ -133,7 +138,10 @@ def archive(path: Path, pin: Archive, dataset: str) -> Source:
 
 
 def folder(path: Path) -> Source:
-    """Returns train, valid and test of a folder: plain or .gz, named like train.txt or wiki.train.tokens.gz."""
+    """Returns train, valid and test of a folder: plain or .gz.
+
+    They are named like train.txt or wiki.train.tokens.gz.
+    """
     if not path.is_dir():
         hint = "give the folder that holds train.txt, valid.txt, test.txt"
         raise UserError(f"task.data_dir {path} is not a folder", hint)
@@ -152,7 +160,10 @@ def folder(path: Path) -> Source:
 
 
 def _file_of(path: Path, split: str) -> Path:
-    """Returns the file that holds a split in a folder; UserError where there is none, or more than one."""
+    """Returns the file that holds a split in a folder.
+
+    Raises UserError where there is none, or more than one.
+    """
     pattern = re.compile(rf"(wiki\.)?({_NAMES[split]})(\.(txt|tokens|raw|text))?(\.gz)?")
     hits = sorted(p for p in path.iterdir() if pattern.fullmatch(p.name) and p.is_file())
     if not hits:
@@ -169,7 +180,10 @@ def _hash(parts: Iterable[str]) -> str:
 
 
 def offline(why: str) -> Source:
-    """Returns the text of the running Python's standard library; `why` becomes a part of its notice."""
+    """Returns the text of the running Python's standard library.
+
+    `why` becomes a part of its notice.
+    """
     root = library.root()
     files = library.read(root)
     if any(not files[split] for split in SPLITS):

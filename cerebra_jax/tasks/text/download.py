@@ -1,4 +1,7 @@
-"""Downloads one pinned file: several mirrors, resumed where it stopped, checked by sha256, renamed into place."""
+"""Downloads one pinned file from several mirrors.
+
+A stopped download is resumed; the file is checked by its sha256 and then renamed into place.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,10 @@ class Unavailable(Exception):
 
 
 def fetch(urls: Sequence[str], target: Path, sha256: str, limit: int, log: Log = print) -> Path:
-    """Returns `target`, downloaded from the first of `urls` that gives at most `limit` bytes of this sha256.
+    """Returns `target`, from the first of `urls` that gives at most `limit` bytes of this sha256.
 
-    A stopped download stays beside it as NAME.part and is resumed, from any mirror. Raises Unavailable.
+    A stopped download stays beside it as NAME.part and is resumed, from any mirror. Raises
+    Unavailable.
     """
     if target.exists() and digest(target) == sha256:
         return target
@@ -73,7 +77,8 @@ def _request(url: str, start: int, stop: str = "") -> urllib.request.Request:
 def answering(urls: Sequence[str], seconds: float = ANSWER_S) -> tuple[list[str], dict[str, str]]:
     """Returns the mirrors that answer, in order, and why the others do not; all are asked at once.
 
-    In threads, because looking up a host name has no time limit of its own; daemons, so that none outlives the run.
+    In threads, because looking up a host name has no time limit of its own; daemons, so that none
+    outlives the run.
     """
     found: dict[str, str] = {}
 
@@ -97,7 +102,10 @@ def answering(urls: Sequence[str], seconds: float = ANSWER_S) -> tuple[list[str]
 
 
 def _pull(url: str, part: Path, limit: int) -> None:
-    """Appends what is missing to `part`; OSError where the connection ends early or the file is too large."""
+    """Appends what is missing to `part`.
+
+    OSError where the connection ends early or the file is too large.
+    """
     start = part.stat().st_size if part.exists() else 0
     try:
         answer = urllib.request.urlopen(_request(url, start), timeout=STALL_S)

@@ -17,7 +17,8 @@ VALID, TEST = (
     0.10,
 )  # a file whose hash is below VALID is for validation, else below TEST a test
 
-# Tests and installed packages are not the library; config-* and _sysconfigdata* differ between machines.
+# Tests and installed packages are not the library; config-* and _sysconfigdata* differ between
+# machines.
 _SKIP_FOLDER = re.compile(
     r"tests?|idlelib|idle_test|site-packages|dist-packages|ensurepip|__pycache__|lib2to3"
     r"|turtledemo|config-.*"
@@ -33,8 +34,8 @@ def root() -> Path:
 def read(folder: Path) -> dict[str, dict[str, bytes]]:
     """Returns {split: {relative path: text}} of the sources below a folder, sorted by path.
 
-    A file belongs to a split by the hash of its content, so that copies of it never stand on both sides. Where train is
-    larger than TRAIN_BYTES, the files of the largest hashes are left out.
+    A file belongs to a split by the hash of its content, so that copies of it never stand on both
+    sides. Where train is larger than TRAIN_BYTES, the files of the largest hashes are left out.
     """
     splits: dict[str, dict[str, bytes]] = {split: {} for split in SPLITS}
     hashes: dict[str, str] = {}

@@ -1,8 +1,10 @@
 """Text -> ArrayRecord -> memory-mapped token files, once; afterwards they are only opened.
 
 CACHE/text/KEY      the tfds data set of a text, and its counts
-CACHE/tokens/KEY    train.bin valid.bin test.bin (uint16, or uint32 if vocab_size > 65,536), tokenizer.json, meta.json
-Keys are hashes of the content and of all settings that matter. A folder has its name only when it is complete.
+CACHE/tokens/KEY    train.bin valid.bin test.bin, tokenizer.json, meta.json
+
+Tokens are uint16, or uint32 if vocab_size > 65,536. Keys are hashes of the content and of all
+settings that matter. A folder has its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -65,7 +67,10 @@ def cache_folder(cfg: TaskCfg) -> Path:
 
 
 def prepare(cfg: TaskCfg, log: Log) -> Prepared:
-    """Returns the tokens of the text that `cfg` asks for. Raises UserError (text, settings) or DiskError (cache)."""
+    """Returns the tokens of the text that `cfg` asks for.
+
+    Raises UserError (text, settings) or DiskError (cache).
+    """
     cache = cache_folder(cfg)
     try:
         (cache / "text").mkdir(parents=True, exist_ok=True)
@@ -184,7 +189,10 @@ def _key(*parts: str) -> str:
 
 
 def _meta(folder: Path) -> dict[str, Any] | None:
-    """Returns meta.json of a complete folder, else None: also where a token file has another size than written."""
+    """Returns meta.json of a complete folder, else None.
+
+    A folder is not complete where a token file has another size than was written.
+    """
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -204,7 +212,8 @@ def _alone(path: Path) -> Iterator[None]:
     except OSError as err:
         if err.errno not in (errno.EROFS, errno.EACCES):
             raise
-        # a shared cache that nobody here can write: what is in it can be used, a write raises its own error
+        # a shared cache that nobody here can write: what is in it can be used, a write raises its
+        # own error
         yield
         return
     with f:
@@ -214,7 +223,10 @@ def _alone(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """Gives a folder its name when it is complete; what a killed run or a damaged disk left is replaced."""
+    """Gives a folder its name when it is complete.
+
+    What a killed run or a damaged disk left is replaced.
+    """
     for stale in target.parent.glob(f"{target.name}*"):
         shutil.rmtree(stale)
     folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))

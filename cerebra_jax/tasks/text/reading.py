@@ -1,4 +1,4 @@
-"""A text of the user's as a model reads it: its tokens, the characters that each covers, and batches of them."""
+"""A user's text as a model reads it: its tokens, the characters that each covers, and batches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Span = tuple[int, int]
 class Reading(NamedTuple):
     """A text as tokens. Token i stands at position i % L of row i // L of the batch.
 
-    It covers characters [start, end) of the text, some of them in part only: a byte of a character. The model does not
-    see what no token covers.
+    It covers characters [start, end) of the text, some of them in part only: a byte of a character.
+    The model does not see what no token covers.
     """
 
     ids: list[int]
@@ -46,7 +46,10 @@ def covered(units: Iterable[int], tokens: Iterable[Span]) -> list[Span]:
 
 
 def spans_of(text: str, pieces: Sequence[bytes]) -> list[Span]:
-    """Returns the characters that tokens of these bytes cover; ValueError where they are not the text."""
+    """Returns the characters that tokens of these bytes cover.
+
+    Raises ValueError where they are not the text.
+    """
     if b"".join(pieces) != text.encode():
         raise ValueError("the tokens of a text are not its bytes")
     ends = np.cumsum([len(piece) for piece in pieces]).tolist()

@@ -1,4 +1,7 @@
-"""A text as blocks of whole lines: what it holds, and where it is no text. A line ends at "\\n" and nowhere else."""
+"""A text as blocks of whole lines: what it holds, and where it is no text.
+
+A line ends at "\\n" and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ BLOCK = 1 << 16  # bytes of a record
 
 
 class Count(NamedTuple):
-    """What a split holds. A word is what stands between white space; every line also counts one <eos>."""
+    """What a split holds. A word is what stands between white space.
+
+    Every line also counts one <eos>.
+    """
 
     bytes: int
     lines: int
@@ -31,7 +37,10 @@ class Count(NamedTuple):
 
 
 def blocks(stream: BinaryIO, size: int = BLOCK) -> Iterator[bytes]:
-    """Yields whole lines, at most `size` bytes together; a longer line is cut between words where it has any."""
+    """Yields whole lines, at most `size` bytes together.
+
+    A longer line is cut between words where it has any.
+    """
     rest = b""
     while data := stream.read(size - len(rest)):
         rest += data
@@ -44,10 +53,12 @@ def blocks(stream: BinaryIO, size: int = BLOCK) -> Iterator[bytes]:
 
 
 def _cut_in_line(data: bytes) -> int:
-    """Returns where to cut: before the last single space between two printable ASCII characters, else near the end.
+    """Returns where to cut a line: before a space where no word is cut, else near the end.
 
-    A tokenizer that splits at white space finds the same words on both sides of such a space as in the whole line.
-    Near the end means: before the last character.
+    The space is the last single one between two printable ASCII characters.
+
+    A tokenizer that splits at white space finds the same words on both sides of such a space as in
+    the whole line. Near the end means: before the last character.
     """
     if spaces := re.findall(rb"(?s)^.*[!-~](?= [!-~])", data):
         return len(spaces[0])
@@ -99,7 +110,7 @@ class _Counter:
         self._column = 0  # bytes of the current line that the blocks before hold
 
     def add(self, block: bytes) -> None:
-        """Counts the next block; UserError where it is not UTF-8 or holds a NUL byte."""
+        """Counts the next block; raises UserError where it is not UTF-8 or holds a NUL byte."""
         text = self._decoded(block)
 
         # a word that a block border cuts was counted with the block before

@@ -1,6 +1,9 @@
-"""Language modelling on a text: windows in random order; perplexity per token and per word, bits per byte.
+"""Language modelling on a text: windows in random order.
 
-The model reads x[t-1] and predicts x[t] for every token of a split, the first included: before it stands bos.
+Perplexity per token and per word, bits per byte.
+
+The model reads x[t-1] and predicts x[t] for every token of a split, the first included: before it
+stands bos.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ LARGEST_EXPONENT = 700.0  # math.exp of more is infinite, which JSON cannot hold
 
 
 class Sketch:
-    """What is known of language modelling before there is a text: its shape, its loss, and a batch of zeros."""
+    """What is known of language modelling without a text: its shape, its loss, a batch of zeros."""
 
     metrics = (
         Metric("ppl_word", "perplexity per word", 1, lower=True),
@@ -64,7 +67,10 @@ class Sketch:
         return 0
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
-        """Returns the total nats of a batch, and {"loss": (nats, tokens)}; `Task.loss` tells of the arguments."""
+        """Returns the total nats of a batch, and {"loss": (nats, tokens)}.
+
+        `Task.loss` tells of the arguments.
+        """
         from cerebra_jax.kernels.cross_entropy import chunked_xent
 
         w_BxL = batch["w_BxL"]
@@ -78,7 +84,10 @@ class Sketch:
 
 @register("text")
 class TextTask(Sketch):
-    """A text in three splits as batches of windows. A training batch is a pure function of (seed, step)."""
+    """A text in three splits as batches of windows.
+
+    A training batch is a pure function of (seed, step).
+    """
 
     group_N = None
 
@@ -109,7 +118,10 @@ class TextTask(Sketch):
 
     @staticmethod
     def sketch(cfg: RunCfg) -> Sketch:
-        """Returns the task of a configuration without its text; a BPE may find fewer tokens in a small text."""
+        """Returns the task of a configuration without its text.
+
+        A BPE may find fewer tokens in a small text.
+        """
         vocab_size = VOCAB_SIZES.get(cfg.task.tokenizer, cfg.task.vocab_size)
         return Sketch(cfg.task.seq_len, vocab_size)
 
@@ -121,7 +133,8 @@ class TextTask(Sketch):
     def windows(self, split: str) -> int:
         """Returns the windows of an epoch (train) or of a pass (valid, test).
 
-        In a pass the first window scores L tokens, and each of the others L - context: those that it does not re-read.
+        In a pass the first window scores L tokens, and each of the others L - context: those that
+        it does not re-read.
         """
         tokens = len(self._tokens[split])
         if split == "train":
@@ -130,7 +143,10 @@ class TextTask(Sketch):
         return 1 + -(-rest // (self._seq_len - self._context))
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the steps after which every window was seen; the last may reach into the next epoch."""
+        """Returns the steps after which every window was seen.
+
+        The last may reach into the next epoch.
+        """
         return -(-self.windows("train") // batch_size)
 
     def example(self, batch_size: int) -> Batch:
@@ -142,8 +158,9 @@ class TextTask(Sketch):
     ) -> Batch:
         """Returns the rows of the global batch `step` that belong to host (i, n).
 
-        Window step * B + j of the run is window (step * B + j) % N of its epoch's order. In an epoch the text is a ring
-        that is cut into N windows from a random place on: each token is learnt once, what the last repeats weighs 0.
+        Window step * B + j of the run is window (step * B + j) % N of its epoch's order. In an
+        epoch the text is a ring that is cut into N windows from a random place on: each token is
+        learnt once, what the last repeats weighs 0.
         """
         L = self._seq_len
         N = self.windows("train")
@@ -168,7 +185,10 @@ class TextTask(Sketch):
     def pick(
         self, seed: int, step: int, index_B: np.ndarray, host: tuple[int, int] = (0, 1)
     ) -> Batch:
-        """Returns the rows of host (i, n) of a global batch of these windows; the text is always cut at its start."""
+        """Returns the rows of host (i, n) of a global batch of these windows.
+
+        The text is always cut at its start.
+        """
         ex_B = host_rows(len(index_B), host)
         start_B = index_B[ex_B].astype(np.int64) * self._seq_len
         pos_BxL = start_B[:, None] + np.arange(self._seq_len)
@@ -192,7 +212,7 @@ class TextTask(Sketch):
             yield self._batch(split, pos_BxL, (pos_BxL < T) & fresh_BxL, ex_B)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
-        """Returns the figures of a whole split, by its own counts, or the perplexity of a training batch.
+        """Returns the figures of a split, by its own counts, or the perplexity of a training batch.
 
         A word is one of the text's own, or the <eos> of a line.
         """
@@ -209,7 +229,10 @@ class TextTask(Sketch):
         }
 
     def info(self) -> dict[str, Any]:
-        """Returns what the text is, for result.json; a run goes on only with data of the same sha256."""
+        """Returns what the text is, for result.json.
+
+        A run goes on only with data of the same sha256.
+        """
         ready = self._ready
         splits = {}
         for split, count in ready.counts.items():
@@ -234,7 +257,7 @@ class TextTask(Sketch):
         return self._tok.encode_blocks([text.encode()]).tolist()
 
     def read(self, text: str) -> reading.Reading:
-        """Returns a text as inputs: bos, then all its tokens, in windows of L as an evaluation cuts them."""
+        """Returns a text as inputs: bos, then its tokens, in windows of L as in an evaluation."""
         ids = [self.bos, *self.encode(reading.readable(text))]
         spans = reading.spans_of(text, self._tok.pieces(ids))
         return reading.Reading(ids, spans, reading.windows(ids, self._seq_len))
@@ -252,7 +275,10 @@ class TextTask(Sketch):
         return self._tok.decode(ids)
 
     def _order(self, seed: int, epoch: int, n: int) -> tuple[int, np.ndarray]:
-        """Returns where an epoch cuts the ring, and the order of its windows. numpy has frozen RandomState's stream."""
+        """Returns where an epoch cuts the ring, and the order of its windows.
+
+        numpy has frozen RandomState's stream.
+        """
         key = (seed, epoch)
         if key not in self._orders:
             rng = np.random.RandomState([seed, epoch])

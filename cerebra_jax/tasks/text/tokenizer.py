@@ -1,6 +1,9 @@
-"""Tokenizers: bytes, byte-level BPE trained on the text, GPT-2's from its files. All give any text back exactly.
+"""Tokenizers: bytes, byte-level BPE trained on the text, GPT-2's from its files.
 
-A line is tokenised on its own, its "\\n" included: a block of whole lines gives the same tokens alone and in the text.
+All give any text back exactly.
+
+A line is tokenised on its own, its "\\n" included: a block of whole lines gives the same tokens
+alone and in the text.
 """
 
 from __future__ import annotations
@@ -96,7 +99,10 @@ class Bpe:
 
 
 def _bytes_by_sign() -> dict[str, int]:
-    """Returns the byte of each sign of a byte-level vocabulary: itself where it can be printed, else from 256 on."""
+    """Returns the byte of each sign of a byte-level vocabulary.
+
+    A byte that can be printed is its own sign; the others have the signs from 256 on.
+    """
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = (byte for byte in range(256) if byte not in plain)
     return {chr(byte): byte for byte in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
@@ -106,7 +112,10 @@ _BYTE = _bytes_by_sign()
 
 
 def _by_line() -> Any:
-    """Returns what splits before every line, then as GPT-2 does (contractions, words, numbers, signs, white space)."""
+    """Returns what splits a text at its lines, then as GPT-2 does.
+
+    That is into contractions, words, numbers, signs and white space.
+    """
     from tokenizers import pre_tokenizers
 
     lines = pre_tokenizers.Split("\n", "merged_with_previous")
@@ -130,14 +139,17 @@ def train_bpe(blocks: Iterable[bytes], vocab_size: int) -> str:
         initial_alphabet=sorted(_alphabet()),  # all 256 bytes, so that no text is unknown
         show_progress=False,
     )
-    # the trainer does not know its own special token: without this it would learn merges inside <unk>
+    # the trainer does not know its own special token: without this it would learn merges inside
+    # <unk>
     texts = (block.decode().replace(UNK, "") for block in blocks)
     tok.train_from_iterator(texts, trainer)
     return tok.to_str()
 
 
 def gpt2(folder: Path) -> str:
-    """Returns the JSON of GPT-2's tokenizer from its two files; UserError where they are not GPT-2's.
+    """Returns the JSON of GPT-2's tokenizer from its two files.
+
+    Raises UserError where they are not GPT-2's.
 
     Lines are split as in a BPE of ours, unlike in OpenAI's code.
     """
@@ -176,7 +188,10 @@ def _alphabet() -> set[str]:
 
 
 def settings(cfg: TaskCfg, offline: bool) -> dict[str, Any]:
-    """Returns what decides the tokens of a given text; it is part of the name under which they are kept."""
+    """Returns what decides the tokens of a given text.
+
+    It is part of the name under which they are kept.
+    """
     if cfg.tokenizer == "bytes":
         return {"name": "bytes"}
     if cfg.tokenizer == "bpe":

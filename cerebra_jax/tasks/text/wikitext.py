@@ -1,7 +1,8 @@
 """A tensorflow-datasets builder for any text in three splits; needs no TensorFlow.
 
-Records are blocks of whole lines, in the order of the text, in ArrayRecord files. Joined, they are the text.
-This module imports tensorflow_datasets (a second): import it only where a text must be prepared.
+Records are blocks of whole lines, in the order of the text, in ArrayRecord files. Joined, they are
+the text. This module imports tensorflow_datasets (a second): import it only where a text must be
+prepared.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from cerebra_jax.tasks.task import SPLITS
 from cerebra_jax.tasks.text.corpus import Source
 from cerebra_jax.tasks.text.scan import blocks
 
-# blocks, 64 MiB: tfds keeps the records of a split in memory before it writes them, so a large split has parts
+# blocks, 64 MiB: tfds keeps the records of a split in memory before it writes them, so a large
+# split has parts
 PART = 1024
 
 
@@ -68,7 +70,10 @@ def part_names(split: str, parts: int) -> list[str]:
 
 
 def write(source: Source, n_blocks: dict[str, int], folder: Path) -> Path:
-    """Writes the records of a text below `folder`; returns the folder of the tfds data set (for `read`)."""
+    """Writes the records of a text below `folder`.
+
+    Returns the folder of the tfds data set (for `read`).
+    """
     parts = {split: -(-n // PART) for split, n in n_blocks.items()}
     with quiet():
         builder = Wikitext(source, parts, data_dir=folder)
@@ -79,7 +84,10 @@ def write(source: Source, n_blocks: dict[str, int], folder: Path) -> Path:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps progress bars, log lines and prints of tfds from the screen: it tells where it writes, several times."""
+    """Keeps progress bars, log lines and prints of tfds from the screen.
+
+    tfds tells where it writes, several times.
+    """
     tfds.disable_progress_bar()
     absl = logging.getLogger("absl")
     level = absl.level
