@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from cerebra_jax.errors import UserError
@@ -124,6 +124,8 @@ def _entries(values: str | tuple) -> tuple:
     return tuple(values.split(",")) if values else ()
 
 
-def show(values: str | tuple) -> str:
-    """Returns a list as a person writes it on the command line, in quotes: '3,0,2'."""
-    return repr(values if isinstance(values, str) else ",".join(map(str, values)))
+def joined(values: str | Iterable[object]) -> str:
+    """Returns a list as it is written on the command line: "3,0,2"."""
+    if isinstance(values, str):
+        return values
+    return ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in values)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cerebra_jax.checks import ROUTED, Problem, counts, numbers, show
+from cerebra_jax.checks import ROUTED, Problem, counts, joined, numbers
 
 if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RouteCfg, RunCfg
@@ -272,7 +272,7 @@ def _rates_per_layer(net: NetCfg) -> Iterator[Problem]:
     route = net.route
     if not route.by_layer:
         return
-    what = f"net.route.by_layer is {show(route.by_layer)}"
+    what = f"net.route.by_layer is {joined(route.by_layer)!r}"
     if not _is_list_of_rates(route.by_layer, net.depth):
         yield what, f"give {net.depth} numbers above 0 with commas, or none"
     if net.scan:
@@ -286,7 +286,7 @@ def _rates_per_layer(net: NetCfg) -> Iterator[Problem]:
 
 def _no_rates_per_layer(cfg: RunCfg) -> Iterator[Problem]:
     if cfg.net.route.by_layer:
-        what = f"net.route.by_layer is {show(cfg.net.route.by_layer)} for {cfg.net.name}"
+        what = f"net.route.by_layer is {joined(cfg.net.route.by_layer)!r} for {cfg.net.name}"
         yield what, "only the layers of cerebra have rates of their own: use ''"
 
 
@@ -324,7 +324,7 @@ def _pruned(cfg: RunCfg) -> Iterator[Problem]:
     for units in _remaining(net):
         if not _is_list_of_counts(units, net.depth):
             hint = f"give {net.depth} numbers from 0 to {units.unpruned} with commas, or none"
-            yield f"{units.key} is {show(units.values)}", hint
+            yield f"{units.key} is {joined(units.values)!r}", hint
     given = _given(net)
     if given and net.scan:
         yield f"{given} is set with net.scan", "layers of different widths: use net.scan=False"

@@ -32,10 +32,11 @@ MODULES = {
     "text": "cerebra_jax.tasks.text.task",
     "tabular": "cerebra_jax.tasks.tabular.task",
     "intent": "cerebra_jax.tasks.intent.task",
-    "longseq": "cerebra_jax.tasks.long_sequence.task",
+    "long_sequence": "cerebra_jax.tasks.long_sequence.task",
     "listops": "cerebra_jax.tasks.listops",
     "mixed": "cerebra_jax.tasks.mixed",
 }
+EARLIER = {"longseq": "long_sequence"}  # names of before, which old configurations hold
 DECIDED = ("outputs", "features", "subwords", "answers", "tasks")  # keys of net that a task decides
 
 _CLASSES: dict[str, type[Task]] = {}
@@ -59,6 +60,7 @@ def register(name: str) -> Callable[[type], type]:
 
 def find(name: str) -> type[Task]:
     """Returns the class of a task; its module is imported where that was not done before."""
+    name = EARLIER.get(name, name)
     if name not in _CLASSES:
         importlib.import_module(MODULES[name])
     return _CLASSES[name]
@@ -122,7 +124,7 @@ def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
         decided[key] = found
     if net.route.mode == "oracle" and not shape.needed:
         what = f"net.route.mode is oracle, but task.name={cfg.task.name} does not mark"
-        hint = "use task.name=longseq, or another router"
+        hint = "use task.name=long_sequence, or another router"
         raise UserError(f"{what} the tokens that its answers need", hint)
     if net.name == "chiar" and net.route.meta == "task" and not shape.tasks:
         what = f"net.route.meta is task, but task.name={cfg.task.name} is one task"

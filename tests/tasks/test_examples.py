@@ -1,4 +1,7 @@
-"""Rows as batches: every row once, whatever the batch, the epoch and the hosts; splits by the frozen permutation."""
+"""Rows as batches: every row once, whatever the batch, the epoch and the hosts.
+
+Splits by the frozen permutation.
+"""
 
 import numpy as np
 import pytest

@@ -64,7 +64,10 @@ def test_trees_keep_the_rules():
 
 
 def test_the_arena_s_label_shares_and_outermost_operator_score():
-    """Largest class 16.7 %, outermost operator alone 36.1 % (12,000 trees); here 1,500, so ± 3 standard errors."""
+    """Largest class 16.7 %, outermost operator alone 36.1 % (12,000 trees).
+
+    Here 1,500, so ± 3 standard errors.
+    """
     found = listops.arrays(listops.trees(1500, 500, 2000, seed=0), 2000)
     half = (
         {name: x[:750] for name, x in found.items()},

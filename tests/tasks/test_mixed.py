@@ -48,7 +48,10 @@ def part(task, i):
 
 
 def test_each_row_is_one_of_its_own_task_and_asks_for_one_answer(task):
-    """Inputs and labels stand in rows of the table that no other task has; an answer is asked for at the last token."""
+    """Inputs and labels stand in rows of the table that no other task has.
+
+    An answer is asked for at the last token.
+    """
     batch = task.train_batch(0, 2, B)
     np.testing.assert_array_equal(batch["task_B"], np.arange(B) % 3)
     sizes = [part(task, i).shape.vocab_size for i in range(3)]

@@ -29,7 +29,7 @@ STREAM = {"train": 0, "valid": 1, "test": 2}
 QUARTERS = 4
 
 
-@register("longseq")
+@register("long_sequence")
 class LongSequence:
     """Answers are logits of Q positions an example (`at_BxQ`).
 

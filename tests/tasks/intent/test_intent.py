@@ -235,7 +235,9 @@ def test_word_noise_hides_other_training_words_at_every_step_and_none_elsewhere(
 
 def test_the_made_up_utterances_are_the_same_everywhere():
     rows = synthetic.utterances()
-    assert len(rows) == len(set(rows)) > 2000 and {label for _, label in rows} == set(synthetic.INTENTS)
+    assert len(rows) == len(set(rows)) > 2000 and {label for _, label in rows} == set(
+        synthetic.INTENTS
+    )
     assert len({text for text, _ in rows}) == len(rows)  # no text has two intents
     assert all("{" not in text and text == " ".join(text.split()) for text, _ in rows)
     assert rows[0] == ("shut in the bathroom", "lock"), (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.long_sequence import generate
 from cerebra_jax.tasks.long_sequence.generate import KINDS, Rules
 

@@ -303,7 +303,9 @@ def test_the_made_up_table_is_the_same_everywhere_and_its_noise_is_known():
     )
     floors = whole.info()["target"]["floor"]
     assert all(abs(floors[split] / synthetic.NOISE - 1) < 0.05 for split in SPLITS)
-    assert 1 - (synthetic.NOISE / whole.info()["target"]["sd"]) ** 2 > 0.8  # what can be learnt of it
+    assert (
+        1 - (synthetic.NOISE / whole.info()["target"]["sd"]) ** 2 > 0.8
+    )  # what can be learnt of it
 
 
 def test_salaries_beside_the_checkout_have_the_published_splits_and_bounds():

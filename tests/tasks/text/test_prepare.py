@@ -9,7 +9,6 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import DiskError, UserError
-from cerebra_jax.tasks import registry
 from cerebra_jax.tasks.task import SPLITS
 from cerebra_jax.tasks.text import corpus, prepare, scan, tokenizer, wikitext
 
@@ -182,7 +181,3 @@ def test_broken_data_is_refused_before_the_slow_imports(cfg, folder, clean_env):
     command = [sys.executable, "-c", REFUSED, json.dumps(vars(cfg))]
     out = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=60)
     assert out.stdout.startswith("[] ") and "train.txt:1:2 holds a NUL" in out.stdout, out.stderr
-
-
-def test_the_configuration_offers_the_tasks_of_the_registry():
-    assert set(registry.MODULES) == set(config.fields()["task.name"].metadata["of"])
