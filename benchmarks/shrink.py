@@ -27,7 +27,7 @@ from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.cost import timing
 from cerebra_jax.models import model as models
 from cerebra_jax.models import prunable, quantization
-from cerebra_jax.tasks.text import sketch
+from cerebra_jax.tasks.registry import sketch
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import state
 from cerebra_jax.training.experiment import policies

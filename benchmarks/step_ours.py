@@ -16,7 +16,7 @@ from cerebra_jax.cost.prices import TRAIN_FACTOR
 from cerebra_jax.cost.timing import Variant, best_rate
 from cerebra_jax.models import model as models
 from cerebra_jax.policies.schedule import Length
-from cerebra_jax.tasks.text import sketch
+from cerebra_jax.tasks.registry import sketch
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import state
 from cerebra_jax.training.experiment import policies

@@ -90,7 +90,7 @@ class Trained:
                 f"the run's task is {self.cfg.task.name}", "predict answers for tables and intents"
             )
         table = _table(rows)
-        given = self.task.of(self.task.inputs(table))
+        given = self.task.given(self.task.inputs(table))
         found = []
         for batch in given.eval_batches("given", batch_size):
             logits_Bx1xV = self._logits(self.variables, batch)

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from cerebra_jax import checks, trees
+from cerebra_jax import trees
 from cerebra_jax.config import CompressCfg, NetCfg, RouteCfg, RunCfg
 from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.models import model as build
+from cerebra_jax.models import rules
 from cerebra_jax.training.objective import Conditions, Objective
 
 V, B, L, N = 24, 3, 16, 5
@@ -44,7 +45,7 @@ def draw(seed: int) -> RunCfg:
                  ffn=pick("gelu", "gated"), norm=pick("pre", "post"), loss_chunk=64,
                  features=pick(0, N) if free else 0, outputs=pick(0, 3) if free else 0,
                  dtype=pick("float32", "bfloat16"), route=route, compress=compress)  # fmt: skip
-    checks._routing(net)
+    assert not list(rules.check(RunCfg(net=net)))
     cfg = RunCfg(net=net)
     return dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, seq_len=L))
 

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebra_jax.tasks.examples import SPLITS, Examples, lengths
-from cerebra_jax.tasks.task import Shape
+from cerebra_jax.tasks.examples import Examples, lengths
+from cerebra_jax.tasks.task import SPLITS, Shape
 
 
 def padded(tokens_N: np.ndarray, L: int) -> Examples:

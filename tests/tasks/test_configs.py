@@ -14,7 +14,7 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
 from cerebra_jax.models.model import build as build_model
-from cerebra_jax.tasks import registry as build
+from cerebra_jax.tasks import registry
 from cerebra_jax.training import pruning_rounds as rounds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +54,8 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
         module("wikitext").get_config("full")
     for part in ("smoke", "cpu", "17m", "400m"):  # the target can be reached
         cfg = config.parse(module("wikitext").get_config(f"cerebra-full-{part}"))
-        task = build.sketch(cfg)
-        cfg, vocab = build.fitted(cfg, task.shape), task.shape.vocab_size
+        task = registry.sketch(cfg)
+        cfg, vocab = registry.fitted(cfg, task.shape), task.shape.vocab_size
         assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, rounds.Length(1000, 100)).last == 700
     full = config.parse(module("wikitext").get_config("cerebra-full-400m"))
     assert (
@@ -101,9 +101,9 @@ def test_cerebra_executes_at_most_half_of_the_dense_model(name, model, least):
     sizes = {}
     for part, size in itertools.product((model, "dense"), ("", "smoke")):
         cfg = config.parse(make.get_config(f"{part}-{size}"))
-        task = build.build(cfg, lambda line: None)
+        task = registry.build(cfg, lambda line: None)
         sizes[part, size] = build_model(
-            build.fitted(cfg, task.shape), task.shape.vocab_size
+            registry.fitted(cfg, task.shape), task.shape.vocab_size
         ).cost.executed_flops
     for size in ("", "smoke"):
         assert least < sizes[model, size] / sizes["dense", size] <= 0.5

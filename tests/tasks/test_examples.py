@@ -1,4 +1,7 @@
-"""Rows as batches: every row once, whatever the batch, the epoch and the hosts; splits by the frozen permutation."""
+"""Rows as batches: every row once, whatever the batch, the epoch and the hosts.
+
+Splits by the frozen permutation.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks.examples import SPLITS, Examples, cut, digest
+from cerebra_jax.tasks.examples import Examples, cut, digest
+from cerebra_jax.tasks.task import SPLITS
 
 
 def fake(n: int) -> Examples:

@@ -13,7 +13,7 @@ from etils import epath
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
+from cerebra_jax.tasks import registry
 from cerebra_jax.tasks.examples import cut
 from cerebra_jax.tasks.intent import read
 
@@ -157,7 +157,7 @@ def test_bytes_are_cut_at_the_length_and_the_notice_says_how_much(tmp_path):
             "seq_len": L,
         }
         net = {"name": "transformer", "causal": False}
-        return build.build(config.parse({"task": task, "net": net}), lambda line: None)
+        return registry.build(config.parse({"task": task, "net": net}), lambda line: None)
 
     whole, short = task_of(40), task_of(12)
     assert (whole.dataset, whole.notice, whole.shape[:3]) == (

@@ -15,11 +15,11 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.models.model import build as build_model
 from cerebra_jax.models.model import neutral_knobs
-from cerebra_jax.tasks import registry as build
-from cerebra_jax.tasks.examples import SPLITS, cut
-from cerebra_jax.tasks.intent import read
-from cerebra_jax.tasks.intent import synthetic as made
+from cerebra_jax.tasks import registry
+from cerebra_jax.tasks.examples import cut
+from cerebra_jax.tasks.intent import read, synthetic
 from cerebra_jax.tasks.intent.words import Words
+from cerebra_jax.tasks.task import SPLITS
 
 LABELS = ["card", "loan", "rate"]
 
@@ -45,7 +45,7 @@ def task_of(path="", **more):
         "tokenizer": "words",
         "min_count": 1,
     } | more
-    return build.build(
+    return registry.build(
         config.parse({"task": task, "net": {"name": "transformer", "causal": False}}),
         lambda line: None,
     )
@@ -199,7 +199,7 @@ def test_padding_changes_no_output(tmp_path):
         cfg = config.parse(
             {"task": {"name": "intent", "seq_len": 0}, "net": net | {"route": {"mode": "topk"}}}
         )
-        cfg = build.fitted(cfg, task.shape)
+        cfg = registry.fitted(cfg, task.shape)
         model = build_model(cfg, task.shape.vocab_size)
         batch = task.example(8)
         variables = model.init(jax.random.key(0), batch)
@@ -234,16 +234,18 @@ def test_word_noise_hides_other_training_words_at_every_step_and_none_elsewhere(
 
 
 def test_the_made_up_utterances_are_the_same_everywhere():
-    rows = made.utterances()
-    assert len(rows) == len(set(rows)) > 2000 and {label for _, label in rows} == set(made.INTENTS)
+    rows = synthetic.utterances()
+    assert len(rows) == len(set(rows)) > 2000 and {label for _, label in rows} == set(
+        synthetic.INTENTS
+    )
     assert len({text for text, _ in rows}) == len(rows)  # no text has two intents
     assert all("{" not in text and text == " ".join(text.split()) for text, _ in rows)
     assert rows[0] == ("shut in the bathroom", "lock"), (
         f"{rows[0]}: other texts. Intended? Say why in the commit."
     )
     task = task_of()
-    assert task.shape.outputs == len(made.INTENTS) - 1 and "made-up" in task.notice
-    assert task_of(oos=True).shape.outputs == len(made.INTENTS)
+    assert task.shape.outputs == len(synthetic.INTENTS) - 1 and "made-up" in task.notice
+    assert task_of(oos=True).shape.outputs == len(synthetic.INTENTS)
 
 
 @pytest.mark.parametrize(

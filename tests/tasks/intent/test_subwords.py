@@ -10,7 +10,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
+from cerebra_jax.tasks import registry
 from cerebra_jax.tasks.intent import subwords
 
 BUCKETS = 1000
@@ -25,7 +25,7 @@ def task_of(path, **more):
         "tokenizer": "words",
         "min_count": 2,
     } | more
-    return build.build(
+    return registry.build(
         config.parse({"task": task, "net": {"name": "transformer", "causal": False}}),
         lambda line: None,
     )
@@ -33,7 +33,10 @@ def task_of(path, **more):
 
 @pytest.fixture
 def texts(tmp_path):
-    """60 texts of 2 to 5 words; each ends in one of its own, which is known by its n-grams alone."""
+    """60 texts of 2 to 5 words.
+
+    Each ends in one of its own, which is known by its n-grams alone.
+    """
     rng = np.random.RandomState(0)
     rows = [" ".join([*rng.choice(WORDS[:-2], rng.randint(1, 5)), f"own{i}"]) for i in range(60)]
     path = tmp_path / "t.csv"

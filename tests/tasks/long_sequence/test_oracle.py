@@ -14,7 +14,7 @@ from cerebra_jax.cli.flags import parse
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.routing import routers as router
-from cerebra_jax.tasks import registry as tasks
+from cerebra_jax.tasks import registry
 from cerebra_jax.training.experiment import prepare
 
 L, K = 40, 5  # mqar: 3 K tokens are needed
@@ -32,7 +32,7 @@ def session(tiny_cfg):
                 "net.route": {"mode": "oracle"} | net,
             }
         )
-        return prepare(cfg, tasks.build(cfg))
+        return prepare(cfg, registry.build(cfg))
 
     return make
 
@@ -106,7 +106,7 @@ def test_who_marks_nothing_gets_no_oracle(tiny_cfg, session):
             {"net.name": "cerebra", "net.route.mode": "oracle", "task.name": name} | more
         )
         with pytest.raises(UserError, match=f"oracle, but task.name={name} does not mark"):
-            tasks.fitted(cfg, tasks.sketch(cfg).shape)
+            registry.fitted(cfg, registry.sketch(cfg).shape)
     with pytest.raises(UserError, match="oracle for chiar"):
         tiny_cfg({"net.name": "chiar", "net.route.mode": "oracle"})
     model = session().model

@@ -11,7 +11,7 @@ import pytest
 from cerebra_jax.cli.flags import parse
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.models import model as models
-from cerebra_jax.tasks import registry as tasks
+from cerebra_jax.tasks import registry
 from cerebra_jax.training.experiment import prepare
 from cerebra_jax.types import Out
 
@@ -27,7 +27,7 @@ def cfg(tiny_cfg):
 
 @pytest.mark.parametrize("kind", ["mqar", "selective", "copy", "masked", "induction"])
 def test_batches_are_pure_and_hosts_share_them(kind, cfg):
-    task = tasks.build(cfg(task__kind=kind))
+    task = registry.build(cfg(task__kind=kind))
     whole = task.train_batch(7, 3, 8)
     halves = [task.train_batch(7, 3, 8, (i, 2)) for i in range(2)]
     for name, x in whole.items():
@@ -37,7 +37,7 @@ def test_batches_are_pure_and_hosts_share_them(kind, cfg):
 
 
 def test_every_held_out_example_counts_once_and_none_is_trained_on(cfg):
-    task = tasks.build(cfg())
+    task = registry.build(cfg())
     seen = {}
     for split, n in (("valid", 1000), ("test", 3000)):
         rows = [b["inputs_BxL"][b["w_BxL"].any(1)] for b in task.eval_batches(split, 64)]
@@ -48,7 +48,7 @@ def test_every_held_out_example_counts_once_and_none_is_trained_on(cfg):
 
 
 def test_scores_are_what_numpy_counts(cfg):
-    task = tasks.build(cfg())
+    task = registry.build(cfg())
     batch = task.train_batch(0, 0, 6)
     batch["w_BxL"][4:] = 0.0
     rng = np.random.RandomState(0)
@@ -79,7 +79,7 @@ def test_scores_are_what_numpy_counts(cfg):
 @pytest.mark.parametrize("net", ["transformer", "cerebra", "chiar"])
 def test_only_what_is_asked_gets_logits_and_is_paid_for(net, cfg):
     """The price of the head is that of Q positions, the program agrees, and the answers read the right places."""
-    s = prepare(cfg(net__name=net), tasks.build(cfg()))
+    s = prepare(cfg(net__name=net), registry.build(cfg()))
     assert s.model.net.answers == 5 and s.model.cost.executed["head"] == 5 * 2 * 32 * 30
     batch, state = s.task.example(3), s.fresh()
 

@@ -12,9 +12,10 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
-from cerebra_jax.tasks.examples import SPLITS, cut
-from cerebra_jax.tasks.tabular import synthetic as made
+from cerebra_jax.tasks import registry
+from cerebra_jax.tasks.examples import cut
+from cerebra_jax.tasks.tabular import synthetic
+from cerebra_jax.tasks.task import SPLITS
 
 N = 60
 HEADER = ["city", "age", "plan", "price"]
@@ -39,7 +40,7 @@ def write(path: Path, rows: list[list[str]], header=None, delimiter: str = ",") 
 def task_of(path: str, target: str = "price", said: list | None = None, **more):
     task = {"name": "tabular", "seq_len": 0, "path": path, "target": target} | more
     cfg = config.parse({"task": task, "net": {"name": "transformer", "causal": False}})
-    return build.build(cfg, said.append if said is not None else lambda line: None)
+    return registry.build(cfg, said.append if said is not None else lambda line: None)
 
 
 def arrays(task) -> list[np.ndarray]:
@@ -288,7 +289,7 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
 
 
 def test_the_made_up_table_is_the_same_everywhere_and_its_noise_is_known():
-    (table, noise), (again, _) = made.table(400), made.table(400)
+    (table, noise), (again, _) = synthetic.table(400), synthetic.table(400)
     assert table.columns == again.columns and table.rows == len(noise) == 400
     first = [column[0] for column in table.columns.values()]
     assert first == ["D03", "flat", "0", "gas", "no", "57.9", "2005", "5.63", "530.57"], (
@@ -297,12 +298,14 @@ def test_the_made_up_table_is_the_same_everywhere_and_its_noise_is_known():
     whole = task_of("", target="")
     assert (
         whole.shape.seq_len == 9
-        and sum(whole.size.values()) == made.ROWS
+        and sum(whole.size.values()) == synthetic.ROWS
         and "made-up" in whole.notice
     )
     floors = whole.info()["target"]["floor"]
-    assert all(abs(floors[split] / made.NOISE - 1) < 0.05 for split in SPLITS)
-    assert 1 - (made.NOISE / whole.info()["target"]["sd"]) ** 2 > 0.8  # what can be learnt of it
+    assert all(abs(floors[split] / synthetic.NOISE - 1) < 0.05 for split in SPLITS)
+    assert (
+        1 - (synthetic.NOISE / whole.info()["target"]["sd"]) ** 2 > 0.8
+    )  # what can be learnt of it
 
 
 def test_salaries_beside_the_checkout_have_the_published_splits_and_bounds():

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from cerebra_jax.config import TaskCfg
+from cerebra_jax.tasks.task import SPLITS
 from cerebra_jax.tasks.text import corpus, download
 
 DATA = bytes(i * i % 251 for i in range(200_000))
@@ -154,7 +155,7 @@ def test_a_mirror_that_never_answers_does_not_hold_the_others_up(server, tmp_pat
 def test_wikitext_is_read_from_the_pinned_zip_and_nothing_else_is_written(
     server, tmp_path, monkeypatch
 ):
-    texts = {split: f" {split} <unk> text \n".encode() for split in corpus.SPLITS}
+    texts = {split: f" {split} <unk> text \n".encode() for split in SPLITS}
     with zipfile.ZipFile(tmp_path / "made.zip", "w") as z:
         z.writestr("../evil.txt", "out")
         for split, text in texts.items():
