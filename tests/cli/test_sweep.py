@@ -20,7 +20,7 @@ from cerebra_jax.errors import PointsFailed, Preempted, UserError
 from cerebra_jax.main import main
 from cerebra_jax.training import workdir as folder
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import fcntl, json, os, signal, sys, time
 from pathlib import Path

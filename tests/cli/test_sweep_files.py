@@ -10,7 +10,7 @@ from cerebra_jax.cli import sweep_points as points
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as build
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 V = 512
 
 

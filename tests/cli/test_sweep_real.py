@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
 def get_sweep():
     yield {"config": "configs/wikitext.py:cerebra-smoke", "name": "mine", "task.tokenizer": "bytes",

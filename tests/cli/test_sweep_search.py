@@ -17,7 +17,7 @@ from cerebra_jax.cli import sweep_pool as pool
 from cerebra_jax.cli import sweep_search as search
 from cerebra_jax.errors import PointsFailed, UserError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import fcntl, json, math, os, signal, sys, time
 from pathlib import Path
@@ -53,11 +53,11 @@ with open(here / "run.lock", "a+") as lock:
 """
 RUN = """
 import os, sys
-from cerebra_jax.cli.sweep import command, pool
+from cerebra_jax.cli import sweep, sweep_pool
 child = os.environ["CHILD"]
-pool.command = lambda workdir: [sys.executable, "-ISc", child, str(workdir)]
-command.prices = lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
-command.run(sys.argv[1:])
+sweep_pool.command = lambda workdir: [sys.executable, "-ISc", child, str(workdir)]
+sweep.prices = lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
+sweep.run(sys.argv[1:])
 """
 SEARCH = """
 def get_search():
