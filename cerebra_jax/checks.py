@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cerebra_jax.errors import UserError
@@ -201,26 +202,18 @@ def together(c: RunCfg) -> None:
     )
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """The numbers of "3,0,2", one a layer; ValueError where they are none."""
-    return tuple(int(n) for n in text.split(",")) if text else ()
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """The numbers of "0.5,1.5", one a layer; ValueError where they are none."""
-    return tuple(float(n) for n in text.split(",")) if text else ()
+def joined(values: Iterable[object]) -> str:
+    """Returns a list as it is written on the command line: "3,0,2"."""
+    return ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in values)
 
 
 def _by_layer(net: NetCfg) -> None:
     """Every layer has its share of the slots, and something that gives them to tokens."""
-    route, text = net.route, net.route.by_layer
-    if not text:
+    route, rates = net.route, net.route.by_layer
+    if not rates:
         return
-    try:
-        good = len(found := numbers(text)) == net.depth and all(0.0 < n <= 1e3 for n in found)
-    except ValueError:
-        good = False
-    what = f"net.route.by_layer is {text!r}"
+    good = len(rates) == net.depth and all(0.0 < n <= 1e3 for n in rates)
+    what = f"net.route.by_layer is {joined(rates)!r}"
     need(good, what, f"give {net.depth} numbers above 0 with commas, or none")
     need(
         net.name == "cerebra",
@@ -240,19 +233,14 @@ def _kept(net: NetCfg) -> None:
     hidden, kept = net.ffn_width, net.kept
     lists = {"heads": (kept.heads, net.heads), "ffn": (kept.ffn, hidden), "rest": (kept.rest, hidden),
              "channels": (kept.channels, net.width)}  # fmt: skip
-    for name, (text, most) in lists.items():
-        try:
-            good = len(found := counts(text)) in (0, net.depth) and all(
-                0 <= n <= most for n in found
-            )
-        except ValueError:
-            good = False
+    for name, (left, most) in lists.items():
+        good = len(left) in (0, net.depth) and all(0 <= n <= most for n in left)
         need(
             good,
-            f"net.kept.{name} is {text!r}",
+            f"net.kept.{name} is {joined(left)!r}",
             f"give {net.depth} numbers from 0 to {most} with commas, or none",
         )
-    given = ", ".join(f"net.kept.{name}" for name, (text, _) in lists.items() if text)
+    given = ", ".join(f"net.kept.{name}" for name, (left, _) in lists.items() if left)
     need(
         not given or net.name in PRUNABLE,
         f"{given} is set for {net.name}",

@@ -1,4 +1,8 @@
-"""Every configuration key: its default, what it means and what it may be, in frozen dataclasses. No JAX here."""
+"""Declares every configuration key, its default, its meaning and its allowed values. No JAX here.
+
+A list is a tuple: its default is empty, and `item` is the type of what it holds. On the command line, and in files of
+earlier versions, it is text with commas.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,23 @@ from cerebra_jax.checks import ROUTED, UNROUTED
 
 
 def _f(
-    default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.inf, hi: float = math.inf
+    default: Any,
+    doc: str,
+    *,
+    of: tuple[Any, ...] = (),
+    lo: float = -math.inf,
+    hi: float = math.inf,
+    item: type | None = None,
 ) -> Any:
-    """A field with its one-sentence meaning, and the values it may take: `of` a list, or lo <= value <= hi."""
-    return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi})
+    """Returns a field with its meaning and what it may be: one of `of`, or between lo and hi, or a list of items."""
+    return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi, "item": item})
 
 
 @dataclass(frozen=True)
 class TaskCfg:
-    name: str = _f("text", "task", of=("text", "tabular", "intent", "longseq", "listops", "mixed"))
+    name: str = _f(
+        "text", "task", of=("text", "tabular", "intent", "long_sequence", "listops", "mixed")
+    )
     dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
     data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
     cache_dir: str = _f(
@@ -60,14 +72,16 @@ class TaskCfg:
         "",
         "column to predict: a regression of numbers, a classification of anything else; of intent: the labels",
     )
-    columns: str = _f(
-        "",
-        "columns to predict from, with commas; empty: all others; of intent: the one with the texts",
+    columns: tuple[str, ...] = _f(
+        (),
+        "columns to predict from; empty: all others; of intent: the one with the texts",
+        item=str,
     )
-    ignore: str = _f("", "columns to leave out, with commas")
-    types: str = _f(
-        "",
-        "NAME:number or NAME:category, with commas; *:KIND for all features; else by what they hold",
+    ignore: tuple[str, ...] = _f((), "columns to leave out", item=str)
+    types: tuple[str, ...] = _f(
+        (),
+        "NAME:number or NAME:category of columns; *:KIND for all features; else by what they hold",
+        item=str,
     )
     scale: str = _f(
         "standard",
@@ -92,9 +106,10 @@ class TaskCfg:
         0.0, "share of the tokens of training texts that are hidden", lo=0.0, hi=0.9
     )
     kind: str = _f(
-        "mqar", "what longseq recalls", of=("mqar", "selective", "copy", "masked", "induction")
+        
+        "mqar", "what is recalled in long_sequence", of=("mqar", "selective", "copy", "masked", "induction")
     )
-    pairs: int = _f(8, "longseq: pairs, data tokens or masked tokens to remember (K)", lo=1)
+    pairs: int = _f(8, "long_sequence: pairs, data tokens or masked tokens to remember (K)", lo=1)
     skew: float = _f(
         1.0,
         "mqar: queries come at gap g with weight (g + 1)^(skew - 1); 1: anywhere alike",
@@ -113,7 +128,7 @@ class RouteCfg:
     mode: str = _f(
         "threshold",
         "how tokens are chosen; chiar: all but topk, oracle; mod: threshold, topk, random, oracle; cerebra: all but "
-        "hard (topk needs net.causal=False, oracle a task that marks what it needs: longseq)",
+        "hard (topk needs net.causal=False, oracle a task that marks what it needs: long_sequence)",
         of=(
             "threshold",
             "hard",
@@ -128,9 +143,10 @@ class RouteCfg:
     rate: float = _f(
         0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0
     )
-    by_layer: str = _f(
-        "",
-        "cerebra: rate, floor and ceiling of each layer in units of these keys, with commas; empty: 1",
+    by_layer: tuple[float, ...] = _f(
+        (),
+        "cerebra: rate, floor and ceiling of each layer in units of these keys; empty: 1",
+        item=float,
     )
     k: int = _f(0, "tokens that topk keeps; 0: rate of them", lo=0)
     part: str = _f(
@@ -222,22 +238,27 @@ class CompressCfg:
 
 @dataclass(frozen=True)
 class KeptCfg:
-    """What pruning has left of each layer: numbers with commas, one a layer; 0, or an empty list, is all of them. The
-    command `shrink` writes them."""
+    """Holds what pruning has left of each layer, a number for each; 0, or an empty list, means all of it.
 
-    heads: str = _f(
-        "",
-        "attention heads left in each layer, of net.heads, with commas; 0: all; empty: in every layer",
+    The command `shrink` writes these lists.
+    """
+
+    heads: tuple[int, ...] = _f(
+        (), "attention heads left in each layer, of net.heads; 0: all; empty: all, everywhere", item=int
     )
-    ffn: str = _f(
-        "",
+    ffn: tuple[int, ...] = _f(
+        (),
         "hidden features of the FFN left in each layer; with a routed FFN, of the part all tokens take",
+        item=int,
     )
-    rest: str = _f(
-        "",
+    rest: tuple[int, ...] = _f(
+        (),
         "hidden features of a routed FFN left in each layer that only tokens on the heavy path take",
+        item=int,
     )
-    channels: str = _f("", "features of compressed tokens left in each layer of cerebra")
+    channels: tuple[int, ...] = _f(
+        (), "features of compressed tokens left in each layer of cerebra", item=int
+    )
 
 
 @dataclass(frozen=True)

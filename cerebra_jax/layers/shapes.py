@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from cerebra_jax import checks
 from cerebra_jax.config import KeptCfg, NetCfg, RouteCfg
 
 WHOLE = KeptCfg()
@@ -26,21 +25,21 @@ def of(net: NetCfg, layer: int) -> NetCfg:
         net = dataclasses.replace(net, route=_share(net.route, scale(net, layer)))
     if net.kept == WHOLE:
         return net
-    one = {f.name: checks.counts(getattr(net.kept, f.name)) for f in dataclasses.fields(KeptCfg)}
+    one = {f.name: getattr(net.kept, f.name) for f in dataclasses.fields(KeptCfg)}
     return dataclasses.replace(
-        net, kept=KeptCfg(**{name: str(n[layer]) if n else "" for name, n in one.items()})
+        net, kept=KeptCfg(**{name: n[layer : layer + 1] for name, n in one.items()})
     )
 
 
 def scale(net: NetCfg, layer: int) -> float:
     """The rate of a layer in units of net.route.rate."""
-    return checks.numbers(net.route.by_layer)[layer] if net.route.by_layer else 1.0
+    return net.route.by_layer[layer] if net.route.by_layer else 1.0
 
 
 def _share(route: RouteCfg, n: float) -> RouteCfg:
     ceiling = min(1.0, route.ceiling * n) if route.ceiling < 1.0 else 1.0
     rate, floor = min(MOST, route.rate * n), min(1.0, route.floor * n)
-    return dataclasses.replace(route, by_layer="", rate=rate, floor=floor, ceiling=ceiling)
+    return dataclasses.replace(route, by_layer=(), rate=rate, floor=floor, ceiling=ceiling)
 
 
 def each(net: NetCfg) -> list[NetCfg]:
@@ -73,7 +72,7 @@ def channels(net: NetCfg, width: int) -> int:
     return _one(net.kept.channels) or width
 
 
-def with_kept(net: NetCfg, lists: dict[str, str]) -> NetCfg:
+def with_kept(net: NetCfg, lists: dict[str, tuple[int, ...]]) -> NetCfg:
     """The configuration with these lists of what is left."""
     return dataclasses.replace(net, kept=KeptCfg(**lists))
 
@@ -83,5 +82,6 @@ def with_hidden(net: NetCfg, width: int) -> NetCfg:
     return dataclasses.replace(net, ffn_width=width, kept=WHOLE)
 
 
-def _one(text: str) -> int:
-    return int(text or 0)  # a list is of no one layer: ValueError
+def _one(left: tuple[int, ...]) -> int:
+    (count,) = left or (0,)  # a list of several layers is no layer's: ValueError
+    return count

@@ -159,5 +159,5 @@ def shape_of(net: NetCfg, left: dict[str, int]) -> NetCfg:
         if g.kind in KINDS and left[g.name] != full[g.kind, g.layer]:
             lists[g.kind][g.layer] = left[g.name]
     return shapes.with_kept(
-        net, {kind: ",".join(map(str, n)) if any(n) else "" for kind, n in lists.items()}
+        net, {kind: tuple(n) if any(n) else () for kind, n in lists.items()}
     )

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.checks import numbers
 from cerebra_jax.config import NetCfg, ObjectiveCfg, to_steps
 from cerebra_jax.errors import UserError
 from cerebra_jax.types import Knobs
@@ -67,7 +66,7 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, executed: Callable[[float], flo
     """
     capacity = net.route.capacity
     unit = (
-        L * capacity * max(1.0, *numbers(net.route.by_layer or "1"))
+        L * capacity * max((1.0, *net.route.by_layer))
     )  # a slot more in the layer that gets the most
     rates = [k / unit for k in range(1, math.floor(unit * (1 - 1 / L)) + 1)]
     floor, ceiling = executed(rates[0]), executed(rates[-1])

@@ -16,7 +16,7 @@ TASKS: dict[str, Callable[[RunCfg, Callable[[str], None]], Task]] = {
     "text": text.build,
     "tabular": tabular.build,
     "intent": intent.build,
-    "longseq": longseq.build,
+    "long_sequence": longseq.build,
     "listops": listops.build,
     "mixed": mixed.build,
 }
@@ -51,7 +51,7 @@ def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:
     checks.need(
         shape.needed or net.route.mode != "oracle",
         f"net.route.mode is oracle, but task.name={cfg.task.name} does not mark the tokens that its answers need",
-        "use task.name=longseq, or another router",
+        "use task.name=long_sequence, or another router",
     )
     checks.need(
         shape.tasks > 0 or net.name != "chiar" or net.route.meta != "task",

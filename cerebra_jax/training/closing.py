@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cerebra_jax import config
 from cerebra_jax.cost.units import LABELS
 from cerebra_jax.tasks.task import Metric
 
@@ -54,7 +55,7 @@ def _slots(r: dict[str, Any]) -> list[str]:
         return []
     wanted, kept, route = gates["wanted"], gates["kept"], net["route"]
     scale = (
-        [float(n) for n in route["by_layer"].split(",")]
+        [float(n) for n in config.listed(route["by_layer"])]
         if route.get("by_layer")
         else [1.0] * len(wanted)
     )

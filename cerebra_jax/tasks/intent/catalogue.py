@@ -53,7 +53,7 @@ def load(
             raise UserError(f"task.tfds is {name}: {_said(e)}", f"use task.tfds={base}") from None
     features = builder.info.features
     text = _feature(
-        cfg.columns, "task.columns", _of(features, tfds.features.Text), texts, f"text of {name}"
+        ",".join(cfg.columns), "task.columns", _of(features, tfds.features.Text), texts, f"text of {name}"
     )
     label = _feature(
         cfg.target, "task.target", _of(features, tfds.features.ClassLabel), (), f"label of {name}"

@@ -142,7 +142,7 @@ def text_column(table: Table, name: str) -> str:
 
 def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
     """The texts and labels of a table: its column `text` (or task.columns), and task.target or the only other one."""
-    names, text = list(table.columns), text_column(table, cfg.columns)
+    names, text = list(table.columns), text_column(table, ",".join(cfg.columns))
     others = [name for name in names if name != text]
     if cfg.target:
         label = known(table, cfg.target, "task.target")

@@ -45,7 +45,7 @@ class IntentTask(Examples):
             tok,
             cfg.word_noise,
             subwords,
-            cfg.columns,
+            ",".join(cfg.columns),
         )
         self._out = classes.index(read.OUT) if read.OUT in classes else None
         self._subwords_WxG = subwords.table() if subwords else None

@@ -150,8 +150,8 @@ def _features(task: TaskCfg, table: Table, target: str) -> tuple[list[str], dict
     names = list(table.columns)
 
     known(table, target, "task.target")
-    only = [known(table, name, "task.columns") for name in words(task.columns)]
-    ignored = [known(table, name, "task.ignore") for name in words(task.ignore)]
+    only = [known(table, name, "task.columns") for name in task.columns]
+    ignored = [known(table, name, "task.ignore") for name in task.ignore]
     if target in only + ignored:
         raise UserError(
             f"task.columns or task.ignore names the target {target!r}", "leave it out there"
@@ -162,7 +162,7 @@ def _features(task: TaskCfg, table: Table, target: str) -> tuple[list[str], dict
             f"{table.name} has no column left to predict {target} from", "ignore fewer columns"
         )
     given: dict[str, str] = {}
-    for word in words(task.types):
+    for word in task.types:
         name, _, kind = word.rpartition(":")
         if kind not in col.KINDS:
             raise UserError(
@@ -173,11 +173,6 @@ def _features(task: TaskCfg, table: Table, target: str) -> tuple[list[str], dict
     rest = {name: given.get("*") or col.kind_of(table.columns[name]) for name in features}
     rest[target] = col.kind_of(table.columns[target])
     return features, rest | {name: kind for name, kind in given.items() if name in rest}
-
-
-def words(text: str) -> list[str]:
-    """The comma-separated names of a setting."""
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _target(
