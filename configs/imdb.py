@@ -1,4 +1,5 @@
-"""Long texts with labels, read as bytes: IMDB reviews from tensorflow-datasets, as in the Long Range Arena.
+"""Long texts with labels, read as bytes: IMDB reviews from tensorflow-datasets, as in the Long
+Range Arena.
 
 python -m cerebra_jax.main --config=configs/imdb.py[:PART[-PART…]]
 python -m cerebra_jax.main --config=configs/imdb.py:dense-long
@@ -6,11 +7,12 @@ python -m cerebra_jax.main --config=configs/imdb.py:dense-long
     model   cerebra (default) | dense | ssm          long: 4,000 bytes, the Long Range Arena's length; else 1,000
     smoke   made-up utterances, no file and no network; ends in seconds
 
-25,000 reviews each for training and test; a tenth of the former is the validation, rows by numpy's RandomState(42). The
-first run downloads 80 MiB (tensorflow-datasets, without TensorFlow) and keeps them in the cache. Any other data set:
---config.task.tfds=NAME, and --config.task.tokenizer=bpe or words. What does not fit in task.seq_len is cut, and said.
-Not run here: there was no network, and 2 CPU cores are too few. The Transformer of the Long Range Arena
-(arXiv:2011.04006, table 1) reports an accuracy of 64.27 % at 4,000 bytes, where 50 % is chance.
+25,000 reviews each for training and test; a tenth of the former is the validation, rows by numpy's
+RandomState(42). The first run downloads 80 MiB (tensorflow-datasets, without TensorFlow) and keeps
+them in the cache. Any other data set: --config.task.tfds=NAME, and --config.task.tokenizer=bpe or
+words. What does not fit in task.seq_len is cut, and said. Not run here: there was no network, and 2
+CPU cores are too few. The Transformer of the Long Range Arena (arXiv:2011.04006, table 1) reports
+an accuracy of 64.27 % at 4,000 bytes, where 50 % is chance.
 """
 
 from cerebra_jax import config
@@ -21,7 +23,10 @@ PARTS = (*MODELS, "long", "smoke")
 
 
 def get_config(arg: str = ""):
-    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    """The configuration of `arg`, parts joined by hyphens.
+
+    UserError on a part that does not exist.
+    """
     parts = [p for p in arg.split("-") if p]
     if wrong := [p for p in parts if p not in PARTS]:
         raise UserError(f"configs/imdb.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")

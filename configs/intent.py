@@ -1,4 +1,5 @@
-"""Classification of short texts by intent: Cerebra encoder, dense Transformer, convolutions, or a bag of words.
+"""Classification of short texts by intent: Cerebra encoder, dense Transformer, convolutions, or a
+bag of words.
 
 python -m cerebra_jax.main --config=configs/intent.py[:PART[-PART…]]
 python -m cerebra_jax.main --config=configs/intent.py --config.task.path=FILE.csv
@@ -34,7 +35,10 @@ PARTS = (*MODELS, *PATHS, "smoke")
 
 
 def get_config(arg: str = ""):
-    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    """The configuration of `arg`, parts joined by hyphens.
+
+    UserError on a part that does not exist.
+    """
     parts = [p for p in arg.split("-") if p]
     if wrong := [p for p in parts if p not in PARTS]:
         raise UserError(f"configs/intent.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")

@@ -5,10 +5,11 @@ python -m cerebra_jax.main --config=configs/listops.py[:PART[-PART…]]
     model   cerebra (default) | dense            smoke: ends in seconds
     size    short (default: 30 to 256 tokens) | lra (500 to 2,000 tokens, 100,000 expressions: for a GPU)
 
-At the Arena's lengths the outermost operator alone gives 36 %; what it gives in this run stands in result.json.
-Measured on one core of a 2-core AMD EPYC (Zen 5), 2026-11-22, seed 0 only, test accuracy of 400 expressions after
-3,000 steps, 10 and 15 minutes beside other work: cerebra 0.298 at 0.315 of the dense FLOPs, dense 0.353, the outermost
-operator alone 0.340. So little is learnt in that time; lra trains longer, for a GPU, and was not run.
+At the Arena's lengths the outermost operator alone gives 36 %; what it gives in this run stands in
+result.json. Measured on one core of a 2-core AMD EPYC (Zen 5), 2026-11-22, seed 0 only, test
+accuracy of 400 expressions after 3,000 steps, 10 and 15 minutes beside other work: cerebra 0.298 at
+0.315 of the dense FLOPs, dense 0.353, the outermost operator alone 0.340. So little is learnt in
+that time; lra trains longer, for a GPU, and was not run.
 """
 
 from cerebra_jax import config
@@ -19,7 +20,10 @@ PARTS = (*MODELS, "short", "lra", "smoke")
 
 
 def get_config(arg: str = ""):
-    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    """The configuration of `arg`, parts joined by hyphens.
+
+    UserError on a part that does not exist.
+    """
     parts = [p for p in arg.split("-") if p]
     if wrong := [p for p in parts if p not in PARTS]:
         raise UserError(f"configs/listops.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")

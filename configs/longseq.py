@@ -1,15 +1,17 @@
 """Long-range recall: what stood far back? Synthetic, made on the fly: no file, no network.
 
-python -m cerebra_jax.main --config=configs/longseq.py[:PART[-PART…]] [--config.task.seq_len=L --config.task.pairs=K]
+python -m cerebra_jax.main --config=configs/longseq.py[:PART[-PART…]] [--config.task.seq_len=L
+--config.task.pairs=K]
 
     task    mqar (default) | selective | copy | masked | induction
     model   cerebra (default) | oracle | random | dense | window | ssm | lstm          smoke: ends in seconds
 
-masked and `encoder` are read whole, by an encoder with top-k; the others are causal. oracle and random are cerebra with
-its slots, filled by what the task says its answers need (the best a router could do) or by chance. A causal cerebra
-ends at half of the dense FLOPs (objective.budget), an encoder keeps a quarter of the tokens (net.route.rate). What the
-answers need is 3 task.pairs of mqar, 2 of selective and masked; `overflow` in metrics.jsonl says what found no slot.
-copy needs every token: no oracle there.
+masked and `encoder` are read whole, by an encoder with top-k; the others are causal. oracle and
+random are cerebra with its slots, filled by what the task says its answers need (the best a router
+could do) or by chance. A causal cerebra ends at half of the dense FLOPs (objective.budget), an
+encoder keeps a quarter of the tokens (net.route.rate). What the answers need is 3 task.pairs of
+mqar, 2 of selective and masked; `overflow` in metrics.jsonl says what found no slot. copy needs
+every token: no oracle there.
 
 Measured on one core of a shared 2-core AMD EPYC (Zen 5), 3 seeds, test accuracy; cerebra, random and oracle at half of
 dense's FLOPs:
@@ -36,7 +38,10 @@ PARTS = (*TASKS, *MODELS, "encoder", "smoke")
 
 
 def get_config(arg: str = ""):
-    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    """The configuration of `arg`, parts joined by hyphens.
+
+    UserError on a part that does not exist.
+    """
     parts = [p for p in arg.split("-") if p]
     if wrong := [p for p in parts if p not in PARTS]:
         raise UserError(f"configs/longseq.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")

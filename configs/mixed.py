@@ -1,13 +1,15 @@
-"""One network for three tasks: a text, texts with labels, and ListOps, through the whole trunk of CHIAR.
+"""One network for three tasks: a text, texts with labels, and ListOps, through the whole trunk of
+CHIAR.
 
 python -m cerebra_jax.main --config=configs/mixed.py[:PART[-PART…]]
 
     model   chiar (default) | dense          gate    task: a gate of the MetaRouter for each task, not for each prefix
     smoke   made-up utterances, small expressions; ends in seconds
 
-The text is WikiText-2 (task.data_dir: your own), the labelled texts IMDB reviews (--config.task.tfds=imdb_reviews, the
-default; task.path: a file of your own), the expressions are made. All are cut at task.seq_len. Gates by task stand in
-metrics.jsonl under gates, meta_gate_of_task, in the order text, labels, ListOps. Not measured: it ran as smoke only.
+The text is WikiText-2 (task.data_dir: your own), the labelled texts IMDB reviews
+(--config.task.tfds=imdb_reviews, the default; task.path: a file of your own), the expressions are
+made. All are cut at task.seq_len. Gates by task stand in metrics.jsonl under gates,
+meta_gate_of_task, in the order text, labels, ListOps. Not measured: it ran as smoke only.
 """
 
 from cerebra_jax import config
@@ -17,7 +19,10 @@ PARTS = ("chiar", "dense", "task", "smoke")
 
 
 def get_config(arg: str = ""):
-    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    """The configuration of `arg`, parts joined by hyphens.
+
+    UserError on a part that does not exist.
+    """
     parts = [p for p in arg.split("-") if p]
     if wrong := [p for p in parts if p not in PARTS]:
         raise UserError(f"configs/mixed.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")

@@ -1,15 +1,17 @@
-"""Regression or classification of any table (CSV): Cerebra encoder or dense Transformer, a token per column.
+"""Regression or classification of any table (CSV): Cerebra encoder or dense Transformer, a token
+per column.
 
-python -m cerebra_jax.main --config=configs/tabular.py[:PART[-PART…]]
-python -m cerebra_jax.main --config=configs/tabular.py --config.task.path=FILE.csv --config.task.target=NAME
+python -m cerebra_jax.main --config=configs/tabular.py[:PART[-PART…]] python -m cerebra_jax.main
+--config=configs/tabular.py --config.task.path=FILE.csv --config.task.target=NAME
 
     model   cerebra (default) | dense            smoke: ends in seconds
     full    the paper's whole recipe on cerebra: warm, ramp of λ on a learned threshold, pruning, 8 bits (extra quant),
             sampler, one after the other; metrics.jsonl names the phases. Then come `shrink` and `convert`
     data    made-up rents (default, from a seed: no file, no network) | salaries (ai-jobs.net; give --config.task.path)
 
-Types of columns are inferred; --config.task.types=NAME:category,OTHER:number says otherwise, --config.task.ignore=A,B
-leaves columns out. A target of numbers is a regression, one of anything else a classification.
+Types of columns are inferred; --config.task.types=NAME:category,OTHER:number says otherwise,
+--config.task.ignore=A,B leaves columns out. A target of numbers is a regression, one of anything
+else a classification.
 
 Measured on one core of a shared 2-core AMD EPYC (Zen 5), 10 epochs, half a minute each, 3 seeds, 2026-11-22; test RMSE:
     made-up rents   107.1 ± 0.8, dense 104.3 ± 0.8; floor 90.2, the noise of the data
@@ -26,7 +28,10 @@ PARTS = (*MODELS, "salaries", "full", "smoke")
 
 
 def get_config(arg: str = ""):
-    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    """The configuration of `arg`, parts joined by hyphens.
+
+    UserError on a part that does not exist.
+    """
     parts = [p for p in arg.split("-") if p]
     if wrong := [p for p in parts if p not in PARTS]:
         raise UserError(f"configs/tabular.py has no part {wrong[0]!r}", f"use {', '.join(PARTS)}")

@@ -1,4 +1,5 @@
-"""Language modelling on WikiText: dense Transformer, CHIAR-Former, Cerebra, or a baseline of as many parameters.
+"""Language modelling on WikiText: dense Transformer, CHIAR-Former, Cerebra, or a baseline of as
+many parameters.
 
 python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
 
@@ -8,8 +9,9 @@ python -m cerebra_jax.main --config=configs/wikitext.py[:PART[-PART…]]
     full    the paper's whole recipe, on cerebra: warm, ramp of λ on a learned threshold, pruning, 8 bits (extra quant),
             sampler, one after the other; metrics.jsonl names the phases. Then come `shrink` and `convert`
 
-`:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files; without it WikiText-2
-is downloaded, and where nothing can be downloaded the run takes the offline corpus and says so.
+`:dense-17m`, `:chiar`, `:smoke` … Text: --config.task.data_dir=DIR with train/valid/test files;
+without it WikiText-2 is downloaded, and where nothing can be downloaded the run takes the offline
+corpus and says so.
 """
 
 from cerebra_jax import config
@@ -26,7 +28,10 @@ LAYERS = {
 
 
 def get_config(arg: str = ""):
-    """The configuration of `arg`, parts joined by hyphens; UserError on a part that does not exist."""
+    """The configuration of `arg`, parts joined by hyphens.
+
+    UserError on a part that does not exist.
+    """
     parts = [p for p in arg.split("-") if p]
     for part in parts:
         if part not in PARTS:

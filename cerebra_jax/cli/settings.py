@@ -20,7 +20,9 @@ from cerebra_jax.errors import UserError
 
 
 def load(spec: str, overrides: Mapping[str, Any]) -> config.RunCfg:
-    """Returns the RunCfg of FILE.py[:ARG] or FILE.json with some keys changed, by values or by text."""
+    """Returns the RunCfg of FILE.py[:ARG] or FILE.json with some keys changed, by values or by
+    text.
+    """
     path, _, _ = spec.partition(":")
     file = Path(path)
     if file.is_dir():
@@ -88,7 +90,7 @@ def _read_json(file: Path, spec: str) -> dict[str, Any]:
             f"{file} is not JSON ({e})", "take the config.json of an undamaged run"
         ) from None
     except UserError as e:
-        raise UserError(f"{file}: {e.what}", e.mend) from None
+        raise UserError(f"{file}: {e.what}", e.hint) from None
     return config.to_dict(cfg)
 
 

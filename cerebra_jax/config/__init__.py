@@ -1,7 +1,10 @@
-"""Holds configurations: defaults that can be edited, and strict parsing. Only this package and cli/ see ml_collections.
+"""Holds configurations: defaults that can be edited, and strict parsing.
 
-A ConfigDict is made from the dataclasses of schema.py (`defaults`), edited by configs/*.py and by `--config.x.y=v`, and
-stops at the door: `parse` turns it into a `RunCfg`, strictly, and says what is wrong in one line. No JAX here.
+Only this package and cli/ see ml_collections.
+
+A ConfigDict is made from the dataclasses of schema.py (`defaults`), edited by configs/*.py and by
+`--config.x.y=v`, and stops at the door: `parse` turns it into a `RunCfg`, strictly, and says what
+is wrong in one line. No JAX here.
 """
 
 from __future__ import annotations
@@ -71,7 +74,10 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def fields(cls: type = RunCfg, prefix: str = "") -> dict[str, dataclasses.Field]:
-    """Returns {'net.route.rate': Field} for every key, in order; Field.metadata holds meaning and allowed values."""
+    """Returns {'net.route.rate': Field} for every key, in order.
+
+    Field.metadata holds meaning and allowed values.
+    """
     out: dict[str, dataclasses.Field] = {}
     for f in dataclasses.fields(cls):
         if isinstance(f.default_factory, type):
@@ -82,7 +88,9 @@ def fields(cls: type = RunCfg, prefix: str = "") -> dict[str, dataclasses.Field]
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """Returns "did you mean NAME?" for the known name nearest to a mistyped one by its letters, or ""."""
+    """Returns "did you mean NAME?" for the known name nearest to a mistyped one by its letters, or
+    "".
+    """
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]}?"
@@ -93,7 +101,9 @@ def suggest(word: str, known: list[str]) -> str:
 
 
 def suggest_key(key: str) -> str:
-    """Returns the hint of an error about an unknown key: the one it means elsewhere, or is nearest to by its letters."""
+    """Returns the hint of an error about an unknown key: the one it means elsewhere, or is nearest
+    to by its letters.
+    """
     meant = names.synonym(key, names.KEYS)
     if meant:
         return f"did you mean {meant}?"
@@ -101,12 +111,18 @@ def suggest_key(key: str) -> str:
 
 
 def typed(key: str, text: str) -> Any:
-    """Returns the value that text on the command line means for a key; UserError where it has another type."""
+    """Returns the value that text on the command line means for a key.
+
+    UserError where it has another type.
+    """
     return values.typed(key, text, fields()[key])
 
 
 def parse(config: Any) -> RunCfg:
-    """Returns the RunCfg of a ConfigDict, a nested dict, or the text of a config.json; UserError names a wrong key."""
+    """Returns the RunCfg of a ConfigDict, a nested dict, or the text of a config.json.
+
+    UserError names a wrong key.
+    """
     if isinstance(config, str):
         config = json.loads(config)
     if isinstance(config, ml_collections.ConfigDict):
@@ -123,9 +139,11 @@ def to_dict(cfg: RunCfg) -> dict[str, Any]:
 
 
 def renewed(old: Any) -> Any:
-    """Returns a config.json of an earlier version in today's form, unchecked, to be compared with another.
+    """Returns a config.json of an earlier version in today's form, unchecked, to be compared with
+    another.
 
-    Keys and values have their current names, lists are lists, and keys that did not exist have their defaults.
+    Keys and values have their current names, lists are lists, and keys that did not exist have
+    their defaults.
     """
     if not isinstance(old, dict):
         return old

@@ -1,4 +1,6 @@
-"""Lists the names that users may type beside today's keys: earlier ones, and those of other libraries. No JAX here."""
+"""Lists the names that users may type beside today's keys: earlier ones, and those of other
+libraries. No JAX here.
+"""
 
 from __future__ import annotations
 
@@ -201,7 +203,10 @@ def current_value(key: str, value: object) -> object:
 
 
 def synonym(word: str, table: dict[str, str]) -> str:
-    """Returns what a word of another library means here, or ""; its section is left out if need be."""
+    """Returns what a word of another library means here, or "".
+
+    Its section is left out if need be.
+    """
     word = word.lower().replace("-", "_")
     tail = word.rpartition(".")[2]
     for candidate in (word, tail):

@@ -1,7 +1,7 @@
 """Declares every configuration key, its default, its meaning and its allowed values. No JAX here.
 
-A list is a tuple: its default is empty, and `item` is the type of what it holds. On the command line, and in files of
-earlier versions, it is text with commas.
+A list is a tuple: its default is empty, and `item` is the type of what it holds. On the command
+line, and in files of earlier versions, it is text with commas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def _f(
     hi: float = math.inf,
     item: type | None = None,
 ) -> Any:
-    """Returns a field with its meaning and what it may be: one of `of`, or between lo and hi, or a list of items."""
+    """Returns a field with its meaning and what it may be: one of `of`, or between lo and hi, or a
+    list of items.
+    """
     return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi, "item": item})
 
 
@@ -106,8 +108,9 @@ class TaskCfg:
         0.0, "share of the tokens of training texts that are hidden", lo=0.0, hi=0.9
     )
     kind: str = _f(
-        
-        "mqar", "what is recalled in long_sequence", of=("mqar", "selective", "copy", "masked", "induction")
+        "mqar",
+        "what is recalled in long_sequence",
+        of=("mqar", "selective", "copy", "masked", "induction"),
     )
     pairs: int = _f(8, "long_sequence: pairs, data tokens or masked tokens to remember (K)", lo=1)
     skew: float = _f(
@@ -238,13 +241,17 @@ class CompressCfg:
 
 @dataclass(frozen=True)
 class KeptCfg:
-    """Holds what pruning has left of each layer, a number for each; 0, or an empty list, means all of it.
+    """Holds what pruning has left of each layer, a number for each.
+
+    0, or an empty list, means all of it.
 
     The command `shrink` writes these lists.
     """
 
     heads: tuple[int, ...] = _f(
-        (), "attention heads left in each layer, of net.heads; 0: all; empty: all, everywhere", item=int
+        (),
+        "attention heads left in each layer, of net.heads; 0: all; empty: all, everywhere",
+        item=int,
     )
     ffn: tuple[int, ...] = _f(
         (),

@@ -1,4 +1,7 @@
-"""Turns what was written for a key into a value of the key's type, and says what is wrong with it. No JAX here."""
+"""Turns what was written for a key into a value of the key's type, and says what is wrong with it.
+
+No JAX here.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def listed(value: str | Sequence[Any]) -> list[Any]:
 
 
 def typed(key: str, text: str, field: dataclasses.Field) -> Any:
-    """Returns the value that text on the command line means; raises UserError where it has another type."""
+    """Returns the value that text on the command line means.
+
+    Raises UserError where it has another type.
+    """
     want = type(field.default)
     if field.metadata["item"]:
         return _items(key, text, field.metadata["item"])
@@ -44,7 +50,10 @@ def typed(key: str, text: str, field: dataclasses.Field) -> Any:
 
 
 def checked(key: str, value: Any, field: dataclasses.Field) -> Any:
-    """Returns the value of a key in today's form; raises UserError where its type or size is wrong."""
+    """Returns the value of a key in today's form.
+
+    Raises UserError where its type or size is wrong.
+    """
     if field.metadata["item"]:
         return _items(key, value, field.metadata["item"])
     want = type(field.default)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cerebra_jax import config
+from cerebra_jax.checks import joined
 
 SAME = (
     "seed",
@@ -37,7 +38,7 @@ Identity = Mapping[str, Any]
 
 def identity(values: Mapping[str, Any], result: Mapping[str, Any]) -> Identity:
     """All that repeats have in common, flat; keys that a run is too old to have are at their default."""
-    flat = {key: f.default for key, f in config.fields().items()} | _flat(values)
+    flat = {key: _hashable(value) for key, value in _flat(config.renewed(values)).items()}
     for key in SAME:
         flat.pop(key, None)
     return flat | {
@@ -93,7 +94,13 @@ def _differs(
     return any(key not in other or other[key] != of[key] for other in others)
 
 
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = joined(value)
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return str(value) if value != "" else '""'

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cerebra_jax.config import renewed
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import groups as grouping
 
@@ -117,7 +116,7 @@ def read(path: Path) -> Run:
     """The run of a folder; UserError where there is none that is finished."""
     try:
         result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        config = renewed(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as e:
         raise UserError(
             f"{path} holds no finished run ({e.filename} is missing)", "finish it first"

@@ -1,4 +1,6 @@
-"""What each part of Cerebra adds: compression alone, the router, sampler, pruning, 8 bits; beside dense and chance.
+"""What each part of Cerebra adds: compression alone, the router, sampler, pruning, 8 bits.
+
+Beside dense and chance.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py --dry
@@ -7,9 +9,9 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py --dry
     tabular, tabular-smoke             a table (configs/tabular.py): made-up rents
     salaries                           the same of salaries, with --config.task.path=salaries.csv
 
-24 runs: 8 rows of 3 seeds. A pruned run computes with zeros to its end: `executed` is that of the whole model, and
-kept_rel_flops in result.json ("test") what it costs after `shrink`. 8 bits take the extra quant. What came out,
-with times, stands in benchmarks/results/README.md.
+24 runs: 8 rows of 3 seeds. A pruned run computes with zeros to its end: `executed` is that of the
+whole model, and kept_rel_flops in result.json ("test") what it costs after `shrink`. 8 bits take
+the extra quant. What came out, with times, stands in benchmarks/results/README.md.
 """
 
 from cerebra_jax.errors import UserError

@@ -1,12 +1,14 @@
-"""CHIAR and what could explain its results without its idea: chance, other entropies, all light, all heavy, FLOPs.
+"""CHIAR and what could explain its results without its idea: chance, other entropies, all light,
+all heavy, FLOPs.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/chiar_controls.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/chiar_controls.py --dry
 
     smoke, cpu (default), 17m, 400m    text at that size of configs/wikitext.py
 
-24 runs: 8 rows of 3 seeds. chiar, random, permuted and no-dct send the same share of tokens to attention and run the
-same attention; permuted pays for a DCT of its own. all-light and all-heavy have CHIAR's blocks without a router.
+24 runs: 8 rows of 3 seeds. chiar, random, permuted and no-dct send the same share of tokens to
+attention and run the same attention; permuted pays for a DCT of its own. all-light and all-heavy
+have CHIAR's blocks without a router.
 """
 
 from cerebra_jax.errors import UserError

@@ -1,4 +1,5 @@
-"""Long-range recall by every model: dense, window, SSM, LSTM, and Cerebra with its router, an oracle and chance.
+"""Long-range recall by every model: dense, window, SSM, LSTM, and Cerebra with its router, an
+oracle and chance.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py:selective --dry
@@ -7,9 +8,9 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py:selective --d
     mqar-L, selective-L   any other L: of mqar L/16 pairs and a vocabulary that filler leaves room in
     smoke                 mqar in seconds
 
-24 runs: 8 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=... for another).
-Cerebra, the oracles and chance end at half the dense FLOPs; in oracle-all every token is a key, in the other three the
-kept ones are. Window: L/4.
+24 runs: 8 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=...
+for another). Cerebra, the oracles and chance end at half the dense FLOPs; in oracle-all every token
+is a key, in the other three the kept ones are. Window: L/4.
 """
 
 from cerebra_jax.errors import UserError

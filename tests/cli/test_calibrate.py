@@ -1,4 +1,6 @@
-"""calibrate on a small run: thresholds stand where numpy puts them, and eval, generate and certify take them."""
+"""calibrate on a small run: thresholds stand where numpy puts them, and eval, generate and certify
+take them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""export --format=stablehlo: a file that runs without this package and gives our logits, for any number of rows."""
+"""export --format=stablehlo: a file that runs without this package and gives our logits, for any
+number of rows.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def runs(tiny_cfg, Screen, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(runs, clean_env, tmp_path_factory):
-    """name -> (folder of its program, which ran there on `batch.npz`, the run, that batch, what export said)."""
+    """name -> (folder of its program, which ran there on `batch.npz`, the run, that batch, what
+    export said).
+    """
     found = {}
     for name, workdir in runs.items():
         folder = tmp_path_factory.mktemp(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cerebra_jax.cli import flags
 from cerebra_jax.cli import sweep as command
 from cerebra_jax.cli import sweep_points as points
 from cerebra_jax.cli import sweep_pool as pool
@@ -63,13 +65,16 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.delenv("NPROC")  # of these tests
     monkeypatch.setattr(pool, "_cores", lambda: 4)
     monkeypatch.setattr(
-        command, "prices", lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
+        command,
+        "prices",
+        lambda cfgs: [{"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0} for _ in cfgs],
     )
 
     def run(*hows: str, into: str = "runs", jobs: int = 2) -> Path:
         file = tmp_path / "mine.py"
         file.write_text(SWEEP.format(hows=hows))
-        command.run(["sweep", f"--config={file}", f"--workdir={tmp_path / into}", f"--jobs={jobs}"])
+        words = [f"--config={file}", f"--workdir={tmp_path / into}", f"--jobs={jobs}"]
+        command.run(flags.parse(["sweep", *words]))
         return tmp_path / into
 
     return run
@@ -236,7 +241,7 @@ def test_a_folder_with_another_run_is_refused_before_the_start(sweep, tmp_path):
     root = sweep("ok")
     file = tmp_path / "mine.py"
     with pytest.raises(UserError, match="train.lr 0.002 -> 0.003"):
-        command.run(["sweep", f"--config={file}", f"--workdir={root}", "--config.train.lr=0.003"])
+        flags.parse(["sweep", f"--config={file}", f"--workdir={root}", "--config.train.lr=0.003"])
 
 
 def test_names_do_not_depend_on_the_other_points():
@@ -261,3 +266,27 @@ def test_a_dry_run_prices_and_writes_nothing_and_needs_no_jax(tmp_path, clean_en
     assert len(rows) == 24 and total.startswith("24 of 24 points to run") and "960 steps" in total
     dense = next(row for row in rows if " dense-s0 " in row)
     assert dense.startswith("new ") and "40 steps · 8.05 GFLOP · 1.000 of dense" in dense
+
+
+def test_a_dry_run_of_epochs_of_a_text_says_what_it_knows_and_what_it_does_not(
+    tmp_path, monkeypatch, capsys
+):
+    """How many steps an epoch of a text has, only the prepared text tells; a step has its price."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    base = ROOT / "configs" / "wikitext.py"
+    (tmp_path / "mine.py").write_text(
+        f"def get_sweep():\n    return [{{'config': '{base}:chiar-17m', 'name': 'mine'}}]\n"
+    )
+    assert main(["sweep", "--config=mine.py", "--dry"]) == 0
+    row, total, why = capsys.readouterr().out.splitlines()
+    assert " 0 steps" not in row + total and " 0 FLOP" not in row + total
+    flops = re.search(r"mine-s0  5 epochs · ([\d.]+) TFLOP a step · 0\.\d+ of dense", row)[1]
+    assert total.endswith("in runs/mine: 1 of them for epochs of their data")
+    assert "is not known before the text is prepared" in why and "train.duration" in why
+    # so many steps cost so much
+    words = ["sweep", "--config=mine.py", "--dry", "--config.train.duration=1000 steps"]
+    assert main(words) == 0
+    row, total = capsys.readouterr().out.splitlines()
+    assert f"1,000 steps · {float(flops):g} PFLOP" in row
+    assert total.endswith(f"1,000 steps · {float(flops):g} PFLOP at most")

@@ -1,4 +1,6 @@
-"""The sweep files of this repository: every point is a model that can be built, and costs what its name says."""
+"""The sweep files of this repository: every point is a model that can be built, and costs what its
+name says.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Searches: shared by processes, resumed where they were killed, and exactly as many trials as were asked for."""
+"""Searches: shared by processes, resumed where they were killed, and exactly as many trials as were
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cerebra_jax.cli import flags
 from cerebra_jax.cli import sweep as command
 from cerebra_jax.cli import sweep_pool as pool
 from cerebra_jax.cli import sweep_search as search
@@ -53,11 +56,12 @@ with open(here / "run.lock", "a+") as lock:
 """
 RUN = """
 import os, sys
-from cerebra_jax.cli import sweep, sweep_pool
+from cerebra_jax.cli import flags, sweep, sweep_pool
 child = os.environ["CHILD"]
 sweep_pool.command = lambda workdir: [sys.executable, "-ISc", child, str(workdir)]
-sweep.prices = lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
-sweep.run(sys.argv[1:])
+price = {"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0}
+sweep.prices = lambda cfgs: [price for _ in cfgs]
+sweep.run(flags.parse(sys.argv[1:]))
 """
 SEARCH = """
 def get_search():
@@ -98,9 +102,11 @@ def here(monkeypatch):
         pool, "command", lambda workdir: [sys.executable, "-ISc", CHILD, str(workdir)]
     )
     monkeypatch.setattr(
-        command, "prices", lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
+        command,
+        "prices",
+        lambda cfgs: [{"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0} for _ in cfgs],
     )
-    return command.run
+    return lambda words: command.run(flags.parse(words))
 
 
 @pytest.fixture
@@ -118,7 +124,7 @@ def process(clean_env):
 
 def trials(words: list[str]):
     """The trials of the study, read from its file."""
-    study = search.Study(command.parse(words).search)
+    study = search.Study(flags.parse(words).sweep.search)
     return study._study.get_trials()
 
 
@@ -202,9 +208,9 @@ def test_values_that_do_not_go_together_fail_their_trial_only(words, here, tmp_p
         text.replace("[2, 24]", "[2, 32]")
     )  # the first width with the last number of heads
     with pytest.raises(UserError, match="net.width 48 is not divisible by net.heads 32"):
-        command.parse(made)
+        flags.parse(made)
     file.write_text(text)  # 32 is not divisible by 24, which no single end of a range shows
-    search.Study(command.parse(made).search)._study.enqueue_trial(
+    search.Study(flags.parse(made).sweep.search)._study.enqueue_trial(
         {"net.width": 32, "net.heads": 24, "train.lr": 0.1}
     )
     with pytest.raises(PointsFailed, match="trial-0000"):
@@ -229,7 +235,7 @@ def test_without_optuna_it_is_one_line(words, monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match=r"a search needs Optuna; pip install .cerebra-jax\[sweep\]."
     ):
-        search.Study(command.parse(words()).search)
+        search.Study(flags.parse(words()).sweep.search)
 
 
 BAD = {
@@ -257,5 +263,5 @@ def test_a_mistake_in_a_search_is_one_line_before_anything_starts(value, tmp_pat
         f"C = 'configs/wikitext.py:smoke'\ndef get_search():\n    return {value}\n"
     )
     with pytest.raises(UserError) as e:
-        command.parse(["sweep", f"--config={tmp_path / 's.py'}", f"--workdir={tmp_path / 'runs'}"])
+        flags.parse(["sweep", f"--config={tmp_path / 's.py'}", f"--workdir={tmp_path / 'runs'}"])
     assert BAD[value] in str(e.value) and not (tmp_path / "runs").exists()

@@ -1,4 +1,7 @@
-"""import and export as a user types them; files that would run code, and files that are no checkpoint."""
+"""import and export as a user types them.
+
+Files that would run code, and files that are no checkpoint.
+"""
 
 import json
 import os
