@@ -1,4 +1,4 @@
-"""calibrate: sets the thresholds of a run of chiar by a text, and tells what the old ones do there."""
+"""calibrate: sets the thresholds of a run of chiar by a text, and what the old ones do there."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def check(request: Request) -> None:
-    """Adds the configuration of the run in --workdir, or of --config, whose model is not trained."""
+    """Adds the configuration of the run in --workdir, or of --config, which is not trained."""
     request.trained = not request.config
     need(
         request.trained or request.workdir is None,

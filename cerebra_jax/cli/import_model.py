@@ -1,4 +1,4 @@
-"""import: makes the folder of a run out of a file: what CHIAR's authors saved, or tensors by name."""
+"""import: makes the folder of a run of a file: what CHIAR's authors saved, or tensors by name."""
 
 from __future__ import annotations
 

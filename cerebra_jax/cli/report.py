@@ -1,4 +1,4 @@
-"""report: compares finished runs in a table, says what may be concluded from it, and draws figures."""
+"""report: compares finished runs in a table, says what follows from it, and draws figures."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _bad_file(message: str, spec: str) -> UserError:
 
 
 def where(error: BaseException, file: Path) -> str:
-    """Returns `NameError: name 'x' is not defined (line 12)`, with the last line inside the file."""
+    """Returns `NameError: name 'x' is not defined (line 12)`, of the last line inside the file."""
     line = getattr(error, "lineno", None)
     tb = error.__traceback__
     while tb is not None:

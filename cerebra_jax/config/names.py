@@ -12,7 +12,8 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {
     "task.name": {"longseq": "long_sequence"},
 }
 
-# Words of other libraries lead to a suggestion. A word is looked up whole, then without its section.
+# Words of other libraries, which lead to a suggestion. A word is looked up whole, then without
+# its section.
 _SYNONYMS: dict[str, str] = {
     "train.lr": "learning_rate lrate max_lr peak_lr base_lr step_size alpha eta",
     "train.lr_end": "min_lr final_lr end_lr lr_min eta_min lr_final",

@@ -30,6 +30,8 @@ def _f(
 
 @dataclass(frozen=True)
 class TaskCfg:
+    """Holds what is learned: the task, its data and how they are read."""
+
     name: str = _f(
         "text", "task", of=("text", "tabular", "intent", "long_sequence", "listops", "mixed")
     )
@@ -64,15 +66,17 @@ class TaskCfg:
     eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
     path: str = _f(
         "",
-        "table (CSV, or .gz) of tabular, intent; a folder or CLINC150's JSON of intent; empty: made up",
+        "table (CSV, or .gz) of tabular and intent; of intent also a folder or CLINC150's JSON; "
+        "empty: made up",
     )
     tfds: str = _f(
         "",
-        "a data set of tensorflow-datasets for intent, NAME or NAME/CONFIG, in the place of task.path",
+        "a data set of tensorflow-datasets for intent, instead of task.path: NAME or NAME/CONFIG",
     )
     target: str = _f(
         "",
-        "column to predict: a regression of numbers, a classification of anything else; of intent: the labels",
+        "column to predict: numbers are a regression, anything else a classification; of intent: "
+        "the labels",
     )
     columns: tuple[str, ...] = _f(
         (),
@@ -128,10 +132,13 @@ class TaskCfg:
 
 @dataclass(frozen=True)
 class RouteCfg:
+    """Holds how tokens are routed."""
+
     mode: str = _f(
         "threshold",
-        "how tokens are chosen; chiar: all but topk, oracle; mod: threshold, topk, random, oracle; cerebra: all but "
-        "hard (topk needs net.causal=False, oracle a task that marks what it needs: long_sequence)",
+        "how tokens are chosen; chiar: all but topk, oracle; mod: threshold, topk, random, oracle; "
+        "cerebra: all but hard (topk needs net.causal=False, oracle a task that marks what it "
+        "needs: long_sequence)",
         of=(
             "threshold",
             "hard",
@@ -175,18 +182,21 @@ class RouteCfg:
         True, "gather routed tokens; False runs both branches and masks: it saves nothing"
     )
     lowering: str = _f(
-        "gather", "how dispatch moves tokens; onehot: by matrix products, for exporters without gather and scatter",
+        "gather",
+        "how dispatch moves tokens; onehot: by matrix products, for exporters without gather",
         of=("gather", "onehot"),
-    )  # fmt: skip
+    )
     kv: str = _f("all", "which tokens are keys and values", of=("all", "routed"))
     tau: str = _f(
         "running",
-        "threshold: running quantile at `rate`, calibrated on held-out text (chiar), or learned from `rate` (cerebra)",
+        "threshold: running quantile at `rate`, calibrated on held-out text (chiar), or learned "
+        "from `rate` (cerebra)",
         of=("running", "calibrated", "learned"),
     )
     score: str = _f(
         "spectral",
-        "a threshold of chiar: entropy of the spectrum, of the spectrum of reordered features, of the features",
+        "what a threshold of chiar looks at: the entropy of the spectrum, of the spectrum of "
+        "reordered features, or of the features",
         of=("spectral", "permuted", "raw"),
     )
     rbf: float = _f(
@@ -207,18 +217,22 @@ class RouteCfg:
     )
     meta: str = _f(
         "prefix",
-        "what the MetaRouter sees: running mean, batch mean (leaks), the task of a row (mixed), nothing",
+        "what the MetaRouter sees: the running mean, the batch mean (leaks), the task of a row "
+        "(mixed), or nothing",
         of=("prefix", "batch", "task", "off"),
     )
     dct: str = _f(
         "auto",
-        "how chiar's DCT is computed; folded: as one matrix where no router sees it; auto: by device and net.width",
+        "how chiar's DCT is computed; folded: as one matrix where no router sees it; auto: by "
+        "device and net.width",
         of=("auto", "fft", "matmul", "folded"),
     )
 
 
 @dataclass(frozen=True)
 class CompressCfg:
+    """Holds the light path of Cerebra: compressed tokens."""
+
     kind: str = _f(
         "conv",
         "strided convolution, attention pooling, or both",
@@ -255,12 +269,12 @@ class KeptCfg:
     )
     ffn: tuple[int, ...] = _f(
         (),
-        "hidden features of the FFN left in each layer; with a routed FFN, of the part all tokens take",
+        "hidden features of the FFN left in each layer; of a routed FFN, of what all tokens take",
         item=int,
     )
     rest: tuple[int, ...] = _f(
         (),
-        "hidden features of a routed FFN left in each layer that only tokens on the heavy path take",
+        "hidden features of a routed FFN left in each layer, of the part heavy tokens alone take",
         item=int,
     )
     channels: tuple[int, ...] = _f(
@@ -270,6 +284,8 @@ class KeptCfg:
 
 @dataclass(frozen=True)
 class NetCfg:
+    """Holds the shape of a model."""
+
     name: str = _f("chiar", "model", of=("transformer", *ROUTED, *UNROUTED))
     features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
     outputs: int = _f(
@@ -314,7 +330,7 @@ class NetCfg:
     )
     local: int = _f(
         0,
-        "tokens that a depthwise convolution beside attention sees: this one and those before it; 0: none",
+        "tokens that a depthwise convolution beside attention sees, with earlier ones; 0: none",
         lo=0,
         hi=64,
     )
@@ -345,6 +361,8 @@ class NetCfg:
 
 @dataclass(frozen=True)
 class ObjectiveCfg:
+    """Holds what compute costs in the objective."""
+
     lam: float = _f(
         0.0,
         "final weight of the relative cost in the objective; its start under a budget",
@@ -366,7 +384,7 @@ class ObjectiveCfg:
     lam_max: float = _f(1e3, "a budget's multiplier stays below this", lo=0.0, hi=1e6)
     buckets: int = _f(
         3,
-        "programs, ever smaller, for a budget on its way or a demand that lam lowers",
+        "compiled programs, each smaller, for a budget on its way or a demand that lam lowers",
         lo=1,
         hi=16,
     )
@@ -382,6 +400,8 @@ class ObjectiveCfg:
 
 @dataclass(frozen=True)
 class TrainCfg:
+    """Holds how a model is trained."""
+
     duration: str = _f("600 steps", "how long to train: steps or epochs")
     batch_size: int = _f(16, "windows per step, over all devices", lo=1)
     accum: int = _f(1, "micro-batches per step", lo=1)
@@ -401,6 +421,8 @@ class TrainCfg:
 
 @dataclass(frozen=True)
 class SamplerCfg:
+    """Holds how examples are drawn."""
+
     beta: float = _f(
         0.0,
         "draw examples of high loss more often, e^beta per standard deviation",
@@ -424,16 +446,25 @@ class SamplerCfg:
 
     @property
     def on(self) -> bool:
+        """Returns True where examples are not drawn alike."""
         return self.beta != 0.0 or self.gamma != 0.0
 
 
 @dataclass(frozen=True)
 class PruneCfg:
-    keep: float = _f(1.0, "share of the model's executed FLOPs to end at, by removing heads, hidden features and "
-                     "channels of compressed tokens; 1: none of them", lo=1e-3, hi=1.0)  # fmt: skip
+    """Holds what is pruned during training."""
+
+    keep: float = _f(
+        1.0,
+        "share of the model's executed FLOPs to end at, by removing heads, hidden features and "
+        "channels of compressed tokens; 1: nothing is removed",
+        lo=1e-3,
+        hi=1.0,
+    )
     score: str = _f(
         "sensitivity",
-        "what goes first: the least |loss change| per FLOP saved, the least |loss change|, small weights, or any",
+        "what goes first: the least |loss change| per FLOP saved, the least |loss change|, small "
+        "weights, or any",
         of=("sensitivity", "taylor", "magnitude", "random"),
     )
     start: str = _f("0.4 frac", "when the first round of pruning is")
@@ -451,19 +482,26 @@ class PruneCfg:
         lo=0.0,
         hi=1.0,
     )
-    unstructured: float = _f(0.0, "share of each matrix to end at zero, small weights first; it saves nothing", lo=0.0,
-                             hi=1.0)  # fmt: skip
+    unstructured: float = _f(
+        0.0,
+        "share of each matrix to end at zero, small weights first; it saves nothing",
+        lo=0.0,
+        hi=1.0,
+    )
 
     @property
     def on(self) -> bool:
+        """Returns True where anything is pruned."""
         return self.keep < 1.0 or self.dct > 0.0 or self.unstructured > 0.0
 
 
 @dataclass(frozen=True)
 class QuantCfg:
+    """Holds how a model is trained for 8 bits."""
+
     bits: int = _f(
         0,
-        "8: linear layers in int8, trained for it from quant.start on (extra quant); 0: off",
+        "8: linear layers multiply in int8, from quant.start on (extra quant); 0: off",
         of=(0, 8),
     )
     start: str = _f(
@@ -476,10 +514,13 @@ class QuantCfg:
 
 @dataclass(frozen=True)
 class RunCfg:
+    """Holds a whole run."""
+
     seed: int = _f(0, "seeds everything", lo=0, hi=(1 << 31) - 1)
     twin: str = _f(
         "",
-        "run a twin of this model: the dense Transformer of its shape, one that executes its FLOPs, its random router",
+        "run a twin of this model: the dense Transformer of its shape, one that executes its "
+        "FLOPs, or the model with a random router",
         of=("", "dense", "equal_flops", "random"),
     )
     task: TaskCfg = field(default_factory=TaskCfg)

@@ -18,7 +18,8 @@ from cerebra_jax.errors import UserError
 
 SAMPLER = {"sampler.beta": 0.5, "sampler.gamma": 2.0}
 PRUNE = {"prune.keep": 0.75}
-# at 17m most FLOPs are those of the logits, which stay; pruned layers differ in width, so they are not scanned over
+# At 17m most FLOPs are those of the logits, which stay. Pruned layers differ in width, so they are
+# not scanned over.
 PRUNE_AT = {"17m": {"prune.keep": 0.94}, "400m": PRUNE | {"net.scan": False}}
 ROWS = {
     "dense": {"twin": "dense"},

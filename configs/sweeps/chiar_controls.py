@@ -32,7 +32,8 @@ def get_sweep(size: str = "cpu"):
         raise UserError(
             f"configs/sweeps/chiar_controls.py has no part {size!r}", f"use {', '.join(SIZES)}"
         )
-    # on a GPU or TPU auto would fold the filters that no router sees: controls cheaper than what they control
+    # On a GPU or TPU auto would fold the filters that no router sees, and the controls would be
+    # cheaper than what they control.
     base = {"config": f"configs/wikitext.py:chiar-{size}", "net.route.dct": "fft"}
     for name, keys in ROWS.items():
         for seed in range(3):
