@@ -1,4 +1,4 @@
-"""The rules of the house: where things stand, how big they are, and that what is written is true."""
+"""The rules of the house: what stands where, and that what is written is true."""
 
 from __future__ import annotations
 

@@ -38,10 +38,12 @@ with open(here / "run.lock", "a+") as lock:
     with open(here.parent / "begun.txt", "a") as f:
         f.write(here.name + "\\n")
     (here / "metrics.jsonl").touch()
-    if cfg["task"]["gpt2_dir"] == "hang" and here.name.startswith("trial-0002") and not (here / "hung").exists():
+    how, first = cfg["task"]["gpt2_dir"], not (here / "hung").exists()
+    if how == "hang" and here.name.startswith("trial-0002") and first:
         (here / "hung").touch()
         time.sleep(600)
-    if cfg["task"]["gpt2_dir"] == "die" and here.name.startswith("trial-0001") and not (here / "died").exists():
+    first = not (here / "died").exists()
+    if how == "die" and here.name.startswith("trial-0001") and first:
         (here / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg["task"]["gpt2_dir"] == "diverge" and here.name.startswith("trial-0001"):
@@ -67,7 +69,10 @@ SEARCH = """
 def get_search():
     return {{
         "config": "configs/wikitext.py:dense-smoke", "task.gpt2_dir": "{how}",
-        "ranges": {{"train.lr": {{"low": 1e-5, "high": 1.0, "log": True}}, "net.depth": {{"low": 1, "high": 3}}}},
+        "ranges": {{
+            "train.lr": {{"low": 1e-5, "high": 1.0, "log": True}},
+            "net.depth": {{"low": 1, "high": 3}},
+        }},
         "trials": {trials}, "objectives": {objectives},
     }}
 """
@@ -116,8 +121,15 @@ def process(clean_env):
 
     def start(words: list[str]) -> subprocess.Popen:
         line = [sys.executable, "-c", RUN, *words]
-        return subprocess.Popen(line, env=clean_env | {"CHILD": CHILD}, cwd=ROOT, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            line,
+            env=clean_env | {"CHILD": CHILD},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     return start
 
@@ -247,12 +259,24 @@ BAD = {
     "{'config': C, 'trials': 3, 'ranges': {'train.lr': [20.0]}}": "0 <= train.lr <= 10",
     "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 1}}}": "the range of train.lr",
     "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 1, 'high': 0}}}": "low < high",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 0, 'high': 1, 'log': True}}}": "0 < low for a log",
-    "{'config': C, 'trials': 3, 'ranges': {'net.depth': {'low': 1.5, 'high': 2}}}": "int, low < high",
-    "{'config': C, 'trials': 3, 'ranges': {'net.ffn': {'low': 1, 'high': 2}}}": "write a list of choices",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'train.lr': 0.1}": "searched and set",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'objectives': ['speed']}": "choose from quality",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'net.dpeth': 3}": "did you mean --config.net.depth?",
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 0, 'high': 1, 'log': True}}}": (
+        "0 < low for a log"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'net.depth': {'low': 1.5, 'high': 2}}}": (
+        "int, low < high"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'net.ffn': {'low': 1, 'high': 2}}}": (
+        "write a list of choices"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'train.lr': 0.1}": (
+        "searched and set"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'objectives': ['speed']}": (
+        "choose from quality"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'net.dpeth': 3}": (
+        "did you mean --config.net.depth?"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Configurations: lists are tuples whatever they were written as, and earlier names are accepted."""
+"""Configurations: lists are tuples however they were written, and earlier names are accepted."""
 
 from __future__ import annotations
 
