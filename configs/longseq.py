@@ -21,8 +21,8 @@ and oracle end at half of dense's FLOPs.
     mqar, 4,000 steps, 3 to 7 minutes
         dense 1.000, cerebra 0.678 ± 0.099, random 0.598 ± 0.101, oracle 0.127 ± 0.002;
         oracle with every token a key (--config.net.route.kv=all) 1.000;
-        with slots in layer 2 (--config.net.route.by_layer=0.1,1.9; Zen 4)
-        cerebra 0.889 ± 0.096, random 0.400 ± 0.021
+        with slots in layer 2 (--config.net.route.by_layer=0.1,1.9): cerebra 0.889 ± 0.096,
+        random 0.400 ± 0.021 (Zen 4)
     selective, 2,000 steps, 1 to 3 minutes
         dense 0.981 ± 0.011, cerebra 0.848 ± 0.031, random 0.601 ± 0.008, oracle 0.845 ± 0.010;
         oracle with every token a key 0.658 ± 0.005

@@ -70,7 +70,7 @@ def test_a_list_is_a_tuple_whatever_it_was_written_as(key):
 
 @pytest.mark.parametrize("bad", [3, [1.5], ["1"], [True], {"a": 1}, "1,x"])
 def test_a_list_of_other_things_is_refused(bad):
-    with pytest.raises(UserError, match="net.kept.heads"):
+    with pytest.raises(UserError, match="net.kept.heads is .*; give whole numbers with commas"):
         config.parse(nested("net.kept.heads", bad))
 
 
