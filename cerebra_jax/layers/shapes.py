@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from cerebra_jax.checks import joined
 from cerebra_jax.config import KeptCfg, NetCfg, RouteCfg
 
 WHOLE = KeptCfg()
@@ -83,5 +84,6 @@ def with_hidden(net: NetCfg, width: int) -> NetCfg:
 
 
 def _one(left: tuple[int, ...]) -> int:
-    (count,) = left or (0,)  # a list of several layers is no layer's: ValueError
-    return count
+    if len(left) > 1:
+        raise ValueError(f"{joined(left)} is of several layers")
+    return left[0] if left else 0
