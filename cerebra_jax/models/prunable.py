@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from cerebra_jax.config import NetCfg
+from cerebra_jax.config import KeptCfg, NetCfg
 from cerebra_jax.layers.prunable import KINDS, Group
 from cerebra_jax.models import registry
 from cerebra_jax.models.shapes import WHOLE
@@ -29,11 +28,5 @@ def shape_of(net: NetCfg, left: dict[str, int]) -> NetCfg:
     for group in groups(net):
         if group.kind in KINDS and left[group.name] != full[group.kind, group.layer]:
             lists[group.kind][group.layer] = left[group.name]
-    return dataclasses.replace(net, kept=type(net.kept)(**_as_config(net, lists)))
-
-
-def _as_config(net: NetCfg, lists: dict[str, list[int]]) -> dict[str, Any]:
-    """Returns the lists as net.kept holds them; empty where nothing was removed."""
-    if isinstance(net.kept.heads, str):
-        return {kind: ",".join(map(str, n)) if any(n) else "" for kind, n in lists.items()}
-    return {kind: tuple(n) if any(n) else () for kind, n in lists.items()}
+    kept = {kind: tuple(n) if any(n) else () for kind, n in lists.items()}
+    return dataclasses.replace(net, kept=KeptCfg(**kept))

@@ -43,8 +43,8 @@ def _layer(net: NetCfg, i: int) -> LayerShape:
         rest = net.ffn_width - narrow
 
     def remaining(kind: str, most: int) -> int:
-        numbers = _numbers(getattr(net.kept, kind))
-        return int(numbers[i]) or most if numbers else most
+        numbers = getattr(net.kept, kind)
+        return numbers[i] or most if numbers else most
 
     return LayerShape(
         remaining("heads", net.heads),
@@ -62,8 +62,7 @@ def light_width(net: NetCfg) -> int:
 
 def rate_scale(net: NetCfg, layer: int) -> float:
     """Returns the rate of a layer in units of net.route.rate."""
-    numbers = _numbers(net.route.by_layer)
-    return float(numbers[layer]) if numbers else 1.0
+    return net.route.by_layer[layer] if net.route.by_layer else 1.0
 
 
 def layer_route(net: NetCfg, layer: int) -> RouteCfg:
@@ -76,12 +75,5 @@ def layer_route(net: NetCfg, layer: int) -> RouteCfg:
     rate = min(MOST, route.rate * scale)
     floor = min(1.0, route.floor * scale)
     return dataclasses.replace(
-        route, by_layer=type(route.by_layer)(), rate=rate, floor=floor, ceiling=ceiling
+        route, by_layer=(), rate=rate, floor=floor, ceiling=ceiling
     )
-
-
-def _numbers(values) -> tuple:
-    """Returns numbers given one by one, or as text with commas."""
-    if isinstance(values, str):
-        return tuple(float(n) for n in values.split(",")) if values else ()
-    return tuple(values)

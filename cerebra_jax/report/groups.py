@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cerebra_jax import config
+from cerebra_jax.checks import joined
 
 # keys in which repeats may differ: the seed, and where data lie, which is not what they are
 NOT_IDENTITY = ("seed", "task.cache_dir", "task.data_dir", "task.path", "train.devices")
@@ -36,8 +37,7 @@ def identity(values: Mapping[str, Any], result: Mapping[str, Any]) -> Identity:
     values: config.json; a key that the run is too old to have is at its default.
     result: result.json, whose hash of the data tells data sets of one name apart.
     """
-    flat = {key: field.default for key, field in config.fields().items()}
-    flat |= dict(_flat(values))
+    flat = {key: _hashable(value) for key, value in _flat(config.renewed(values)).items()}
     for key in NOT_IDENTITY:
         flat.pop(key, None)
     sha256 = result.get("data", {}).get("sha256", "")
@@ -92,8 +92,14 @@ def _tail(key: str) -> str:
     return key.rpartition(".")[2]
 
 
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _text(value: Any) -> str:
     """Writes a value so that different values look different."""
+    if isinstance(value, tuple):
+        value = joined(value)
     if isinstance(value, float):
         rounded = f"{value:g}"
         return rounded if float(rounded) == value else repr(value)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cerebra_jax import config
 from cerebra_jax.cost.units import LABELS
 from cerebra_jax.tasks.task import Metric
 
@@ -74,7 +75,7 @@ def _slots(r: dict[str, Any]) -> list[str]:
     # slots that stay empty, as a share of the tokens
     scale = [1.0] * len(wanted)
     if route.get("by_layer"):
-        scale = [float(n) for n in route["by_layer"].split(",")]
+        scale = [float(n) for n in config.listed(route["by_layer"])]
     slots = [min(1.0, route["rate"] * route["capacity"] * n) for n in scale]
     idle = [n - k for n, k in zip(slots, kept, strict=True)]
     if max(gates["overflow"]) < UNEVEN or max(idle) < UNEVEN:

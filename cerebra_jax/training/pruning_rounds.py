@@ -16,7 +16,6 @@ import numpy as np
 from cerebra_jax import checks
 from cerebra_jax.config import PruneCfg, RunCfg
 from cerebra_jax.cost.units import FLOPS
-from cerebra_jax.layers import prunable as layer_units
 from cerebra_jax.layers.prunable import KINDS, Group, Masks
 from cerebra_jax.models import prunable as units
 from cerebra_jax.models.model import Model, executed_cost

@@ -19,7 +19,6 @@ import numpy as np
 from cerebra_jax import config
 from cerebra_jax.checks import need
 from cerebra_jax.config import NetCfg, PruneCfg, RunCfg
-from cerebra_jax.layers import prunable as layer_units
 from cerebra_jax.layers.prunable import KINDS
 from cerebra_jax.models import prunable as units
 from cerebra_jax.models.model import neutral_knobs

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cerebra_jax.layers import prunable as layer_units
 from cerebra_jax.models import prunable as units
 from cerebra_jax.models.model import Model
 from cerebra_jax.policies.adaptive_capacity import Capacity

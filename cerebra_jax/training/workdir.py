@@ -140,7 +140,8 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
                 "use --fresh, or choose another --workdir",
             )
         changed = [
-            f"{k} {a!r} -> {b!r}" for k, (a, b) in differences(old, config.to_dict(cfg)).items()
+            f"{k} {a!r} -> {b!r}"
+            for k, (a, b) in differences(config.renewed(old), config.to_dict(cfg)).items()
         ]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -1,4 +1,6 @@
-"""calibrate on a small run: thresholds stand where numpy puts them, and eval, generate and certify take them."""
+"""calibrate on a small run: thresholds stand where numpy puts them, and eval, generate and certify
+take them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,19 @@ from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import experiment as session
 from cerebra_jax.training.checkpoint import Checkpoints
 
-KEYS = ["task.tokenizer=bytes", "task.seq_len=32", "net.depth=4", "net.width=16", "net.heads=2", "net.ffn_width=16",
-        "train.batch_size=8", "train.duration=6 steps", "train.eval_every=3 steps", "net.route.kv=routed",
-        "train.devices=1"]  # fmt: skip
+KEYS = [
+    "task.tokenizer=bytes",
+    "task.seq_len=32",
+    "net.depth=4",
+    "net.width=16",
+    "net.heads=2",
+    "net.ffn_width=16",
+    "train.batch_size=8",
+    "train.duration=6 steps",
+    "train.eval_every=3 steps",
+    "net.route.kv=routed",
+    "train.devices=1",
+]
 
 
 @pytest.fixture(scope="module")

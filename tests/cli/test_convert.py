@@ -1,4 +1,4 @@
-"""convert: the folder of a run whose weights are int8, which every command for finished runs takes."""
+"""convert: the folder of a run whose weights are int8, which every other command takes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,16 @@ def runs(tiny_cfg, Screen, tmp_path_factory):
     }
     train, quant = {"duration": "4 steps", "devices": 1}, {"bits": 8, "start": "2 steps"}
     prune = {"unstructured": 0.5, "start": "1 steps", "end": "2 steps", "rounds": 2}
-    cfg = tiny_cfg({"task.data_dir": str(folder), "net": net, "objective": {"lam": 0.1, "buckets": 2},
-                    "train": train, "quant": quant, "prune": prune})  # fmt: skip
+    cfg = tiny_cfg(
+        {
+            "task.data_dir": str(folder),
+            "net": net,
+            "objective": {"lam": 0.1, "buckets": 2},
+            "train": train,
+            "quant": quant,
+            "prune": prune,
+        }
+    )
     run, eight = folder / "run", folder / "int8"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config.to_dict(cfg)))
@@ -92,8 +100,13 @@ def test_operations_in_int8_are_counted_apart_and_certified(converted):
     assert list(found.runs) == ["forward"] and row["counted_train_flops"] is None
     assert row["counted_flops"] + row["counted_int8"] == row["executed_flops"]
     assert row["counted_int8"] > row["counted_flops"] / 10 > 0
-    plain = {"counted_flops": row["executed_flops"], "counted_int8": 0, "executed_flops": row["executed_flops"],
-             "counted_train_flops": 1, "counted_train_int8": 0}  # fmt: skip
+    plain = {
+        "counted_flops": row["executed_flops"],
+        "counted_int8": 0,
+        "executed_flops": row["executed_flops"],
+        "counted_train_flops": 1,
+        "counted_train_int8": 0,
+    }
     (problem,) = certificate.verdict(
         {"model": row, "dense": plain}
     )  # int8 alone is no saving of FLOPs

@@ -1,4 +1,6 @@
-"""The sweep files of this repository: every point is a model that can be built, and costs what its name says."""
+"""The sweep files of this repository: every point is a model that can be built, and costs what its
+name says.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from cerebra_jax.cli import sweep_points as points
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as build
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 V = 512
 
 

@@ -15,6 +15,7 @@ OTHER = {
     int: lambda v: v + 1,
     float: lambda v: v + 0.125,
     str: lambda v: v + "x",
+    tuple: lambda v: [*v, 1],
 }
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cerebra_jax.cli import report
+from cerebra_jax.cli import flags, report
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import operator_use as uses
 from cerebra_jax.report import runs
@@ -57,7 +57,16 @@ def test_the_table_says_where_each_layer_began_and_ended(made):
 
 
 def test_report_draws_and_prints_it_and_the_page_has_both(made, tmp_path, capsys):
-    report.run([*map(str, made), f"--uses={tmp_path / 'u.svg'}", f"--html={tmp_path / 'p.html'}"])
+    report.run(
+        flags.parse(
+            [
+                "report",
+                *map(str, made),
+                f"--uses={tmp_path / 'u.svg'}",
+                f"--html={tmp_path / 'p.html'}",
+            ]
+        )
+    )
     svg = (tmp_path / "u.svg").read_text()
     shown = capsys.readouterr().out
     assert all(

@@ -7,7 +7,7 @@ import random
 import re
 from html.parser import HTMLParser
 
-from cerebra_jax.cli import report
+from cerebra_jax.cli import flags, report
 
 VOID = {"meta", "img", "br"}
 
@@ -42,7 +42,7 @@ class Page(HTMLParser):
 
 
 def page(tmp_path, folders) -> str:
-    report.run([*map(str, folders), f"--html={tmp_path / 'page.html'}"])
+    report.run(flags.parse(["report", *map(str, folders), f"--html={tmp_path / 'page.html'}"]))
     return (tmp_path / "page.html").read_text(encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from cerebra_jax.cli import report
+from cerebra_jax.cli import flags, report
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, runs, tables
 from cerebra_jax.report import statistics as stats
@@ -195,14 +195,23 @@ def test_a_pipe_does_not_break_a_markdown_table():
 def test_writes_between_the_marks_and_nowhere_else(tmp_path, folders, capsys):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- RESULTS: begin. x -->\nOLD TEXT\n<!-- RESULTS: end -->\nafter\n")
-    report.run([*map(str, folders), f"--into={page}", f"--plot={tmp_path / 'x' / 'curves.svg'}"])
+    report.run(
+        flags.parse(
+            [
+                "report",
+                *map(str, folders),
+                f"--into={page}",
+                f"--plot={tmp_path / 'x' / 'curves.svg'}",
+            ]
+        )
+    )
     text = page.read_text()
     assert text.startswith("before\n<!-- RESULTS: begin. x -->\n| model")
     assert text.endswith("end -->\nafter\n")
     assert "OLD TEXT" not in text
     assert "| model" in capsys.readouterr().out
     assert "transformer" in (tmp_path / "x" / "curves.svg").read_text()
-    report.run([*map(str, folders), f"--into={page}"])
+    report.run(flags.parse(["report", *map(str, folders), f"--into={page}"]))
     assert page.read_text() == text
 
 
@@ -225,7 +234,7 @@ def test_a_file_holds_several_tables_by_name(tmp_path, folders):
         "<!-- RESULTS two: begin -->\nB\n<!-- RESULTS two: end -->\n"
     )
     page.write_text(empty)
-    report.run([*map(str, folders), f"--into={page}#two"])
+    report.run(flags.parse(["report", *map(str, folders), f"--into={page}#two"]))
     first, _, second = page.read_text().partition("<!-- RESULTS two: begin -->\n")
     assert first == empty.partition("<!-- RESULTS two")[0]
     assert second.startswith("| model")
@@ -236,7 +245,13 @@ def test_every_kind_of_file_is_written(tmp_path, folders):
     names = ("new/t.csv", "r.csv", "t.tex", "p.html", "c.svg", "f.png", "f.pdf")
     files = dict(zip(("csv", "runs-csv", "latex", "html", "plot", "pareto"), names, strict=False))
     report.run(
-        [*map(str, folders), *(f"--{option}={tmp_path / name}" for option, name in files.items())]
+        flags.parse(
+            [
+                "report",
+                *map(str, folders),
+                *(f"--{option}={tmp_path / name}" for option, name in files.items()),
+            ]
+        )
     )
     start = {
         "new/t.csv": b"group,n",
@@ -255,7 +270,7 @@ def test_the_folder_of_a_sweep_stands_for_its_finished_runs(tmp_path, make_run, 
         make_run(f"sweep/a-s{s}", "chiar", s, 200.0)
     (make_run("sweep/a-s2", "chiar", 2, 200.0) / "result.json").unlink()
     (tmp_path / "sweep" / "notes").mkdir()
-    report.run([str(tmp_path / "sweep")])
+    report.run(flags.parse(["report", str(tmp_path / "sweep")]))
     out = capsys.readouterr().out
     assert "| 0, 1 |" in out
     assert "1 unfinished runs are left out." in out
@@ -285,10 +300,14 @@ def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, make_run, 
     assert "hard cost +14.3% " in line
     assert "2 seeds" in line
     assert tables.held(runs.load(folders)) == []
-    report.run([*map(str, tmp_path.glob("b?")), f"--budgets={tmp_path / 'gap.svg'}"])
+    report.run(
+        flags.parse(["report", *map(str, tmp_path.glob("b?")), f"--budgets={tmp_path / 'gap.svg'}"])
+    )
     assert "duality gap" in (tmp_path / "gap.svg").read_text()
     with pytest.raises(UserError, match="has a budget"):
-        report.run([*map(str, folders), f"--budgets={tmp_path / 'none.svg'}"])
+        report.run(
+            flags.parse(["report", *map(str, folders), f"--budgets={tmp_path / 'none.svg'}"])
+        )
 
 
 @pytest.mark.parametrize(
@@ -299,12 +318,12 @@ def test_runs_under_a_budget_say_how_far_they_ended_from_it(tmp_path, make_run, 
         (["{tmp}/d0/result.json"], "no finished run"),
         (["{d0}", "{d0}"], "are both seed 0 of transformer"),
         (["{d0}", "{other}"], "different data sets"),
-        (["{d0}", "--also=x"], "cannot read"),
+        (["{d0}", "--also=x"], "write --also=NAME:FIGURE"),
         (["{d0}", "--into={tmp}/none.md"], "there is no"),
         (["{d0}", "--into={d0}/result.json"], "lacks the marks"),
         (["{d0}", "--into={d0}/result.json#two"], "RESULTS two: begin"),
-        (["{d0}", "--intoo=x"], "unrecognized"),
-        (["{d0}", "--html"], "expected one argument"),
+        (["{d0}", "--intoo=x"], "did you mean --into"),
+        (["{d0}", "--html"], "--html needs a value"),
         (["{d0}", "--baseline=lstm"], "names no group"),
         (["{d0}", "--plot={tmp}/x.gif"], "is no figure"),
     ],
@@ -313,7 +332,7 @@ def test_mistakes_are_one_line(tmp_path, make_run, folders, words, what):
     other = make_run("other", "chiar", 0, 1.0, dataset="text:mine")
     filled = [w.format(tmp=tmp_path, d0=folders[0], other=other) for w in words]
     with pytest.raises(UserError, match=what):
-        report.run(filled)
+        report.run(flags.parse(["report", *filled]))
 
 
 def test_one_seed_has_no_spread():

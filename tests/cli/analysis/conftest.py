@@ -20,7 +20,7 @@ from cerebra_jax.training.experiment import prepare
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_cfg) -> Callable[..., Path]:
-    """trained({"net.name": "cerebra"}): the folder of a run on a made-up text, or on what the keys say."""
+    """trained({"net.name": "cerebra"}): the folder of a run on a made-up text, or on other data."""
     folder = tmp_path_factory.mktemp("runs")
     rng = random.Random(0)
     words = ["the", "cat", "sat", "naïve", "12", "7", "and", ",", ".", "Der", "Hügel"]

@@ -1,4 +1,4 @@
-"""The command on a run: figures as JSON and as tables, by the run's own decisions, and one line for a mistake."""
+"""The command on a run: figures as JSON and tables, by its own decisions; a mistake is one line."""
 
 from __future__ import annotations
 

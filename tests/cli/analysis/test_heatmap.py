@@ -1,4 +1,4 @@
-"""The command on finished runs: a page, its figures, the same on screen, and one line for what it cannot show."""
+"""The command on finished runs: a page, its figures, the same on screen; a mistake is one line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from cerebra_jax.analysis import heatmap
 from cerebra_jax.main import main
 
 TEXT = 'The naïve cat 😀 sat\non 12 mats; <b>"then"</b> & שלום.\n'
-INTENT = {"task.name": "intent", "task.tokenizer": "words", "task.seq_len": 8, "net.name": "cerebra",
-          "net.causal": False, "net.route.mode": "topk", "task.subwords": 64}  # fmt: skip
+INTENT = {
+    "task.name": "intent",
+    "task.tokenizer": "words",
+    "task.seq_len": 8,
+    "net.name": "cerebra",
+    "net.causal": False,
+    "net.route.mode": "topk",
+    "task.subwords": 64,
+}
 
 
 def test_a_run_on_text_gives_a_page_and_the_same_on_screen(trained, tmp_path, capsys):

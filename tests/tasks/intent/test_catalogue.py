@@ -134,7 +134,7 @@ def test_features_are_named_where_they_are_not_clear(tmp_path):
         UserError, match=r"2 features may be the text.*task.columns=premise\|second"
     ):
         find("tiny_pair", tmp_path)
-    found = find("tiny_pair", tmp_path, columns="second")
+    found = find("tiny_pair", tmp_path, columns=("second",))
     parts = cut(20, 0.1, 0.1)
     assert {s: [text for text, _ in rows] for s, rows in found.rows.items()} == {
         s: [f"s {i}" for i in rows] for s, rows in parts.items()
@@ -144,7 +144,7 @@ def test_features_are_named_where_they_are_not_clear(tmp_path):
         UserError,
         match="task.target is 'premise', which is no label of tiny_pair; choose one of label",
     ):
-        find("tiny_pair", tmp_path, columns="second", target="premise")
+        find("tiny_pair", tmp_path, columns=("second",), target="premise")
 
 
 def test_bytes_are_cut_at_the_length_and_the_notice_says_how_much(tmp_path):

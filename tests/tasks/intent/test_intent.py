@@ -269,7 +269,7 @@ def test_a_mistake_is_one_line(tmp_path, text, more, what):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError) as e:
         task_of(tmp_path / "t.csv", **more)
-    assert what in str(e.value) and e.value.mend
+    assert what in str(e.value) and e.value.hint
 
 
 def test_a_broken_folder_or_json_is_one_line(tmp_path):

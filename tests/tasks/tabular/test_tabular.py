@@ -252,7 +252,7 @@ def test_a_broken_table_is_one_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError) as e:
         task_of(str(path))
-    assert BROKEN[text] in str(e.value) and e.value.mend
+    assert BROKEN[text] in str(e.value) and e.value.hint
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_broken_table_is_one_line(tmp_path, text):
 def test_a_setting_that_does_not_fit_the_table_is_one_line(table, more, what):
     with pytest.raises(UserError) as e:
         task_of(**({"path": table} | more))
-    assert what in str(e.value) and e.value.mend
+    assert what in str(e.value) and e.value.hint
 
 
 def test_a_file_that_is_not_text_is_one_line(tmp_path):

@@ -139,7 +139,7 @@ def test_broken_gpt2_files_are_refused(tmp_path, bpe, damage):
         (folder / "vocab.json").write_text(json.dumps(vocab))
     with pytest.raises(UserError) as err:
         tokenizer.gpt2(folder)
-    assert str(folder) in err.value.what and err.value.mend
+    assert str(folder) in err.value.what and err.value.hint
 
 
 def test_settings_hold_all_that_decides_the_tokens(tmp_path, bpe):

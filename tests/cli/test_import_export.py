@@ -1,4 +1,7 @@
-"""import and export as a user types them; files that would run code, and files that are no checkpoint."""
+"""import and export as a user types them.
+
+Files that would run code, and files that are no checkpoint.
+"""
 
 import json
 import os
@@ -219,8 +222,11 @@ def test_nothing_in_a_file_is_run(sd, data, tmp_path, capsys):
     canary = tmp_path / "canary"
     (tmp_path / "raw.pt").write_bytes(pickle.dumps({"model": Bomb(canary)}, protocol=2))
     torch.save({"model": {"token_emb.weight": Bomb(canary)}}, tmp_path / "zip.pt")
-    torch.save({"model": {"w": torch.ones(2)}, "cfg": Bomb(canary)}, tmp_path / "old.pt",
-               _use_new_zipfile_serialization=False)  # fmt: skip
+    torch.save(
+        {"model": {"w": torch.ones(2)}, "cfg": Bomb(canary)},
+        tmp_path / "old.pt",
+        _use_new_zipfile_serialization=False,
+    )
     (tmp_path / "raw.safetensors").write_bytes(pickle.dumps(Bomb(canary)))
     for name in ("raw.pt", "zip.pt", "old.pt", "raw.safetensors"):
         assert (
@@ -257,9 +263,15 @@ def test_files_that_are_no_checkpoint_are_one_line(sd, data, tmp_path, capsys, m
     tables = {"layers.3.attn.rope.inv_freq": 1e4 ** (-np.arange(8, dtype=np.float32) / 8)}
     assert "net.heads is 4, the file says 2" in refused(sd | tables, *data, "--config.net.heads=4")
     path = tmp_path / "y.safetensors"
-    for about in ({"config": "{", "names": "chiar"}, {"config": "[" * 100_000, "names": "chiar"}, {"config": "{}"},
-                  {"step": "-1"}, {"step": "9" * 12}, {"val_ppl": "many"},
-                  {"config": "{}", "names": "chiar", "tau": "x"}):  # fmt: skip
+    for about in (
+        {"config": "{", "names": "chiar"},
+        {"config": "[" * 100_000, "names": "chiar"},
+        {"config": "{}"},
+        {"step": "-1"},
+        {"step": "9" * 12},
+        {"val_ppl": "many"},
+        {"config": "{}", "names": "chiar", "tau": "x"},
+    ):
         save_file(sd, path, about)
         assert (
             main(
