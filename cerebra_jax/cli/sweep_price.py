@@ -77,10 +77,11 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
 
 def _by_length(cfg: config.RunCfg, task: Any, vocab: int, steps: int) -> list[int]:
     """Returns the FLOPs of an example at each step, where batches are of similar length."""
-    from cerebra_jax.models import model as models
+    from cerebra_jax.cost.device import platform_of
+    from cerebra_jax.models.model import cost_of
 
-    kind, batch = models.MODELS[cfg.net.name], cfg.train.batch_size
-    flops = {L: kind.cost(cfg.net, L, vocab).executed_flops for L in task.shape.lengths}
+    batch, platform = cfg.train.batch_size, platform_of(cfg.objective.device)
+    flops = {L: cost_of(cfg.net, L, vocab, platform).executed_flops for L in task.shape.lengths}
     return [flops[task.length(task.rows(cfg.seed, at, batch))] for at in range(steps)]
 
 

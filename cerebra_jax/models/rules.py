@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from cerebra_jax.config.mixers import RECURRENT
 from cerebra_jax.checks import ROUTED, Problem, counts, joined, numbers
 
 if TYPE_CHECKING:
@@ -27,20 +28,18 @@ MAX_PER_LAYER = 1e3  # the largest number of net.route.by_layer
 def check(cfg: RunCfg) -> Iterator[Problem]:
     """Yields what the model of a configuration forbids."""
     yield from RULES[cfg.net.name](cfg)
+    yield from _mixers(cfg)
 
 
 # One function per model.
 
 
 def check_transformer(cfg: RunCfg) -> Iterator[Problem]:
-    """Yields what the dense Transformer forbids: routing, and bytes or seconds once pruned."""
+    """Yields what the dense Transformer forbids: routing."""
     yield from _unrouted(cfg)
     yield from _no_operators_of_chiar(cfg)
     yield from _no_rates_per_layer(cfg)
     yield from _pruned(cfg)
-    if (cfg.net.kept.heads or cfg.net.kept.ffn) and cfg.objective.unit != "flops":
-        what = f"objective.unit is {cfg.objective.unit} for a Transformer that was pruned"
-        yield what, "its costs are known in FLOPs: use objective.unit=flops"
 
 
 def check_cerebra(cfg: RunCfg) -> Iterator[Problem]:
@@ -149,6 +148,27 @@ RULES: dict[str, Callable[[RunCfg], Iterator[Problem]]] = {
 
 
 # Rules that several models share.
+
+
+def _mixers(cfg: RunCfg) -> Iterator[Problem]:
+    """Yields what is wrong with the layers of the heavy and the light path."""
+    net, route = cfg.net, cfg.net.route
+    if net.heavy != "attention" and net.name not in ("transformer", "cerebra", "mod"):
+        hint = "use net.heavy=attention, or net.name=transformer, cerebra or mod"
+        yield f"net.heavy is {net.heavy} for {net.name}", hint
+    if net.light != "compressed" and net.name != "cerebra":
+        yield f"net.light is {net.light} for {net.name}", "only cerebra has a light path to choose"
+    everyone = route.mode in ("soft", "always_full", "always_compressed")
+    if net.name in ROUTED and net.heavy in RECURRENT and route.kv == "all" and not everyone:
+        what = f"net.heavy is {net.heavy} with net.route.kv=all"
+        yield what, "its state reads the selected tokens alone: use net.route.kv=routed"
+    recurrent = [name for name in (net.heavy, net.light) if name in RECURRENT]
+    if cfg.quant.bits and recurrent:
+        hint = "a recurrence adds up its rounding: use quant.bits=0, or other layers"
+        yield f"quant.bits is 8 with a layer of {recurrent[0]}", hint
+    if net.compress.reconstruct and net.light != "compressed":
+        what = f"net.compress.reconstruct is set with net.light={net.light}"
+        yield what, "nothing is compressed: use net.compress.reconstruct=0"
 
 
 def _baseline(cfg: RunCfg) -> Iterator[Problem]:

@@ -85,7 +85,7 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, prices: Prices, length: Length)
     Raises UserError, with the interval that can be reached, for a budget outside of it.
     """
     # the rates that add one slot after another, in the layer that gets the most
-    unit = L * net.route.capacity * max(1.0, *net.route.by_layer)
+    unit = L * net.route.capacity * max((1.0, *net.route.by_layer))
     most = math.floor(unit * (1 - 1 / L))
     rates = [k / unit for k in range(1, most + 1)]
     steers = _steers(net)

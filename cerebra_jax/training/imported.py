@@ -16,7 +16,7 @@ from flax import serialization, traverse_util
 
 from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable
 from cerebra_jax.models import quantization, quantized_names
 from cerebra_jax.tasks import registry as tasks
 from cerebra_jax.tasks.task import Task
@@ -162,7 +162,7 @@ def masked(named: Named) -> Named:
     for part in ("prune/units/", "prune/elements/"):
         for name, mask in _part(named, part).items():
             weights = out[PARAMS + name]
-            out[PARAMS + name] = weights * units.spread(name, mask, weights)
+            out[PARAMS + name] = weights * prunable.spread(name, mask, weights)
     return out
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from cerebra_jax import checks
 from cerebra_jax.config import PruneCfg, RunCfg
-from cerebra_jax.cost.units import FLOPS
+from cerebra_jax.layers import prunable
 from cerebra_jax.layers.prunable import KINDS, Group, Masks
-from cerebra_jax.models import prunable as units
-from cerebra_jax.models.model import Model, executed_cost
+from cerebra_jax.models.model import Model, cost_of
+from cerebra_jax.models.prunable import groups as groups_of
+from cerebra_jax.models.prunable import shape_of
 from cerebra_jax.policies import pruning
 from cerebra_jax.policies.policy import Metrics, Outcome, Policy, Seen
 from cerebra_jax.policies.schedule import Length
@@ -61,7 +62,7 @@ class Pruning(Policy):
 
     def view(self, params: Any, own: Masks, probe: dict[str, jax.Array]) -> Any:
         """Returns the parameters with what is pruned at zero."""
-        return layer_units.masked(params, own | {"units": probe})
+        return prunable.masked(params, own | {"units": probe})
 
     def after(self, own: Masks, seen: Seen, outcome: Outcome) -> tuple[Masks, Metrics]:
         """Enters the step's slopes into their running mean."""
@@ -71,7 +72,7 @@ class Pruning(Policy):
 
 def policy(cfg: RunCfg) -> Pruning:
     """Returns the policy of a configuration that prunes."""
-    return Pruning(cfg.prune, tuple(units.groups(cfg.net)))
+    return Pruning(cfg.prune, tuple(groups_of(cfg.net)))
 
 
 def elementwise(name: str, leaf: Any) -> bool:
@@ -96,7 +97,7 @@ class Rounds:
         self.model = model
         self.vocab = vocab
         self.plan = pruning.plan(cfg.prune, length)
-        self.groups = units.groups(model.net) if cfg.prune.on else []
+        self.groups = groups_of(model.net) if cfg.prune.on else []
         self.full = model.cost.executed_flops
         if cfg.prune.on:
             self._check_floor()
@@ -122,8 +123,9 @@ class Rounds:
 
     def flops(self, left: dict[str, int]) -> int:
         """Returns the executed FLOPs of an example with so many units left of each group."""
-        net = units.shape_of(self.model.net, left)
-        return executed_cost(net, self.model.L, self.vocab, FLOPS)
+        net = shape_of(self.model.net, left)
+        platform = self.model.pricing.platform
+        return cost_of(net, self.model.L, self.vocab, platform).executed_flops
 
     def relative(self, masks: Masks) -> float:
         """Returns what the model would execute if shrunk to its masks, relative to dense."""
@@ -216,7 +218,7 @@ class Rounds:
 def size(named: dict[str, Any], group: Group) -> np.ndarray:
     """Returns the root mean square of the weights of each unit, (n,)."""
     total, entries = np.zeros(group.n), 0
-    for member in group.members or (layer_units.Member(group.name, 0),):
+    for member in group.members or (prunable.Member(group.name, 0),):
         weights = np.asarray(named[member.name], np.float64)
         weights = np.moveaxis(weights, member.axis, 0)
         squares = np.square(weights).reshape(member.blocks, group.n, -1)

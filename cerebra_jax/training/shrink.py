@@ -19,10 +19,11 @@ import numpy as np
 from cerebra_jax import config
 from cerebra_jax.checks import need
 from cerebra_jax.config import NetCfg, PruneCfg, RunCfg
-from cerebra_jax.layers.prunable import KINDS
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable
+from cerebra_jax.layers.prunable import KINDS, Group
 from cerebra_jax.models.model import neutral_knobs
-from cerebra_jax.models.prunable import Group
+from cerebra_jax.models.prunable import groups as groups_of
+from cerebra_jax.models.prunable import shape_of
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import frozen, imported
 from cerebra_jax.training import workdir as folder
@@ -70,7 +71,7 @@ def shrink(
     """
     # what was pruned, and what stays of it
     step, named, meta = imported.best_named(workdir, say, "train it to the end of its pruning")
-    groups = units.groups(cfg.net)
+    groups = groups_of(cfg.net)
     masks = {
         g.name: named[f"prune/units/{g.name}"] for g in groups if f"prune/units/{g.name}" in named
     }
@@ -81,9 +82,9 @@ def shrink(
 
     # the smaller run
     named = imported.masked(named)
-    net = units.shape_of(cfg.net, {name: len(indices) for name, indices in keep.items()})
+    net = shape_of(cfg.net, {name: len(indices) for name, indices in keep.items()})
     new = dataclasses.replace(target.cfg, net=net, prune=PruneCfg())
-    cut = layer_units.cut(named, groups, keep)
+    cut = prunable.cut(named, groups, keep)
     smaller = {name: a for name, a in cut.items() if not name.startswith("prune/")}
     small = prepare(new, task)
     folder.prepare(target.folder, False, say)

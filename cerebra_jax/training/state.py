@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable
 from cerebra_jax.models.model import Model
 from cerebra_jax.policies.adaptive_capacity import Capacity
 from cerebra_jax.policies.budget import Dual
@@ -35,12 +35,12 @@ class TrainState:
     dual: Dual = flax.struct.field(default_factory=dict)  # Budget
     demand: Capacity = flax.struct.field(default_factory=dict)  # AdaptiveCapacity
     sampler: Any = flax.struct.field(default_factory=dict)  # Sampling
-    prune: units.Masks = flax.struct.field(default_factory=dict)  # Pruning
+    prune: prunable.Masks = flax.struct.field(default_factory=dict)  # Pruning
 
     @property
     def effective(self) -> Any:
         """The parameters that the model runs with: what is pruned is at zero."""
-        return layer_units.masked(self.params, self.prune)
+        return prunable.masked(self.params, self.prune)
 
     @property
     def variables(self) -> dict[str, Any]:
