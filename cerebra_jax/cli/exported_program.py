@@ -242,11 +242,11 @@ def folded(run: Any, materialise: bool) -> dict[str, Any]:
 
     Materialised, the compressor's maps are among it.
     """
-    from cerebra_jax.layers import compressor
+    from cerebra_jax.models import cerebra
 
     variables = run.model.fold(run.variables)
     if materialise and run.model.name == "cerebra":
-        variables |= {"folded": compressor.fold(run.model.net, variables["params"])}
+        variables |= {"folded": cerebra.folded(run.model.net, variables["params"])}
     return variables
 
 

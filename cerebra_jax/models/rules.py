@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cerebra_jax.config.mixers import RECURRENT
 from cerebra_jax.checks import ROUTED, Problem, counts, joined, numbers
+from cerebra_jax.config.mixers import RECURRENT
 
 if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RouteCfg, RunCfg
