@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cerebra_jax.models.decoders import DECODERS
 
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.models.decoders import DECODERS
 from cerebra_jax.models.model import MODELS, build, neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.testing import assert_causal, assert_decodes

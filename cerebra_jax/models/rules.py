@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RouteCfg, RunCfg
 
 PRUNABLE = ("transformer", "cerebra", "chiar")
-CHIAR_MODES = ("threshold", "hard", "soft", "random", "always_full", "always_compressed")
-CEREBRA_MODES = (
-    "threshold", "soft", "topk", "random", "oracle", "always_full", "always_compressed",
-)  # fmt: skip
+ALWAYS = ("always_full", "always_compressed")
+CHIAR_MODES = ("threshold", "hard", "soft", "random", *ALWAYS)
+CEREBRA_MODES = ("threshold", "soft", "topk", "random", "oracle", *ALWAYS)
 MOD_MODES = ("threshold", "topk", "random", "oracle")
 MAX_PER_LAYER = 1e3  # the largest number of net.route.by_layer
 

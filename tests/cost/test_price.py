@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from cerebra_jax.layers.block import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from cerebra_jax.config import NetCfg, ObjectiveCfg
 from cerebra_jax.cost import count, price, units
 from cerebra_jax.cost.units import Op
 from cerebra_jax.kernels import attention as att
-from cerebra_jax.layers.block import Attention
 
 
 def S(*shape, dtype=jnp.float32):

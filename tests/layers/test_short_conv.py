@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from cerebra_jax.layers.block import Local
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.layers.block import Local
 
 B, L, D = 2, 9, 6
 

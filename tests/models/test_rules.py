@@ -1,4 +1,4 @@
-"""What each model demands of a configuration: every rule refuses something, and nothing that fits."""
+"""What each model demands of a configuration: every rule refuses something, none what fits."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cerebra_jax.models.traffic import table as traffic
 
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.cost import units
@@ -16,7 +17,6 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.layers import shapes
 from cerebra_jax.models import model as build
-from cerebra_jax.models.traffic import table as traffic
 from cerebra_jax.routing import routers as router
 
 V, B = 260, 4

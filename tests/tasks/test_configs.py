@@ -1,4 +1,4 @@
-"""The configurations of tables and intents: every part is one, and Cerebra runs at most half of the dense FLOPs."""
+"""Configurations of tables and intents: every part is one, Cerebra runs half of the dense FLOPs."""
 
 from __future__ import annotations
 
@@ -68,8 +68,10 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
     rows = "\n".join(f"{'abc'[i % 3]},{i % 7},{i % 5 + 10 * (i % 3)}" for i in range(200))
     (tmp_path / "t.csv").write_text(f"kind,x,y\n{rows}\n")
     data = [f"--config.task.path={tmp_path / 't.csv'}", "--config.task.target=y"]
-    words = [*data, f"--config={file}:full-smoke", "--config.net.depth=1", "--config.train.duration=20 steps",
-             "--config.train.batch_size=16", "--config.train.devices=1", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    keys = {"net.depth": "1", "train.duration": "20 steps", "train.batch_size": "16"}
+    words = [f"--config={file}:full-smoke", "--config.train.devices=1", *data]
+    words += [f"--config.{key}={value}" for key, value in keys.items()]
+    words += [f"--workdir={tmp_path / 'run'}"]
     assert main(words) == 0
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

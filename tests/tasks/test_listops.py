@@ -79,8 +79,8 @@ def test_the_arena_s_label_shares_and_outermost_operator_score():
 
 
 def test_the_task_is_padded_masked_and_split_without_overlap(tiny_cfg):
-    cfg = tiny_cfg({"task": {"name": "listops", "seq_len": 60, "shortest": 10, "rows": 120}, "net.causal": False,
-                    "net.name": "transformer"})  # fmt: skip
+    sizes = {"name": "listops", "seq_len": 60, "shortest": 10, "rows": 120}
+    cfg = tiny_cfg({"task": sizes, "net.causal": False, "net.name": "transformer"})
     task = registry.build(cfg, lambda line: None)
     rows = {s: [b for b in task.eval_batches(s, 8)] for s in ("train", "valid", "test")}
     seen = {
@@ -96,5 +96,4 @@ def test_the_task_is_padded_masked_and_split_without_overlap(tiny_cfg):
             )
     assert sum(task.info()["splits"]["train"]["label_shares"]) == pytest.approx(1, abs=1e-3)
     with pytest.raises(UserError, match="leaves no length"):
-        registry.build(tiny_cfg({"task": {"name": "listops", "seq_len": 32}, "net.causal": False,
-                              "net.name": "transformer"}))  # fmt: skip
+        tiny_cfg({"task": {"name": "listops", "seq_len": 32}, "net": {"name": "transformer"}})

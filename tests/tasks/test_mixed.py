@@ -1,4 +1,4 @@
-"""Three tasks in one: rows are those of each task alone, answers are told apart, gates are logged by task."""
+"""Three tasks in one: rows are those of each task alone, answers and gates are told apart."""
 
 from __future__ import annotations
 
@@ -32,8 +32,16 @@ def cfg(tmp_path_factory):
         *(f"{word} {i},{word}" for i in range(30) for word in ("yes", "no", "perhaps")),
     ]
     (folder / "labelled.csv").write_text("\n".join(labelled) + "\n")
-    task = {"name": "mixed", "data_dir": str(folder), "path": str(folder / "labelled.csv"), "tokenizer": "bytes",
-            "seq_len": L, "rows": 100, "shortest": 6, "cache_dir": str(folder / "cache")}  # fmt: skip
+    task = {
+        "name": "mixed",
+        "data_dir": str(folder),
+        "path": str(folder / "labelled.csv"),
+        "cache_dir": str(folder / "cache"),
+        "tokenizer": "bytes",
+        "seq_len": L,
+        "rows": 100,
+        "shortest": 6,
+    }
     net = {"depth": 3, "width": 16, "heads": 2, "ffn_width": 16, "route": {"meta": "task"}}
     return config.parse({"task": task, "net": net, "train": {"batch_size": B}})
 

@@ -39,7 +39,7 @@ def fetch(urls: Sequence[str], target: Path, sha256: str, limit: int, log: Log =
     if target.exists() and digest(target) == sha256:
         return target
     part = target.with_name(target.name + ".part")
-    live, reasons = answering(urls)
+    live, reasons = answering(urls, ANSWER_S)
     for url in live:
         log(f"downloading {url}")
         for _ in range(TRIES):
@@ -74,7 +74,7 @@ def _request(url: str, start: int, stop: str = "") -> urllib.request.Request:
     return urllib.request.Request(url, headers=AGENT | {"Range": f"bytes={start}-{stop}"})
 
 
-def answering(urls: Sequence[str], seconds: float = ANSWER_S) -> tuple[list[str], dict[str, str]]:
+def answering(urls: Sequence[str], seconds: float) -> tuple[list[str], dict[str, str]]:
     """Returns the mirrors that answer, in order, and why the others do not; all are asked at once.
 
     In threads, because looking up a host name has no time limit of its own; daemons, so that none

@@ -1,4 +1,4 @@
-"""tensorflow-datasets by name: prepared once without TensorFlow, official splits, features found, one line of error."""
+"""Data sets of tensorflow-datasets: prepared once, without TensorFlow, in their official splits."""
 
 from __future__ import annotations
 
@@ -106,7 +106,10 @@ def find(name: str, folder, said=None, **more):
 def test_a_data_set_by_name_has_its_own_splits_and_validation_from_train(tmp_path, capfd):
     said = []
     found = find("tiny_reviews", tmp_path, said)
-    row = lambda split, i: (f"né {split} {i}", ("neg", "pos")[i % 2])  # noqa: E731
+
+    def row(split, i):
+        return f"né {split} {i}", ("neg", "pos")[i % 2]
+
     parts = cut(30, 0.1, 0.0)
     assert found.rows == {
         "train": [row("train", i) for i in parts["train"]],

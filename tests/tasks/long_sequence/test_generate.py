@@ -1,4 +1,4 @@
-"""Synthetic recall: an independent reading of each sequence finds every answer, and nothing else gives it away."""
+"""Synthetic recall: an independent reading of each sequence finds every answer, and only there."""
 
 from __future__ import annotations
 

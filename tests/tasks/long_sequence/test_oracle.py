@@ -39,10 +39,13 @@ def session(tiny_cfg):
 
 def decided(s):
     batch, state = s.task.train_batch(0, 0, 4), s.fresh()
-    run = lambda batch: s.model.apply(
-        {"params": state.params, "routing": {}}, batch, models.neutral_knobs()
-    )[1]  # noqa: E731
-    return batch, jax.jit(run)(batch)
+
+    @jax.jit
+    def run(batch):
+        variables = {"params": state.params, "routing": {}}
+        return s.model.apply(variables, batch, models.neutral_knobs())[1]
+
+    return batch, run(batch)
 
 
 @pytest.mark.parametrize("kv", ["all", "routed"])

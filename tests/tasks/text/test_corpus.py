@@ -1,4 +1,4 @@
-"""Where a text comes from: folders, pinned downloads, the offline corpus, and the name that a text gets."""
+"""Where a text comes from: folders, pinned downloads, the offline corpus; and its name."""
 
 import gzip
 

@@ -15,7 +15,7 @@ LIMIT = 300_000
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Paths: /good /noranges /cut (closes after 50 kB each time) /corrupt /huge /liar (wrong range) /gone."""
+    """Serves /good /noranges /cut (closes after 50 kB) /corrupt /huge /liar (wrong range) /gone."""
 
     def do_GET(self):
         kind = self.path.strip("/")
@@ -70,9 +70,16 @@ def fetch(server, target, *kinds):
 
 
 MIXES = (
-    ["good"], ["noranges"], ["gone", "good"], ["corrupt", "good"], ["huge", "good"], ["cut", "good"], ["liar", "good"],
-    ["cut", "cut"], ["corrupt", "cut", "noranges"],
-)  # fmt: skip
+    ["good"],
+    ["noranges"],
+    ["gone", "good"],
+    ["corrupt", "good"],
+    ["huge", "good"],
+    ["cut", "good"],
+    ["liar", "good"],
+    ["cut", "cut"],
+    ["corrupt", "cut", "noranges"],
+)
 
 
 @pytest.mark.parametrize("kinds", MIXES)

@@ -1,4 +1,4 @@
-"""The offline corpus: which files of the standard library it holds, and on which side each stands."""
+"""The offline corpus: which files of the standard library it holds, and in which split."""
 
 from cerebra_jax.tasks.text import library
 

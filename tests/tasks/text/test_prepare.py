@@ -146,7 +146,8 @@ from cerebra_jax import config
 from cerebra_jax.tasks import registry
 task = registry.build(config.parse({"task": json.loads(sys.argv[1])}), lambda line: None)
 task.train_batch(0, 0, 2)
-loaded = [m for m in ("jax", "tensorflow", "tensorflow_datasets", "tokenizers", "torch") if m in sys.modules]
+heavy = ("jax", "tensorflow", "tensorflow_datasets", "tokenizers", "torch")
+loaded = [m for m in heavy if m in sys.modules]
 print(json.dumps([loaded, task.info()]))
 """
 
