@@ -1,6 +1,4 @@
 """What all policies have in common: a field of their own, and steps that are not finite."""
-finite.
-"""
 
 from __future__ import annotations
 
