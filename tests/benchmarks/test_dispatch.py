@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
+from cerebra_jax.types import Cost
+
 L = 128
 
 
@@ -72,6 +74,7 @@ def test_columns_of_the_dispatch_benchmark(case, script, measure):
 def test_a_program_that_runs_other_flops_than_priced_is_not_timed(script, measure, monkeypatch):
     dispatch = script("dispatch")
     words = ["--masks=encoder", "--parts=attention", "--lengths=64", "--kept=8", "--quick"]
-    monkeypatch.setattr(dispatch.layers.block, "attention_flops", lambda *_: 1)
+    wrong = Cost({"layer_00/attention": 1}, {"layer_00/attention": 1})
+    monkeypatch.setattr(dispatch.layers, "cost_of", lambda *_: wrong)
     with pytest.raises(SystemExit, match="FLOPs by the price list"):
         measure(dispatch, [*words, "--batch=1", "--width=16", "--heads=2"])
