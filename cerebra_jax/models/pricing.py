@@ -41,6 +41,7 @@ class Part(NamedTuple):
     run_blocks: tuple[tuple[int, int], ...] = ()  # (rows, keys) of each block of scores
     decided: str = ""  # "" no decision changes it; "kept" or "mixed": tokens that take it pay
     keys_too: bool = False  # and their keys are their own
+    program: Ops | None = None  # as counted, where the formula does not hold for that many rows
 
     def ceiling(self) -> Ops:
         """Returns the operations where every token is routed."""
@@ -48,6 +49,8 @@ class Part(NamedTuple):
 
     def executed(self) -> Ops:
         """Returns the operations of the compiled program."""
+        if self.program is not None:
+            return self.program
         once = self.price.at(self.run_rows, self.run_keys, 0)
         if not self.run_blocks:
             return once
@@ -157,17 +160,28 @@ def recurrent(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer whose keys are its queries, by its rows: layer(rows, rows)."""
 
     def operations_of(n: int, _: int):
-        def make(x, index):
-            rows = Rows(x, index, index, FAR, ((0, n),))
-            return layer.init(jax.random.key(0), rows, rows)
-
-        def run(params, x, index):
-            rows = Rows(x, index, index, FAR, ((0, n),))
-            return layer.apply({"params": params}, rows, rows)
-
-        return _operations(make, run, _abstract(n, width, dtype))
+        return _reading(layer, width, dtype, n)
 
     return fit(operations_of, (layer.step, 1))
+
+
+@functools.cache
+def recurrent_program(layer: nn.Module, width: int, dtype: str, rows: int) -> Ops:
+    """Returns what that layer runs for so many rows, which need not be a whole number of steps."""
+    return fixed(_reading(layer, width, dtype, rows)).fixed
+
+
+def _reading(layer: nn.Module, width: int, dtype: str, n: int) -> list[count.Counted]:
+    def rows(x, index):
+        return Rows(x, index, index, FAR, ((0, n),))
+
+    def make(x, index):
+        return layer.init(jax.random.key(0), rows(x, index), rows(x, index))
+
+    def run(params, x, index):
+        return layer.apply({"params": params}, rows(x, index), rows(x, index))
+
+    return _operations(make, run, _abstract(n, width, dtype))
 
 
 @functools.cache

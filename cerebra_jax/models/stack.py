@@ -215,9 +215,13 @@ def mixing_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity
         return part._replace(rows=L, keys=L, decided="kept", keys_too=room.kv == "routed")
     price = pricing.recurrent(layer, net.width, net.dtype)
     slots = L if room is None else room.slots
-    run = -(-slots // layer.step) * layer.step
     decided = "" if room is None else "kept"
-    return Part(name, price, L, 0, 0, run, decided=decided)
+    part = Part(name, price, L, run_rows=slots, decided=decided)
+    if slots % layer.step == 0:
+        return part
+    # only some of its operations pad the last step
+    program = pricing.recurrent_program(layer, net.width, net.dtype, slots)
+    return part._replace(program=program)
 
 
 def rows_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity | None) -> Part:
