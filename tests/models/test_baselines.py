@@ -156,7 +156,7 @@ def test_a_pooled_head_sees_no_padding(encoder, name):
 
 @pytest.mark.parametrize("name", LANGUAGE)
 def test_a_language_model_learns_one_batch_by_heart(tiny_cfg, name):
-    """The loss of a random sequence falls from ln V to nearly nothing: the initial weights let it."""
+    """The loss of a random sequence falls from ln V to nearly nothing: initial weights let it."""
     model = made(tiny_cfg, name, **{"net.depth": 2})
     batch, labels = batch_of(IDS[:2]), jnp.roll(IDS[:2], -1, axis=1)
     optimizer = optax.adam(1e-2)
@@ -307,7 +307,7 @@ def test_tokens_that_a_mixture_of_depths_does_not_keep_skip_the_block():
 
 
 def test_a_mixture_of_depths_pays_for_what_it_keeps(tiny_cfg):
-    """Everything kept is the whole model; nothing kept saves the routed blocks but for their routers."""
+    """Everything kept is the whole model; nothing kept leaves only routers of routed blocks."""
     route = {"dispatch": False, "kv": "routed"}
     model = made(tiny_cfg, "mod", **{"net.depth": 5, "net.route": route})
     params = drawn(model)["params"]

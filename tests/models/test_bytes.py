@@ -1,4 +1,4 @@
-"""Costs in every unit: bytes are those of the program, decisions at their ceiling are the whole price."""
+"""Costs in every unit: bytes are the program's; decisions at their ceiling are the whole price."""
 
 from __future__ import annotations
 
@@ -168,7 +168,6 @@ def test_what_decisions_cost_at_the_ceiling_is_the_whole_price(tiny_cfg):
             assert len(cost.layers) == len(registry.routed(net))
             assert min([0.0, *np.ravel(cost.layers)]) == 0.0 < cost.fixed
             whole, dense = (prices.of(own).model(unit) for own in (net, dense_of(net)))
-            # what a mixer adds is in the price of a kept token on average, not at its ceiling
             share = kept_cost(net, prices, 1.0)
             np.testing.assert_allclose(share, whole / dense, rtol=1e-9, err_msg=str(net))
             alike = len(set(cost.layers)) <= 1
@@ -181,21 +180,54 @@ def test_layers_with_rates_of_their_own_cost_the_same_each(tiny_cfg):
     assert len(set(Pricing(48, V, BYTES, "cpu").decisions(net).layers)) == 1
 
 
-@pytest.mark.parametrize("unit", ["flops", "bytes", "seconds"])
 @pytest.mark.parametrize("name", ["chiar", "cerebra", "mod"])
-def test_a_model_reports_its_costs_in_the_unit_of_its_configuration(name, unit, reports):
+def test_a_model_reports_its_costs_in_the_unit_of_its_configuration(name, tiny_cfg):
     """hard_B is the price of the decisions taken, counted from how many tokens each layer kept."""
-    cfg, aux = reports(name)
-    objective = dataclasses.replace(cfg.objective, unit=unit, device="t4")
-    model = build(dataclasses.replace(cfg, objective=objective), V)
-    assert model.unit.name == unit
-    assert 0 < model.executed < 2
-    stats, kept_RxB = aux(model), None
-    kept_RxB = np.asarray(stats.stats["kept"], np.float64) * 48
-    pairs_RxB = kept_RxB * (kept_RxB + 1) / 2
-    cost = model.pricing.decisions(cfg.net)
-    layers = zip(kept_RxB, pairs_RxB, cost.layers, strict=True)
-    routed_B = sum(kept * one.token + pairs * one.pair for kept, pairs, one in layers)
-    np.testing.assert_allclose(stats.hard_B, cost.fixed + routed_B, rtol=1e-5)
-    assert 0 < kept_RxB.sum()
-    assert np.isfinite(np.asarray(stats.expected_B)).all()
+    L, named = 48, ("flops", "bytes", "seconds")
+    keys = {"net.name": name, "objective.device": "t4", "train.batch_size": B, "task.seq_len": L}
+    keys |= {"net.route": {"kv": "routed", "capacity": 4.0}}
+    models = [build(tiny_cfg(SHAPE | keys | {"objective.unit": unit}), V) for unit in named]
+    ids = np.random.RandomState(0).randint(0, V, (B, L)).astype(np.int32)
+    batch = {"inputs_BxL": ids, "ex_B": np.arange(B)}
+
+    @jax.jit
+    def run():
+        variables = models[0].init(jax.random.key(0), batch)
+        return [model.apply(variables, batch, neutral_knobs())[1] for model in models]
+
+    for unit, model, aux in zip(named, models, run(), strict=True):
+        assert model.unit.name == unit
+        assert 0 < model.executed < 2
+        kept_RxB = np.asarray(aux.stats["kept"], np.float64) * L
+        cost = model.pricing.decisions(model.net)
+        routed_B = np.zeros(B)
+        for kept_B, one in zip(kept_RxB, cost.layers, strict=True):
+            routed_B += kept_B * one.token + kept_B * (kept_B + 1) / 2 * one.pair
+        np.testing.assert_allclose(aux.hard_B, cost.fixed + routed_B, rtol=1e-5)
+        assert 0 < kept_RxB.sum()
+        assert np.isfinite(np.asarray(aux.expected_B)).all()
+
+
+def test_the_three_units_are_three_numbers_and_a_memory_bound_device_counts_bytes(tiny_cfg):
+    def executed(**keys):
+        return build(tiny_cfg(SHAPE | CEREBRA | {"task.seq_len": 256} | keys), V).executed
+
+    flops, moved = executed(), executed(**{"objective.unit": "bytes"})
+    fast = {"objective.unit": "seconds", "objective.device": "1e18/1e9"}
+    slow = {"objective.unit": "seconds", "objective.device": "1e9/1e18"}
+    assert abs(flops - moved) > 0.01
+    np.testing.assert_allclose([executed(**fast), executed(**slow)], [moved, flops], rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", registry.names())
+def test_no_model_is_without_a_price_in_any_unit(case, tiny_cfg):
+    keys = {"net.name": case} if case != "chiar" else {"net.route.rbf": 0.3}
+    cfg = configured(tiny_cfg, keys)
+    found = []
+    for unit in ("flops", "bytes", "seconds"):
+        objective = dataclasses.replace(cfg.objective, unit=unit, device="t4")
+        model = build(dataclasses.replace(cfg, objective=objective), V)
+        prices = model.pricing.of(cfg.net)
+        assert min(prices.model(model.unit), prices.executed(model.unit), model.share) > 0
+        found.append(prices.executed(model.unit))
+    assert len(set(found)) == 3

@@ -44,7 +44,7 @@ def batch_of(ids, mask=None):
 
 
 class Made:
-    """A model with random parameters, and its forward pass: run(ids, mask, key) -> (features, aux)."""
+    """A model with random parameters; run(ids, mask, key) -> (features, aux)."""
 
     def __init__(self, net: NetCfg):
         self.net, self.model = net, build(dataclasses.replace(RUN, net=net), V)
@@ -156,7 +156,7 @@ def priced(p_RxL, cost, net: NetCfg) -> float:
 
 @pytest.mark.parametrize("kv", ["all", "routed"])
 def test_a_layer_keeps_and_pays_for_its_own_share(kv):
-    """As rates of layers say, with and without dispatch; all of them 1 are the model without rates."""
+    """As rates of layers say, with and without dispatch; rates of 1 are no rates at all."""
     route = {"kv": kv, "by_layer": "0.5,2"}
     m = made(net_of(route=route))
     h, aux = m.run(IDS)

@@ -1,4 +1,4 @@
-"""CHIAR's published code: a float64 forward pass, from the equations, gives the logits of net.compat."""
+"""CHIAR's published code: a float64 pass, from the equations, gives the logits of net.compat."""
 
 import math
 

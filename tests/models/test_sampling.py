@@ -1,4 +1,4 @@
-"""Generation with a cache writes what generation without one writes, and draws from what it should."""
+"""Generation with a cache writes what it writes without one, and draws from what it should."""
 
 import itertools
 

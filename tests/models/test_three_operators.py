@@ -1,4 +1,4 @@
-"""Three operators: each token takes one, use is what it says, the reward against collapse has a slope."""
+"""Three operators: each token takes one, use is what it says, collapse has a slope."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def make(tiny_cfg):
 
 @pytest.mark.parametrize("mode", ["threshold", "hard", "soft", "random"])
 def test_the_uses_of_the_operators_add_up_and_are_priced(make, mode):
-    """hard_B counts kept tokens, their visible keys and tokens of the mixer; nothing of the filter."""
+    """hard_B counts kept tokens, their visible keys and tokens of the mixer, not the filter's."""
     m = make(mode=mode, **ROOMY)
     aux = m.run(m.params, batch_of(1), m.routing)[1]
     names = ("dct", "rbf", "attention")
@@ -115,7 +115,7 @@ def test_dispatch_without_overflow_equals_the_masked_model(make, mode):
 @pytest.mark.parametrize("rbf", [0.0, 0.3])
 @pytest.mark.parametrize("mode", ["threshold", "hard", "soft"])
 def test_the_entropy_of_mean_use_has_its_own_gradient(mode, rbf):
-    """Its derivative along a direction is that of differences: a step up the gradient spreads the use."""
+    """Its derivative along a direction is that of differences: a step up it spreads the use."""
     x, way = (jnp.float32(np.random.RandomState(i).standard_normal((2, 30, 16))) for i in (0, 1))
     module = EntropyRouter(RouteCfg(mode=mode, rbf=rbf), "fft")
     now = Circumstances(Thresholds(0.75, 0.6, 0.05), 0, 2.0, jnp.arange(2))
