@@ -308,6 +308,6 @@ def _head(net: NetCfg, L: int, vocab: int) -> Part:
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         return jnp.exp(logits - top).sum(-1)
 
-    own = jax.eval_shape(make, x, table).get("params", {})
-    tied = None if net.features else table
+    tied = None if net.features else table  # of features, the head has a matrix of its own
+    own = jax.eval_shape(make, x, tied).get("params", {})
     return Part("", pricing.fixed(pricing.count.operations(run, (own, tied), x)))

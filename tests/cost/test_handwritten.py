@@ -73,6 +73,9 @@ def test_an_encoder_with_features_and_a_pooled_head(net_of):
     want = alike({"attention": attention, "ffn": L * by_hand.feed_forward(D, F)})
     want |= {"embed": L * 2 * 3 * D, "head": 2 * D * 5 + by_hand.feed_forward(D, F)}
     assert model_of(dataclasses.replace(net, **more)) == want
+    # without outputs, logits by a matrix of its own: there is no token table
+    own = dataclasses.replace(net, features=3)
+    assert model_of(own) == model_of(net) | {"embed": L * 2 * 3 * D}
 
 
 @pytest.mark.parametrize(("causal", "reach"), [(True, (6, 0)), (False, (3, 3))])
