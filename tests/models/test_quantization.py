@@ -69,7 +69,7 @@ CASES = {
     "cnn": Case({}, ("conv",)),
 }
 FLOAT = (
-    "bhqc,bhkc->bhqk|bhqk,bhkc->bhqc|router/score|meta_router/gate|query|bmwh,bmwhc->bmhc|mixer/bhn"
+    "bhqc,bhkc->bhqk|bhqk,bhkc->bhqc|router/score|meta_router/.*gate|query|bmwh,bmwhc->bmhc|mixer/bhn"
 )
 
 
