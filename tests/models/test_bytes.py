@@ -83,13 +83,13 @@ def configured(tiny_cfg, keys):
     return dataclasses.replace(cfg, net=net)
 
 
-def program(cfg):
-    """(model, forward pass with its loss, shapes of its arguments)."""
+def program(cfg, examples: int):
+    """(forward pass with its loss, shapes of its arguments) of so many examples."""
     model, L = build(cfg, V), cfg.task.seq_len
     T = 1 if cfg.net.outputs else L
 
     def shape(*sizes, dtype="int32"):
-        return jax.ShapeDtypeStruct((B, *sizes), jnp.dtype(dtype))
+        return jax.ShapeDtypeStruct((examples, *sizes), jnp.dtype(dtype))
 
     batch = {"inputs_BxL": shape(L), "labels_BxL": shape(T), "ex_B": shape()}
     batch["w_BxL"] = shape(T, dtype="float32")
@@ -104,18 +104,25 @@ def program(cfg):
         nats = chunked_xent(out.h, out.head_VxD, labels, weights, cfg.net.loss_chunk)
         return nats + aux.expected_B.sum() + aux.hard_B.sum()
 
-    return model, forward, (variables["params"], variables["routing"], batch)
+    return forward, (variables["params"], variables["routing"], batch)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_bytes_are_those_of_the_program(case, tiny_cfg):
-    """Never more than the counter's, and at most 4 % less: decisions and labels are left out."""
+    """Of one example to 0.4 %: labels and decisions are left out.
+
+    To 3 % where positions move by one-hot sums, and of mod, whose program forms a norm twice that
+    the compiler forms once. Of several examples to 5 %: they share the weights, which are priced
+    so, and rotary tables, which are not.
+    """
     cfg = configured(tiny_cfg, CASES[case])
-    model, forward, args = program(cfg)
-    counted = count.count(forward, *args).bytes
-    priced = B * price_list(cfg.net, cfg.task.seq_len, V, "cpu").executed(BYTES)
-    assert 0.96 * counted <= priced <= counted
-    assert dataclasses.replace(model.pricing, unit=BYTES).executed(cfg.net) * B == priced
+    prices = price_list(cfg.net, cfg.task.seq_len, V, "cpu")
+    loose = "onehot" in case or case.startswith("mod")
+    for examples, apart in ((1, 0.03 if loose else 0.004), (B, 0.05)):
+        forward, args = program(cfg, examples)
+        counted = count.total(count.operations(forward, *args)).bytes
+        unit = units.Unit("bytes", 0, 1, examples)
+        assert abs(examples * prices.executed(unit) / counted - 1) < apart
 
 
 def variants(tiny_cfg) -> Iterator[NetCfg]:

@@ -68,8 +68,16 @@ CASES = {
     "mod": Case({}, None, None),
     "cnn": Case({}, ("conv",)),
 }
-FLOAT = (
-    "bhqc,bhkc->bhqk|bhqk,bhkc->bhqc|router/score|meta_router/.*gate|query|bmwh,bmwhc->bmhc|mixer/bhn"
+FLOAT = "|".join(
+    (
+        "bhqc,bhkc->bhqk",
+        "bhqk,bhkc->bhqc",
+        "router/score",
+        "meta_router/.*gate",
+        "query",
+        "bmwh,bmwhc->bmhc",
+        "mixer/bhn",
+    )
 )
 
 
