@@ -24,6 +24,7 @@ SECONDS = units.Unit("seconds", 1 / 3e11, 1 / 2e10, B)
 SHAPE = {"net": {"depth": 4, "width": 64, "heads": 4, "ffn_width": 256, "loss_chunk": B * 4096}}
 DENSE = {"net.name": "transformer"}
 CEREBRA = {"net.name": "cerebra"}
+ROUTED = {"net.route.kv": "routed"}  # the keys of a recurrence are its queries
 LONG = {"task.seq_len": 2048, "net.depth": 1}
 CHIAR_KEPT = {"heads": "0,1,3,2", "ffn": "80,0,3,9"}
 CEREBRA_KEPT = {
@@ -59,6 +60,9 @@ CASES = {
     | {"net.route.part": "attention", "net.compress.kind": "attention"},
     "cerebra-onehot": CEREBRA | {"net.route.lowering": "onehot"},
     "cerebra-long": CEREBRA | LONG,
+    "cerebra-gla-over-ssm": CEREBRA | ROUTED | {"net.heavy": "gla", "net.light": "ssm"},
+    "cerebra-ssm-over-gla": CEREBRA | ROUTED | {"net.heavy": "ssm", "net.light": "gla"},
+    "cerebra-over-dct": CEREBRA | {"net.light": "dct", "task.seq_len": 97},
     "mod": {"net.name": "mod"},
     "mod-onehot": {"net.name": "mod", "net.route.lowering": "onehot"},
     "mod-routed-masked": {"net.name": "mod", "net.route": {"kv": "routed", "dispatch": False}},
