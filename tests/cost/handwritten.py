@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 CHUNK = 64  # tokens of the random-feature mixer whose pairs are looked at
-STEP = 16  # tokens of a state space layer that are computed together
+STEP = 16  # tokens of a state space layer, or of gated linear attention, that run together
 
 
 def linear(a: int, b: int) -> int:
@@ -109,7 +109,7 @@ def dct_filter(D: int, method: str) -> int:
 
 
 class StateSpace(NamedTuple):
-    """FLOPs a token of a state space layer: of its linear maps, and of the recurrence."""
+    """FLOPs a token of a layer with a state: of its linear maps, and of the recurrence."""
 
     maps: int
     scan: int
@@ -133,6 +133,15 @@ def lstm(hidden: int, width: int) -> int:
 def gated_conv(D: int, taps: int) -> int:
     """Returns FLOPs a token of a convolution D -> 2 D: 2 k · D · 2 D."""
     return 2 * taps * D * 2 * D
+
+
+def gated_linear_attention(D: int, heads: int) -> StateSpace:
+    """Returns the prices of the chunked form: q, k, v, gate, up and output, 12 D² a token.
+
+    A chunk of c tokens has, a head, c² products of keys of C features and of values of C, and
+    c · C² to read the state and c · C² to add to it: 4 D (c + C) a token.
+    """
+    return StateSpace(6 * linear(D, D), 4 * D * (STEP + D // heads))
 
 
 class Mixer(NamedTuple):

@@ -100,6 +100,14 @@ def test_the_recurrences_and_the_convolution(net_of):
     assert executed_of(net) == alike({"scan": L * price.maps + 48 * price.scan})
 
 
+def test_gated_linear_attention(net_of):
+    net, price = net_of("transformer", heavy="gla"), by_hand.gated_linear_attention(D, H)
+    ffn = L * by_hand.feed_forward(D, F)
+    assert model_of(net) == alike({"attention": L * (price.maps + price.scan), "ffn": ffn})
+    run = L * price.maps + 48 * price.scan
+    assert executed_of(net) == alike({"attention": run, "ffn": ffn})
+
+
 def test_fourier_mixing_and_the_mlp(net_of):
     encoder = {"causal": False, "outputs": 5}
     net = dataclasses.replace(net_of("transformer"), name="fnet", **encoder)
