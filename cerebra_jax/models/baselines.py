@@ -195,6 +195,7 @@ class Baseline(nn.Module):
         first, last = stack.ends(net, L, vocab)
         found = [first]
         if net.name == "mlp":
+            _, last = stack.ends(net, 1, vocab)  # of one row of all tokens
             need(
                 net.outputs > 0,
                 "net.name is mlp, which gives one answer per example, not per token",

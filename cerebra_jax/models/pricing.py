@@ -39,9 +39,9 @@ class Part(NamedTuple):
     run_rows: int = 0  # as the program runs it
     run_keys: int = 0
     run_blocks: tuple[tuple[int, int], ...] = ()  # (rows, keys) of each block of scores
-    run: Ops | None = None  # operations of the program, where chunks make them no bilinear form
     decided: str = ""  # "" no decision changes it; "kept" or "mixed": tokens that take it pay
     keys_too: bool = False  # and their keys are their own
+    program: Ops | None = None  # as counted, where the formula does not hold for that many rows
 
     def ceiling(self) -> Ops:
         """Returns the operations where every token is routed."""
@@ -49,8 +49,8 @@ class Part(NamedTuple):
 
     def executed(self) -> Ops:
         """Returns the operations of the compiled program."""
-        if self.run is not None:
-            return self.run
+        if self.program is not None:
+            return self.program
         once = self.price.at(self.run_rows, self.run_keys, 0)
         if not self.run_blocks:
             return once
@@ -159,13 +159,8 @@ def mixing(layer: nn.Module, width: int, key_width: int, dtype: str) -> Price:
 def recurrent(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer whose keys are its queries, by its rows: layer(rows, rows)."""
 
-    return fit(lambda n, _: _reading(layer, width, dtype, n), (layer.step, 1))
-
-
-@functools.cache
-def recurrent_run(layer: nn.Module, width: int, dtype: str, rows: int) -> Ops:
-    """Returns the operations of such a layer at its real number of rows."""
-    return fixed(_reading(layer, width, dtype, rows)).fixed
+    def operations_of(n: int, _: int):
+        return _reading(layer, width, dtype, n)
 
 
 def _reading(layer: nn.Module, width: int, dtype: str, n: int) -> list[count.Counted]:
@@ -176,6 +171,25 @@ def _reading(layer: nn.Module, width: int, dtype: str, n: int) -> list[count.Cou
     def run(params, x, index):
         rows = Rows(x, index, index, FAR, ((0, n),))
         return layer.apply({"params": params}, rows, rows)
+
+    return _operations(make, run, _abstract(n, width, dtype))
+
+
+@functools.cache
+def recurrent_program(layer: nn.Module, width: int, dtype: str, rows: int) -> Ops:
+    """Returns what that layer runs for so many rows, which need not be a whole number of steps."""
+    return fixed(_reading(layer, width, dtype, rows)).fixed
+
+
+def _reading(layer: nn.Module, width: int, dtype: str, n: int) -> list[count.Counted]:
+    def rows(x, index):
+        return Rows(x, index, index, FAR, ((0, n),))
+
+    def make(x, index):
+        return layer.init(jax.random.key(0), rows(x, index), rows(x, index))
+
+    def run(params, x, index):
+        return layer.apply({"params": params}, rows(x, index), rows(x, index))
 
     return _operations(make, run, _abstract(n, width, dtype))
 

@@ -11,9 +11,8 @@ import re
 
 import numpy as np
 
-from cerebra_jax.config import NetCfg
+from cerebra_jax.config import KeptCfg, NetCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.layers import shapes
 
 Named = dict[str, np.ndarray]
 
@@ -101,7 +100,7 @@ def theirs(ours: Named, net: NetCfg) -> Named:
 
 def fits(ours: Named, net: NetCfg) -> bool:
     """Whether their names can hold these parameters: those of CHIAR with thresholds, whole, and nothing else."""
-    if net.name != "chiar" or net.route.mode != "threshold" or net.kept != shapes.WHOLE:
+    if net.name != "chiar" or net.route.mode != "threshold" or net.kept != KeptCfg():
         return False
     return set(_unstacked(ours, net) if net.scan else ours) == {
         name for parts in names(net).values() for name in parts

@@ -215,8 +215,13 @@ def mixing_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity
         return part._replace(rows=L, keys=L, decided="kept", keys_too=room.kv == "routed")
     price = pricing.recurrent(layer, net.width, net.dtype)
     slots = L if room is None else room.slots
-    run = pricing.recurrent_run(layer, net.width, net.dtype, slots)
-    return Part(name, price, L, run=run, decided="" if room is None else "kept")
+    decided = "" if room is None else "kept"
+    part = Part(name, price, L, run_rows=slots, decided=decided)
+    if slots % layer.step == 0:
+        return part
+    # only some of its operations pad the last step
+    program = pricing.recurrent_program(layer, net.width, net.dtype, slots)
+    return part._replace(program=program)
 
 
 def rows_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity | None) -> Part:
@@ -303,6 +308,6 @@ def _head(net: NetCfg, L: int, vocab: int) -> Part:
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         return jnp.exp(logits - top).sum(-1)
 
-    own = jax.eval_shape(make, x, table).get("params", {})
-    tied = None if net.features else table
+    tied = None if net.features else table  # of features, the head has a matrix of its own
+    own = jax.eval_shape(make, x, tied).get("params", {})
     return Part("", pricing.fixed(pricing.count.operations(run, (own, tied), x)))

@@ -12,10 +12,12 @@ from cerebra_jax.layers.block import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebra_jax.config import NetCfg, ObjectiveCfg
+from cerebra_jax.config import ObjectiveCfg
 from cerebra_jax.cost import count, price, units
 from cerebra_jax.cost.units import Op
 from cerebra_jax.kernels import attention as att
+from cerebra_jax.layers.attention import Attention
+from cerebra_jax.layers.rows import Rows
 
 
 def S(*shape, dtype=jnp.float32):
@@ -23,13 +25,22 @@ def S(*shape, dtype=jnp.float32):
 
 
 def attention(n, m):
-    """Operations of today's attention layer, D = 64, of n queries and m keys."""
-    net = NetCfg(width=64, heads=4)
-    layer = Attention(net, plan=((0, n, 0, m),), kernel="full")
+    """Operations of the attention layer, D = 64, of n queries and m keys."""
+    layer = Attention(64, 4, 16, kernel="full")
+
+    def rows(x, index):
+        return Rows(x, index, index, 1 << 20, ((0, x.shape[1]),))
+
+    def make(x, index, memory, places):
+        key = jax.random.key(0)
+        return layer.init(key, rows(x, index), rows(memory, places))["params"]
+
+    def run(params, x, index, memory, places):
+        return layer.apply({"params": params}, rows(x, index), rows(memory, places))
+
     ints = functools.partial(S, dtype=jnp.int32)
-    args = S(1, n, 64), S(1, m, 64), ints(1, n), ints(1, m)
-    params = jax.eval_shape(layer.init, jax.random.key(0), *args)
-    return count.operations(layer.apply, params, *args)
+    args = S(1, n, 64), ints(1, n), S(1, m, 64), ints(1, m)
+    return count.operations(run, jax.eval_shape(make, *args), *args)
 
 
 def linear(n, m):
@@ -39,22 +50,22 @@ def linear(n, m):
 
 
 def scores(n, m):
-    return count.operations(
-        lambda _, q, k: jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k)),
-        {},
-        S(1, n, 2, 8),
-        S(1, m, 2, 8),
-    )
+    def softmax(_, q, k):
+        return jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k))
+
+    return count.operations(softmax, {}, S(1, n, 2, 8), S(1, m, 2, 8))
 
 
 def kernel(n, m):
-    def attend(_, q, k, v, qpos, kpos):
-        return att.attend(q, k, v, qpos, kpos, ((0, n, 0, m),), "full")
+    layout = (att.Segment(0, n, 0, m),)
+
+    def attend(_, q, k, v, qrank, krank):
+        blocks = att.Blocks(layout, "full")
+        return att.attend_blocks(att.Queries(q, qrank), att.Keys(k, v, krank), blocks)
 
     ints = functools.partial(S, dtype=jnp.int32)
-    return count.operations(
-        attend, {}, S(1, 2, n, 8), S(1, 2, m, 8), S(1, 2, m, 8), ints(1, n), ints(1, m)
-    )
+    memory = S(1, 2, m, 8)
+    return count.operations(attend, {}, S(1, 2, n, 8), memory, memory, ints(1, n), ints(1, m))
 
 
 def windows(n, m):
@@ -115,9 +126,8 @@ def test_the_formula_is_the_count_of_the_program_at_every_size(name, n, m):
 
 def test_seconds_of_a_row_are_the_dearer_of_its_work_and_traffic_operation_by_operation():
     unit = units.unit(ObjectiveCfg(unit="seconds", device="1e3/1e2"), "float32", examples=2)
-    found = price.Price(
-        (Op(weights=600), Op()), (Op(1000, 50), Op(0, 10)), (Op(),) * 2, (Op(),) * 2
-    )
+    nothing = (Op(), Op())
+    found = price.Price((Op(weights=600), Op()), (Op(1000, 50), Op(0, 10)), nothing, nothing)
     assert unit.marginal(found.row) == pytest.approx(max(1.0, 0.5) + 0.1)
     assert unit.price(found.at(2, 0)) == pytest.approx(max(2.0, 1.0 + 3.0) + 0.2)
 
@@ -165,14 +175,14 @@ def test_a_padded_layer_needs_its_chunk_as_step():
     assert price.fit(padded, (64, 1)).row == (Op(2 * 8 * 8, 4 * (8 + 8)),)
 
 
-@pytest.mark.parametrize(
-    "layer, message",
-    [
-        (square, "not fixed .* at 67 x 71 .*instead of"),
-        (mixed, "not fixed"),
-        (odd, "other operations at other sizes: 0 at 2 x 2, 1 at 3 x 2"),
-    ],
-)
+REFUSED = [
+    (square, "not fixed .* at 67 x 71 .*instead of"),
+    (mixed, "not fixed"),
+    (odd, "other operations at other sizes: 0 at 2 x 2, 1 at 3 x 2"),
+]
+
+
+@pytest.mark.parametrize("layer, message", REFUSED)
 def test_what_is_not_of_this_form_is_refused(layer, message):
     with pytest.raises(price.NotBilinear, match=message):
         price.fit(layer)
