@@ -159,20 +159,7 @@ def mixing(layer: nn.Module, width: int, key_width: int, dtype: str) -> Price:
 def recurrent(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer whose keys are its queries, by its rows: layer(rows, rows)."""
 
-    def operations_of(n: int, _: int):
-        return _reading(layer, width, dtype, n)
-
-
-def _reading(layer: nn.Module, width: int, dtype: str, n: int) -> list[count.Counted]:
-    def make(x, index):
-        rows = Rows(x, index, index, FAR, ((0, n),))
-        return layer.init(jax.random.key(0), rows, rows)
-
-    def run(params, x, index):
-        rows = Rows(x, index, index, FAR, ((0, n),))
-        return layer.apply({"params": params}, rows, rows)
-
-    return _operations(make, run, _abstract(n, width, dtype))
+    return fit(lambda n, _: _reading(layer, width, dtype, n), (layer.step, 1))
 
 
 @functools.cache

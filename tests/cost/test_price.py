@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from cerebra_jax.layers.block import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
