@@ -41,6 +41,7 @@ class Part(NamedTuple):
     run_blocks: tuple[tuple[int, int], ...] = ()  # (rows, keys) of each block of scores
     decided: str = ""  # "" no decision changes it; "kept" or "mixed": tokens that take it pay
     keys_too: bool = False  # and their keys are their own
+    program: Ops = ()  # counted at its real number of rows, where it works on groups of them
 
     def ceiling(self) -> Ops:
         """Returns the operations where every token is routed."""
@@ -48,6 +49,8 @@ class Part(NamedTuple):
 
     def executed(self) -> Ops:
         """Returns the operations of the compiled program."""
+        if self.program:
+            return self.program
         once = self.price.at(self.run_rows, self.run_keys, 0)
         if not self.run_blocks:
             return once
@@ -157,17 +160,37 @@ def recurrent(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer whose keys are its queries, by its rows: layer(rows, rows)."""
 
     def operations_of(n: int, _: int):
-        def make(x, index):
-            rows = Rows(x, index, index, FAR, ((0, n),))
-            return layer.init(jax.random.key(0), rows, rows)
-
-        def run(params, x, index):
-            rows = Rows(x, index, index, FAR, ((0, n),))
-            return layer.apply({"params": params}, rows, rows)
-
-        return _operations(make, run, _abstract(n, width, dtype))
+        return _recurrent(layer, _abstract(n, width, dtype))
 
     return fit(operations_of, (layer.step, 1))
+
+
+@functools.cache
+def recurrent_program(layer: nn.Module, width: int, dtype: str, rows: int, masked: bool) -> Ops:
+    """Returns the operations of such a layer on so many rows, which need not be whole groups.
+
+    masked: some rows hold nothing, as slots may, and the layer skips them.
+    """
+    args = _abstract(rows, width, dtype)
+    if masked:
+        args = (*args, jax.ShapeDtypeStruct((1, rows), jnp.dtype("bool")))
+    found = (one.op for one in _recurrent(layer, args))
+    return tuple(op for op in found if op != Op())
+
+
+def _recurrent(layer: nn.Module, args: tuple) -> list[count.Counted]:
+    def rows(x, index, mask=None):
+        return Rows(x, index, index, FAR, ((0, x.shape[1]),), mask)
+
+    def make(*args):
+        own = rows(*args)
+        return layer.init(jax.random.key(0), own, own)
+
+    def run(params, *args):
+        own = rows(*args)
+        return layer.apply({"params": params}, own, own)
+
+    return _operations(make, run, args)
 
 
 @functools.cache

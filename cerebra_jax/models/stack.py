@@ -215,9 +215,9 @@ def mixing_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity
         return part._replace(rows=L, keys=L, decided="kept", keys_too=room.kv == "routed")
     price = pricing.recurrent(layer, net.width, net.dtype)
     slots = L if room is None else room.slots
-    run = -(-slots // layer.step) * layer.step
-    decided = "" if room is None else "kept"
-    return Part(name, price, L, 0, 0, run, decided=decided)
+    masked = room is not None
+    program = pricing.recurrent_program(layer, net.width, net.dtype, slots, masked)
+    return Part(name, price, L, decided="kept" if masked else "", program=program)
 
 
 def rows_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity | None) -> Part:
