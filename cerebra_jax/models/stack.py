@@ -289,7 +289,9 @@ def _head(net: NetCfg, L: int, vocab: int) -> Part:
     """Returns the last norm and the logits, which the loss reads twice: their maximum, their sum."""
     layer = _Ends(net, vocab, parent=None)
     x = jax.ShapeDtypeStruct((1, L, net.width), jnp.dtype(net.dtype))
-    table = jax.ShapeDtypeStruct((vocab, net.width), jnp.dtype("float32"))
+    table = None  # a model of features has an output matrix of its own
+    if not net.features:
+        table = jax.ShapeDtypeStruct((vocab, net.width), jnp.dtype("float32"))
 
     def make(x, table):
         return layer.init(jax.random.key(0), {"ex_B": jnp.zeros(1, int)}, x, table)
@@ -305,5 +307,4 @@ def _head(net: NetCfg, L: int, vocab: int) -> Part:
         return jnp.exp(logits - top).sum(-1)
 
     own = jax.eval_shape(make, x, table).get("params", {})
-    tied = None if net.features else table
-    return Part("", pricing.fixed(pricing.count.operations(run, (own, tied), x)))
+    return Part("", pricing.fixed(pricing.count.operations(run, (own, table), x)))
