@@ -1,4 +1,4 @@
-"""The selective state space layer: its scan is the plain recurrence, and it skips what is masked."""
+"""The selective state space layer: its scan is the plain recurrence; it skips what is masked."""
 
 import jax
 import jax.numpy as jnp
