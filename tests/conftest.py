@@ -63,7 +63,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def clean_env() -> dict[str, str]:
-    """Returns the environment of subprocesses: a user's own, offline, with this session's caches."""
+    """Returns the environment of subprocesses: a user's own, offline, with our caches."""
     env = {k: v for k, v in _USER_ENV.items() if not k.startswith("PYTEST_")}
     dead_proxy = dict.fromkeys(
         ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"

@@ -48,13 +48,14 @@ def draw(seed: int) -> RunCfg:
     if mode == "topk":
         causal = False
     learns = name == "cerebra" and mode == "threshold"
+    tau = pick("running", "learned") if learns else "running"
     route = RouteCfg(
         mode=mode,
         z_loss=0.0,
         rate=pick(0.25, 0.4),
         kv=pick("all", "routed"),
         part=pick("attention", "block"),
-        tau=pick("running", "learned") if learns else "running",
+        tau=tau,
         dispatch=pick(True, True, False),
         meta=pick("prefix", "batch", "off"),
         dct=pick("fft", "matmul", "folded"),

@@ -1,5 +1,7 @@
 """One routed layer: gathered, masked and moved by products are the same; without a light path."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +52,8 @@ def compute():
         layer = HEAVY[name]
         if name not in made:
             rows = tokens(features(), ranks(L, causal), causal)
-            shapes = jax.eval_shape(layer.init, jax.random.key(0), rows, rows)["params"]
+            make = functools.partial(layer.init, jax.random.key(0), rows, rows)
+            shapes = jax.eval_shape(make)["params"]
             rng = np.random.RandomState(2)
 
             def fill(s):
