@@ -1,5 +1,7 @@
 """Every model and mode of one table keeps one contract; a new model enters by a line here."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -442,3 +444,42 @@ def test_calibration_puts_the_threshold_between_the_thirds(make):
         low, high = np.quantile(scores, [1 / 3, 2 / 3])
         assert low < routing["tau"][i] < high
         np.testing.assert_allclose(routing["tau"][i], (low + high) / 2, rtol=1e-5)
+
+
+ENCODERS = [("gla", "gla"), ("ssm", "dct"), ("attention", "local"), ("gla", "none")]
+ENCODERS += [("attention", "ssm"), ("gla", "compressed")]
+
+
+@pytest.mark.parametrize("mode", ["threshold", "topk"])
+@pytest.mark.parametrize(("heavy", "light"), ENCODERS)
+def test_padding_changes_nothing_in_an_encoder(tiny_cfg, heavy, light, mode):
+    """Whatever stands there: the same outputs and decisions for the real tokens, not few of them.
+
+    Every second recurrence reads from the last token to the first; one example has fewer real
+    tokens than top-k has slots.
+    """
+    keys = {"task.seq_len": L, "net.ffn_width": 48} | cerebra(heavy=heavy, light=light)
+    cfg = tiny_cfg(keys | {"net.kernel": 3})
+    route = dataclasses.replace(cfg.net.route, mode=mode)
+    cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, causal=False, route=route))
+    m = Made(cfg)
+    real = np.arange(L)[None] < np.array([L, L - 1, 20, 9, 5, 3, 2, 1])[:, None]
+
+    @jax.jit
+    def run(ids):
+        out, aux = m.model.apply(m.variables, batch_of(ids) | {"mask_BxL": real}, neutral_knobs())
+        return out.logits(), aux.scores["kept"]
+
+    ids = tokens(1)
+    want, kept = run(ids)
+    assert np.isfinite(want).all()
+    assert 0 < np.asarray(kept)[:, :3].mean() < 1
+    for other in (tokens(2), np.zeros_like(ids)):
+        got, same = run(np.where(real, ids, other))
+        np.testing.assert_array_equal(np.asarray(same)[:, real], np.asarray(kept)[:, real])
+        np.testing.assert_array_equal(np.asarray(got)[real], np.asarray(want)[real])
+    # real tokens do change the others, those before them too
+    moved = ids.copy()
+    moved[0, L // 2 :] = (moved[0, L // 2 :] + 1) % V
+    changed = np.abs(np.asarray(run(moved)[0])[0] - np.asarray(want)[0]).max(-1) > 0
+    assert changed[: L // 2].any()
