@@ -45,6 +45,15 @@ class ShortConv(nn.Module):
         padded = jnp.pad(x_BxLxD, ((0, 0), (self.taps - 1 - after, after), (0, 0)))
         return self._sum(padded, keys.count)
 
+    def skipping(self, x_BxLxD, mask_BxL):
+        """Returns the causal sum over the real tokens alone, as if they stood side by side."""
+        # they move to the front, in order, and their sums back to where they stood
+        order_BxL = jnp.argsort(~mask_BxL, axis=1, stable=True)
+        packed = jnp.take_along_axis(mask_out(x_BxLxD, mask_BxL), order_BxL[..., None], axis=1)
+        padded = jnp.pad(packed, ((0, 0), (self.taps - 1, 0), (0, 0)))
+        back_BxLx1 = jnp.argsort(order_BxL, axis=1)[..., None]
+        return jnp.take_along_axis(self._sum(padded, x_BxLxD.shape[1]), back_BxLx1, axis=1)
+
     def decode(self, rows: Rows, recent_BxTxD, place=None):
         """Returns the same for a chunk of tokens, and the tokens before the next chunk."""
         x_BxnxD = mask_out(rows.x, rows.mask)

@@ -134,7 +134,10 @@ class SelectiveStateSpace(nn.Module):
         mask_BxL = flip(keys.mask, backwards)
         x_BxLxD = mask_out(flip(keys.x, backwards), mask_BxL)
         u, z = jnp.split(as_matrix(getattr(self, "in"), x_BxLxD), 2, axis=-1)
-        conv = self.conv(keys.with_x(u)._replace(mask=None), keys.with_x(u)._replace(mask=None))
+        if mask_BxL is None:
+            conv = self.conv(keys.with_x(u), keys.with_x(u))
+        else:  # like the state, its taps skip padding, empty slots and tokens that are not kept
+            conv = self.conv.skipping(u, mask_BxL)
         u32, dt, b, c = self._selected(conv, x_BxLxD.dtype, mask_BxL)
         a_SxE = -jnp.exp(self.log_a)
         unroll = 1 if self.platform == "cpu" else UNROLL  # on a CPU it only costs compiling

@@ -41,7 +41,7 @@ class Part(NamedTuple):
     run_blocks: tuple[tuple[int, int], ...] = ()  # (rows, keys) of each block of scores
     decided: str = ""  # "" no decision changes it; "kept" or "mixed": tokens that take it pay
     keys_too: bool = False  # and their keys are their own
-    program: Ops | None = None  # as counted, where the formula does not hold for that many rows
+    program: Ops = ()  # counted at its real number of rows, where it works on groups of them
 
     def ceiling(self) -> Ops:
         """Returns the operations where every token is routed."""
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
     def executed(self) -> Ops:
         """Returns the operations of the compiled program."""
-        if self.program is not None:
+        if self.program:
             return self.program
         once = self.price.at(self.run_rows, self.run_keys, 0)
         if not self.run_blocks:
@@ -158,27 +158,35 @@ def mixing(layer: nn.Module, width: int, key_width: int, dtype: str) -> Price:
 @functools.cache
 def recurrent(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer whose keys are its queries, by its rows: layer(rows, rows)."""
-
-    return fit(lambda n, _: _reading(layer, width, dtype, n), (layer.step, 1))
+    return fit(lambda n, _: _recurrent(layer, _abstract(n, width, dtype)), (layer.step, 1))
 
 
 @functools.cache
-def recurrent_program(layer: nn.Module, width: int, dtype: str, rows: int) -> Ops:
-    """Returns what that layer runs for so many rows, which need not be a whole number of steps."""
-    return fixed(_reading(layer, width, dtype, rows)).fixed
+def recurrent_program(layer: nn.Module, width: int, dtype: str, rows: int, masked: bool) -> Ops:
+    """Returns the operations of such a layer on so many rows, which need not be whole groups.
+
+    masked: some rows hold nothing, as slots may, and the layer skips them.
+    """
+    args = _abstract(rows, width, dtype)
+    if masked:
+        args = (*args, jax.ShapeDtypeStruct((1, rows), jnp.dtype("bool")))
+    found = (one.op for one in _recurrent(layer, args))
+    return tuple(op for op in found if op != Op())
 
 
-def _reading(layer: nn.Module, width: int, dtype: str, n: int) -> list[count.Counted]:
-    def rows(x, index):
-        return Rows(x, index, index, FAR, ((0, n),))
+def _recurrent(layer: nn.Module, args: tuple) -> list[count.Counted]:
+    def rows(x, index, mask=None):
+        return Rows(x, index, index, FAR, ((0, x.shape[1]),), mask)
 
-    def make(x, index):
-        return layer.init(jax.random.key(0), rows(x, index), rows(x, index))
+    def make(*args):
+        own = rows(*args)
+        return layer.init(jax.random.key(0), own, own)
 
-    def run(params, x, index):
-        return layer.apply({"params": params}, rows(x, index), rows(x, index))
+    def run(params, *args):
+        own = rows(*args)
+        return layer.apply({"params": params}, own, own)
 
-    return _operations(make, run, _abstract(n, width, dtype))
+    return _operations(make, run, args)
 
 
 @functools.cache

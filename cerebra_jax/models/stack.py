@@ -215,13 +215,9 @@ def mixing_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity
         return part._replace(rows=L, keys=L, decided="kept", keys_too=room.kv == "routed")
     price = pricing.recurrent(layer, net.width, net.dtype)
     slots = L if room is None else room.slots
-    decided = "" if room is None else "kept"
-    part = Part(name, price, L, run_rows=slots, decided=decided)
-    if slots % layer.step == 0:
-        return part
-    # only some of its operations pad the last step
-    program = pricing.recurrent_program(layer, net.width, net.dtype, slots)
-    return part._replace(program=program)
+    masked = room is not None
+    program = pricing.recurrent_program(layer, net.width, net.dtype, slots, masked)
+    return Part(name, price, L, decided="kept" if masked else "", program=program)
 
 
 def rows_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity | None) -> Part:
@@ -293,7 +289,9 @@ def _head(net: NetCfg, L: int, vocab: int) -> Part:
     """Returns the last norm and the logits, which the loss reads twice: their maximum, their sum."""
     layer = _Ends(net, vocab, parent=None)
     x = jax.ShapeDtypeStruct((1, L, net.width), jnp.dtype(net.dtype))
-    table = jax.ShapeDtypeStruct((vocab, net.width), jnp.dtype("float32"))
+    table = None  # a model of features has an output matrix of its own
+    if not net.features:
+        table = jax.ShapeDtypeStruct((vocab, net.width), jnp.dtype("float32"))
 
     def make(x, table):
         return layer.init(jax.random.key(0), {"ex_B": jnp.zeros(1, int)}, x, table)

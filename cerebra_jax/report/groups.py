@@ -37,7 +37,7 @@ def identity(values: Mapping[str, Any], result: Mapping[str, Any]) -> Identity:
     values: config.json; a key that the run is too old to have is at its default.
     result: result.json, whose hash of the data tells data sets of one name apart.
     """
-    flat = {key: _hashable(value) for key, value in _flat(config.renewed(values)).items()}
+    flat = {key: _hashable(value) for key, value in _flat(config.renewed(values))}
     for key in NOT_IDENTITY:
         flat.pop(key, None)
     sha256 = result.get("data", {}).get("sha256", "")

@@ -123,16 +123,16 @@ def select(tokens: Rows, decided: Decided, room: Capacity) -> tuple[Rows, Rows]:
             return tokens, tokens
         # a token that is not kept is no key, and as a query it is thrown away
         rank = jnp.where(decided.kept_BxL, tokens.rank, room.length)
-        masked = tokens._replace(rank=rank, mask=decided.kept_BxL, plain=False)
+        masked = tokens._replace(rank=rank, mask=rank < room.length, plain=False)
         return masked, masked
     slots = decided.slots
     idx_BxK = slots.idx_BxK
     # an empty slot stands at `length`: no real query sees it as a key
     rank = dispatch.read(tokens.rank, slots, room.length) if _reordered(tokens) else idx_BxK
-    queries = Rows(
-        dispatch.gather(tokens.x, slots), idx_BxK, rank, room.length, room.layout.slots,
-        idx_BxK < room.length,
-    )  # fmt: skip
+    # a selected token may be padding, where top-k found too few real ones: it is no key either
+    x_BxKxD = dispatch.gather(tokens.x, slots)
+    mask_BxK = rank < room.length
+    queries = Rows(x_BxKxD, idx_BxK, rank, room.length, room.layout.slots, mask_BxK)
     if room.kv == "routed":
         return queries, queries
     return queries, tokens._replace(segments=room.layout.tokens, plain=False)
