@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 
 from cerebra_jax.analysis import routing_trace
+from cerebra_jax.cost.units import FLOPS
 from cerebra_jax.models import model as models
-from cerebra_jax.models import transformer
-from cerebra_jax.routing import routers
+from cerebra_jax.models import registry
+from cerebra_jax.routing.decision_cost import cost_of
 from cerebra_jax.tasks.text import reading
 
 V = 40
@@ -21,14 +24,17 @@ ROUTERS = [
     {"net.name": "chiar", "net.scan": True},
     {"net.name": "chiar", "net.route": {"mode": "hard", "rbf": 0.4, "kv": "routed"}},
     {"net.name": "cerebra", "net.route.kv": "routed"},
-    {"net.name": "cerebra", "net.causal": False, "net.route.kv": "routed", "task.name": "listops"},
+    {"net.name": "cerebra", "net.causal": False, "net.route.kv": "routed"},
     {"net.name": "mod", "net.depth": 4},
 ]
 
 
 def made(tiny_cfg, keys):
     """A model, its variables, and a batch of two windows."""
-    model = models.build(tiny_cfg({"task.seq_len": L, **keys}), V)
+    causal = keys.get("net.causal", True)
+    cfg = tiny_cfg({"task.seq_len": L, **keys, "net.causal": True})
+    net = dataclasses.replace(cfg.net, causal=causal)  # no text task takes an encoder
+    model = models.build(dataclasses.replace(cfg, net=net), V)
     ids = np.random.RandomState(0).randint(0, V, 2 * L).tolist()
     batch = reading.windows(ids, L)
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
@@ -39,7 +45,7 @@ def test_decisions_are_the_full_passes_and_cost_what_the_model_says(keys, tiny_c
     model, variables, batch = made(tiny_cfg, keys)
     net = model.net
     T = L + REST
-    R = len(models.MODELS[model.name].layers(net))
+    R = len(registry.routed(net))
     found = routing_trace.trace(model, variables, batch, T)
     _, aux = jax.jit(model.apply)(variables, batch, models.neutral_knobs())
 
@@ -52,14 +58,15 @@ def test_decisions_are_the_full_passes_and_cost_what_the_model_says(keys, tiny_c
     assert not (found.mixed_RxT & found.kept_RxT).any()
 
     # a full window costs what the model says of it
-    dense = [transformer.cost(net, n, V).model_flops for n in (L, REST)]
+    dense = [models.Pricing(n, V, FLOPS, "cpu").dense(net)[0] for n in (L, REST)]
     np.testing.assert_allclose(found.flops_T[:L].sum(), dense[0] * aux.hard_B[0], rtol=1e-5)
 
     # a window with padding costs what an example of its real tokens would
-    price = models.MODELS[model.name].decisions(net, REST, V)
+    price = models.Pricing(REST, V, FLOPS, "cpu").decisions(net)
     kept_Rx1xN = jnp.asarray(found.kept_RxT[:, None, L:], float)
-    routed = [routers.decided(net, kept_1xN, REST, price)[0] for kept_1xN in kept_Rx1xN]
-    mixed = found.mixed_RxT[:, L:].sum() * price.mixed
+    layers = zip(kept_Rx1xN, price.layers, strict=True)
+    routed = [cost_of(kept_1xN, one, net.route.kv, net.causal)[0] for kept_1xN, one in layers]
+    mixed = found.mixed_RxT[:, L:].sum(1) @ np.array([one.mixed for one in price.layers])
     relative = price.fixed + sum(routed) + mixed
     np.testing.assert_allclose(found.flops_T[L:].sum(), dense[1] * relative, rtol=1e-5)
     assert found.dense_flops == sum(dense)
@@ -81,4 +88,4 @@ def test_a_kept_token_costs_more_and_later_ones_see_more(tiny_cfg):
 @pytest.mark.parametrize("name", ["chiar", "cerebra"])
 def test_nothing_is_routed_where_every_token_goes_one_way(name, tiny_cfg):
     net = tiny_cfg({"net.name": name, "net.route.mode": "always_full"}).net
-    assert not models.MODELS[name].layers(net)
+    assert not registry.routed(net)

@@ -143,7 +143,7 @@ def test_what_it_cannot_do_is_one_line(cfg_of, tiny_cfg):
         }
     )
     with pytest.raises(
-        UserError, match="longseq makes new examples at every step; use sampler.beta=0"
+        UserError, match="long_sequence makes new examples at every step; use sampler.beta=0"
     ):
         prepare(cfg, build(cfg, lambda line: None))
     cfg = cfg_of(ON, batch_size=48)

@@ -10,7 +10,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import Preempted, UserError
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable as units
 from cerebra_jax.models.model import build
 from cerebra_jax.policies import pruning
 from cerebra_jax.policies.schedule import Length

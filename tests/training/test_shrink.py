@@ -10,7 +10,7 @@ import pytest
 
 import cerebra_jax
 from cerebra_jax import config, main
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable as units
 from cerebra_jax.training import shrink as cut
 from cerebra_jax.training import workdir as record
 from cerebra_jax.training.checkpoint import Checkpoints

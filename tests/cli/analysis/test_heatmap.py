@@ -128,7 +128,7 @@ def test_a_mistake_is_one_line(words, what, trained, capsys):
         ({"net": {"name": "lstm"}}, "the run is of lstm, which routes nothing"),
         ({"net": {"name": "cerebra"}, "twin": "dense"}, "the run is of a dense model"),
         ({"net": {"name": "cerebra", "route": {"mode": "always_full"}}}, "nothing is decided"),
-        ({"net": {"name": "cerebra"}, "task": {"name": "listops"}}, "the run's task is listops"),
+        ({"net": {"name": "cerebra"}, "task": {"name": "listops", "seq_len": 600}}, "the run's task is listops"),
     ],
 )
 def test_what_has_no_decisions_or_no_text_is_refused(keys, what, tmp_path, capsys):

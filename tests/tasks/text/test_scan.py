@@ -91,7 +91,7 @@ def test_broken_text_is_refused_with_file_line_and_column(tmp_path, case, split)
     with pytest.raises(UserError) as err:
         scan.scan(corpus.folder(folder))
     assert f"{folder / split}.txt{place} " in str(err.value)
-    assert word in err.value.what and err.value.mend
+    assert word in err.value.what and err.value.hint
 
 
 @pytest.mark.parametrize(
