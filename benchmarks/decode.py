@@ -57,7 +57,7 @@ def writers(
     @jax.jit
     def cached(ids_BxP, length_B):
         key = jax.random.key(0)
-        return sampling.generate(model, variables, key, ids_BxP, length_B, L - P)
+        return sampling.generate(model, variables, key, sampling.Prompts(ids_BxP, length_B), L - P)
 
     # a pass of all L tokens for each one that is written
     @jax.jit

@@ -132,9 +132,9 @@ class Trained:
 
         # write, with compiling outside of the time
         def write(variables, key, prompt_BxP, length_B):
-            return sampling.generate(
-                self.model, variables, key, prompt_BxP, length_B, max_tokens, temperature, top_p
-            )
+            prompts = sampling.Prompts(prompt_BxP, length_B)
+            drawing = sampling.Drawing(temperature, top_p)
+            return sampling.generate(self.model, variables, key, prompts, max_tokens, drawing)
 
         inputs = (self.variables, jax.random.key(seed), prompt_BxP, length_B)
         compiled = jax.jit(write).lower(*inputs).compile()

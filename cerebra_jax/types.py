@@ -107,7 +107,9 @@ class Cost(NamedTuple):
 
 
 class LayerDecision(NamedTuple):
-    """What decisions cost in one routed layer, relative to the dense Transformer of the same shape."""
+    """What decisions cost in one routed layer, relative to the dense Transformer of the same
+    shape.
+    """
 
     token: float = 0.0  # a kept token
     pair: float = 0.0  # a visible pair of a kept query and a key

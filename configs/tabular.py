@@ -1,7 +1,7 @@
 """Regression or classification of any table (CSV), a token per column.
 
 python -m cerebra_jax.main --config=configs/tabular.py[:PART[-PART…]]
-python -m cerebra_jax.main --config=configs/tabular.py --config.task.path=FILE.csv --config.task.target=NAME
+cerebra --config=configs/tabular.py --config.task.path=FILE.csv --config.task.target=NAME
 
     model     cerebra (default) | dense
     full      the paper's whole recipe on cerebra, one part after the other: warm, ramp of λ on a

@@ -39,6 +39,34 @@ from cerebra_jax import config  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# what `-m quick` runs, about two minutes on two cores: files of many small facts and few programs
+QUICK = (
+    "config/",
+    "cost/",
+    "report/",
+    "routing/test_dispatch.py",
+    "tasks/tabular/",
+    "tasks/text/test_scan.py",
+    "kernels/test_topk.py",
+    "kernels/test_straight_through.py",
+    "kernels/test_cross_entropy.py",
+    "layers/test_gla.py",
+    "models/test_rules.py",
+    "models/test_shapes.py",
+    "policies/test_policy.py",
+    "test_checks.py",
+    "test_house.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the quick subset."""
+    for item in items:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        if name.startswith(QUICK):
+            item.add_marker(pytest.mark.quick)
+
+
 _LOCAL = {"127.0.0.1", "::1", "localhost", ""}
 
 

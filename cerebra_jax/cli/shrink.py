@@ -58,7 +58,9 @@ def run(request: Request) -> None:
         compile_cache(cfg.task.cache_dir)
         from cerebra_jax.training import shrink as cut
 
-        found = cut.shrink(cfg, task, workdir, cut.Target(request.cfg, to, request.tile), screen.say)
+        found = cut.shrink(
+            cfg, task, workdir, cut.Target(request.cfg, to, request.tile), screen.say
+        )
     # what is left of each layer
     for kind, counts in dataclasses.asdict(found.net.kept).items():
         if counts:

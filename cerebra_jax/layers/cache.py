@@ -103,7 +103,10 @@ def slide(recent_BxWxD, x_BxnxD, real_Bxn) -> tuple[jax.Array, jax.Array]:
 
 
 def when(run, compute: Callable, module: nn.Module, x_Bxnx, width: int):
-    """Returns compute(module, x), (B, n, width); where a scalar `run` is false, zeros for nothing."""
+    """Returns compute(module, x), (B, n, width).
+
+    Where a scalar `run` is false, zeros for nothing.
+    """
     if run is None:
         return compute(module, x_Bxnx)
 

@@ -42,7 +42,10 @@ class Windows(NamedTuple):
 
 
 def ceil_share(share: float, n: int) -> int:
-    """Returns ceil(share · n), at least 1; a decimal means that decimal (0.07 of 100 is 7, not 8)."""
+    """Returns ceil(share · n), at least 1.
+
+    A decimal means that decimal (0.07 of 100 is 7, not 8).
+    """
     return max(1, math.ceil(share * n - 1e-9 * n))
 
 
@@ -137,7 +140,10 @@ class Compressor(nn.Module):
         return jnp.zeros((batch, W - 1, width), dtype)
 
     def prunable(self, place: str, layer: int, readers: tuple[str, ...]) -> list[Group]:
-        """Returns its channels, which pruning may remove; `readers`: the matrices that read them."""
+        """Returns its channels, which pruning may remove.
+
+        `readers`: the matrices that read them.
+        """
         if self.kind == "conv":
             made = Member(f"{place}/kernel", 2)
         else:

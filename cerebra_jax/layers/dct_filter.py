@@ -17,7 +17,8 @@ from cerebra_jax.layers.rows import Rows
 
 
 class SpectralFilter(nn.Module):
-    """Computes iDCT(w ⊙ DCT(x)) over the features of each token, w = 1 at the start: (B, L, D) -> same.
+    """Computes iDCT(w ⊙ DCT(x)) over the features of each token, w = 1 at the start: (B, L, D) ->
+    same.
 
     It mixes features, not tokens. The matrix of a folded filter may be there as `folded/matrix`.
     """

@@ -14,7 +14,9 @@ from cerebra_jax.types import Out
 
 
 def pool(kind: str, h_BxLxD, mask_BxL):
-    """Returns (B, 1, D) in float32: the mean over the real tokens, or each feature's largest value."""
+    """Returns (B, 1, D) in float32: the mean over the real tokens, or each feature's largest
+    value.
+    """
     h = h_BxLxD.astype(jnp.float32)
     real_BxLx1 = None if mask_BxL is None else mask_BxL[..., None]
     if kind == "max":

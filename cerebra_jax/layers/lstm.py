@@ -59,7 +59,9 @@ recur.defvjp(_forward, _backward)
 
 
 def _forget_one(key, shape, dtype=jnp.float32):
-    """Returns biases 0, those of the forget gate 1 (Jozefowicz et al. 2015): a new cell remembers."""
+    """Returns biases 0, those of the forget gate 1 (Jozefowicz et al. 2015): a new cell
+    remembers.
+    """
     return jnp.zeros(shape, dtype).at[shape[0] // 4 : shape[0] // 2].set(1)
 
 

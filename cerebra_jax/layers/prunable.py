@@ -65,7 +65,8 @@ def spread(name: str, mask: Any, weight: Any) -> Any:
 
 
 def cut(named: dict[str, Any], groups: list[Group], remaining: dict[str, Any]) -> dict[str, Any]:
-    """Returns arrays by name (parameters, and what an optimizer holds of each) with these units only.
+    """Returns arrays by name (parameters, and what an optimizer holds of each) with these units
+    only.
 
     What is left out must be masked before: where a unit's output is not zero, the model is another
     one without it.

@@ -24,7 +24,8 @@ class Memory(NamedTuple):
 
 
 class RandomFeatureAttention(nn.Module):
-    """Computes LN(x + Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)) over the keys j ≤ i: (B, n, D) -> same.
+    """Computes LN(x + Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)) over the keys j ≤ i: (B, n, D) ->
+    same.
 
     q and k are of length 1 per head and rotated by their positions: `kernels.rfa`. The rows of
     `mask` are the keys. With a memory it returns that, and the memory after these tokens.

@@ -17,7 +17,10 @@ class Repeat(NamedTuple):
 
 
 def fields_of(module: nn.Module) -> dict[str, Any]:
-    """Returns what a module was made of; modules among it are made anew, to be of another parent."""
+    """Returns what a module was made of.
+
+    Modules among it are made anew, to be of another parent.
+    """
     found = {}
     for name in module.__dataclass_fields__:
         if name not in ("parent", "name"):
@@ -27,7 +30,9 @@ def fields_of(module: nn.Module) -> dict[str, Any]:
 
 
 def scan_layers(blocks: tuple, mode: Repeat, carry, scanned, shared, cache=None):
-    """Runs layers, carry, y = block(carry, scanned_i, shared[, cache_i]); returns (carry, stacked ys).
+    """Runs layers, carry, y = block(carry, scanned_i, shared[, cache_i]).
+
+    Returns (carry, stacked ys).
 
     Scanned over (one is compiled, they must be alike) or unrolled, rematerialised or not.
     Parameters are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a

@@ -61,7 +61,9 @@ class ShortConv(nn.Module):
         return self._sum(padded, rows.count), recent_BxTxD
 
     def decode_some(self, x_BxnxD, recent_BxTxD, keep_Bxn):
-        """Returns the same where only the tokens of `keep` join, wherever in the chunk they stand."""
+        """Returns the same where only the tokens of `keep` join, wherever in the chunk they
+        stand.
+        """
         w_TxD = self.w.astype(x_BxnxD.dtype)
 
         def step(recent_BxTxD, now):

@@ -191,7 +191,10 @@ class Baseline(nn.Module):
 
     @staticmethod
     def price_list(net: NetCfg, L: int, vocab: int, platform: str) -> PriceList:
-        """Returns its blocks with prices; UserError where every token needs an answer of its own."""
+        """Returns its blocks with prices.
+
+        UserError where every token needs an answer of its own.
+        """
         first, last = stack.ends(net, L, vocab)
         found = [first]
         if net.name == "mlp":

@@ -39,7 +39,10 @@ from cerebra_jax.types import LayerDecision
 
 
 class RoutedBlock(nn.Module):
-    """One block; its layers are its fields. x -> (x, report); None among them: it has no such path."""
+    """One block; its layers are its fields. x -> (x, report).
+
+    None among them: it has no such path.
+    """
 
     router: nn.Module | None
     heavy: nn.Module | None
@@ -228,7 +231,9 @@ def is_routed(net: NetCfg) -> bool:
 
 @register("cerebra")
 class Cerebra(nn.Module):
-    """Routed language model or encoder; (B, L) tokens -> `Out`, `Aux`; with a cache -> `Out`, cache.
+    """Routed language model or encoder; (B, L) tokens -> `Out`, `Aux`.
+
+    With a cache -> `Out`, cache.
 
     routing = {"tau": (R,), "spread": (R,)} float32, R = depth, with a threshold; else empty.
     Constants here; the training step lets them follow what `Aux.observed` reports.

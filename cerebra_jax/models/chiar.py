@@ -73,7 +73,10 @@ class FeedForwardLN(nn.Module):
 
 
 class AttentionLN(nn.Module):
-    """Computes LN(x + Attention(x)) of gathered or all tokens; a layer, but for the examples' keys."""
+    """Computes LN(x + Attention(x)) of gathered or all tokens.
+
+    A layer, but for the examples' keys.
+    """
 
     attention: Attention
     norm: Norm
@@ -571,7 +574,9 @@ def _gating(router: MetaRouter, width: int, dtype: str, L: int) -> pricing.Price
 
 @functools.cache
 def _routing(router: EntropyRouter, width: int, dtype: str, L: int) -> pricing.Price:
-    """Returns the price of the decisions: the entropy of what the filter has computed, or a score."""
+    """Returns the price of the decisions: the entropy of what the filter has computed, or a
+    score.
+    """
 
     def given(x, index, scalar):
         rows = Rows(x, index, index, L, ((0, L),))

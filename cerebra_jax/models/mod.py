@@ -33,7 +33,9 @@ from cerebra_jax.types import LayerDecision
 
 
 class RoutedBlock(nn.Module):
-    """A whole block that kept tokens take, x -> (x, report): the heavy layer is the block itself."""
+    """A whole block that kept tokens take, x -> (x, report): the heavy layer is the block
+    itself.
+    """
 
     router: nn.Module
     attention: nn.Module

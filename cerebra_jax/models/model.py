@@ -64,7 +64,9 @@ class Pricing:
     platform: str
 
     def dense(self, net: NetCfg) -> tuple[float, float]:
-        """Returns (model, executed) cost of an example of the dense Transformer of the same shape."""
+        """Returns (model, executed) cost of an example of the dense Transformer of the same
+        shape.
+        """
         prices = self.of(dense_of(net))
         return self._total(prices, "model"), self._total(prices, "executed")
 
@@ -312,7 +314,9 @@ def _place(scope: str, net: NetCfg) -> tuple[str, str]:
 
 
 def _when(counted: count.Counted, part: str) -> int:
-    """Returns 0 for what every token costs, 1 for what a kept one adds, 2 for the end of a window."""
+    """Returns 0 for what every token costs, 1 for what a kept one adds, 2 for the end of a
+    window.
+    """
     if not counted.conditional:
         return 0
     return 2 if part in ("compressor", "light") else 1

@@ -105,7 +105,10 @@ class PriceList:
         )
 
     def decisions(self, unit: Unit, dense: float, routed: tuple[str, ...]) -> DecisionCost:
-        """Returns what decisions cost, relative to the dense model's price; `routed`: block names."""
+        """Returns what decisions cost, relative to the dense model's price.
+
+        `routed`: block names.
+        """
         layers = []
         decided = 0.0
         for name in routed:

@@ -1,4 +1,5 @@
-"""What one layer of a model has: widths, all of them or what pruning has left, and its routed share.
+"""What one layer of a model has: widths, all of them or what pruning has left, and its routed
+share.
 
 Head width, light width and residual width never change: a removed head, hidden feature or channel
 takes its rows and columns with it and nothing else.
@@ -74,6 +75,4 @@ def layer_route(net: NetCfg, layer: int) -> RouteCfg:
     ceiling = min(1.0, route.ceiling * scale) if route.ceiling < 1.0 else 1.0
     rate = min(MOST, route.rate * scale)
     floor = min(1.0, route.floor * scale)
-    return dataclasses.replace(
-        route, by_layer=(), rate=rate, floor=floor, ceiling=ceiling
-    )
+    return dataclasses.replace(route, by_layer=(), rate=rate, floor=floor, ceiling=ceiling)

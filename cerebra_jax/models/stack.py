@@ -286,7 +286,9 @@ def _embedding(net: NetCfg, L: int, vocab: int) -> Part:
 
 
 def _head(net: NetCfg, L: int, vocab: int) -> Part:
-    """Returns the last norm and the logits, which the loss reads twice: their maximum, their sum."""
+    """Returns the last norm and the logits, which the loss reads twice: their maximum, their
+    sum.
+    """
     layer = _Ends(net, vocab, parent=None)
     x = jax.ShapeDtypeStruct((1, L, net.width), jnp.dtype(net.dtype))
     table = None  # a model of features has an output matrix of its own

@@ -17,7 +17,8 @@ def pairs(length: int, causal: bool) -> int:
 
 
 def cost_of(p_BxL, one: LayerDecision, keys: str, causal: bool):
-    """Returns the routed cost of one layer, (B,) float32, when token i is kept with probability p_i.
+    """Returns the routed cost of one layer, (B,) float32, when token i is kept with probability
+    p_i.
 
     p may also be the decision itself. Each kept token pays for itself and for every key it sees:
     `keys` "all", or the "routed" ones among them, whose expected number is a second moment,

@@ -18,7 +18,10 @@ from cerebra_jax.routing.routers import Circumstances, Route, chance
 
 
 class Choice(NamedTuple):
-    """Who takes attention, and who of the others the RBF mixer, if any; the rest keep the filter."""
+    """Who takes attention, and who of the others the RBF mixer, if any.
+
+    The rest keep the filter.
+    """
 
     attention: Route
     rbf: Route | None = None
@@ -125,14 +128,22 @@ def _three(mode: str, z_BxLx3, temperature) -> Choice:
 def uses(
     choice: Choice, kept: jax.Array, rbf_kept: jax.Array | None, soft: bool
 ) -> dict[str, jax.Array]:
-    """{use_attention, use_dct, maybe use_rbf: share of the tokens that took it, or of the blend, (B,)}; use_entropy:
-    −Σ ū log ū / log K of the smooth decisions, ū their mean over the tokens of an example. That has a gradient: hard
-    shares have none."""
-    smooth = {"attention": choice.attention.p} | ({"rbf": choice.rbf.p} if choice.rbf else {})
-    taken = {"attention": kept} | ({"rbf": rbf_kept} if choice.rbf else {})
+    """Returns which operators an example used, (B,) each.
+
+    use_attention, use_dct, maybe use_rbf: the share of the tokens that took it, or of the blend.
+    use_entropy: −Σ ū log ū / log K of the smooth decisions, ū their mean over the tokens of an
+    example. That has a gradient: hard shares have none.
+    """
+    smooth = {"attention": choice.attention.p}
+    taken = {"attention": kept}
+    if choice.rbf is not None:
+        smooth["rbf"] = choice.rbf.p
+        taken["rbf"] = rbf_kept
     mean = {name: p.mean(1) for name, p in smooth.items()}
-    share = {name: jax.lax.stop_gradient(mean[name]) if soft else x.astype(jnp.float32).mean(1)
-             for name, x in taken.items()}  # fmt: skip
+    if soft:
+        share = {name: jax.lax.stop_gradient(p_B) for name, p_B in mean.items()}
+    else:
+        share = {name: x.astype(jnp.float32).mean(1) for name, x in taken.items()}
     u_KxB = jnp.stack([*mean.values(), 1 - sum(mean.values())])
     # the small term keeps the gradient finite where nobody takes an operator
     entropy_B = -(u_KxB * jnp.log(jnp.maximum(u_KxB, 1e-6))).sum(0) / math.log(len(u_KxB))

@@ -63,7 +63,10 @@ class Memory(NamedTuple):
 
 
 def carry_out(route: Route, capacity: Capacity) -> Decided:
-    """Returns the decision with the slots that there are; what finds none stays on the light path."""
+    """Returns the decision with the slots that there are.
+
+    What finds none stays on the light path.
+    """
     if not capacity.gathers:
         return Decided(route.wanted, route.gate * route.wanted)
     slots = dispatch.assign(route.wanted, capacity.layout, capacity.lowering)

@@ -147,7 +147,9 @@ def _last(score, mask_BxL):
 
 
 def chance(key, now: Circumstances, tokens: Rows):
-    """Returns (B, n) uniform numbers in [0, 1), each example its own; without a key always the same.
+    """Returns (B, n) uniform numbers in [0, 1), each example its own.
+
+    Without a key always the same.
 
     When decoding, those of the tokens at their positions of the whole context.
     """

@@ -95,9 +95,7 @@ def shrink(
 
     # both, side by side
     gap, largest = difference((full, variables(full, named)), (small, variables(small, smaller)))
-    filled = sum(
-        len(keep[g.name]) - int(masks[g.name].sum()) for g in groups if g.kind in KINDS
-    )
+    filled = sum(len(keep[g.name]) - int(masks[g.name].sum()) for g in groups if g.kind in KINDS)
     return Shrunk(figures(full), figures(small), gap, largest, net, filled)
 
 

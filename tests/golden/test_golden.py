@@ -1,4 +1,6 @@
-"""What the rebuild of the inside must not change: the recorded runs, and runs written by the code of before."""
+"""What the rebuild of the inside must not change: the recorded runs, and runs written by the code
+of before.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def tolerance(where: str) -> dict[str, float]:
 
 
 def assert_close(found, recorded, where: str) -> None:
-    """Costs agree to 1e-9 of their size (they are integers or ratios of integers), the rest to 1e-5."""
+    """Costs agree to 1e-9 of their size (they are integers or ratios of integers), the rest to
+    1e-5.
+    """
     if isinstance(recorded, dict):
         assert found.keys() >= recorded.keys(), where
         for key, value in recorded.items():

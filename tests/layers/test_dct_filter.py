@@ -111,7 +111,7 @@ def test_matrices_are_made_once_for_all_tokens(tiny_cfg, monkeypatch):
     monkeypatch.setattr(spectral, "folded", counted)
     prompt, length = np.ones((2, 3), np.int32), np.array([3, 2], np.int32)
     write = jax.make_jaxpr(lambda *args: sample.generate(model, *args, 5)[0])
-    write(variables, jax.random.key(0), prompt, length)
+    write(variables, jax.random.key(0), sample.Prompts(prompt, length))
     assert len(made) == 2
 
 

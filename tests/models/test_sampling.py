@@ -56,7 +56,7 @@ def test_greedy_generation_with_a_cache_is_greedy_generation_without(name, kv, t
     want = np.stack([text[b, n : n + COUNT] for b, n in enumerate(length_B)])
 
     run = jax.jit(lambda *args: sampling.generate(model, variables, *args, COUNT))
-    got, cache = run(jax.random.key(1), ids, length_B)
+    got, cache = run(jax.random.key(1), sampling.Prompts(ids, length_B))
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(cache.pos_B, length_B + COUNT)
     assert len(np.unique(want)) > 4

@@ -124,9 +124,7 @@ def test_one_device_is_many_in_one_trace_for_all_phases(tiny_cfg, what, counts):
                 np.testing.assert_array_equal(x[name][1], y[name][1], err_msg=f"{devices} {name}")
 
 
-@pytest.mark.parametrize(
-    "what", [DENSE, CHIAR, CAUSAL], ids=["dense", "chiar", "cerebra"]
-)
+@pytest.mark.parametrize("what", [DENSE, CHIAR, CAUSAL], ids=["dense", "chiar", "cerebra"])
 def test_bfloat16_has_the_loss_and_the_gradients_of_float32(tiny_cfg, what):
     """Loss and hard cost within 0.2 %, the direction of the gradient within a cosine of 0.9995.
 

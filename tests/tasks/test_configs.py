@@ -56,7 +56,8 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
         cfg = config.parse(module("wikitext").get_config(f"cerebra-full-{part}"))
         task = registry.sketch(cfg)
         cfg, vocab = registry.fitted(cfg, task.shape), task.shape.vocab_size
-        assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, rounds.Length(1000, 100)).last == 700
+        length = rounds.Length(1000, 100)
+        assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, length).last == 700
     full = config.parse(module("wikitext").get_config("cerebra-full-400m"))
     assert (
         full.prune.on

@@ -44,8 +44,10 @@ def test_a_run_on_text_gives_a_page_and_the_same_on_screen(trained, tmp_path, ca
     assert np.shape(found["kept"]) == np.shape(found["scores"]) == (2, n)
     for line in heatmap.summary(found):
         assert line in shown
-    marks = ["".join(line[len("layer 1 ") :] for line in shown.splitlines() if line.startswith(f"layer {i} "))
-             for i in (1, 2)]  # fmt: skip
+    shown_lines = shown.splitlines()
+    marks = []
+    for start in ("layer 1 ", "layer 2 "):
+        marks.append("".join(x[len(start) :] for x in shown_lines if x.startswith(start)))
     assert [[c == heatmap.KEPT for c in row] for row in marks] == np.array(
         found["kept"], bool
     ).tolist()
@@ -128,7 +130,10 @@ def test_a_mistake_is_one_line(words, what, trained, capsys):
         ({"net": {"name": "lstm"}}, "the run is of lstm, which routes nothing"),
         ({"net": {"name": "cerebra"}, "twin": "dense"}, "the run is of a dense model"),
         ({"net": {"name": "cerebra", "route": {"mode": "always_full"}}}, "nothing is decided"),
-        ({"net": {"name": "cerebra"}, "task": {"name": "listops", "seq_len": 600}}, "the run's task is listops"),
+        (
+            {"net": {"name": "cerebra"}, "task": {"name": "listops", "seq_len": 600}},
+            "the run's task is listops",
+        ),
     ],
 )
 def test_what_has_no_decisions_or_no_text_is_refused(keys, what, tmp_path, capsys):
