@@ -61,8 +61,8 @@ class Out(NamedTuple):
 class LayerReport(NamedTuple):
     """What a routed layer says about its decisions; stacked over the layers, axis R comes first."""
 
-    expected_B: jax.Array  # relative cost that the gradient sees
-    hard_B: jax.Array  # relative cost of the decisions taken
+    expected_B: jax.Array | None  # relative cost that the gradient sees; None: no decisions
+    hard_B: jax.Array | None  # relative cost of the decisions taken
     stats: dict[str, jax.Array]  # name -> (B,)
     observed: dict[str, jax.Array]  # name -> (B,): what the routing state follows
     scores: dict[str, jax.Array]  # as in `Aux`, (B, L)
@@ -107,9 +107,7 @@ class Cost(NamedTuple):
 
 
 class LayerDecision(NamedTuple):
-    """What decisions cost in one routed layer, relative to the dense Transformer of the same
-    shape.
-    """
+    """What decisions cost in a routed layer, relative to the dense Transformer of that shape."""
 
     token: float = 0.0  # a kept token
     pair: float = 0.0  # a visible pair of a kept query and a key

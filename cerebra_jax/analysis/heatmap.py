@@ -33,7 +33,7 @@ class Facts(TypedDict):
     L: int  # tokens of a window
     layers: list[int]  # the routed ones
     ids: list[int]
-    spans: list[Sequence[int]]  # [start, end) of each token in the text
+    spans: Sequence[Sequence[int]]  # [start, end) of each token in the text
     kept: list[list[int]]  # (R, T), 1: took the heavy path
     mixed: list[list[int]]  # (R, T), 1: took the third one
     scores: list[list[float]]  # (R, T)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -24,6 +24,7 @@ from cerebra_jax.cli.heatmap import PATHS, need_routed
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.report import tables
 from cerebra_jax.tasks.registry import build
+from cerebra_jax.tasks.text.task import TextTask
 from cerebra_jax.training import workdir as folder
 
 WINDOWS = 64  # read where --windows does not say otherwise
@@ -96,7 +97,7 @@ def run(request: Request) -> None:
 def _facts(request: Request) -> dict[str, Any]:
     """Returns all that is told, as JSON holds it."""
     cfg, split = request.cfg, request.split
-    task = build(cfg)
+    task = cast(TextTask, build(cfg))  # `run` has seen to it
     compile_cache(cfg.task.cache_dir)
     from cerebra_jax.analysis import saliency as gradients
     from cerebra_jax.models import registry
@@ -153,19 +154,22 @@ def _facts(request: Request) -> dict[str, Any]:
     )
 
 
-def _spread(task: Any, split: str, windows: int) -> list[dict[str, Any]]:
+def _spread(task: TextTask, split: str, windows: int) -> list[dict[str, Any]]:
     """Returns batches from all over the split, of about so many windows together."""
     every = max(1, task.windows(split) // windows)
     batches = enumerate(task.eval_batches(split, BATCH))
     return [batch for i, batch in batches if i % every == 0]
 
 
-def _kinds(task: Any, ids_WxL: np.ndarray, real_WxL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _kinds(
+    task: TextTask, ids_WxL: np.ndarray, real_WxL: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns (class of its first character, kind of its word) of each of the N real tokens."""
     pieces = task.pieces(range(task.shape.vocab_size))
     rows = [[pieces[i] for i in row] for row in ids_WxL]
-    both = (words.classes, words.word_kinds)
-    return tuple(np.array([of(row) for row in rows])[real_WxL] for of in both)
+    classes_WxL = np.array([words.classes(row) for row in rows])
+    kinds_WxL = np.array([words.word_kinds(row) for row in rows])
+    return classes_WxL[real_WxL], kinds_WxL[real_WxL]
 
 
 def _plain(value: Any) -> Any:

@@ -68,7 +68,7 @@ def onnx(cfg: config.RunCfg, source: Path, to: Path, rows: int, say: Callable[[s
     cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
     task = build(cfg, say)
     import jax  # from here on
-    import jax2onnx
+    import jax2onnx  # pyright: ignore[reportMissingImports]  # optional, and not in `dev`
 
     from cerebra_jax.trained import Trained
 
@@ -103,7 +103,7 @@ def _onnxruntime_says(blob: bytes, batch: dict[str, Any], want: np.ndarray) -> s
     """Returns how far the logits of onnxruntime are from those of JAX."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "not run by onnxruntime, which was not installed"
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]  # optional, and not in `dev`
 
     try:
         got = onnxruntime.InferenceSession(blob).run(None, batch)[0]

@@ -73,6 +73,7 @@ def run(request: Request) -> None:
         print(prompt + text)
     # what it took
     token, dense = run.model.token, run.model.dense_token.executed_flops
+    assert token is not None, "a model that has written can decode"
     spent, most = token.mean(written.kept), token.executed_flops
     share = f"{written.kept:.0%} of the routed tokens kept"
     print(f"{written.rate:,.0f} tokens/s, prompts read included; {share}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.config import NetCfg, RunCfg
 from cerebra_jax.tasks.registry import build
+from cerebra_jax.tasks.task import Reader
 from cerebra_jax.training import workdir as folder
 
 PATHS = {
@@ -98,9 +99,9 @@ def _text(given: str) -> str:
     return path.read_bytes().decode("utf-8", errors="surrogateescape")
 
 
-def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
+def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:
     """Returns all that the page shows, as JSON holds it."""
-    task = build(cfg)
+    task = cast(Reader, build(cfg))  # one of TASKS, which all are
     read = task.read(text)
     need(
         len(read.ids) <= MOST,

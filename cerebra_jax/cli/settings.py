@@ -69,7 +69,7 @@ def _with(
     """Returns the configuration with some keys changed; text is read as the type of its key."""
     for key, value in overrides.items():
         *sections, name = key.split(".")
-        section = values
+        section: Any = values  # Any: what stands under a key is a section or a value
         for part in sections:
             section = section[part]
         value = config.typed(key, value) if isinstance(value, str) else value

@@ -27,7 +27,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 
@@ -382,7 +382,8 @@ def _enter(
 
     That of a custom derivative is the function itself. Raises UnpricedOp for other operations.
     """
-    name, params, nothing = eqn.primitive.name, eqn.params, [None] * len(eqn.outvars)
+    name, params = eqn.primitive.name, eqn.params
+    nothing: list[_Weight | None] = [None] * len(eqn.outvars)
     if name == "while":
         return _while(eqn, env, context), nothing
     if name == "cond":
@@ -513,7 +514,8 @@ def _held(v: Any, env: _Env, context: _Context) -> _Weight | None:
     return _Weight(_size(v.aval)) if context.constants else None
 
 
-def _only_weights(held: list[_Weight | None]) -> bool:
+def _only_weights(held: list[_Weight | None]) -> TypeGuard[list[_Weight]]:
+    """Returns whether there are any, and each is an array of weights."""
     return bool(held) and None not in held
 
 

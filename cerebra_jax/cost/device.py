@@ -8,6 +8,7 @@ predictions for a CPU, and for a device that is not in the table, start from `me
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import NamedTuple
@@ -110,16 +111,12 @@ def given(text: str) -> Device:
     """
     peak, slash, bandwidth = text.partition("/")
     if slash:
-        try:
-            peak, bandwidth = float(peak), float(bandwidth)
-            good = peak > 0 and bandwidth > 0 and peak + bandwidth < float("inf")
-        except ValueError:
-            good = False
-        if not good:
+        flops, size = _rate(peak), _rate(bandwidth)
+        if not (flops > 0 and size > 0 and flops + size < math.inf):
             raise UserError(
                 f"cannot read the device {text!r}", 'write "1.9e11/2.5e10": peak FLOP/s and bytes/s'
             )
-        return Device(text, peak, peak, bandwidth, 0, measured=True)
+        return Device(text, flops, flops, size, 0, measured=True)
     if text:
         return lookup(text)
     import jax
@@ -132,6 +129,14 @@ def given(text: str) -> Device:
             "`cost` measures it and prints what to give as objective.device",
         )
     return DEVICES[name]
+
+
+def _rate(text: str) -> float:
+    """Returns the number that the text is; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def roofline_seconds(flops: int, size: int, device: Device, dtype: str = "float32") -> float:

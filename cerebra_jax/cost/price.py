@@ -130,7 +130,8 @@ def _sum(terms: Iterable[tuple[Op, float]], divisor: int = 1) -> Op:
         sum(factor * amount for amount, factor in zip(column, [f for _, f in terms], strict=True))
         for column in zip(*(op for op, _ in terms), strict=True)
     )
-    return Op(*(_divided(amount, divisor) for amount in amounts))
+    # an Op of a price may hold fractions, that of expected values floats
+    return Op(*(_divided(x, divisor) for x in amounts))  # pyright: ignore[reportArgumentType]
 
 
 def _divided(amount: float | Fraction, divisor: int) -> float | Fraction:

@@ -66,8 +66,9 @@ def compare(a: Sequence[Cell], b: Sequence[Cell]) -> Ratio:
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Returns (q1, median, q3), linear between order statistics."""
     if len(values) == 1:
-        return (values[0],) * 3
-    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+        return values[0], values[0], values[0]
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return q1, median, q3
 
 
 def palindrome(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
@@ -89,6 +90,9 @@ class Worker:
     def __init__(self, command: Sequence[str], env: dict[str, str] | None = None):
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+        assert self._process.stdin is not None and self._process.stdout is not None  # pipes
+        self._questions = self._process.stdin
+        self._answers = self._process.stdout
         self.info = self._answer()
 
     def cell(self, n: int) -> Cell:
@@ -106,17 +110,17 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
+        self._questions.close()
         self._process.wait(timeout=60)
-        self._process.stdout.close()
+        self._answers.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
+        self._questions.write(json.dumps(question) + "\n")
+        self._questions.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise RuntimeError(
                 f"the worker ended with status {self._process.wait()}; its words are above"

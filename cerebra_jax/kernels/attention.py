@@ -111,13 +111,14 @@ def causal_layout(L: int) -> Layout:
     return tuple(Segment(a, b, 0, b) for a, b in segment_bounds(L, segments_for(L)))
 
 
-def window_layout(L: int, reach: tuple[int, int]) -> Layout:
+def window_layout(L: int, reach: Reach) -> Layout:
     """Returns the layout of attention in a window: segments see the keys in their reach.
 
     A segment is as long as the window but has at least 64 tokens, and there are at most 32: each is
     a piece of program to compile.
     """
     back, ahead = reach
+    assert back is not None, "a window has an end on either side"
     bounds = segment_bounds(L, max(1, min(32, L // max(64, back + 1))))
     return tuple(Segment(a, b, max(0, a - back), min(L, b + ahead)) for a, b in bounds)
 

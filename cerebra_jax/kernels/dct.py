@@ -109,39 +109,39 @@ def _product(x, matrix_DxD):
     return jnp.matmul(x, matrix_DxD, precision=jax.lax.Precision.HIGHEST)
 
 
-def _forward(x, method):
+def _forward(x, method: str) -> jax.Array:
     x32 = x.astype(jnp.float32)
     X = _dct_fft(x32) if method == "fft" else _product(x32, _basis(x.shape[-1]).T)
     return X.astype(x.dtype)
 
 
-def _inverse(X, method):
+def _inverse(X, method: str) -> jax.Array:
     X32 = X.astype(jnp.float32)
     x = _idct_fft(X32) if method == "fft" else _product(X32, _basis(X.shape[-1]))
     return x.astype(X.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def dct(x, method: str = "fft"):
+_dct = jax.custom_vjp(_forward, nondiff_argnums=(1,))
+_idct = jax.custom_vjp(_inverse, nondiff_argnums=(1,))
+_dct.defvjp(
+    lambda x, method: (_forward(x, method), None), lambda method, _, g: (_inverse(g, method),)
+)
+_idct.defvjp(
+    lambda X, method: (_inverse(X, method), None), lambda method, _, g: (_forward(g, method),)
+)
+
+
+def dct(x, method: str = "fft") -> jax.Array:
     """Returns the orthonormal DCT-II of the last axis, in the shape and dtype of x.
 
     X_k = s_k Σ x_n cos(π(2n+1)k/2D).
     """
-    return _forward(x, method)
+    return _dct(x, method)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def idct(X, method: str = "fft"):
+def idct(X, method: str = "fft") -> jax.Array:
     """Returns the orthonormal DCT-III, the inverse of `dct`."""
-    return _inverse(X, method)
-
-
-dct.defvjp(
-    lambda x, method: (_forward(x, method), None), lambda method, _, g: (_inverse(g, method),)
-)
-idct.defvjp(
-    lambda X, method: (_inverse(X, method), None), lambda method, _, g: (_forward(g, method),)
-)
+    return _idct(X, method)
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,9 @@ import numpy as np
 from cerebra_jax.cost import prices
 
 CHUNK = 64  # tokens whose pairs are looked at; earlier ones are in the state
+
+State = tuple[jax.Array, jax.Array]
+"""Of the keys so far: Σ φ(k) [v, 1]ᵀ, (B, H, F, E), and how many they are, (B,)."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -89,7 +93,17 @@ def prefix_flops(N: int, heads: int, F: int, E: int, carried: bool = False) -> i
     return heads * (inside + across)
 
 
-def average(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state=None):
+@overload
+def average(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state: None = None) -> jax.Array: ...
+
+
+@overload
+def average(
+    fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state: State
+) -> tuple[jax.Array, State]: ...
+
+
+def average(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state: State | None = None):
     """Returns Σ κ̂ v / Σ κ̂ over the keys so far, (B, H, N, C) float32; zeros where there is none.
 
     With the state of the tokens before, (Σ φ(k) [v, 1]ᵀ, how many keys (B,)), it returns (that, the

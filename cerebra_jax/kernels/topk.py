@@ -6,8 +6,6 @@ one: that of k · softmax(s / T), the relaxed selection.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -29,13 +27,16 @@ def relaxed_topk(s_BxL, k: int, temperature) -> jax.Array:
     return k * jax.nn.softmax(s_BxL / temperature, axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def st_topk(s_BxL, k: int, temperature=1.0) -> jax.Array:
+def st_topk(s_BxL, k: int, temperature: jax.Array | float = 1.0) -> jax.Array:
     """Returns `hard_topk`; backward it has the gradient of `relaxed_topk` in s, and none in T.
 
     Straight-through estimator, Bengio et al. 2013, arXiv:1308.3432. Its bias falls as T grows: keep
     T ≥ 0.5.
     """
+    return _st_topk(s_BxL, k, temperature)
+
+
+def _hard(s_BxL, k: int, temperature) -> jax.Array:
     return hard_topk(s_BxL, k)
 
 
@@ -48,7 +49,8 @@ def _bwd(k, res, g):
     return k * p * (g - (p * g).sum(-1, keepdims=True)) / temperature, jnp.zeros_like(temperature)
 
 
-st_topk.defvjp(_fwd, _bwd)
+_st_topk = jax.custom_vjp(_hard, nondiff_argnums=(1,))
+_st_topk.defvjp(_fwd, _bwd)
 
 
 def gumbel(key: jax.Array, ex_B, s_BxL, scale) -> jax.Array:

@@ -65,12 +65,12 @@ def places(batch, n: int, cache: Cache | None):
 
     Of a whole batch, or of a chunk of n tokens, of which those that are not real stand at L.
     """
-    mask = batch["mask_BxL"] if "mask_BxL" in batch else None
     if cache is None:
+        mask = batch["mask_BxL"] if "mask_BxL" in batch else None
         return n, jnp.arange(n)[None], mask
     L = cache.kept_RxBxL.shape[2]
     pos_Bxn = cache.pos_B[:, None] + jnp.arange(n)[None]
-    real_Bxn = mask & (pos_Bxn < L)
+    real_Bxn = batch["mask_BxL"] & (pos_Bxn < L)  # a chunk always has a mask
     return L, jnp.where(real_Bxn, pos_Bxn, L), real_Bxn
 
 
@@ -103,10 +103,7 @@ def slide(recent_BxWxD, x_BxnxD, real_Bxn) -> tuple[jax.Array, jax.Array]:
 
 
 def when(run, compute: Callable, module: nn.Module, x_Bxnx, width: int):
-    """Returns compute(module, x), (B, n, width).
-
-    Where a scalar `run` is false, zeros for nothing.
-    """
+    """Returns compute(module, x), (B, n, width); where a scalar `run` is false, free zeros."""
     if run is None:
         return compute(module, x_Bxnx)
 

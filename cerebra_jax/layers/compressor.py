@@ -42,10 +42,7 @@ class Windows(NamedTuple):
 
 
 def ceil_share(share: float, n: int) -> int:
-    """Returns ceil(share · n), at least 1.
-
-    A decimal means that decimal (0.07 of 100 is 7, not 8).
-    """
+    """Returns ceil(share · n), at least 1; a decimal means itself (0.07 of 100 is 7, not 8)."""
     return max(1, math.ceil(share * n - 1e-9 * n))
 
 
@@ -116,7 +113,9 @@ class Compressor(nn.Module):
     reconstruct: bool = False
 
     @nn.compact
-    def __call__(self, x_BxLxD, mask_BxL=None, ends: Closing | None = None, recent=None):
+    def __call__(
+        self, x_BxLxD, mask_BxL=None, ends: Closing | None = None, recent=None
+    ) -> tuple[Any, ...]:  # Any: a module has one compact method, and `decode` has other results
         if ends is not None:
             return self._next(x_BxLxD, ends, recent)
         win, (B, _, D) = windows(self.length, self.share), x_BxLxD.shape
@@ -140,10 +139,7 @@ class Compressor(nn.Module):
         return jnp.zeros((batch, W - 1, width), dtype)
 
     def prunable(self, place: str, layer: int, readers: tuple[str, ...]) -> list[Group]:
-        """Returns its channels, which pruning may remove.
-
-        `readers`: the matrices that read them.
-        """
+        """Returns its channels, which pruning may remove; `readers`: matrices that read them."""
         if self.kind == "conv":
             made = Member(f"{place}/kernel", 2)
         else:

@@ -87,7 +87,7 @@ class GatedLinearAttention(nn.Module):
         return cls(net.width, heads, head_width, net.dtype, net.init_std, out_scale, parent=None)
 
     def __call__(self, queries: Rows, keys: Rows, backwards=None) -> jax.Array:
-        mask_BxL = flip(keys.mask, backwards)
+        mask_BxL = None if keys.mask is None else flip(keys.mask, backwards)
         x_BxLxD = mask_out(flip(keys.x, backwards), mask_BxL)
         q, k, v, log_gate = self._projected(x_BxLxD)
         if mask_BxL is not None:  # padding changes no state

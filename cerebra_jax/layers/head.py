@@ -14,19 +14,15 @@ from cerebra_jax.types import Out
 
 
 def pool(kind: str, h_BxLxD, mask_BxL):
-    """Returns (B, 1, D) in float32: the mean over the real tokens, or each feature's largest
-    value.
-    """
+    """Returns (B, 1, D) in float32: the mean of real tokens, or each feature's largest value."""
     h = h_BxLxD.astype(jnp.float32)
-    real_BxLx1 = None if mask_BxL is None else mask_BxL[..., None]
-    if kind == "max":
-        if (
-            mask_BxL is not None
-        ):  # padding stands at the least of all values: finite, and never last
-            h = jnp.where(real_BxLx1, h, h.min(1, keepdims=True))
-        return h.max(1, keepdims=True)
     if mask_BxL is None:
-        return h.mean(1, keepdims=True)
+        return h.max(1, keepdims=True) if kind == "max" else h.mean(1, keepdims=True)
+    real_BxLx1 = mask_BxL[..., None]
+    if kind == "max":
+        # padding stands at the least of all values: finite, and never last
+        h = jnp.where(real_BxLx1, h, h.min(1, keepdims=True))
+        return h.max(1, keepdims=True)
     count_Bx1x1 = jnp.maximum(real_BxLx1.sum(1, keepdims=True), 1)
     return jnp.where(real_BxLx1, h, 0.0).sum(1, keepdims=True) / count_Bx1x1
 

@@ -59,9 +59,7 @@ recur.defvjp(_forward, _backward)
 
 
 def _forget_one(key, shape, dtype=jnp.float32):
-    """Returns biases 0, those of the forget gate 1 (Jozefowicz et al. 2015): a new cell
-    remembers.
-    """
+    """Returns biases 0, of the forget gate 1 (Jozefowicz et al. 2015): a new cell remembers."""
     return jnp.zeros(shape, dtype).at[shape[0] // 4 : shape[0] // 2].set(1)
 
 
@@ -84,6 +82,5 @@ class Lstm(nn.Module):
         gates = nn.Dense(4 * D, True, dtype, kernel_init=init, bias_init=_forget_one, name="input")
         pre_LxBx4D = gates(h_LxBxD.reshape(L * B, D)).reshape(L, B, 4 * D)
         kernel = self.param("kernel", init, (D, 4 * D), jnp.float32).astype(dtype)
-        mask_BxL = flip(keys.mask, backwards)
-        keep_LxB = None if mask_BxL is None else mask_BxL.T
+        keep_LxB = None if keys.mask is None else flip(keys.mask, backwards).T
         return flip(recur(kernel, pre_LxBx4D, keep_LxB).swapaxes(0, 1), backwards)

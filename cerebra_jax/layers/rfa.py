@@ -24,8 +24,7 @@ class Memory(NamedTuple):
 
 
 class RandomFeatureAttention(nn.Module):
-    """Computes LN(x + Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)) over the keys j ≤ i: (B, n, D) ->
-    same.
+    """Computes LN(x + Σ_j κ(q_i, k_j) v_j / Σ_j κ(q_i, k_j)) over keys j ≤ i: (B, n, D) -> same.
 
     q and k are of length 1 per head and rotated by their positions: `kernels.rfa`. The rows of
     `mask` are the keys. With a memory it returns that, and the memory after these tokens.
@@ -60,7 +59,7 @@ class RandomFeatureAttention(nn.Module):
         if memory is None:
             y = rfa.average(fq, fk, values, key_BxN, None)
         else:
-            y, after = rfa.average(fq, fk, values, key_BxN, tuple(memory))
+            y, after = rfa.average(fq, fk, values, key_BxN, memory)
         y = y.astype(rows.x.dtype).swapaxes(1, 2).reshape(B, N, D)
         y = linear(y, D, 0.02, "out", bias=True)
         out_BxNxD = Norm(name="norm")(rows.x + Drop(self.dropout)(ex_B, y))

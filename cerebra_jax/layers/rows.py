@@ -69,12 +69,12 @@ def tokens(x_BxLxD: jax.Array, rank: jax.Array, causal: bool, mask_BxL=None) -> 
     return Rows(x_BxLxD, jnp.arange(L)[None], rank, L, segments, mask_BxL, causal)
 
 
-def flip(x_BxL, on):
+def flip(x_BxL: jax.Array, on: jax.Array | None) -> jax.Array:
     """Returns (B, L, …) from the last token to the first where `on`; its own inverse.
 
     An encoder's recurrences read every second layer so: two layers then see both sides.
     """
-    if on is None or x_BxL is None:
+    if on is None:
         return x_BxL
     return jnp.where(on, x_BxL[:, ::-1], x_BxL)
 

@@ -17,10 +17,7 @@ class Repeat(NamedTuple):
 
 
 def fields_of(module: nn.Module) -> dict[str, Any]:
-    """Returns what a module was made of.
-
-    Modules among it are made anew, to be of another parent.
-    """
+    """Returns what a module was made of; modules in it are made anew, to be of another parent."""
     found = {}
     for name in module.__dataclass_fields__:
         if name not in ("parent", "name"):
@@ -30,9 +27,7 @@ def fields_of(module: nn.Module) -> dict[str, Any]:
 
 
 def scan_layers(blocks: tuple, mode: Repeat, carry, scanned, shared, cache=None):
-    """Runs layers, carry, y = block(carry, scanned_i, shared[, cache_i]).
-
-    Returns (carry, stacked ys).
+    """Runs layers, carry, y = block(carry, scanned_i, shared[, cache_i]): (carry, stacked ys).
 
     Scanned over (one is compiled, they must be alike) or unrolled, rematerialised or not.
     Parameters are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a
@@ -47,7 +42,9 @@ def scan_layers(blocks: tuple, mode: Repeat, carry, scanned, shared, cache=None)
         axes = (0, nn.broadcast, *(0 for _ in caches))
         rngs = {"params": True, "dropout": True, "route": True}
         collections = {"params": 0, "folded": 0}
-        over = nn.scan(kind, collections, split_rngs=rngs, in_axes=axes, length=len(blocks))
+        # Flax declares in_axes an int, and the names of collections as filters
+        how = {"split_rngs": rngs, "in_axes": axes, "length": len(blocks)}
+        over = nn.scan(kind, collections, **how)  # pyright: ignore[reportArgumentType]
         return over(**fields_of(blocks[0]), name="layers")(carry, scanned, shared, *caches)
 
     ys, after = [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,9 +63,7 @@ class ShortConv(nn.Module):
         return self._sum(padded, rows.count), recent_BxTxD
 
     def decode_some(self, x_BxnxD, recent_BxTxD, keep_Bxn):
-        """Returns the same where only the tokens of `keep` join, wherever in the chunk they
-        stand.
-        """
+        """Returns the same where only the tokens of `keep` join, wherever they stand in it."""
         w_TxD = self.w.astype(x_BxnxD.dtype)
 
         def step(recent_BxTxD, now):
@@ -80,6 +80,7 @@ class ShortConv(nn.Module):
         """Returns the tokens before the first one: zeros."""
         return jnp.zeros((batch, self.taps - 1, self.width), self.dtype)
 
-    def _sum(self, padded, L: int):
+    def _sum(self, padded, L: int) -> jax.Array:
         w_TxD = self.w.astype(padded.dtype)
-        return sum(padded[:, i : i + L] * w_TxD[i][None, None] for i in range(self.taps))
+        shifted = (padded[:, i : i + L] * w_TxD[i][None, None] for i in range(self.taps))
+        return cast(jax.Array, sum(shifted))  # of one tap or more, so it is no bare 0

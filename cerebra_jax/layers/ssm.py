@@ -70,9 +70,7 @@ def _dt_bias(key, shape, dtype=jnp.float32):
 
 
 def _log_a(key, shape, dtype=jnp.float32):
-    """Returns log of A = −(1, …, S) for every feature, S4D-real (Gu et al. 2022,
-    arXiv:2206.11893).
-    """
+    """Returns log A, A = −(1, …, S) for each feature, S4D-real (Gu et al. 2022, arXiv:2206.11893)."""
     row = jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))
     return jnp.broadcast_to(row[:, None], shape)
 
@@ -133,7 +131,7 @@ class SelectiveStateSpace(nn.Module):
         )
 
     def __call__(self, queries: Rows, keys: Rows, backwards=None) -> jax.Array:
-        mask_BxL = flip(keys.mask, backwards)
+        mask_BxL = None if keys.mask is None else flip(keys.mask, backwards)
         x_BxLxD = mask_out(flip(keys.x, backwards), mask_BxL)
         u, z = jnp.split(as_matrix(getattr(self, "in"), x_BxLxD), 2, axis=-1)
         if mask_BxL is None:

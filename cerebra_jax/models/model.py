@@ -22,7 +22,7 @@ from cerebra_jax.models.pricing import PriceList
 from cerebra_jax.models.shapes import WHOLE, rate_scale
 from cerebra_jax.models.stack import Decisions
 from cerebra_jax.routing.decision_cost import mean_cost
-from cerebra_jax.types import Batch, Cost, DecisionCost, Knobs, TokenCost
+from cerebra_jax.types import Aux, Batch, Cost, DecisionCost, Knobs, Out, TokenCost
 
 
 @functools.lru_cache(maxsize=512)
@@ -64,9 +64,7 @@ class Pricing:
     platform: str
 
     def dense(self, net: NetCfg) -> tuple[float, float]:
-        """Returns (model, executed) cost of an example of the dense Transformer of the same
-        shape.
-        """
+        """Returns (model, executed) cost of an example of the dense Transformer of this shape."""
         prices = self.of(dense_of(net))
         return self._total(prices, "model"), self._total(prices, "executed")
 
@@ -172,11 +170,16 @@ class Model:
         made = self.module.init({"params": key}, batch, neutral_knobs(), routing)
         return {"params": made["params"], "routing": routing}
 
-    def apply(self, variables: Any, batch: Batch, knobs: Knobs, key: jax.Array | None = None):
+    def apply(
+        self, variables: Any, batch: Batch, knobs: Knobs, key: jax.Array | None = None
+    ) -> tuple[Out, Aux]:
         """Returns (Out, Aux). `key` switches dropout and routing noise on: for training only."""
         rngs = None if key is None else {"dropout": key, "route": jax.random.fold_in(key, 1)}
         weights, routing = _weights(variables), variables["routing"]
-        out, aux = self.module.apply(weights, batch, knobs, routing, rngs=rngs)
+        # Any: Flax declares collections as the result of whatever a module returns
+        made: Any = self.module.apply(weights, batch, knobs, routing, rngs=rngs)
+        out: Out = made[0]
+        aux: Aux = made[1]
         if self.share != 1.0:
             expected_B, hard_B = self.share * aux.expected_B, self.share * aux.hard_B
             aux = aux._replace(expected_B=expected_B, hard_B=hard_B)
@@ -314,9 +317,7 @@ def _place(scope: str, net: NetCfg) -> tuple[str, str]:
 
 
 def _when(counted: count.Counted, part: str) -> int:
-    """Returns 0 for what every token costs, 1 for what a kept one adds, 2 for the end of a
-    window.
-    """
+    """Returns 0 for what each token costs, 1 for what a kept one adds, 2 for a window's end."""
     if not counted.conditional:
         return 0
     return 2 if part in ("compressor", "light") else 1

@@ -15,7 +15,7 @@ is one field of the train state, named by `owns`, which nobody else writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ class Losses(NamedTuple):
     """The task's losses of a batch."""
 
     total: jax.Array  # summed over the targets, each with its weight
-    sums: Metrics  # the task's own figures
+    sums: Mapping[str, tuple[jax.Array, jax.Array]]  # the task's own figures, as in `Metrics`
     weight_B: jax.Array  # how often each example counts: 0 for a row of nothing but padding
     mean_B: Any  # mean loss of each example; () where no policy asks for it
 

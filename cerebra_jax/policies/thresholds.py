@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cerebra_jax.policies.policy import Metrics, Observed, Outcome, Policy, Seen, Shown
 
@@ -56,7 +57,7 @@ def follow(routing: Routing, observed: Routing, step: Any, decay: float) -> Rout
 
 
 def calibrate(
-    scores_of: Callable[[Any, Any], jax.Array],
+    scores_of: Callable[[Any, Any], jax.Array | np.ndarray],
     routing: Routing,
     batches: Iterable[Any],
     low: float = 1 / 3,

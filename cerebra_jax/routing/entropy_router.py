@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -18,10 +18,7 @@ from cerebra_jax.routing.routers import Circumstances, Route, chance
 
 
 class Choice(NamedTuple):
-    """Who takes attention, and who of the others the RBF mixer, if any.
-
-    The rest keep the filter.
-    """
+    """Who takes attention, and who of the others an RBF mixer; the rest keep the filter."""
 
     attention: Route
     rbf: Route | None = None
@@ -128,24 +125,34 @@ def _three(mode: str, z_BxLx3, temperature) -> Choice:
 def uses(
     choice: Choice, kept: jax.Array, rbf_kept: jax.Array | None, soft: bool
 ) -> dict[str, jax.Array]:
-    """Returns which operators an example used, (B,) each.
+    """Returns what share of each example's tokens takes each operator, (B,), and its evenness.
 
-    use_attention, use_dct, maybe use_rbf: the share of the tokens that took it, or of the blend.
+    use_attention, use_dct and with an RBF mixer use_rbf: shares of the tokens, or of the blend.
     use_entropy: −Σ ū log ū / log K of the smooth decisions, ū their mean over the tokens of an
     example. That has a gradient: hard shares have none.
     """
+    # the smooth decisions, and the tokens that are carried out
     smooth = {"attention": choice.attention.p}
     taken = {"attention": kept}
     if choice.rbf is not None:
+        assert rbf_kept is not None, "every decision is carried out"
         smooth["rbf"] = choice.rbf.p
         taken["rbf"] = rbf_kept
+
+    # the shares
     mean = {name: p.mean(1) for name, p in smooth.items()}
     if soft:
-        share = {name: jax.lax.stop_gradient(p_B) for name, p_B in mean.items()}
+        share = {name: jax.lax.stop_gradient(mean_B) for name, mean_B in mean.items()}
     else:
         share = {name: x.astype(jnp.float32).mean(1) for name, x in taken.items()}
-    u_KxB = jnp.stack([*mean.values(), 1 - sum(mean.values())])
-    # the small term keeps the gradient finite where nobody takes an operator
+
+    # their entropy; the small term keeps the gradient finite where nobody takes an operator
+    u_KxB = jnp.stack([*mean.values(), _rest(mean)])
     entropy_B = -(u_KxB * jnp.log(jnp.maximum(u_KxB, 1e-6))).sum(0) / math.log(len(u_KxB))
-    share["dct"] = 1 - sum(share.values())
+    share["dct"] = _rest(share)
     return {f"use_{name}": x for name, x in share.items()} | {"use_entropy": entropy_B}
+
+
+def _rest(share: dict[str, jax.Array]) -> jax.Array:
+    """Returns what the other operators leave to the filter."""
+    return cast(jax.Array, 1 - sum(share.values()))  # of one or more, so it is no bare number

@@ -31,6 +31,7 @@ class Reporter:
         """Returns the report of a layer of Cerebra or MoD."""
         if route is None:
             return NOTHING
+        assert decided is not None, "every decision is carried out"
         kept = decided.kept_BxL.astype(jnp.float32)
         # below the floor the penalty no longer pushes: thresholds would chase scores that fall
         # for ever

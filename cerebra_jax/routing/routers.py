@@ -66,6 +66,7 @@ class OracleRouter(nn.Module):
 
     def __call__(self, tokens: Rows, now: Circumstances) -> Route:
         selected = now.needed_BxL
+        assert selected is not None, "an oracle is for tasks that mark what they need"
         if tokens.mask is not None:
             selected = selected & tokens.mask
         p = selected.astype(jnp.float32)
@@ -147,9 +148,7 @@ def _last(score, mask_BxL):
 
 
 def chance(key, now: Circumstances, tokens: Rows):
-    """Returns (B, n) uniform numbers in [0, 1), each example its own.
-
-    Without a key always the same.
+    """Returns (B, n) uniform numbers in [0, 1), of each example; without a key always the same.
 
     When decoding, those of the tokens at their positions of the whole context.
     """
@@ -184,6 +183,7 @@ class MetaRouter(nn.Module):
 
     def decode(self, rows: Rows, sum_BxD):
         """Returns (gates of a chunk, the sum of the tokens so far), of the sum before the chunk."""
+        assert rows.mask is not None, "a chunk always has a mask"
         x = jnp.where(rows.mask[..., None], rows.x.astype(jnp.float32), 0.0)
         sum_BxnxD = sum_BxD[:, None] + jnp.cumsum(x, axis=1)
         seen_Bxnx1 = (rows.pos[..., None] + 1).astype(jnp.float32)

@@ -16,6 +16,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
+    from cerebra_jax.tasks.text.reading import Reading
     from cerebra_jax.types import Out
 
 Pairs = Mapping[str, tuple[Any, Any]]  # name -> (sum, count), arrays; "loss" is always among them
@@ -127,6 +128,13 @@ class Task(Protocol):
 
         A run goes on only with data of the same info["sha256"].
         """
+
+
+class Reader(Task, Protocol):
+    """A task whose inputs are texts."""
+
+    def read(self, text: str) -> Reading:
+        """Returns a user's text as the model reads it."""
 
 
 def host_rows(batch_size: int, host: tuple[int, int]) -> np.ndarray:

@@ -63,7 +63,7 @@ def digests(named: dict[str, np.ndarray]) -> dict[str, str]:
 
     def one(a: np.ndarray) -> str:
         digest = hashlib.sha256(f"{a.dtype.name}{a.shape}".encode())
-        digest.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     # threads, because hashlib lets go of the interpreter

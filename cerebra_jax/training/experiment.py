@@ -169,7 +169,7 @@ class Experiment:
         if not self.draws(step):
             return self.task.train_batch(seed, step, self.cfg.train.batch_size)
         index_B, weight_B = drawn.pop(step)
-        batch = self.task.pick(seed, step, index_B)
+        batch = self.task.pick(seed, step, np.asarray(index_B))
         return batch | {"index_B": index_B[batch["ex_B"]], "weight_B": weight_B[batch["ex_B"]]}
 
     def tokens(self, batch: Batch) -> int:

@@ -20,6 +20,9 @@ from cerebra_jax.types import Batch
 
 AXIS = "data"
 
+Device = Any
+"""A `jax.Device`; Any, because JAX has no types for it."""
+
 
 class DataParallel:
     """Runs train_step and eval_step on one device (jit) or several (pmap).
@@ -30,9 +33,7 @@ class DataParallel:
     metrics.
     """
 
-    def __init__(
-        self, train_step: Callable | None, eval_step: Callable, devices: Sequence[jax.Device]
-    ):
+    def __init__(self, train_step: Callable | None, eval_step: Callable, devices: Sequence[Device]):
         self.devices = list(devices)
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
         if len(self.devices) == 1:
@@ -71,6 +72,7 @@ class DataParallel:
 
     def step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
         """Takes one training step; `state` is donated: rebind it."""
+        assert self._train is not None, "made to evaluate only"
         return self._train(state, batch, key)
 
     def eval(self, state: Any, batch: Batch) -> Any:
@@ -78,7 +80,7 @@ class DataParallel:
         return self._eval(state, batch)
 
 
-def choose_devices(wanted: int, batch_size: int, accum: int) -> list[jax.Device]:
+def choose_devices(wanted: int, batch_size: int, accum: int) -> list[Device]:
     """Returns the devices to use: `wanted` of the local ones (0: as many as divide the batch).
 
     Raises UserError where there are not so many, or they do not divide the batch.

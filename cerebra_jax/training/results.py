@@ -44,9 +44,12 @@ class Ended(NamedTuple):
 
 def environment(devices: Sequence[Any]) -> dict[str, Any]:
     """Returns what the bits of a run depend on besides its configuration and data."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        available = len(os.sched_getaffinity(0))
+    else:
+        available = os.cpu_count() or 1
     # XLA's threads, of a run that has a share of the machine
-    cores = int(os.environ.get("NPROC", cores))
+    cores = int(os.environ.get("NPROC", available))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     device = {
         "platform": devices[0].platform,

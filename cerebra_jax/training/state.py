@@ -18,8 +18,7 @@ from cerebra_jax.policies.policy import Policy
 from cerebra_jax.types import Batch
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The whole state of training.
 
     `step` counts optimizer steps, and is the data position too; `skipped` counts the steps in a row

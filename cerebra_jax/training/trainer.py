@@ -302,7 +302,7 @@ class Trainer:
         valid = self.recorder.validation(best.step)
         valid = valid or lines.evaluate(self.programs, what, "valid", self.stop)
         test = valid and lines.evaluate(self.programs, what, "test", self.stop)
-        if test is None:
+        if valid is None or test is None:
             self._preempt(self.experiment.length.total, True)
         self.recorder.test(test)
         ended = results.Ended(best.step, serving, valid, test, final, self._wall())
@@ -340,6 +340,7 @@ def measure(cfg: RunCfg, task: Task, workdir: Path, split: str, screen: Screen) 
     programs = Programs(best.experiment)
     what = Evaluated(programs.place(best.state), best.step, best.serving)
     line = lines.evaluate(programs, what, split, lambda: False)
+    assert line is not None, "nothing stops this evaluation"
     return line | {"causal": best.model.causal, "notice": best.notice}
 
 
