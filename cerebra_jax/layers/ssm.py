@@ -70,7 +70,7 @@ def _dt_bias(key, shape, dtype=jnp.float32):
 
 
 def _log_a(key, shape, dtype=jnp.float32):
-    """Returns log A, A = −(1, …, S) for each feature, S4D-real (Gu et al. 2022, arXiv:2206.11893)."""
+    """Returns log(1, …, S) for each feature: A of S4D-real (Gu et al. 2022, arXiv:2206.11893)."""
     row = jnp.log(jnp.arange(1, shape[0] + 1, dtype=dtype))
     return jnp.broadcast_to(row[:, None], shape)
 

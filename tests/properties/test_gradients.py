@@ -86,7 +86,10 @@ def draw(seed: int) -> RunCfg:
     if seed >= DRAWS:
         heavy, light = LAYERS[seed - DRAWS]
         route = dataclasses.replace(route, kv="routed")
-        net = dataclasses.replace(net, heavy=heavy, light=light, route=route)
+        if light != "compressed":
+            compress = dataclasses.replace(compress, reconstruct=0.0)
+        layers = {"heavy": heavy, "light": light, "route": route, "compress": compress}
+        net = dataclasses.replace(net, **layers)
     assert not list(rules.check(RunCfg(net=net)))
     cfg = RunCfg(net=net)
     return dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, seq_len=L))
