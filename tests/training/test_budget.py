@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.layers import shapes
 from cerebra_jax.models import model as build
+from cerebra_jax.models.shapes import layer_shapes
+from cerebra_jax.models.stack import capacity_of
 from cerebra_jax.policies import budget
 from cerebra_jax.policies.schedule import Length
-from cerebra_jax.routing import routers as router
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import parallel, state, step
 from cerebra_jax.training.experiment import policies
@@ -114,7 +114,8 @@ def test_a_budget_scales_the_slots_of_layers_with_rates_of_their_own(tiny_cfg):
     plan = plan_budget(cfg, V, LENGTH)
     assert 0.98 * 0.75 < plan.levels[-1] <= 0.75
     net = build.at_rate(cfg, plan.rates[-1]).net
-    slots = np.array([router.layout(each, 128).K for each in shapes.each(net)])
+    routes = [shape.route for shape in layer_shapes(net)]
+    slots = np.array([capacity_of(net, route, 128, True).layout.K for route in routes])
     assert (
         abs(slots - np.minimum(128, slots[3] / 3 * np.array([0.25, 0.25, 0.5, 3]))) <= 2
     ).all() and slots[3] < 128
