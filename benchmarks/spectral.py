@@ -84,6 +84,18 @@ def programs(part: str, D: int, tokens: int, dtype: str) -> dict[str, Program]:
     return made
 
 
+def dct_flops(D: int, method: str) -> int:
+    """Returns the FLOPs of a DCT of D features: one real FFT, or a matrix, written by hand."""
+    return prices.rfft_flops(D) if method == "fft" else prices.matmul_flops(1, D, D)
+
+
+def filter_flops(D: int, method: str) -> int:
+    """Returns those of a filter: two transforms, or one matrix."""
+    if method == "folded":
+        return prices.matmul_flops(1, D, D)
+    return 2 * dct_flops(D, method)
+
+
 def _method(kind: str, method: str, D: int) -> tuple[Callable, int]:
     """Returns a transform or a filter by one method, and its FLOPs a token by the price list."""
     if kind == "transform":
@@ -91,12 +103,12 @@ def _method(kind: str, method: str, D: int) -> tuple[Callable, int]:
         def transform(x_NxD):
             return spectral.dct(x_NxD, method)
 
-        return transform, prices.dct_flops(D, method)
+        return transform, dct_flops(D, method)
 
     def filtered(x_NxD, w_D):
         return spectral.filtered(x_NxD, w_D, method)
 
-    return filtered, prices.filter_flops(D, method)
+    return filtered, filter_flops(D, method)
 
 
 def _with_gradients(fn: Callable, c_NxD: jax.Array) -> Callable:

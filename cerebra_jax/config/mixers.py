@@ -17,15 +17,16 @@ class Mixer(NamedTuple):
     name: str
     heavy: bool = True
     light: bool = True
+    state: bool = False  # a state reads the selected tokens: they are queries and keys alike
 
 
 MIXERS = {
     "attention": Mixer("cerebra_jax.layers.attention", "Attention", light=False),
-    "ssm": Mixer("cerebra_jax.layers.ssm", "SelectiveStateSpace"),
-    "gla": Mixer("cerebra_jax.layers.gla", "GatedLinearAttention"),
+    "ssm": Mixer("cerebra_jax.layers.ssm", "SelectiveStateSpace", state=True),
+    "gla": Mixer("cerebra_jax.layers.gla", "GatedLinearAttention", state=True),
     "dct": Mixer("cerebra_jax.layers.dct_filter", "SpectralFilter", heavy=False),
     "local": Mixer("cerebra_jax.layers.short_conv", "ShortConv", heavy=False),
 }
 HEAVY = tuple(name for name, mixer in MIXERS.items() if mixer.heavy)
 LIGHT = ("compressed", *(name for name, mixer in MIXERS.items() if mixer.light), "none")
-RECURRENT = ("ssm", "gla")  # their keys are their queries: a state reads the selected tokens
+RECURRENT = tuple(name for name, mixer in MIXERS.items() if mixer.state)

@@ -34,28 +34,6 @@ def matmul_flops(m: int, k: int, n: int) -> int:
     return 2 * m * k * n
 
 
-def linear_flops(a: int, b: int) -> int:
-    """Returns FLOPs per token of a linear layer a -> b: 2 a b. The bias is elementwise."""
-    return matmul_flops(1, a, b)
-
-
-def ffn_flops(D: int, F: int, kind: str) -> int:
-    """Returns FLOPs per token of a feed-forward layer.
-
-    "gelu" has 4 D F (up, down), "gated" 6 D F (gate, up, down).
-    """
-    matrices = {"gelu": 2, "gated": 3}[kind]
-    return matrices * linear_flops(D, F)
-
-
-def attention_scores_flops(q: int, k: int, width: int) -> int:
-    """Returns FLOPs of scores and values of q queries against k keys: 4 q k width.
-
-    `width` is that of all heads together.
-    """
-    return attention_pairs_flops(q * k, width)
-
-
 def attention_pairs_flops(pairs: int, width: int) -> int:
     """Returns FLOPs of scores and values of that many (query, key) pairs: 4 pairs width.
 
@@ -84,36 +62,6 @@ def fft_flops(n: int) -> int:
 def rfft_flops(n: int) -> int:
     """Returns FLOPs of a real FFT of n points, or its inverse: half the complex, rounded down."""
     return fft_flops(n) // 2
-
-
-def dct_flops(n: int, method: str) -> int:
-    """Returns FLOPs of a DCT-II of n points, or its inverse.
-
-    "fft" is one real FFT of n points (Makhoul), "matmul" 2 n². Raises ValueError for other methods.
-    """
-    if method == "fft":
-        return rfft_flops(n)
-    if method == "matmul":
-        return linear_flops(n, n)
-    raise ValueError(f"no DCT method {method!r}; there are fft and matmul")
-
-
-def filter_flops(n: int, method: str) -> int:
-    """Returns FLOPs of iDCT(w * DCT(x)) of n points.
-
-    That is two transforms, or "folded" one n x n matrix, 2 n², which elementwise work makes of
-    n + 1 numbers once a call.
-    """
-    return linear_flops(n, n) if method == "folded" else 2 * dct_flops(n, method)
-
-
-def ssm_flops(E: int, S: int) -> int:
-    """Returns FLOPs per token of a diagonal selective state space, S states a feature: 7 E S.
-
-    exp(Δ A) and Δ u b have 1 + 1 + 1, the recurrence 2 and the read-out 2 (Gu & Dao 2023,
-    arXiv:2312.00752, with A real).
-    """
-    return 7 * E * S
 
 
 def conv_flops(out: int, kernel: int, c_in: int, c_out: int, groups: int = 1) -> int:

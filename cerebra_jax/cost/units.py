@@ -20,9 +20,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from cerebra_jax.config import ObjectiveCfg
-from cerebra_jax.cost import device, prices
-
-FLOAT = 4  # bytes of a float32
+from cerebra_jax.cost import device
 
 
 class Op(NamedTuple):
@@ -76,33 +74,3 @@ def unit(cfg: ObjectiveCfg, dtype: str, examples: int) -> Unit:
         chip = device.given(cfg.device)
         return Unit("seconds", 1 / chip.peak(dtype), 1 / chip.bandwidth, examples)
     return FLOPS if cfg.unit == "flops" else Unit("bytes", 0, 1, examples)
-
-
-def linear(a: int, b: int, size: int, out: int | None = None) -> Op:
-    """Returns a linear layer a -> b of one row, of numbers of `size` bytes and results of `out`."""
-    return Op(prices.linear_flops(a, b), a * size + b * (out or size), a * b * size)
-
-
-def norm(D: int) -> Op:
-    """Returns LayerNorm of one row: mean and mean square, in float32."""
-    return Op(bytes=2 * D * FLOAT)
-
-
-def moved(D: int, size: int) -> Op:
-    """Returns the move of one row of features, gathered or scattered: read and written."""
-    return Op(bytes=2 * D * size)
-
-
-def pair(width: int, heads: int, size: int, fused: bool = False) -> Op:
-    """Returns one visible (query, key) pair over all heads.
-
-    The scores are written and read twice (maximum, sum) in float32, the probabilities read once; a
-    fused kernel (cuDNN) keeps them on the chip.
-    """
-    moved = 0 if fused else heads * (3 * FLOAT + size)
-    return Op(prices.attention_pairs_flops(1, width), moved)
-
-
-def streamed(width: int, size: int) -> Op:
-    """Returns one query of attention (q in, result out), or one key (k, v) each time it is read."""
-    return Op(bytes=2 * width * size)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.cost import device, prices
+from cerebra_jax.cost import device
 from cerebra_jax.cost.count import FUSED_CAUSAL_ATTENTION
 
 Reach = tuple[int | None, int]
@@ -121,16 +121,6 @@ def window_layout(L: int, reach: Reach) -> Layout:
     assert back is not None, "a window has an end on either side"
     bounds = segment_bounds(L, max(1, min(32, L // max(64, back + 1))))
     return tuple(Segment(a, b, max(0, a - back), min(L, b + ahead)) for a, b in bounds)
-
-
-def scores_flops(layout: Layout, width: int, kernel: str = "full") -> int:
-    """Returns forward FLOPs per example of q·k and p·v, 4 · Σ (q1 − q0)(k1 − k0) · D.
-
-    cuDNN's causal kernel skips what is masked: the visible pairs of the layout's L tokens.
-    """
-    if kernel == "cudnn":
-        return prices.attention_pairs_flops(prices.causal_pairs(layout[-1][1]), width)
-    return sum(prices.attention_scores_flops(q1 - q0, k1 - k0, width) for q0, q1, k0, k1 in layout)
 
 
 def fused(kernel: str, dtype: str, head_width: int, platform: str) -> bool:

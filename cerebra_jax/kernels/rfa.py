@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.cost import prices
-
 CHUNK = 64  # tokens whose pairs are looked at; earlier ones are in the state
 
 State = tuple[jax.Array, jax.Array]
@@ -36,11 +34,6 @@ def features(x_BxHxNxC, M: int) -> jax.Array:
     _, H, _, C = x_BxHxNxC.shape
     angle = jnp.einsum("bhnc,hcm->bhnm", x_BxHxNxC.astype(jnp.float32), frequencies(H, C, M))
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * M**-0.5
-
-
-def features_flops(N: int, width: int, M: int) -> int:
-    """Returns FLOPs per example of the features of N tokens; cosines are elementwise work."""
-    return prices.matmul_flops(N, width, M)
 
 
 def prefix(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxE, state_BxHxFxE=None):
@@ -78,19 +71,6 @@ def prefix(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxE, state_BxHxFxE=None):
         y += jnp.pad(seen, ((0, 0), (0, 0), (first, 0), (0, 0), (0, 0)))
     y = y.reshape(B, H, n * c, E)[:, :, :N]
     return y if first else (y, state_BxHxFxE)
-
-
-def prefix_flops(N: int, heads: int, F: int, E: int, carried: bool = False) -> int:
-    """Returns FLOPs per example of `prefix` over N tokens.
-
-    These are pairs inside chunks, and additions to and readings of the state. `carried`: with a
-    state of the tokens before.
-    """
-    c = min(N, CHUNK)
-    n = -(-N // c)
-    inside = n * (prices.matmul_flops(c, F, c) + prices.matmul_flops(c, c, E))
-    across = (n - (not carried)) * 2 * prices.matmul_flops(c, F, E)
-    return heads * (inside + across)
 
 
 @overload

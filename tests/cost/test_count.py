@@ -553,7 +553,7 @@ def test_a_fused_kernel_keeps_what_lies_between_on_the_chip(form):
     q, k = S(2, 6, 3, 8), S(2, 10, 3, 8)
     fn = under(count.FUSED_ATTENTION)[form]
     (one,) = count.operations(lambda _, *a: fn(*a), {}, q, k, k)
-    work = 2 * prices.attention_scores_flops(6, 10, 24)
+    work = 2 * prices.attention_pairs_flops(6 * 10, 24)
     assert one.op == Op(turns * work, turns * 4 * 2 * 24 * (6 + 10 + 10 + 6))
     assert one.kind == "attention" and one.scope.rpartition("/")[2] == count.FUSED_ATTENTION
     assert one.elementwise == turns * count.count(scores_and_values, q, k, k).elementwise

@@ -7,6 +7,7 @@ from cerebra_jax.config import NetCfg, RouteCfg
 from cerebra_jax.cost import prices, units
 from cerebra_jax.models.model import Pricing, cost_of, dense_of
 from cerebra_jax.routing import decision_cost
+from tests.cost import handwritten
 
 L, DRAWS = 16, 200_000
 SIZES = {"width": 16, "heads": 2, "ffn_width": 32}
@@ -19,10 +20,10 @@ def counted(net, keep_NxL):
     seen = np.tril(np.ones((L, L))) if net.causal else np.ones((L, L))  # (query, key)
     keys_NxL = keep_NxL if net.route.kv == "routed" else np.ones_like(keep_NxL)
     pairs_N = (keep_NxL @ seen * keys_NxL).sum(1)  # each query's keys
-    own = (2 if net.route.kv == "all" else 4) * prices.linear_flops(net.width, net.width)
+    own = (2 if net.route.kv == "all" else 4) * handwritten.linear(net.width, net.width)
     if net.name == "cerebra":
         # of the FFN the kept tokens add the half that the light path leaves out
-        own += prices.ffn_flops(net.width, net.ffn_width // 2, net.ffn)
+        own += handwritten.feed_forward(net.width, net.ffn_width // 2, net.ffn)
     return keep_NxL.sum(1) * own + pairs_N * prices.attention_pairs_flops(1, net.width)
 
 
