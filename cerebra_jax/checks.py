@@ -100,9 +100,6 @@ def require(ok: bool, what: str, hint: str) -> None:
         raise UserError(what, hint)
 
 
-need = require  # the name of before; its callers change it with their own rooms
-
-
 def counts(values: str | tuple[int, ...]) -> tuple[int, ...]:
     """Returns the integers of a tuple or of text such as "3,0,2"; raises ValueError for others."""
     return tuple(int(value) for value in _entries(values))

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cerebra_jax.analysis import routing_shares as routing
 from cerebra_jax.analysis import token_classes as words
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.heatmap import PATHS, need_routed
@@ -58,12 +58,12 @@ def run(request: Request) -> None:
     """Prints the tables; writes WORKDIR/analysis-SPLIT.json and .md."""
     cfg = request.cfg
     need_routed(cfg, "analyze")
-    need(
+    require(
         cfg.task.name == "text",
         f"the run's task is {cfg.task.name}",
         "analyze reads language models: task.name=text",
     )
-    need(
+    require(
         not cfg.quant.stored,
         "there are no gradients of int8 weights",
         "analyze the run that they were made from",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import settings
 from cerebra_jax.errors import UserError
 
@@ -182,7 +182,7 @@ def add_verbose(parser: Parser) -> None:
 
 def configured(request: Request) -> None:
     """Adds cfg and name of --config to a request, and a workdir where none is given."""
-    need(
+    require(
         bool(request.config),
         "--config is missing",
         "try --config=configs/wikitext.py, or --help",
@@ -199,14 +199,14 @@ def of_run(request: Request, further: str = "") -> None:
     Beside RUN_KEYS, keys that begin with `further` may change.
     """
     command = request.command
-    need(
+    require(
         request.workdir is not None,
         f"{command} needs --workdir",
         "give the folder of a run: --workdir=runs/NAME",
     )
     for key in request.overrides:
         may_change = key in RUN_KEYS or (further and key.startswith(further))
-        need(
+        require(
             bool(may_change),
             f"{command} cannot change {key}",
             f"the run's config.json rules; only {', '.join(RUN_KEYS)} may",
@@ -216,10 +216,10 @@ def of_run(request: Request, further: str = "") -> None:
 
 def new_folder(to: Path) -> None:
     """Raises UserError where something else is in a folder that a run is to be made in."""
-    need(not to.is_file(), f"{to} is a file", "choose another --to")
+    require(not to.is_file(), f"{to} is a file", "choose another --to")
     there = {path.name for path in to.iterdir()} if to.is_dir() else set()
     # a refused attempt leaves its log
-    need(there <= {"log.txt"}, f"{to} is not empty", "choose another --to")
+    require(there <= {"log.txt"}, f"{to} is not empty", "choose another --to")
 
 
 def _default_workdir(spec: str, name: str, seed: int) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
@@ -101,22 +101,24 @@ def run(request: Request) -> None:
 def _need_thresholds(cfg: RunCfg) -> None:
     """Raises UserError for a run that has no threshold to set."""
     route = cfg.net.route
-    need(
+    require(
         cfg.net.name == "chiar" and route.mode == "threshold",
         f"the run is net.name={cfg.net.name} with net.route.mode={route.mode}",
         "calibrate sets the entropy thresholds of chiar: net.route.mode=threshold",
     )
-    need(
+    require(
         cfg.task.name != "mixed",
         "the run is of several tasks",
         "calibrate looks at one: task.name=text, say",
     )
-    need(
+    require(
         not cfg.twin,
         f"the run is the {cfg.twin} twin of chiar",
         "calibrate the run of the model itself",
     )
-    need(cfg.net.depth > 2, "net.depth is 2: no layer is routed", "there is nothing to calibrate")
+    require(
+        cfg.net.depth > 2, "net.depth is 2: no layer is routed", "there is nothing to calibrate"
+    )
 
 
 def _share(text: str) -> float:
@@ -134,10 +136,10 @@ def _batches(task: Any, path: str, size: int) -> Iterator[dict[str, np.ndarray]]
     if not path:
         yield from task.eval_batches("valid", size)
         return
-    need(
+    require(
         hasattr(task, "encode"), f"--data={path}, but the run's task is no text", "leave out --data"
     )
-    need(
+    require(
         Path(path).is_file(),
         f"there is no file {path}",
         "--data=FILE takes a file of text, in UTF-8",
@@ -145,10 +147,10 @@ def _batches(task: Any, path: str, size: int) -> Iterator[dict[str, np.ndarray]]
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        need(False, f"{path} is not text in UTF-8", "--data=FILE takes a file of text, in UTF-8")
+        require(False, f"{path} is not text in UTF-8", "--data=FILE takes a file of text, in UTF-8")
     ids = np.array([task.bos, *task.encode(text)], np.int32)
     L = task.shape.seq_len
-    need(len(ids) > 1, f"{path} is empty", "--data=FILE takes a file of text, in UTF-8")
+    require(len(ids) > 1, f"{path} is empty", "--data=FILE takes a file of text, in UTF-8")
     for first in range(0, len(ids), size * L):
         part = ids[first : first + size * L]
         weights = (np.arange(size * L) < len(part)).astype(np.float32)

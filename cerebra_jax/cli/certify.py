@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
@@ -48,12 +48,12 @@ def add_arguments(parser: Parser) -> None:
 def check(request: Request) -> None:
     """Adds the configuration of the run in --workdir, or of --config, which is not trained."""
     request.trained = not request.config
-    need(
+    require(
         request.trained or request.workdir is None,
         "certify takes --workdir or --config, not both",
         "a run's configuration is in its workdir",
     )
-    need(
+    require(
         not request.trained or request.workdir is not None,
         "certify needs --workdir or --config",
         "give the folder of a run: --workdir=runs/NAME, or --config=FILE.py",

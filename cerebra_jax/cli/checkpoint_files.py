@@ -15,7 +15,7 @@ import numpy as np
 
 import cerebra_jax
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import settings
 from cerebra_jax.cli.tensor_files import Found
 from cerebra_jax.config import RunCfg
@@ -54,7 +54,7 @@ class Model(NamedTuple):
 def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) -> Model:
     """Returns the model of a file; UserError says what it lacks."""
     step, score, ppl = (_number(found.about, key, kind) for key, kind in _FIGURES.items())
-    need(0 <= step < 1 << 31, f"the file is of step {step}", "it should be a number of steps")
+    require(0 <= step < 1 << 31, f"the file is of step {step}", "it should be a number of steps")
     score = math.log(ppl) if score is None and ppl and ppl > 0 else score
     own = "config" in found.about
     base, assumed = (_own(found.about), {}) if own else _published(found)
@@ -68,10 +68,10 @@ def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) ->
         raise UserError(what, "give --config.task.tokenizer=..., and its files")
     heads = base["net"]["heads"]
     what = "nothing says how many attention heads there are"
-    need(heads or "net.heads" in overrides, what, "give --config.net.heads=...")
+    require(heads or "net.heads" in overrides, what, "give --config.net.heads=...")
     base["net"]["heads"] = heads or 1
     cfg = settings.changed(base, overrides)
-    need(
+    require(
         heads in (0, cfg.net.heads),
         f"net.heads is {cfg.net.heads}, the file says {heads}",
         "leave it out",
@@ -84,7 +84,7 @@ def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) ->
     if not tau:
         tau, note = _tau(found.about)
         notes.append(note)
-    need(
+    require(
         len(tau) in (1, R),
         f"there are {len(tau)} thresholds for {R} routed layers",
         "give one, or one of each",
@@ -139,12 +139,12 @@ def _published(found: Found) -> tuple[dict[str, Any], dict[str, str]]:
     about = found.about.get("cfg", {})
     about = about if isinstance(about, dict) else {}
     mode, rope = about.get("routing_mode", "threshold"), about.get("rope_base", chiar.ROPE_BASE)
-    need(
+    require(
         mode == "threshold",
         f"the checkpoint routes by {mode}",
         "only routing by a threshold can be imported",
     )
-    need(
+    require(
         rope == chiar.ROPE_BASE,
         f"its RoPE has the base {rope}",
         f"only {chiar.ROPE_BASE:g} can be imported",
@@ -207,5 +207,5 @@ def _number(about: Mapping[str, Any], key: str, kind: type) -> Any:
         number = kind(value)
     except (TypeError, ValueError):
         number = math.nan
-    need(math.isfinite(number), f"{key} of the file is {value!r}", "it should be a number")
+    require(math.isfinite(number), f"{key} of the file is {value!r}", "it should be a number")
     return number

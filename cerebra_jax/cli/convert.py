@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
@@ -31,13 +31,13 @@ def run(request: Request) -> None:
     Says what became smaller.
     """
     cfg, screen, to = request.cfg, Screen(), request.to
-    need(to is not None, "--to is missing", "write convert --workdir=RUN --to=DIR")
-    need(
+    require(to is not None, "--to is missing", "write convert --workdir=RUN --to=DIR")
+    require(
         cfg.quant.bits == 8,
         "this run was not trained in 8 bits",
         "train it with --config.quant.bits=8",
     )
-    need(
+    require(
         not cfg.quant.stored,
         "the weights of this run are int8 already",
         "convert the run that it was made from",

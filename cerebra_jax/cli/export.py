@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments, settings, tensor_files
 from cerebra_jax.cli import checkpoint_files as read
 from cerebra_jax.cli import exported_program as program
@@ -66,15 +66,15 @@ def add_arguments(parser: Parser) -> None:
 def check(request: Request) -> None:
     """Raises UserError where an option is missing, or belongs to another format."""
     usage = "write export --workdir=DIR --to=FILE"
-    need(request.workdir is not None, "--workdir is missing", usage)
-    need(request.to is not None, "--to is missing", usage)
+    require(request.workdir is not None, "--workdir is missing", usage)
+    require(request.to is not None, "--to is missing", usage)
     form = request.format
     for name, is_given, owner in (
         ("materialise", request.materialise, "stablehlo"),
         ("platforms", request.platforms is not None, "stablehlo"),
         ("rows", request.rows is not None, "onnx"),
     ):
-        need(
+        require(
             form == owner or not is_given,
             f"--{name} is given for {form}",
             f"use --format={owner}",
@@ -85,7 +85,7 @@ def run(request: Request) -> None:
     """Writes the file; raises UserError where the run will not do."""
     say, to = Screen().say, request.to
     cfg = settings.load(str(request.workdir / "config.json"), {})
-    need(not to.is_dir(), f"{to} is a folder", "give the name of a file")
+    require(not to.is_dir(), f"{to} is a folder", "give the name of a file")
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         if request.format == "stablehlo":
             form = program.Form(request.platforms or program.PLATFORMS, request.materialise)

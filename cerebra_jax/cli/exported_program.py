@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import model_card as card
 from cerebra_jax.cli.cost import si
 from cerebra_jax.errors import UserError
@@ -53,12 +53,12 @@ def onnx(cfg: config.RunCfg, source: Path, to: Path, rows: int, say: Callable[[s
     Routed tokens move by matrix products and the DCT is one: onnxruntime runs no FFT or scatter of
     JAX's.
     """
-    need(
+    require(
         importlib.util.find_spec("jax2onnx") is not None,
         "jax2onnx is not installed",
         "pip install jax2onnx onnxruntime, or use --format=stablehlo",
     )
-    need(
+    require(
         cfg.quant.bits == 0,
         "the run is in 8 bits, which onnxruntime has no products for",
         "use --format=stablehlo",
@@ -119,7 +119,7 @@ def write(
     cfg: config.RunCfg, source: Path, to: Path, form: Form, say: Callable[[str], None]
 ) -> None:
     """Writes the best checkpoint as StableHLO, for batches of any size, and its card."""
-    need(
+    require(
         importlib.util.find_spec("flatbuffers") is not None,
         "flatbuffers is not installed",
         "pip install 'cerebra-jax[export]'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
@@ -55,7 +55,7 @@ check = arguments.of_run
 def run(request: Request) -> None:
     """Prints each prompt with its continuation, then tokens a second and FLOPs a token."""
     cfg, prompts = request.cfg, _prompts(request.prompt)
-    need(
+    require(
         cfg.task.name == "text",
         f"the run's task is {cfg.task.name}",
         "generate continues text: task.name=text",
@@ -86,11 +86,13 @@ def run(request: Request) -> None:
 def _prompts(text: str) -> list[str]:
     """Returns the prompts that --prompt gives."""
     hint = "write --prompt='Some words', or --prompt=@FILE with a prompt a line"
-    need(bool(text), "--prompt is missing", hint)
+    require(bool(text), "--prompt is missing", hint)
     if not text.startswith("@"):
         return [text]
     path = Path(text[1:])
-    need(path.is_file(), f"there is no {path}", "--prompt=@FILE takes a file with a prompt a line")
+    require(
+        path.is_file(), f"there is no {path}", "--prompt=@FILE takes a file with a prompt a line"
+    )
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    need(bool(lines), f"{path} is empty", "write a prompt a line")
+    require(bool(lines), f"{path} is empty", "write a prompt a line")
     return lines

@@ -12,7 +12,7 @@ from typing import cast
 from rich.console import Console
 
 from cerebra_jax.analysis import heatmap
-from cerebra_jax.checks import ROUTED, need
+from cerebra_jax.checks import ROUTED, require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
@@ -52,9 +52,9 @@ check = arguments.of_run
 def run(request: Request) -> None:
     """Writes the page, its figures as JSON beside it, and prints the same."""
     cfg, to = request.cfg, request.to or request.workdir / "heatmap.html"
-    need(to.suffix in (".html", ".htm"), f"--to is {to}", "give an HTML file: --to=FILE.html")
+    require(to.suffix in (".html", ".htm"), f"--to is {to}", "give an HTML file: --to=FILE.html")
     need_routed(cfg, "heatmap")
-    need(
+    require(
         cfg.task.name in TASKS,
         f"the run's task is {cfg.task.name}",
         f"heatmap reads texts: {' or '.join(TASKS)}",
@@ -76,12 +76,12 @@ def need_routed(cfg: RunCfg, command: str) -> None:
     """Raises UserError for a run that routes nothing."""
     net = cfg.net
     is_dense = net.name == "transformer" or cfg.twin in ("dense", "equal_flops")
-    need(
+    require(
         net.name in ROUTED and not is_dense,
         f"the run is of {'a dense model' if is_dense else net.name}, which routes nothing",
         f"{command} needs a run of {', '.join(ROUTED)}",
     )
-    need(
+    require(
         not net.route.mode.startswith("always"),
         f"net.route.mode is {net.route.mode}: nothing is decided",
         f"{command} needs another router",
@@ -90,11 +90,11 @@ def need_routed(cfg: RunCfg, command: str) -> None:
 
 def _text(given: str) -> str:
     """Returns the text that --text gives."""
-    need(bool(given), "--text is missing", "write --text='Some words', or --text=@FILE")
+    require(bool(given), "--text is missing", "write --text='Some words', or --text=@FILE")
     if not given.startswith("@"):
         return given
     path = Path(given[1:])
-    need(path.is_file(), f"there is no {path}", "--text=@FILE takes a text file")
+    require(path.is_file(), f"there is no {path}", "--text=@FILE takes a text file")
     # the task refuses what is no text
     return path.read_bytes().decode("utf-8", errors="surrogateescape")
 
@@ -103,7 +103,7 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:
     """Returns all that the page shows, as JSON holds it."""
     task = cast(Reader, build(cfg))  # one of TASKS, which all are
     read = task.read(text)
-    need(
+    require(
         len(read.ids) <= MOST,
         f"the text has {len(read.ids):,} tokens",
         f"give a shorter one, of {MOST:,} at most",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments, tensor_files
 from cerebra_jax.cli import checkpoint_files as read
 from cerebra_jax.cli.arguments import Parser, Request
@@ -44,8 +44,8 @@ def add_arguments(parser: Parser) -> None:
 def check(request: Request) -> None:
     """Raises UserError where an option is missing."""
     usage = "write import --from=FILE --to=DIR"
-    need(request.source is not None, "--from is missing", usage)
-    need(request.to is not None, "--to is missing", usage)
+    require(request.source is not None, "--from is missing", usage)
+    require(request.to is not None, "--to is missing", usage)
 
 
 def run(request: Request) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.config.values import type_name
 
@@ -24,7 +24,7 @@ def check(request: Request) -> None:
     """Raises UserError where no key is chosen."""
     chosen = _chosen(request.words)
     words = ", ".join(request.words)
-    need(bool(chosen), f"no key has {words} in its name", "`cerebra keys` lists all of them")
+    require(bool(chosen), f"no key has {words} in its name", "`cerebra keys` lists all of them")
 
 
 def run(request: Request) -> None:

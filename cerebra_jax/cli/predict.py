@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
@@ -40,7 +40,7 @@ def run(request: Request) -> None:
     """Writes the rows with a column `prediction` behind them and, of classes, `probability`."""
     to = request.to or request.workdir / "predictions.csv"
     hint = "give a CSV file with the columns of the training table"
-    need(bool(request.data), "--data is missing", hint)
+    require(bool(request.data), "--data is missing", hint)
     table = read(request.data)
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         task = build(request.cfg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cerebra_jax.checks import joined, need
+from cerebra_jax.checks import joined, require
 from cerebra_jax.cli import arguments, settings
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
@@ -40,15 +40,15 @@ def check(request: Request) -> None:
 def run(request: Request) -> None:
     """Makes the run and prints the figures of both models."""
     screen, workdir, to = Screen(), request.workdir, request.to
-    need(to is not None, "--to is missing", "write shrink --workdir=RUN --to=DIR")
+    require(to is not None, "--to is missing", "write shrink --workdir=RUN --to=DIR")
     arguments.new_folder(to)
     cfg = settings.load(str(workdir / "config.json"), {})
-    need(
+    require(
         not cfg.twin,
         f"the run is the {cfg.twin} twin of a model",
         "shrink the run of the model itself",
     )
-    need(
+    require(
         not cfg.quant.stored,
         "the weights of the run are int8 (quant.stored)",
         "shrink first, then convert",

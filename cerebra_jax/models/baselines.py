@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.config import NetCfg
 from cerebra_jax.layers.dropout import Drop
 from cerebra_jax.layers.feedforward import FeedForward
@@ -199,7 +199,7 @@ class Baseline(nn.Module):
         found = [first]
         if net.name == "mlp":
             _, last = stack.ends(net, 1, vocab)  # of one row of all tokens
-            need(
+            require(
                 net.outputs > 0,
                 "net.name is mlp, which gives one answer per example, not per token",
                 "use another model",

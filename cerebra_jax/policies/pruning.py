@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.config import PruneCfg
 from cerebra_jax.policies.schedule import Length
 
@@ -47,17 +47,17 @@ def plan(cfg: PruneCfg, length: Length) -> Plan:
         return Plan()
     start, end = length.steps(cfg.start), length.steps(cfg.end)
     needs_slopes = cfg.score in ("sensitivity", "taylor")
-    need(
+    require(
         start > 0 or not needs_slopes,
         f"prune.start is step {start} with prune.score={cfg.score}",
         "no gradient was seen yet: start later, or use prune.score=magnitude",
     )
-    need(
+    require(
         start <= end < length.total,
         f"pruning from step {start} to {end} of {length.total}",
         "use prune.start <= prune.end < 1 frac",
     )
-    need(
+    require(
         cfg.rounds <= end - start + 1,
         f"{cfg.rounds} rounds between steps {start} and {end}",
         "use fewer prune.rounds",

@@ -245,10 +245,10 @@ def _sampling(cfg: RunCfg, task: Task, length: Length) -> Sampling | None:
     size = cfg.train.batch_size
     set_ = "sampler.beta or sampler.gamma is set"
     off = "use sampler.beta=0 and sampler.gamma=0"
-    checks.need(
+    checks.require(
         task.examples > 0, f"{set_}, but {cfg.task.name} makes new examples at every step", off
     )
-    checks.need(
+    checks.require(
         task.examples > size,
         f"{set_}, but there are {task.examples} examples for batches of {size}",
         f"{off}, or smaller batches",
@@ -265,7 +265,7 @@ def _quantized_from(cfg: RunCfg, length: Length) -> int:
     if not cfg.quant.bits:
         return length.total + 1
     first = 0 if cfg.quant.stored else length.steps(cfg.quant.start)
-    checks.need(
+    checks.require(
         first <= length.total,
         f"quant.start is {cfg.quant.start!r}, step {first:,} of {length.total:,}",
         "begin before the end: quant.start='0.7 frac'",
@@ -284,7 +284,7 @@ def _check_lengths(experiment: Experiment) -> None:
         cut = {name: x[:, :length] if x.ndim > 1 else x for name, x in example.items()}
         model = experiment.sizes.model(0, length)
         found = jax.eval_shape(model.init, experiment.key, cut)["params"]
-        checks.need(
+        checks.require(
             shapes(found) == shapes(experiment.like.params),
             f"net.name={experiment.cfg.net.name} has other parameters for {length} tokens than for "
             f"{experiment.sizes.tokens}",

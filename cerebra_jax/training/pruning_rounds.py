@@ -106,7 +106,7 @@ class Rounds:
         """Raises UserError where the target is below the cost with the fewest units everywhere."""
         fewest = {group.name: min(group.n, self.tile(group)) for group in self.groups}
         floor = self.flops(fewest) / self.full
-        checks.need(
+        checks.require(
             self.cfg.keep >= floor or self.cfg.keep == 1.0,
             f"prune.keep is {self.cfg.keep:g}",
             f"{floor:.3f} of the FLOPs are left with the fewest units everywhere",

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.config import NetCfg, PruneCfg, RunCfg
 from cerebra_jax.layers import prunable
 from cerebra_jax.layers.prunable import KINDS, Group
@@ -75,7 +75,7 @@ def shrink(
     masks = {
         g.name: named[f"prune/units/{g.name}"] for g in groups if f"prune/units/{g.name}" in named
     }
-    need(bool(masks), f"{workdir} pruned nothing", "train it with --config.prune.keep=0.5, say")
+    require(bool(masks), f"{workdir} pruned nothing", "train it with --config.prune.keep=0.5, say")
     full = prepare(cfg, task)
     tile = target.tile or _device_tile()
     keep = {g.name: left(g, masks[g.name], named[f"prune/slopes/{g.name}"], tile) for g in groups}

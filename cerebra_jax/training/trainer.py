@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.policies import sampler
@@ -320,7 +320,7 @@ def run(
 
     Raises Preempted where `stop` said so, Diverged, UserError or DiskError.
     """
-    need(
+    require(
         not cfg.quant.stored,
         "the weights of this run are int8 (quant.stored)",
         "train the run that it was converted from",

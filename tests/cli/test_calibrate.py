@@ -135,7 +135,8 @@ def test_a_share_of_another_text_is_kept_there(run):
     found = json.loads((workdir / "thresholds.json").read_text())
     (workdir / "thresholds.json").unlink()
     assert found["tokens"] == len(other.read_bytes()) + 1 and found["data"] == str(other)
-    assert all(abs(row["above_now"] - 0.25) < 0.02 for row in found["layers"])
+    # equal tokens have equal scores in the first routed layer: a quantile falls between two of them
+    assert all(abs(row["above_now"] - 0.25) < 0.03 for row in found["layers"])
 
 
 def test_what_a_threshold_keeps_too_much_or_too_little_is_said_and_what_finds_no_slot():

@@ -112,11 +112,15 @@ BROKEN = [
     ("chiar", {"net__kept__heads": (5,) * 6}, "give 6 numbers from 0 to 4"),
     ("cerebra", {"net__kept__channels": (129,) * 6}, "give 6 numbers from 0 to 128"),
     ("chiar", {"net__kept__ffn": (8,) * 6, "net__scan": True}, "net.kept.ffn is set with net.scan"),
+    ("chiar", {"net__heavy": "gla"}, "net.heavy is gla for chiar"),
+    ("mod", {"net__heavy": "ssm"}, "net.heavy is ssm with net.route.kv=all"),
+    ("transformer", {"net__light": "none"}, "net.light is none for transformer"),
     (
-        "transformer",
-        {"net__kept__ffn": (8,) * 6, "objective__unit": "bytes"},
-        "for a Transformer that was pruned",
+        "cerebra",
+        {"net__light": "dct", "net__compress__reconstruct": 0.1},
+        "net.compress.reconstruct is set with net.light=dct",
     ),
+    ("transformer", {"net__heavy": "gla", "quant__bits": 8}, "quant.bits is 8 with a layer of gla"),
 ]
 
 
