@@ -17,6 +17,7 @@ from cerebra_jax import config
 from cerebra_jax.checks import require
 from cerebra_jax.cli import model_card as card
 from cerebra_jax.cli.cost import si
+from cerebra_jax.cost.device import present_platform
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.registry import build
 
@@ -224,9 +225,7 @@ def portable(cfg: config.RunCfg, materialise: bool) -> config.RunCfg:
     """
     net = cfg.net
     if net.attention in ("auto", "cudnn"):
-        import jax
-
-        if jax.default_backend() == "gpu":
+        if present_platform() == "gpu":
             net = dataclasses.replace(net, attention="blockwise")
     if materialise:  # nothing is decoded for a loss
         route = net.route

@@ -16,6 +16,8 @@ import optax
 
 from cerebra_jax import checks
 from cerebra_jax.config import RunCfg
+from cerebra_jax.cost.device import present_platform
+from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.models.controls import control
 from cerebra_jax.models.model import Model
@@ -181,6 +183,9 @@ def prepare(cfg: RunCfg, task: Task) -> Experiment:
     """Returns the experiment of a configuration; raises UserError for what its task cannot do."""
     # how long it is, and of which programs
     cfg = resolved(cfg, task)
+    if cfg.net.attention == "cudnn" and present_platform() != "gpu":
+        what = f"net.attention is cudnn, and JAX computes on a {present_platform()} here"
+        raise UserError(what, "use net.attention=auto, which takes cuDNN's kernel on a GPU")
     length = length_of(cfg, task)
     vocab = task.shape.vocab_size
     programs = sizes(cfg, vocab, length)

@@ -19,6 +19,7 @@ import numpy as np
 from cerebra_jax import config
 from cerebra_jax.checks import require
 from cerebra_jax.config import NetCfg, PruneCfg, RunCfg
+from cerebra_jax.cost.device import present_platform
 from cerebra_jax.layers import prunable
 from cerebra_jax.layers.prunable import KINDS, Group
 from cerebra_jax.models.model import neutral_knobs
@@ -102,7 +103,7 @@ def shrink(
 def _device_tile() -> int:
     """Returns the multiple of units that the device at hand computes without waste."""
     # lanes of a TPU's register; NVIDIA's tensor cores want multiples of 8 in 16 bits
-    return 128 if jax.default_backend() == "tpu" else 8
+    return 128 if present_platform() == "tpu" else 8
 
 
 def left(group: Group, mask: np.ndarray, slope: np.ndarray, tile: int) -> np.ndarray:

@@ -338,3 +338,9 @@ def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(
     assert (
         loop.measure(cfg, task, tmp_path / "run", "test", Screen()).items() >= got["test"].items()
     )
+
+
+def test_cudnn_without_a_gpu_is_refused(tiny_cfg, tmp_path, go):
+    cfg = tiny_cfg({"net": {"name": "transformer", "attention": "cudnn"}})
+    with pytest.raises(UserError, match="cudnn.*on a cpu here; use net.attention=auto"):
+        go(cfg, tmp_path / "run")
