@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.checks import require
 from cerebra_jax.config import NetCfg
+from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.dropout import Drop
 from cerebra_jax.layers.feedforward import FeedForward
 from cerebra_jax.layers.fnet import FourierMixing
@@ -46,8 +47,13 @@ class ResidualBlock(nn.Module):
         nn.share_scope(self, self.layer)
         self.drop = Drop(self.dropout)
 
-    def __call__(self, x_BxLxD, own: Own, shared: Shared):
-        rows = shared.rows(self.norm(x_BxLxD), self.length, self.causal, decoding=False)
+    def __call__(self, x_BxLxD, own: Own, shared: Shared, cache=None):
+        decoding = cache is not None
+        rows = shared.rows(self.norm(x_BxLxD), self.length, self.causal, decoding)
+        if decoding:
+            place = cached.Place(shared.pos, self.length)
+            y_BxnxD, after = self.layer.decode(rows, cache, place)
+            return x_BxLxD + y_BxnxD, ({}, after)
         more = {"number": own.number} if isinstance(self.layer, GatedConv) else {}
         y_BxLxD = self.layer(rows, rows, **more, **reading(self.layer, self.causal, own))
         return x_BxLxD + self.drop(shared.ex_B, y_BxLxD), {}
@@ -156,7 +162,7 @@ def block(net: NetCfg, L: int, platform: str) -> nn.Module:
     return ResidualBlock(layer, norm, L, net.causal, drop, parent=None)
 
 
-@register("ssm", "lstm", "cnn", "fnet", "mlp")
+@register("cnn", "fnet", "mlp")
 class Baseline(nn.Module):
     """Language model, or encoder, without routing; (B, L) tokens -> `Out`, `Aux`."""
 
@@ -166,17 +172,20 @@ class Baseline(nn.Module):
     platform: str = "cpu"
 
     @nn.compact
-    def __call__(self, batch, knobs, routing):
+    def __call__(self, batch, knobs, routing, cache: cached.Cache | None = None):
         net = self.net
         x_BxLxD, table_VxD = stack.embedded(net, self.vocab, batch)
-        B, L = x_BxLxD.shape[:2]
-        _, shared = stack.shared_of(net, batch, knobs, None, L)
+        B, n = x_BxLxD.shape[:2]
+        L, shared = stack.shared_of(net, batch, knobs, cache, n)
         if net.name == "mlp":
             x_BxLxD, batch = self._flat(x_BxLxD, batch)
         layout = (block(net, L, self.platform),) * net.depth
         own, mode = stack.owns({}, net.depth), Repeat(net.scan, net.remat)
-        x_BxLxD, _ = scan_layers(layout, mode, x_BxLxD, own, shared)
+        memory = None if cache is None else cache.layers
+        x_BxLxD, y = scan_layers(layout, mode, x_BxLxD, own, shared, memory)
         out = finish(net, self.vocab, x_BxLxD, table_VxD, batch)
+        if cache is not None:
+            return out, cached.advance(cache, shared.pos, y[1], None, {})
         return out, stack.aux_of(net, L, self.decisions, None, B)
 
     def _flat(self, x_BxLxD, batch):
@@ -209,6 +218,18 @@ class Baseline(nn.Module):
         parts = block(net, L, platform).parts(net, PARTS[net.name])
         found += [Block(f"layer_{i:02d}", parts) for i in range(net.depth)]
         return PriceList((*found, last))
+
+
+@register("ssm", "lstm")
+class Recurrent(Baseline):
+    """A baseline that reads its tokens one after the other: it decodes with its state."""
+
+    @staticmethod
+    def init_cache(net: NetCfg, L: int, ex_B, platform: str) -> cached.Cache:
+        """Returns the cache of rows that have read nothing."""
+        layer = block(net, L, platform).layer
+        made = tuple(layer.init_cache(len(ex_B), 0, L) for _ in range(net.depth))
+        return cached.empty(L, ex_B, 0, made, net.scan, {})
 
 
 def _flattening(net: NetCfg, L: int) -> pricing.Price:

@@ -295,6 +295,7 @@ def len_windows(net: NetCfg, L: int) -> int:
     return ceil_share(net.compress.r, L)
 
 
+_ONE_PART = {"ssm": "scan", "lstm": "lstm"}
 _PARTS = {"heavy": "attention", "ffn_light": "ffn", "ffn_rest": "ffn", "mlp": "ffn"}
 
 
@@ -311,6 +312,8 @@ def _place(scope: str, net: NetCfg) -> tuple[str, str]:
         number = path[0]
         if net.name == "chiar" and number != "layers":
             number = f"layer_{int(number.removeprefix('layer_')) + 1:02d}"
+        if net.name in _ONE_PART:  # their parameters stand in the block itself
+            return number, _ONE_PART[net.name]
         inside = [name for name in path[1:] if not name.endswith("_0")]
         return number, _PARTS.get(inside[0], inside[0]) if inside else "rest"
     return "head", ""
