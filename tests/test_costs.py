@@ -305,7 +305,7 @@ def assert_token_priced(cfg):
     assert count.count_jaxpr(program, weights=(1, 0)).flops == B * sum(model.token.always.values())
 
 
-HAVE_CACHES = ("dense", "window", "chiar", "cerebra", "ssm", "lstm")
+HAVE_CACHES = ("dense", "window", "chiar", "cerebra", "mod", "ssm", "lstm")
 DECODED = [case for case in CASES if case.split("-")[0] in HAVE_CACHES]
 DECODED = [case for case in DECODED if {"scan", "oracle"}.isdisjoint(case.split("-"))]
 

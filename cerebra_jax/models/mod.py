@@ -8,9 +8,13 @@ quantile, as Cerebra does, with the same router and gate; an encoder the top k.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 
 from cerebra_jax.config import NetCfg
+from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.dropout import Drop
 from cerebra_jax.layers.feedforward import FeedForward
 from cerebra_jax.layers.head import finish
@@ -27,7 +31,7 @@ from cerebra_jax.models.transformer import DenseBlock
 from cerebra_jax.models.transformer import block as dense_block
 from cerebra_jax.routing import thresholds
 from cerebra_jax.routing.report import Reporter
-from cerebra_jax.routing.routed import Capacity, Routed, carry_out
+from cerebra_jax.routing.routed import Capacity, Memory, Routed, carry_out
 from cerebra_jax.routing.routers import SCORED, router_of
 from cerebra_jax.types import LayerDecision
 
@@ -47,22 +51,38 @@ class RoutedBlock(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x_BxLxD, own: Own, shared: Shared):
-        length, causal = self.capacity.length, self.reporter.causal
-        rows = shared.rows(x_BxLxD, length, causal, decoding=False)
+    def __call__(self, x_BxLxD, own: Own, shared: Shared, cache: Memory | None = None):
+        decoding = cache is not None
+        rows = shared.rows(x_BxLxD, self.capacity.length, self.reporter.causal, decoding)
         normed = rows.with_x(self.attention_norm(x_BxLxD))
-        route = self.router(normed, shared.circumstances(own, decoding=False))
+        route = self.router(normed, shared.circumstances(own, decoding))
+        routed = Routed(WholeBlock(self), self.capacity)
+        if decoding:
+            taken, decided, after = routed.decode(rows, route, None, cache)
+            return x_BxLxD + taken, (decided.kept_BxL, after)
         decided = carry_out(route, self.capacity)
-        taken = Routed(self._block, self.capacity)(rows, decided)
+        taken = routed(rows, decided)
         x_BxLxD += Drop(self.dropout)(shared.ex_B, taken)
         return x_BxLxD, self.reporter.report(route, decided, shared.mask_BxL, shared.rate)
 
-    def _block(self, queries: Rows, keys: Rows):
+    def added(self, queries: Rows, keys: Rows):
         """Returns what the block adds to the queries."""
         q = queries.with_x(self.attention_norm(queries.x))
         m = q if keys is queries else keys.with_x(self.attention_norm(keys.x))
         a_BxKxD = self.attention(q, m)
         return a_BxKxD + self.ffn(self.ffn_norm(queries.x + a_BxKxD))
+
+    def decode_added(self, rows: Rows, memory, place: cached.Place):
+        """Returns what the block adds to a chunk of tokens, and the memory after it."""
+        normed = rows.with_x(self.attention_norm(rows.x))
+        a_BxnxD, memory = self.attention.decode(normed, memory, place)
+        x_BxnxD = rows.x + a_BxnxD
+        f_BxnxD = cached.when(place.run, _feed_forward, self, x_BxnxD, x_BxnxD.shape[-1])
+        return a_BxnxD + f_BxnxD, memory
+
+    def init_cache(self, batch: int) -> Memory:
+        """Returns the memory of rows that have read nothing."""
+        return Routed(WholeBlock(self), self.capacity, parent=None).init_cache(batch)
 
     def parts(self, net: NetCfg) -> tuple[Part, ...]:
         """Returns what it is made of, with prices."""
@@ -80,15 +100,52 @@ class RoutedBlock(nn.Module):
         return tuple(found)
 
 
+def _feed_forward(module: RoutedBlock, x_BxnxD):
+    return module.ffn(module.ffn_norm(x_BxnxD))
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeBlock:
+    """A block as a layer: what it adds to the queries."""
+
+    block: RoutedBlock
+
+    def __call__(self, queries: Rows, keys: Rows):
+        return self.block.added(queries, keys)
+
+    def decode(self, rows: Rows, memory, place: cached.Place):
+        """Returns the same for a chunk of tokens, and the memory after it."""
+        return self.block.decode_added(rows, memory, place)
+
+    def init_cache(self, batch: int, slots: int, length: int):
+        """Returns an empty memory of that many slots."""
+        return self.block.attention.init_cache(batch, slots, length)
+
+
+class PairMemory(NamedTuple):
+    """What a pair of blocks remembers while decoding."""
+
+    dense: dict[str, Any]
+    routed: Memory
+
+
 class Pair(nn.Module):
     """A block for all tokens, then one for the kept ones."""
 
     dense: DenseBlock
     routed: RoutedBlock
 
-    def __call__(self, x_BxLxD, own: Own, shared: Shared):
-        x_BxLxD, _ = self.dense(x_BxLxD, own, shared)
-        return self.routed(x_BxLxD, own, shared)
+    def __call__(self, x_BxLxD, own: Own, shared: Shared, cache: PairMemory | None = None):
+        if cache is None:
+            x_BxLxD, _ = self.dense(x_BxLxD, own, shared)
+            return self.routed(x_BxLxD, own, shared)
+        x_BxLxD, (_, dense) = self.dense(x_BxLxD, own, shared, cache.dense)
+        x_BxLxD, (kept, routed) = self.routed(x_BxLxD, own, shared, cache.routed)
+        return x_BxLxD, (kept, PairMemory(dense, routed))
+
+    def init_cache(self, batch: int) -> PairMemory:
+        """Returns the memory of rows that have read nothing."""
+        return PairMemory(self.dense.init_cache(batch), self.routed.init_cache(batch))
 
 
 def blocks(net: NetCfg, L: int, platform: str, decisions: Decisions | None = None):
@@ -126,19 +183,28 @@ class Mod(nn.Module):
     platform: str = "cpu"
 
     @nn.compact
-    def __call__(self, batch, knobs, routing):
+    def __call__(self, batch, knobs, routing, cache: cached.Cache | None = None):
         net = self.net
         x_BxLxD, table_VxD = stack.embedded(net, self.vocab, batch)
         B, n = x_BxLxD.shape[:2]
-        L, shared = stack.shared_of(net, batch, knobs, None, n)
+        L, shared = stack.shared_of(net, batch, knobs, cache, n)
         pairs, last = blocks(net, L, self.platform, self.decisions)
         own, mode = stack.owns(routing, len(pairs)), Repeat(net.scan, net.remat)
-        x_BxLxD, report = scan_layers(pairs, mode, x_BxLxD, own, shared)
+        memory = None if cache is None else cache.layers
+        x_BxLxD, report = scan_layers(pairs, mode, x_BxLxD, own, shared, memory)
+        rest = {}
         if last is not None:
             last = last.clone(name="last", parent=self)
             first = stack.owns({}, 1)
-            x_BxLxD, _ = last(x_BxLxD, first, shared)
+            if cache is None:
+                x_BxLxD, _ = last(x_BxLxD, first, shared)
+            else:
+                found = last(x_BxLxD, first, shared, cache.rest["last"])
+                x_BxLxD, (_, rest["last"]) = found
         out = finish(net, self.vocab, x_BxLxD, table_VxD, batch)
+        if cache is not None:
+            kept_RxBxn, after = report
+            return out, cached.advance(cache, shared.pos, after, kept_RxBxn, rest)
         return out, stack.aux_of(net, L, self.decisions, report, B)
 
     @staticmethod
@@ -150,6 +216,15 @@ class Mod(nn.Module):
         layers += [] if last is None else [last]
         found = [Block(f"layer_{i:02d}", layer.parts(net)) for i, layer in enumerate(layers)]
         return PriceList((first, *found, end))
+
+    @staticmethod
+    def init_cache(net: NetCfg, L: int, ex_B, platform: str) -> cached.Cache:
+        """Returns the cache of rows that have read nothing."""
+        pairs, last = blocks(net, L, platform)
+        B = len(ex_B)
+        made = tuple(pair.init_cache(B) for pair in pairs)
+        rest = {} if last is None else {"last": last.init_cache(B)}
+        return cached.empty(L, ex_B, len(pairs), made, net.scan, rest)
 
     @staticmethod
     def routed(net: NetCfg) -> tuple[str, ...]:

@@ -306,6 +306,8 @@ def _place(scope: str, net: NetCfg) -> tuple[str, str]:
     if path[0].startswith(("first_", "last_")):
         end, _, part = path[0].partition("_")
         return ends[end], _PARTS.get(part, part)
+    if path[0] == "last":  # a dense block after Mixture-of-Depths' pairs
+        return f"layer_{net.depth - 1:02d}", _PARTS.get(path[1], path[1])
     if path[0] == "meta_router":
         return "layer_00", path[0]
     if path[0].startswith("layer_") or path[0] == "layers":
@@ -314,6 +316,10 @@ def _place(scope: str, net: NetCfg) -> tuple[str, str]:
             number = f"layer_{int(number.removeprefix('layer_')) + 1:02d}"
         if net.name in _ONE_PART:  # their parameters stand in the block itself
             return number, _ONE_PART[net.name]
+        if net.name == "mod" and number != "layers" and len(path) > 1:
+            odd = path[1] == "routed"
+            number = f"layer_{2 * int(number.removeprefix('layer_')) + odd:02d}"
+            path = path[1:]
         inside = [name for name in path[1:] if not name.endswith("_0")]
         return number, _PARTS.get(inside[0], inside[0]) if inside else "rest"
     return "head", ""
