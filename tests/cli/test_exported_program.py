@@ -171,7 +171,7 @@ def test_what_cannot_be_exported_is_one_line(runs, tmp_path, capsys, monkeypatch
     )
     run = f"--workdir={runs['transformer']}"
     for words, line in (
-        (["--format=tflite"], "choose one of safetensors, stablehlo, onnx"),
+        (["--format=tflite"], "choose safetensors, stablehlo or onnx"),
         (["--format=stablehlo", "--platforms=gpu"], "choose among cpu, cuda, tpu"),
         (["--format=onnx"], "jax2onnx is not installed; pip install jax2onnx"),
         (["--format=onnx", "--rows=0"], "--rows is '0'"),
