@@ -157,7 +157,7 @@ def priced(p_RxL, cost, net: NetCfg) -> float:
 @pytest.mark.parametrize("kv", ["all", "routed"])
 def test_a_layer_keeps_and_pays_for_its_own_share(kv):
     """As rates of layers say, with and without dispatch; rates of 1 are no rates at all."""
-    route = {"kv": kv, "by_layer": "0.5,2"}
+    route = {"kv": kv, "by_layer": (0.5, 2.0)}
     m = made(net_of(route=route))
     h, aux = m.run(IDS)
     np.testing.assert_allclose(aux.stats["kept"], np.repeat([[3 / L], [12 / L]], B, 1))
@@ -170,21 +170,24 @@ def test_a_layer_keeps_and_pays_for_its_own_share(kv):
     even = priced(np.full((2, L), 0.25), cost, m.net)
     assert own > even or kv == "all"  # a square is convex
 
-    alike, plain = made(net_of(route=route | {"by_layer": "1,1"})), made(net_of(route={"kv": kv}))
+    alike, plain = (
+        made(net_of(route=route | {"by_layer": (1.0, 1.0)})),
+        made(net_of(route={"kv": kv})),
+    )
     np.testing.assert_array_equal(alike.run(IDS)[0], plain.run(IDS)[0])
     assert kept_cost(alike.net, pricing(), 0.25) == kept_cost(plain.net, pricing(), 0.25)
 
 
 @pytest.mark.parametrize("tau", ["running", "learned"])
 def test_thresholds_floors_and_ceilings_follow_the_rate_of_a_layer(tau):
-    route = {"mode": "threshold", "tau": tau, "by_layer": "0.4,2", "floor": 0.1, "ceiling": 0.6}
+    route = {"mode": "threshold", "tau": tau, "by_layer": (0.4, 2.0), "floor": 0.1, "ceiling": 0.6}
     net = net_of(True, route=route)
     first, second = (shape.route for shape in layer_shapes(net))
     assert (first.rate, first.floor, first.ceiling) == pytest.approx((0.1, 0.04, 0.24))
     assert (second.rate, second.floor, second.ceiling) == pytest.approx((0.5, 0.2, 1.0))
     start = [0, 0] if tau == "learned" else [1.2816, 0.0]
     np.testing.assert_allclose(registry.init_routing(net)["tau"], start, atol=1e-4)
-    greedy = net_of(True, route={"mode": "threshold", "rate": 0.9, "by_layer": "9,1"})
+    greedy = net_of(True, route={"mode": "threshold", "rate": 0.9, "by_layer": (9.0, 1.0)})
     assert layer_shapes(greedy)[0].route.rate < 1
 
 

@@ -65,6 +65,7 @@ def test_every_changed_key_is_refused_and_named(tmp_path):
             int: lambda v: v + 1,
             float: lambda v: v + 0.5,
             str: lambda v: v + "x",
+            tuple: lambda v: (*v, 1),
         }
         values = config.to_dict(cfg)
         node = values
