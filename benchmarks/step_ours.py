@@ -1,4 +1,4 @@
-"""Our training step as a benchmark variant: the step that `cerebra_jax.main` runs, on one device."""
+"""Our training step as a benchmark variant: the step that a run takes, on one device."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.cost.prices import TRAIN_FACTOR
 from cerebra_jax.cost.timing import Variant, best_rate
 from cerebra_jax.models import model as models
-from cerebra_jax.tasks.text import sketch
+from cerebra_jax.policies.schedule import Length
+from cerebra_jax.tasks.registry import sketch
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import state
+from cerebra_jax.training.experiment import policies
+from cerebra_jax.training.objective import Objective
 from cerebra_jax.training.parallel import DataParallel
 from cerebra_jax.training.step import make_train_step
 
-TOTAL = 1_000_000  # steps of the schedule: the learning rate is constant over a benchmark
+# so many steps that the learning rate is constant over a benchmark
+LENGTH = Length(total=1_000_000, per_epoch=1_000_000)
 
 
 def random_batch(cfg: RunCfg, seed: int) -> dict[str, np.ndarray]:
@@ -30,16 +34,23 @@ def random_batch(cfg: RunCfg, seed: int) -> dict[str, np.ndarray]:
     B, L, V = cfg.train.batch_size, cfg.task.seq_len, cfg.task.vocab_size
     text_BxT = rng.integers(0, V, (B, L + 1), dtype=np.int32)
     ones_BxL = np.ones((B, L), np.float32)
-    return {"inputs_BxL": text_BxT[:, :-1], "labels_BxL": text_BxT[:, 1:], "w_BxL": ones_BxL,
-            "ex_B": np.arange(B, dtype=np.int32)}  # fmt: skip
+    return {
+        "inputs_BxL": text_BxT[:, :-1],
+        "labels_BxL": text_BxT[:, 1:],
+        "w_BxL": ones_BxL,
+        "ex_B": np.arange(B, dtype=np.int32),
+    }
 
 
 def build(cfg: RunCfg, folder: Path) -> Variant:
-    """The step of cfg.net.name; its first weights and three batches go into `folder` as .npz, its losses into info."""
+    """The step of cfg.net.name.
+
+    Its first weights and three batches go into `folder` as .npz, its losses into info.
+    """
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, warmup="0 steps"))
     model = models.build(cfg, cfg.task.vocab_size)
-    optimizer = optim.make(cfg.train, TOTAL, TOTAL)
-    step = make_train_step(model, sketch(cfg), optimizer, cfg, TOTAL, TOTAL)
+    optimizer = optim.make(cfg.train, LENGTH)
+    step = make_train_step(Objective(model, sketch(cfg), policies(cfg)), optimizer, cfg, LENGTH)
     batches = [random_batch(cfg, seed) for seed in range(3)]
     now = state.init(model, optimizer, batches[0], jax.random.key(0))
     params = {name: np.asarray(x) for name, x in trees.named_leaves(now.params).items()}
@@ -51,9 +62,9 @@ def build(cfg: RunCfg, folder: Path) -> Variant:
     run = DataParallel(step, step, [device])
     key = jax.random.key(1)
     held = SimpleNamespace(state=run.place(now), batches=[run.shard(b) for b in batches], done=0)
-    memory = run._train.lower(held.state, held.batches[0], key).compile().memory_analysis()
+    memory = run.programs[0].lower(held.state, held.batches[0], key).compile().memory_analysis()
     temp = memory.temp_size_in_bytes
-    whole = (
+    program = (
         temp
         + memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -76,7 +87,7 @@ def build(cfg: RunCfg, folder: Path) -> Variant:
         "losses": [steps(1) for _ in batches],
         "flops": TRAIN_FACTOR * cfg.train.batch_size * model.cost.executed_flops,
         "temp_bytes": temp,
-        "program_bytes": whole,
+        "program_bytes": program,
         "device": device.device_kind,
         "versions": {"jax": jax.__version__},
     }

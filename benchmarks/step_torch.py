@@ -1,5 +1,8 @@
-"""A plain PyTorch Transformer of the same architecture as `transformer`: pre-LN, RoPE, GELU (tanh), tied head, no
-biases, SDPA, AdamW (fused) and clipping. It starts from our weights, so its losses must be ours."""
+"""A plain PyTorch Transformer of the same architecture as `transformer`.
+
+It has pre-LN, RoPE, GELU (tanh), a tied head, no biases, SDPA, AdamW (fused) and clipping. It
+starts from our weights, so its losses must be ours.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,23 @@ INSTALL = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 def build(cfg: RunCfg, folder: Path, compiled: bool) -> Variant:
-    """Eager or compiled (torch.compile) training step on the CPU; raises Unavailable with the mend."""
+    """Returns a training step on the CPU, eager or by torch.compile.
+
+    Raises Unavailable, with what to do, where PyTorch or torch.compile does not work.
+    """
     if torch is None:
         raise Unavailable(f"PyTorch is not installed: {INSTALL}")
     torch.set_num_threads(cores())
+
+    # our weights and batches
     net = _module()(cfg)
     _load(net, dict(np.load(folder / "transformer.npz")))
     batches = [dict(np.load(folder / f"batch_{i}.npz")) for i in range(3)]
     pairs = [
         tuple(torch.from_numpy(b[k]).long() for k in ("inputs_BxL", "labels_BxL")) for b in batches
     ]
+
+    # a step, as ours
     optimizer = _adamw(net, cfg.train)
     loss_of = torch.compile(net) if compiled else net
     done = 0
@@ -54,6 +64,8 @@ def build(cfg: RunCfg, folder: Path, compiled: bool) -> Variant:
         raise Unavailable(
             f"torch.compile does not work here: {type(e).__name__}: {str(e)[:200]}"
         ) from e
+
+    # what the table says beside its times
     n = 1024
     a = torch.from_numpy(np.random.default_rng(0).standard_normal((n, n)).astype(np.float32))
     info = {
@@ -66,33 +78,37 @@ def build(cfg: RunCfg, folder: Path, compiled: bool) -> Variant:
 
 
 def _module():
-    """The module class; PyTorch may be missing when this file is imported."""
+    """Returns the module class; PyTorch may be missing when this file is imported."""
 
     class Layer(nn.Module):
         def __init__(self, D: int, H: int, ffn: int):
             super().__init__()
             self.H = H
-            self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
-            self.qkv, self.out = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, D, bias=False)
-            self.up, self.down = nn.Linear(D, ffn, bias=False), nn.Linear(ffn, D, bias=False)
+            self.norm1 = nn.LayerNorm(D)
+            self.qkv = nn.Linear(D, 3 * D, bias=False)
+            self.out = nn.Linear(D, D, bias=False)
+            self.norm2 = nn.LayerNorm(D)
+            self.up = nn.Linear(D, ffn, bias=False)
+            self.down = nn.Linear(ffn, D, bias=False)
 
         def forward(self, x_BxLxD, cos_LxC, sin_LxC):
             B, L, D = x_BxLxD.shape
-            qkv = (
-                self.qkv(self.norm1(x_BxLxD))
-                .view(B, L, 3, self.H, D // self.H)
-                .permute(2, 0, 3, 1, 4)
+            qkv = self.qkv(self.norm1(x_BxLxD)).view(B, L, 3, self.H, D // self.H)
+            q_BxHxLxC, k_BxHxLxC, v_BxHxLxC = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            q_BxHxLxC = _rope(q_BxHxLxC, cos_LxC, sin_LxC)
+            k_BxHxLxC = _rope(k_BxHxLxC, cos_LxC, sin_LxC)
+            y_BxHxLxC = F.scaled_dot_product_attention(
+                q_BxHxLxC, k_BxHxLxC, v_BxHxLxC, is_causal=True
             )
-            q, k, v = qkv.unbind(0)
-            q, k = _rope(q, cos_LxC, sin_LxC), _rope(k, cos_LxC, sin_LxC)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x_BxLxD = x_BxLxD + self.out(y.transpose(1, 2).reshape(B, L, D))
+            x_BxLxD = x_BxLxD + self.out(y_BxHxLxC.transpose(1, 2).reshape(B, L, D))
             return x_BxLxD + self.down(F.gelu(self.up(self.norm2(x_BxLxD)), approximate="tanh"))
 
     class Transformer(nn.Module):
         def __init__(self, cfg: RunCfg):
             super().__init__()
-            D, H, L = cfg.net.width, cfg.net.heads, cfg.task.seq_len
+            D = cfg.net.width
+            H = cfg.net.heads
+            L = cfg.task.seq_len
             self.table = nn.Embedding(cfg.task.vocab_size, D)
             self.layers = nn.ModuleList(
                 Layer(D, H, cfg.net.ffn_width) for _ in range(cfg.net.depth)
@@ -127,7 +143,7 @@ def _adamw(net, cfg: TrainCfg):
 
 
 def _load(net, ours: dict[str, np.ndarray]) -> None:
-    """Copies our weights (kernels are transposed there); every one of them must be used."""
+    """Copies our weights, whose kernels are transposed there; raises if one of them is not used."""
     with torch.no_grad():
 
         def put(parameter, *names: str) -> None:

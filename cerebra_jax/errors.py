@@ -1,59 +1,68 @@
-"""Errors that end a run, each with the exit status that scripts and schedulers read.
+"""Defines the errors that end a run, each with the exit status that scripts and schedulers read.
 
-One line on screen, `error: what is wrong; how to mend it`, and no traceback: a traceback is for bugs (exit 70).
+An error is one line on screen, `error: what is wrong; hint`, and no traceback: a traceback is for
+bugs (exit 70).
 """
 
 import errno
 
-DONE, REFUSED, USER, BUG, DISK, PREEMPTED, PEER, DIVERGED = 0, 1, 2, 70, 74, 75, 76, 77
+DONE = 0
+REFUSED = 1
+USER = 2
+BUG = 70
+DISK = 74
+PREEMPTED = 75
+PEER = 76
+DIVERGED = 77
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class RunError(Exception):
-    """A run that cannot go on: `what` went wrong, `mend` says how to put it right."""
+    """Ends a run: `what` went wrong, `hint` says how to put it right."""
 
     status = BUG
 
-    def __init__(self, what: str, mend: str = ""):
-        super().__init__(f"{what}; {mend}" if mend else what)
-        self.what, self.mend = what, mend
+    def __init__(self, what: str, hint: str = ""):
+        super().__init__(f"{what}; {hint}" if hint else what)
+        self.what = what
+        self.hint = hint
 
 
 class UserError(RunError):
-    """The user's mistake: a mistyped key, an impossible value, a missing or broken file."""
+    """Tells the user's mistake: a mistyped key, an impossible value, a missing or broken file."""
 
     status = USER
 
 
 class Busy(UserError):
-    """Another process is at work in this folder."""
+    """Tells that another process is at work in this folder."""
 
 
 class PointsFailed(RunError):
-    """Some runs of a sweep failed; the others went on to their end."""
+    """Tells that some runs of a sweep failed; the others went on to their end."""
 
     status = REFUSED
 
 
 class NotCertified(RunError):
-    """`certify` found that the compiled program does not save what it should."""
+    """Tells that the compiled program does not save what it should, as `certify` found."""
 
     status = REFUSED
 
 
 class DiskError(RunError):
-    """The disk is full or cannot be written; the last good checkpoint is still there."""
+    """Tells that the disk is full or cannot be written; the last good checkpoint is still there."""
 
     status = DISK
 
 
 class Preempted(RunError):
-    """SIGTERM or SIGINT arrived; the state is saved and the same command goes on."""
+    """Tells that SIGTERM or SIGINT arrived; the state is saved and the same command goes on."""
 
     status = PREEMPTED
 
 
 class Diverged(RunError):
-    """Loss or gradients stayed non-finite; nothing non-finite was saved."""
+    """Tells that loss or gradients stayed non-finite; nothing non-finite was saved."""
 
     status = DIVERGED

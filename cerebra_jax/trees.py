@@ -7,7 +7,7 @@ from typing import Any
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """{'layers/ffn/up/kernel': leaf} for a nested dict of arrays, in sorted order."""
+    """Returns {'layers/ffn/up/kernel': leaf} for a nested dict of arrays, in sorted order."""
     out: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -22,15 +22,16 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def label(tree: Any, rules: list[tuple[str, str]]) -> Any:
-    """The tree with each leaf replaced by the label of the one rule (regex over its name) that matches.
+    """Returns the tree with each leaf replaced by the label of the one rule that matches its name.
 
-    Raises ValueError where no rule or more than one rule matches: a parameter that no rule covers is a bug.
+    A rule is (regular expression, label). Raises ValueError where no rule or more than one rule
+    matches: a parameter that no rule covers is a bug.
     """
 
     def walk(prefix: str, node: Any) -> Any:
         if isinstance(node, dict):
             return {k: walk(f"{prefix}/{k}" if prefix else str(k), v) for k, v in node.items()}
-        hits = [lab for pattern, lab in rules if re.fullmatch(pattern, prefix)]
+        hits = [name for pattern, name in rules if re.fullmatch(pattern, prefix)]
         if len(hits) != 1:
             raise ValueError(f"{prefix}: {len(hits)} rules match {hits}")
         return hits[0]

@@ -1,4 +1,4 @@
-"""Strict by default: warnings and rank promotion are errors, 8 CPU devices, no network, nothing written at home."""
+"""Strict by default: warnings and rank promotion are errors, 8 CPU devices, no network."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _CACHE = {
 }
 os.environ |= _CACHE | {
     "JAX_PLATFORMS": "cpu",
-    # the tests compile many tiny programs: unoptimised code takes two thirds of the time to make, and the older code
-    # generator of fusions two thirds of that
+    # the tests compile many tiny programs: unoptimised code takes two thirds of the time to make,
+    # and the older code generator of fusions two thirds of that
     "XLA_FLAGS": f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
     " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8",
-    # XLA's CPU pool is sized by core count: with fewer threads than devices, collectives deadlock on jax < 0.12
+    # XLA's CPU pool is sized by core count: with fewer threads than devices, collectives deadlock
+    # on jax < 0.12
     "NPROC": "16",
 }
 
@@ -38,12 +39,40 @@ from cerebra_jax import config  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# what `-m quick` runs, about two minutes on two cores: files of many small facts and few programs
+QUICK = (
+    "config/",
+    "cost/",
+    "report/",
+    "routing/test_dispatch.py",
+    "tasks/tabular/",
+    "tasks/text/test_scan.py",
+    "kernels/test_topk.py",
+    "kernels/test_straight_through.py",
+    "kernels/test_cross_entropy.py",
+    "layers/test_gla.py",
+    "models/test_rules.py",
+    "models/test_shapes.py",
+    "policies/test_policy.py",
+    "test_checks.py",
+    "test_house.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the quick subset."""
+    for item in items:
+        name = item.path.relative_to(ROOT / "tests").as_posix()
+        if name.startswith(QUICK):
+            item.add_marker(pytest.mark.quick)
+
+
 _LOCAL = {"127.0.0.1", "::1", "localhost", ""}
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that reaches for the network fails at once, as on an offline machine."""
+    """Makes a test that reaches for the network fail at once, as on an offline machine."""
     connect, lookup = socket.socket.connect, socket.getaddrinfo
 
     def guarded_connect(self: socket.socket, address: Any) -> Any:
@@ -62,7 +91,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def clean_env() -> dict[str, str]:
-    """Environment for subprocesses: a user's own (1 device), offline, with the caches of this test session."""
+    """Returns the environment of subprocesses: a user's own, offline, with our caches."""
     env = {k: v for k, v in _USER_ENV.items() if not k.startswith("PYTEST_")}
     dead_proxy = dict.fromkeys(
         ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
@@ -73,7 +102,10 @@ def clean_env() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def tiny_cfg() -> Callable[..., config.RunCfg]:
-    """Makes a small RunCfg: tiny_cfg({"net.name": "transformer", "train": {"accum": 2}}), nested or dotted keys."""
+    """Returns a function that makes a small configuration, of nested or dotted keys.
+
+    tiny_cfg({"net.name": "transformer", "train": {"accum": 2}})
+    """
 
     def make(overrides: Mapping[str, Any] | None = None) -> config.RunCfg:
         values: dict[str, Any] = {
@@ -88,7 +120,7 @@ def tiny_cfg() -> Callable[..., config.RunCfg]:
 
 
 class _Screen:
-    """What `loop.run` shows, kept."""
+    """Keeps what the training loop shows."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -111,13 +143,13 @@ class _Screen:
 
 @pytest.fixture(scope="session", name="Screen")
 def _screen() -> type[_Screen]:
-    """Screen(): shows nothing and keeps its lines."""
+    """Returns a screen that shows nothing and keeps its lines: Screen()."""
     return _Screen
 
 
 @pytest.fixture(scope="session")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CSV of 60 rows: a category, a number, and y to predict."""
+    """Returns a CSV of 60 rows: a category, a number, and y to predict."""
     rng = random.Random(0)
     rows = [f"{rng.choice('abc')},{rng.gauss(0, 1):.3f},{rng.gauss(5, 2):.3f}" for _ in range(60)]
     path = tmp_path_factory.mktemp("table") / "t.csv"
@@ -129,7 +161,10 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go(
     Screen: type[_Screen],
 ) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]], _Screen]]:
-    """go(cfg, folder, stop) trains: its result, its lines of metrics.jsonl without times, its screen."""
+    """Returns a function that trains, go(cfg, folder, stop).
+
+    It returns the result, the lines of metrics.jsonl without times, and the screen.
+    """
     from cerebra_jax.tasks.registry import build
     from cerebra_jax.training import metrics
     from cerebra_jax.training import trainer as loop
@@ -169,5 +204,5 @@ def _remove_cache() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def eight_bits() -> None:
-    """For tests that train or run in 8 bits: they are skipped where the library is not installed."""
+    """Skips tests that train or run in 8 bits where the library is not installed."""
     pytest.importorskip("qwix", reason="8 bits take qwix: the extra `quant`")

@@ -1,17 +1,29 @@
-"""One contract over the whole table of models and modes: what a new model must keep to enter the table."""
+"""Every model and mode of one table keeps one contract; a new model enters by a line here."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cerebra_jax import trees
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.models.decoders import DECODERS
-from cerebra_jax.models.model import MODELS, build, neutral_knobs
+from cerebra_jax.models import registry
+from cerebra_jax.models.model import build, neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.testing import assert_causal, assert_decodes
 
 V, B, L = 50, 8, 32
+ROUTE = ("mode", "dispatch", "lowering")
+
+
+def cerebra(**keys) -> dict:
+    """Returns the changes of a Cerebra of two layers with keys of its own; its keys are routed."""
+    route = {"kv": "routed"} | {key: keys.pop(key) for key in ROUTE if key in keys}
+    return {"net": {"name": "cerebra", "depth": 2, "ssm_state": 4, "route": route} | keys}
+
+
 VARIANTS = {
     "dense": {"net.name": "transformer"},
     "dense-kept": {"net.name": "transformer", "net.kept": {"heads": "1,0,2", "ffn": "8,48,3"}},
@@ -98,6 +110,29 @@ VARIANTS = {
         "net.attention": "blockwise",
         "net.compress.r": 1.0,
     },
+    "cerebra-heavy-gla": cerebra(heavy="gla"),
+    "cerebra-heavy-gla-masked": cerebra(heavy="gla", dispatch=False),
+    "cerebra-heavy-gla-onehot": cerebra(heavy="gla", lowering="onehot"),
+    "cerebra-heavy-gla-soft": cerebra(heavy="gla", mode="soft"),
+    "cerebra-heavy-ssm": cerebra(heavy="ssm"),
+    "cerebra-heavy-ssm-masked": cerebra(heavy="ssm", dispatch=False),
+    "cerebra-light-ssm": cerebra(light="ssm"),
+    "cerebra-light-gla": cerebra(light="gla"),
+    "cerebra-light-dct": cerebra(light="dct"),
+    "cerebra-light-local": cerebra(light="local"),
+    "cerebra-light-none": cerebra(light="none"),
+    "cerebra-gla-gla": cerebra(heavy="gla", light="gla", mode="random"),
+    "cerebra-gla-gla-scan-remat": cerebra(heavy="gla", light="gla", scan=True, remat=True),
+    "cerebra-gla-full": cerebra(heavy="gla", light="none", mode="always_full"),
+    "cerebra-gla-light-alone": cerebra(light="gla", mode="always_compressed"),
+    "dense-gla": {"net.name": "transformer", "net.heavy": "gla"},
+    "dense-ssm": {"net.name": "transformer", "net.heavy": "ssm", "net.ssm_state": 4},
+    "mod-gla": {"net.name": "mod", "net.heavy": "gla", "net.route.kv": "routed"},
+    "mod-gla-masked": {
+        "net.name": "mod",
+        "net.heavy": "gla",
+        "net.route": {"kv": "routed", "dispatch": False},
+    },
     "mod": {"net.name": "mod", "net.depth": 4, "net.route.kv": "routed"},
     "mod-kv-all": {"net.name": "mod"},
     "mod-masked": {"net.name": "mod", "net.route.kv": "routed", "net.route.dispatch": False},
@@ -135,45 +170,47 @@ def tokens(seed: int = 0) -> np.ndarray:
 
 
 class Made:
-    """A model of a variant with random parameters, and its forward pass compiled once: run(ids) -> (logits, aux)."""
+    """A model of a variant with random parameters; run(ids) -> (logits, aux) is compiled once."""
 
     def __init__(self, cfg):
         self.model = build(cfg, V)
         shapes = jax.eval_shape(
             lambda key: self.model.init(key, batch_of(tokens())), jax.random.key(0)
         )
-        rng = np.random.RandomState(
-            1
-        )  # larger weights than at the start of training: differences between tokens are then far above rounding
+        # weights are larger than at the start of training, so that differences between tokens are
+        # far above rounding
+        rng = np.random.RandomState(1)
 
         def fill(path, s):
             centre = 1.0 if path[-1].key in ("scale", "w") else 0.0
             return jnp.asarray(centre + 0.1 * rng.standard_normal(s.shape), jnp.float32)
 
         params = jax.tree_util.tree_map_with_path(fill, shapes["params"])
-        self.variables = {"params": params, "routing": MODELS[self.model.name].routing(cfg.net)}
+        self.variables = {"params": params, "routing": registry.init_routing(cfg.net)}
+        self._forward = jax.jit(self.forward)
         if self.variables["routing"]:  # some tokens, but not all, are routed
-            self.variables["routing"] = {
-                key: x.mean(1) for key, x in jax.jit(self.forward)(tokens())[1].observed.items()
-            }
-        self.run = jax.jit(lambda ids: self.forward(ids))
+            observed = self.run(tokens())[1].observed
+            self.variables["routing"] = {key: x.mean(1) for key, x in observed.items()}
 
     def forward(self, ids, variables=None):
-        out, aux = self.model.apply(variables or self.variables, batch_of(ids), neutral_knobs())
-        return jnp.einsum("bld,vd->blv", out.h.astype(jnp.float32), out.head_VxD), aux
+        variables = self.variables if variables is None else variables
+        out, aux = self.model.apply(variables, batch_of(ids), neutral_knobs())
+        return out.logits(), aux
+
+    def run(self, ids, variables=None):
+        return self._forward(ids, self.variables if variables is None else variables)
 
 
 @pytest.fixture(scope="module")
 def make(tiny_cfg):
-    """A factory of `Made`, each variant made once a module."""
+    """Returns a factory of `Made`; each variant is made once."""
     made = {}
 
     def get(name: str, **extra) -> Made:
-        key = (name, tuple(sorted(extra.items())))
+        key = (name, repr(sorted(extra.items())))
         if key not in made:
-            made[key] = Made(
-                tiny_cfg({"task.seq_len": L, "net.ffn_width": 48} | VARIANTS.get(name, {}) | extra)
-            )
+            keys = {"task.seq_len": L, "net.ffn_width": 48} | VARIANTS.get(name, {}) | extra
+            made[key] = Made(tiny_cfg(keys))
         return made[key]
 
     return get
@@ -181,25 +218,32 @@ def make(tiny_cfg):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_contract_and_causality(make, name):
-    """Finite, right shapes, a cost, and no output that depends on later tokens or on other examples."""
+    """Outputs are finite and depend on no later token and no other example; they have a cost."""
     m = make(name)
     logits, aux = m.run(tokens())
-    assert logits.shape == (B, L, V) and np.isfinite(logits).all()
-    assert (
-        aux.expected_B.shape == aux.hard_B.shape == (B,)
-        and (aux.hard_B > 0).all()
-        and (aux.expected_B > 0).all()
-    )
-    assert m.model.cost.executed_flops > 0 and m.model.causal
+    assert logits.shape == (B, L, V)
+    assert np.isfinite(logits).all()
+    for cost_B in (aux.expected_B, aux.hard_B):
+        assert cost_B.shape == (B,)
+        assert (cost_B > 0).all()
+    assert m.model.cost.executed_flops > 0
+    assert m.model.causal
     assert_causal(lambda ids: m.run(ids)[0], tokens())
 
 
-@pytest.mark.parametrize("name", [n for n, net in VARIANTS.items()
-                                  if not {"oracle", "blockwise", "onehot", "matmul"} & set(n.split("-"))
-                                  and net.get("net.name", "chiar") in DECODERS])  # fmt: skip
+def decoded(name: str) -> bool:
+    """Returns whether a variant decodes; kernels and lowerings are not part of a step."""
+    words = name.split("-")
+    model = {"dense": "transformer"}.get(words[0], words[0])
+    return registry.decodes(model) and {"oracle", "blockwise", "onehot", "matmul"}.isdisjoint(words)
+
+
+DECODED = [name for name in VARIANTS if decoded(name)]
+
+
+@pytest.mark.parametrize("name", DECODED)
 def test_cached_decoding_is_the_full_pass(make, name):
-    """Random prompts at random paces: the decisions of the full pass exactly, its logits within 1e-5. (An oracle cannot
-    decode; kernels and lowerings are not part of the step.)"""
+    """Random prompts are read at random paces: same decisions exactly, logits within 1e-5."""
     m = make(name)
 
     def full(ids):
@@ -208,14 +252,17 @@ def test_cached_decoding_is_the_full_pass(make, name):
 
     def decode(cache, ids_Bxn, new_B):
         out, cache = m.model.decode(m.variables, cache, ids_Bxn, new_B)
-        return jnp.einsum("bld,vd->blv", out.h.astype(jnp.float32), out.head_VxD), cache
+        return out.logits(), cache
 
     cache = m.model.init_cache(batch_of(tokens())["ex_B"])
     assert_decodes(full, decode, cache, tokens(5), decisions=lambda cache: cache.kept_RxBxL)
 
 
-@pytest.mark.parametrize("name", ["dense", "ssm", "lstm", "chiar-threshold", "chiar-hard-kv-routed", *(
-    f"cerebra-{kind}" for kind in ("threshold", "kv-all", "hybrid-odd", "learned", "soft"))])  # fmt: skip
+EAGER = ["dense", "ssm", "lstm", "chiar-threshold", "chiar-hard-kv-routed", "cerebra-gla-gla"]
+EAGER += [f"cerebra-{kind}" for kind in ("threshold", "kv-all", "hybrid-odd", "learned", "soft")]
+
+
+@pytest.mark.parametrize("name", EAGER)
 def test_jit_equals_eager(make, name):
     m = make(name)
     np.testing.assert_allclose(m.forward(tokens())[0], m.run(tokens())[0], rtol=2e-4, atol=2e-4)
@@ -242,58 +289,58 @@ def test_every_parameter_gets_a_gradient(make, name):
             nats = chunked_xent(out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], 16)
             if m.model.name not in ("cerebra", "mod"):
                 return nats + aux.expected_B.sum()
-            # its routers learn from the task itself, through the gates: no penalty and no z-loss here
-            return nats + sum(
-                loss_B.sum() for name, loss_B in aux.losses.items() if name != "z_loss"
-            )
+            # its routers learn from the task itself, through the gates: no penalty, no z-loss here
+            losses = {name: loss_B for name, loss_B in aux.losses.items() if name != "z_loss"}
+            return nats + sum(loss_B.sum() for loss_B in losses.values())
 
         return jax.grad(loss)(params)
 
-    dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grad(m.variables["params"]))
-            if not (np.isfinite(g).all() and np.abs(g).max() > 0)]  # fmt: skip
-    assert not dead
+    found = trees.named_leaves(grad(m.variables["params"]))
+    assert all(np.isfinite(g).all() for g in found.values())
+    assert not [name for name, g in found.items() if not np.abs(g).max() > 0]
 
 
-@pytest.mark.parametrize("name", ["chiar-onehot", "cerebra-onehot"])
+@pytest.mark.parametrize("name", ["chiar-onehot", "cerebra-onehot", "cerebra-heavy-gla-onehot"])
 def test_onehot_products_are_the_gathers(make, name):
-    """The same outputs, decisions and gradients, without a batched gather or any scatter in the program."""
+    """The outputs, decisions and gradients are the same; no batched gather and no scatter runs."""
     m, plain = make(name), make(name, **{"net.route.lowering": "gather"})
-    (got, aux), (want, plain_aux) = m.run(tokens(2)), plain.run(tokens(2))
+    got, aux = m.run(tokens(2))
+    want, plain_aux = plain.run(tokens(2))
     np.testing.assert_array_equal(aux.scores["kept"], plain_aux.scores["kept"])
     np.testing.assert_array_equal(aux.hard_B, plain_aux.hard_B)
     np.testing.assert_allclose(got, want, atol=1e-6 * float(np.abs(want).max()))
 
-    def slope(m):
-        return jax.jit(
-            jax.grad(
-                lambda params: (
-                    m.forward(tokens(2), m.variables | {"params": params})[0] ** 2
-                ).mean()
-            )
-        )
+    def slope(made):
+        def loss(params):
+            return (made.forward(tokens(2), m.variables | {"params": params})[0] ** 2).mean()
 
-    for g, h in zip(
-        *(jax.tree.leaves(slope(m)(m.variables["params"])) for m in (m, plain)), strict=True
-    ):
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(m.variables["params"]))
+
+    for g, h in zip(slope(m), slope(plain), strict=True):
         np.testing.assert_allclose(g, h, atol=1e-5 * float(np.abs(h).max()))
-    moves = [
-        e
-        for e in trees_of(jax.make_jaxpr(m.forward)(tokens()))
-        if e.primitive.name.startswith(("gather", "scatter"))
-    ]
-    assert moves and all(
-        e.primitive.name == "gather" and e.invars[0].aval.ndim == 2 for e in moves
-    )  # tables only
-    assert any(
-        e.primitive.name == "scatter" for e in trees_of(jax.make_jaxpr(plain.forward)(tokens()))
-    )
-    extra = m.model.cost.executed_flops - plain.model.cost.executed_flops
-    assert extra == sum(v for k, v in m.model.cost.executed.items() if k.endswith("/dispatch")) > 0
-    assert m.model.cost.model_flops == plain.model.cost.model_flops
+
+    # what moves rows: tables only
+    moves = [op for op in equations(m) if op.primitive.name.startswith(("gather", "scatter"))]
+    assert moves
+    for op in moves:
+        assert op.primitive.name == "gather"
+        assert op.invars[0].aval.ndim == 2
+    assert any(op.primitive.name == "scatter" for op in equations(plain))
+
+    # what it costs more
+    cost, cheaper = m.model.cost, plain.model.cost
+    products = sum(v for k, v in cost.executed.items() if k.endswith("/dispatch"))
+    assert cost.executed_flops - cheaper.executed_flops == products > 0
+    assert cost.model_flops == cheaper.model_flops
+
+
+def equations(made):
+    """Returns every equation of a model's forward pass."""
+    return trees_of(jax.make_jaxpr(made.forward)(tokens()))
 
 
 def trees_of(jaxpr):
-    """Every equation of a program, of what it calls too."""
+    """Yields every equation of a program, of what it calls too."""
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield eqn
         for value in eqn.params.values():
@@ -303,57 +350,76 @@ def trees_of(jaxpr):
 
 
 @pytest.mark.parametrize("kv", ["all", "routed"])
-@pytest.mark.parametrize(("name", "mode"), [
-    ("chiar", "threshold"), ("chiar", "hard"), ("chiar", "random"), ("cerebra", "threshold"), ("cerebra", "random"),
-    ("cerebra", "oracle"), ("mod", "threshold"), ("mod", "oracle")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("chiar", "threshold"),
+        ("chiar", "hard"),
+        ("chiar", "random"),
+        ("cerebra", "threshold"),
+        ("cerebra", "random"),
+        ("cerebra", "oracle"),
+        ("mod", "threshold"),
+        ("mod", "oracle"),
+    ],
+)
 def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv):
-    """Two ways to compute one model: gathered tokens only, or everything and a mask."""
-    extra = {
-        "net.route.mode": mode,
-        "net.route.kv": kv,
-        "net.route.capacity": 4.0,
-        "net.route.rate": 0.25,
-    }
-    extra["net.name"] = name
-    m, masked = make("", **extra), make("", **extra, **{"net.route.dispatch": False})
+    """Gathered tokens only, or everything and a mask: two ways to compute one model."""
+    route = {"mode": mode, "kv": kv}
+    assert_dispatch_is_the_mask(make, {"net.name": name, "net.route": route})
+
+
+@pytest.mark.parametrize("name", ["cerebra", "mod"])
+@pytest.mark.parametrize("heavy", ["gla", "ssm"])
+@pytest.mark.parametrize("mode", ["threshold", "random"])
+def test_a_recurrence_reads_the_same_tokens_dispatched_or_masked(make, name, heavy, mode):
+    """A state that skips tokens is the state of the tokens laid side by side."""
+    net = {"name": name, "heavy": heavy, "depth": 2, "ssm_state": 4}
+    if name == "cerebra":
+        net["light"] = "none"
+    assert_dispatch_is_the_mask(make, {"net": net, "net.route": {"mode": mode, "kv": "routed"}})
+
+
+def assert_dispatch_is_the_mask(make, keys):
+    keys["net.route"] |= {"capacity": 4.0, "rate": 0.25}
+    m, masked = make("", **keys), make("", **keys, **{"net.route.dispatch": False})
     got, aux = m.run(tokens(3))
-    assert (
-        0 < float(aux.stats["kept"].mean()) < 1
-        and float(jnp.abs(aux.stats["overflow"]).max()) < 1e-6
-    )
-    np.testing.assert_allclose(got, masked.run(tokens(3))[0], rtol=2e-4, atol=2e-4)
+    assert 0 < float(aux.stats["kept"].mean()) < 1
+    assert float(jnp.abs(aux.stats["overflow"]).max()) < 1e-6
+    want, same = masked.run(tokens(3))
+    np.testing.assert_array_equal(aux.scores["kept"], same.scores["kept"])
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
-SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random", "cerebra-oracle", "lstm",
-           "ssm", "cnn"]  # fmt: skip
+SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random"]
+SCANNED += ["cerebra-oracle", "cerebra-gla-gla", "lstm", "ssm", "cnn"]
 
 
 @pytest.mark.parametrize("name", SCANNED)
 def test_scanned_equals_unrolled_and_remat_changes_nothing(make, name):
-    m, scanned = (
-        make(name, **{"net.depth": 4}),
-        make(name, **{"net.depth": 4, "net.scan": True, "net.remat": True}),
-    )
+    m = make(name, **{"net.depth": 4})
+    scanned = make(name, **{"net.depth": 4, "net.scan": True, "net.remat": True})
     params = dict(m.variables["params"])
     layers = [params.pop(k) for k in sorted(params) if k.startswith("layer_")]
     params["layers"] = jax.tree.map(lambda *p: jnp.stack(p), *layers)
-    got = jax.jit(scanned.forward)(tokens(), m.variables | {"params": params})[0]
+    got = scanned.run(tokens(), m.variables | {"params": params})[0]
     np.testing.assert_allclose(got, m.run(tokens())[0], rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["dense", "chiar-threshold", "chiar-soft", "cerebra-threshold", "cerebra-soft",
-                                  "window", "lstm", "ssm", "cnn"])  # fmt: skip
+LOW = ["dense", "chiar-threshold", "chiar-soft", "cerebra-threshold", "cerebra-soft"]
+LOW += ["cerebra-heavy-gla-soft", "window", "dense-gla", "lstm", "ssm", "cnn"]
+
+
+@pytest.mark.parametrize("name", LOW)
 def test_bfloat16_stays_near_float32(make, name):
     m, low = make(name), make(name, **{"net.dtype": "bfloat16"})
     variables = m.variables
-    if name.endswith(
-        "threshold"
-    ):  # decisions near the threshold may flip: route nothing (soft blends smoothly)
-        variables = variables | {
-            "routing": {k: v + 10 * (k == "tau") for k, v in variables["routing"].items()}
-        }
-    want = jax.jit(m.forward)(tokens(), variables)[0]
-    got = jax.jit(low.forward)(tokens(), variables)[0]
+    if name.endswith("threshold"):
+        # decisions near the threshold may flip, so nothing is routed; soft ones blend smoothly
+        routing = {k: v + 10 * (k == "tau") for k, v in variables["routing"].items()}
+        variables = variables | {"routing": routing}
+    want = m.run(tokens(), variables)[0]
+    got = low.run(tokens(), variables)[0]
     assert jnp.abs(got - want).max() < 0.05 * jnp.abs(want).max()
 
 
@@ -368,11 +434,8 @@ def test_soft_blend_reports_that_it_saves_nothing(make):
 def test_calibration_puts_the_threshold_between_the_thirds(make):
     m = make("chiar-threshold", **{"net.depth": 4})
 
-    @jax.jit
     def scores_of(routing, ids):
-        return m.forward(ids, {"params": m.variables["params"], "routing": routing})[1].scores[
-            "score"
-        ]
+        return m.run(ids, m.variables | {"routing": routing})[1].scores["score"]
 
     batches = [tokens(s) for s in range(4)]
     routing = thresholds.calibrate(scores_of, m.variables["routing"], batches)
@@ -381,3 +444,42 @@ def test_calibration_puts_the_threshold_between_the_thirds(make):
         low, high = np.quantile(scores, [1 / 3, 2 / 3])
         assert low < routing["tau"][i] < high
         np.testing.assert_allclose(routing["tau"][i], (low + high) / 2, rtol=1e-5)
+
+
+ENCODERS = [("gla", "gla"), ("ssm", "dct"), ("attention", "local"), ("gla", "none")]
+ENCODERS += [("attention", "ssm"), ("gla", "compressed")]
+
+
+@pytest.mark.parametrize("mode", ["threshold", "topk"])
+@pytest.mark.parametrize(("heavy", "light"), ENCODERS)
+def test_padding_changes_nothing_in_an_encoder(tiny_cfg, heavy, light, mode):
+    """Whatever stands there: the same outputs and decisions for the real tokens, not few of them.
+
+    Every second recurrence reads from the last token to the first; one example has fewer real
+    tokens than top-k has slots.
+    """
+    keys = {"task.seq_len": L, "net.ffn_width": 48} | cerebra(heavy=heavy, light=light)
+    cfg = tiny_cfg(keys | {"net.kernel": 3})
+    route = dataclasses.replace(cfg.net.route, mode=mode)
+    cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, causal=False, route=route))
+    m = Made(cfg)
+    real = np.arange(L)[None] < np.array([L, L - 1, 20, 9, 5, 3, 2, 1])[:, None]
+
+    @jax.jit
+    def run(ids):
+        out, aux = m.model.apply(m.variables, batch_of(ids) | {"mask_BxL": real}, neutral_knobs())
+        return out.logits(), aux.scores["kept"]
+
+    ids = tokens(1)
+    want, kept = run(ids)
+    assert np.isfinite(want).all()
+    assert 0 < np.asarray(kept)[:, :3].mean() < 1
+    for other in (tokens(2), np.zeros_like(ids)):
+        got, same = run(np.where(real, ids, other))
+        np.testing.assert_array_equal(np.asarray(same)[:, real], np.asarray(kept)[:, real])
+        np.testing.assert_array_equal(np.asarray(got)[real], np.asarray(want)[real])
+    # real tokens do change the others, those before them too
+    moved = ids.copy()
+    moved[0, L // 2 :] = (moved[0, L // 2 :] + 1) % V
+    changed = np.abs(np.asarray(run(moved)[0])[0] - np.asarray(want)[0]).max(-1) > 0
+    assert changed[: L // 2].any()

@@ -1,4 +1,4 @@
-"""The price of every model equals the count of its program, as integers; routing makes programs cheaper."""
+"""The price of every model is the count of its program, as integers; routing makes it cheaper."""
 
 import dataclasses
 import functools
@@ -9,46 +9,38 @@ import jax.numpy as jnp
 import pytest
 
 from cerebra_jax import config
-from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.cost import count
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.models import model as build
+from cerebra_jax.models.model import build, neutral_knobs
 
 VOCAB = 260
 B = 2
 
 
 def encoder(cfg, **route):
-    """The same as an encoder, which no text task accepts; `route` changes keys of net.route."""
+    """Returns the same as an encoder, which no text task accepts, with other keys of net.route."""
     now = dataclasses.replace(cfg.net.route, **route)
     return dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, causal=False, route=now))
 
 
 def shapes(L, causal=True):
-    """The shapes of a batch of two windows, with padding for an encoder."""
-    mask = {} if causal else {"mask_BxL": jax.ShapeDtypeStruct((B, L), jnp.bool_)}
-    return language(L) | mask
-
-
-def language(L):
-    ints, floats = (
-        jax.ShapeDtypeStruct((B, L), jnp.int32),
-        jax.ShapeDtypeStruct((B, L), jnp.float32),
-    )
-    needed = {
-        "needed_BxL": jax.ShapeDtypeStruct((B, L), jnp.bool_),
-        "ex_B": jax.ShapeDtypeStruct((B,), jnp.int32),
-    }
-    return {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats} | needed
+    """Returns the shapes of a batch of two windows, with padding for an encoder."""
+    ints = jax.ShapeDtypeStruct((B, L), jnp.int32)
+    floats = jax.ShapeDtypeStruct((B, L), jnp.float32)
+    flags = jax.ShapeDtypeStruct((B, L), jnp.bool_)
+    batch = {"inputs_BxL": ints, "labels_BxL": ints, "w_BxL": floats, "needed_BxL": flags}
+    batch["ex_B"] = jax.ShapeDtypeStruct((B,), jnp.int32)
+    return batch if causal else batch | {"mask_BxL": flags}
 
 
 def program(cfg):
-    """(model, forward pass with its loss, shapes of its arguments)."""
-    model = build.build(cfg, VOCAB)
+    """Returns (model, forward pass with its loss, shapes of its arguments)."""
+    model = build(cfg, VOCAB)
     batch = shapes(cfg.task.seq_len, cfg.net.causal)
     variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)
 
     def forward(params, routing, batch):
-        out, aux = model.apply({"params": params, "routing": routing}, batch, build.neutral_knobs())
+        out, aux = model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
         loss = chunked_xent(
             out.h, out.head_VxD, batch["labels_BxL"], batch["w_BxL"], cfg.net.loss_chunk
         )
@@ -207,6 +199,42 @@ CASES = {
     "lstm-bf16-scan": {"net": {"name": "lstm", "scan": True, "remat": True, "dtype": "bfloat16"}},
     "ssm": {"net": {"name": "ssm", "ssm_state": 5, "kernel": 3}, "task.seq_len": 97},
     "ssm-bf16-scan": {"net": {"name": "ssm", "scan": True, "remat": True, "dtype": "bfloat16"}},
+    **{
+        f"cerebra-{heavy}-{light}-{mode}-{'dispatched' if dispatch else 'masked'}": {
+            "net": {"name": "cerebra", "depth": 2, "heavy": heavy, "light": light},
+            "net.route": {"kv": "routed", "mode": mode, "dispatch": dispatch, "rate": 0.3},
+            "task.seq_len": 97,
+        }
+        for heavy, light, mode, dispatch in (
+            ("gla", "compressed", "threshold", True),
+            ("gla", "compressed", "threshold", False),
+            ("gla", "none", "soft", True),
+            ("gla", "gla", "random", True),
+            ("gla", "dct", "always_full", True),
+            ("ssm", "local", "threshold", True),
+            ("ssm", "ssm", "threshold", False),
+            ("attention", "gla", "always_compressed", True),
+            ("attention", "dct", "threshold", True),
+            ("attention", "local", "random", True),
+            ("attention", "ssm", "soft", True),
+            ("attention", "none", "threshold", True),
+        )
+    },
+    "cerebra-gla-long": {
+        "net": {"name": "cerebra", "depth": 1, "heavy": "gla", "light": "ssm", "scan": True},
+        "net.route.kv": "routed",
+        "task.seq_len": 2000,
+    },
+    "cerebra-attention-light-none-kv-all": {"net": {"name": "cerebra", "light": "none"}},
+    "dense-gla": {"net": {"name": "transformer", "heavy": "gla"}, "task.seq_len": 97},
+    "dense-ssm": {"net": {"name": "transformer", "heavy": "ssm"}, "task.seq_len": 97},
+    "mod-gla": {
+        "net": {"name": "mod", "heavy": "gla", "route": {"kv": "routed", "rate": 0.3}},
+        "task.seq_len": 97,
+    },
+    "mod-ssm-masked": {
+        "net": {"name": "mod", "heavy": "ssm", "route": {"kv": "routed", "dispatch": False}},
+    },
     "cerebra-gated": {"net": {"name": "cerebra", "ffn": "gated", "compress": {"s": 1.0}}},
 }
 
@@ -214,7 +242,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_analytic_equals_counted(case, tiny_cfg):
     model, forward, args = program(tiny_cfg(CASES[case]))
-    counted = jaxpr.count(forward, *args)
+    counted = count.count(forward, *args)
     assert counted.flops == B * model.cost.executed_flops
 
 
@@ -223,7 +251,7 @@ def test_analytic_equals_counted(case, tiny_cfg):
 )
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
 def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cfg):
-    """Every router x compressor x keys x routed part x dispatch, causal and not."""
+    """Routers, compressors, keys, routed parts, dispatched or masked, causal and not."""
     if mode == "topk" and causal:
         with pytest.raises(config.UserError, match="topk"):
             tiny_cfg({"net.name": "cerebra", "net.route.mode": mode})
@@ -240,7 +268,7 @@ def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cf
         cfg = tiny_cfg({"net": net, "net.route": route})
         cfg = cfg_of(cfg, mode) if causal else encoder(cfg, mode=mode)
         model, forward, args = program(cfg)
-        assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops, (
+        assert count.count(forward, *args).flops == B * model.cost.executed_flops, (
             kind,
             kv,
             part,
@@ -248,25 +276,38 @@ def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cf
         )
 
 
+@pytest.mark.parametrize("mode", ["threshold", "topk"])
+@pytest.mark.parametrize(
+    ("heavy", "light"),
+    [("gla", "gla"), ("ssm", "dct"), ("attention", "local"), ("gla", "none"), ("attention", "ssm")],
+)
+def test_encoders_of_other_layers_cost_what_is_counted(mode, heavy, light, tiny_cfg):
+    net = {"name": "cerebra", "depth": 2, "heavy": heavy, "light": light, "route": {"kv": "routed"}}
+    for dispatch in (True, False):
+        keys = {"net": net, "net.route": {"dispatch": dispatch, "rate": 0.3}, "task.seq_len": 45}
+        model, forward, args = program(encoder(tiny_cfg(keys), mode=mode))
+        assert count.count(forward, *args).flops == B * model.cost.executed_flops
+
+
 def assert_token_priced(cfg):
-    """A decoded token costs what the program of a step runs: with every branch, and with none."""
-    model = build.build(cfg, VOCAB)
-    variables = jax.eval_shape(
-        lambda b: model.init(jax.random.key(0), b), language(cfg.task.seq_len)
-    )
+    """Checks that a decoded token costs what a step's program runs: all branches, and none."""
+    model = build(cfg, VOCAB)
+    batch = shapes(cfg.task.seq_len)
+    variables = jax.eval_shape(lambda b: model.init(jax.random.key(0), b), batch)
     cache = jax.eval_shape(lambda: model.init_cache(jnp.arange(B)))
 
     def step(variables, cache, ids_B):
         out, cache = model.decode(variables, cache, ids_B)
-        return jnp.einsum("bld,vd->blv", out.h, out.head_VxD), cache
+        return out.logits(), cache
 
     program = jax.make_jaxpr(step)(variables, cache, jax.ShapeDtypeStruct((B,), jnp.int32))
-    assert jaxpr.count_jaxpr(program).flops == B * model.token.executed_flops
-    assert jaxpr.count_jaxpr(program, weights=(1, 0)).flops == B * sum(model.token.always.values())
+    assert count.count_jaxpr(program).flops == B * model.token.executed_flops
+    assert count.count_jaxpr(program, weights=(1, 0)).flops == B * sum(model.token.always.values())
 
 
-DECODED = [case for case in CASES if case.split("-")[0] in ("dense", "window", "chiar", "cerebra")
-           and not {"scan", "oracle"} & set(case.split("-"))]  # fmt: skip
+HAVE_CACHES = ("dense", "window", "chiar", "cerebra", "mod", "ssm", "lstm")
+DECODED = [case for case in CASES if case.split("-")[0] in HAVE_CACHES]
+DECODED = [case for case in DECODED if {"scan", "oracle"}.isdisjoint(case.split("-"))]
 
 
 @pytest.mark.parametrize("case", DECODED)
@@ -289,16 +330,16 @@ def test_a_token_decoded_by_any_part_of_cerebra_costs_what_is_counted(mode, tiny
 
 
 def cfg_of(cfg, mode):
-    """The configuration with another router."""
+    """Returns the configuration with another router."""
     net = dataclasses.replace(cfg.net, route=dataclasses.replace(cfg.net.route, mode=mode))
     return dataclasses.replace(cfg, net=net)
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "encoder"])
 def test_the_dense_twin_of_cerebra_is_the_transformer(causal, tiny_cfg):
-    """always_full executes what the Transformer of its shape executes, and no decision is priced away."""
+    """With always_full it executes what the Transformer of its shape executes, and costs it."""
     cfg = cfg_of(tiny_cfg({"net.name": "cerebra"}), "always_full")
-    model = build.build(cfg if causal else encoder(cfg), VOCAB)
+    model = build(cfg if causal else encoder(cfg), VOCAB)
     assert model.cost.executed_flops == model.dense.executed_flops
     assert model.cost.model_flops == model.dense.model_flops
 
@@ -308,8 +349,8 @@ def test_backward_is_two_forwards_but_for_the_first_inputs(name, tiny_cfg):
     model, forward, args = program(
         tiny_cfg({"net.name": name, "net.route.dct": "matmul", "net.route.meta": "off"})
     )
-    once = jaxpr.count(forward, *args).flops
-    both = jaxpr.count(jax.value_and_grad(forward), *args).flops
+    once = count.count(forward, *args).flops
+    both = count.count(jax.value_and_grad(forward), *args).flops
     # 3x, less what needs no gradient: transforms have no weights, scores for the penalty only
     assert 2.5 * once < both <= 3 * once
     if name == "transformer":
@@ -320,7 +361,7 @@ def test_backward_is_two_forwards_but_for_the_first_inputs(name, tiny_cfg):
 def test_big_models_are_priced_and_counted_without_being_made(scan, tiny_cfg):
     big = {"depth": 28, "width": 1024, "heads": 16, "ffn_width": 4096, "scan": scan}
     model, forward, args = program(tiny_cfg({"net": big, "task.seq_len": 256}))
-    assert jaxpr.count(forward, *args).flops == B * model.cost.executed_flops > 1 << 38
+    assert count.count(forward, *args).flops == B * model.cost.executed_flops > 1 << 38
 
 
 @pytest.mark.parametrize("routed_name", ["chiar", "cerebra"])
@@ -332,7 +373,7 @@ def test_routed_programs_cost_less_and_ever_less(L, routed_name, tiny_cfg):
         _, forward, args = program(
             tiny_cfg({"net": {"name": name, "depth": 4, "route": route}, "task.seq_len": L})
         )
-        return jaxpr.count(forward, *args).flops
+        return count.count(forward, *args).flops
 
     routed = [counted(routed_name, rate) for rate in (0.1, 0.25, 0.5)]
     assert routed == sorted(set(routed))
@@ -341,7 +382,7 @@ def test_routed_programs_cost_less_and_ever_less(L, routed_name, tiny_cfg):
 
 @pytest.mark.parametrize("name", ["transformer", "chiar", "cerebra"])
 def test_xla_agrees_within_three_percent_on_an_unrolled_program(name, tiny_cfg):
-    """Matmuls dominate at this shape; XLA adds the elementwise work, a matmul DCT keeps FFTs out of it."""
+    """Matmuls dominate here; XLA adds the elementwise work; a matmul DCT keeps FFTs out of it."""
     net = {
         "name": name,
         "width": 128,
@@ -354,6 +395,6 @@ def test_xla_agrees_within_three_percent_on_an_unrolled_program(name, tiny_cfg):
     model, forward, args = program(
         tiny_cfg({"net": net, "net.route.dct": "matmul", "task.seq_len": 128})
     )
-    counts = jaxpr.count(forward, *args)
-    xla = jaxpr.xla_flops(forward, *args)
+    counts = count.count(forward, *args)
+    xla = count.xla_flops(forward, *args)
     assert abs(counts.flops + counts.elementwise - xla) < 0.03 * xla

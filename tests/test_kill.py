@@ -1,4 +1,6 @@
-"""kill -9, SIGTERM and rotten disks: a run that is started again ends as if nothing had happened, bit for bit."""
+"""kill -9, SIGTERM and rotten disks: a run that is started again ends as if nothing had happened,
+bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,20 @@ def text(tmp_path_factory) -> Path:
 
 def command(text: Path, workdir: Path) -> list[str]:
     keys = {
-        "task.data_dir": text, "task.tokenizer": "bytes", "task.seq_len": 32, "net.depth": 3, "net.width": 16,
-        "net.heads": 2, "net.ffn_width": 16, "net.dropout": 0.1, "objective.lam": 0.1, "train.batch_size": 4,
-        "train.duration": f"{STEPS} steps", "train.eval_every": "8 steps", "train.checkpoint_every": "3 steps",
-    }  # fmt: skip
+        "task.data_dir": text,
+        "task.tokenizer": "bytes",
+        "task.seq_len": 32,
+        "net.depth": 3,
+        "net.width": 16,
+        "net.heads": 2,
+        "net.ffn_width": 16,
+        "net.dropout": 0.1,
+        "objective.lam": 0.1,
+        "train.batch_size": 4,
+        "train.duration": f"{STEPS} steps",
+        "train.eval_every": "8 steps",
+        "train.checkpoint_every": "3 steps",
+    }
     words = [f"--config.{k}={v}" for k, v in keys.items()]
     config = Path(__file__).parent.parent / "configs" / "wikitext.py"
     return [
@@ -84,7 +96,9 @@ def test_reference_has_one_line_a_step(reference):
 
 
 def test_killed_at_any_step_ends_the_same(text, reference, tmp_path, clean_env):
-    """Kills before the first checkpoint, right after a save began (3 k + 1), at an evaluation, before the last step."""
+    """Kills before the first checkpoint, right after a save began (3 k + 1), at an evaluation,
+    before the last step.
+    """
     for step in (2, 4, 16, 23):
         killed = start(text, tmp_path / "run", clean_env, f"SIGKILL@{step}")
         assert killed.returncode == -9, killed.stderr

@@ -49,9 +49,26 @@ def test_a_smoke_run_leaves_what_the_house_promises(run):
         p.name for p in workdir.iterdir()
     }
     result = json.loads((workdir / "result.json").read_text())
-    for key in ("task", "dataset", "model", "seed", "params", "val", "test", "costs", "step_ms",
-                "peak_memory_bytes", "versions", "commit", "device", "notice", "tokens", "tokens_per_s", "wall_s",
-                "params_sha256"):  # fmt: skip
+    for key in (
+        "task",
+        "dataset",
+        "model",
+        "seed",
+        "params",
+        "val",
+        "test",
+        "costs",
+        "step_ms",
+        "peak_memory_bytes",
+        "versions",
+        "commit",
+        "device",
+        "notice",
+        "tokens",
+        "tokens_per_s",
+        "wall_s",
+        "params_sha256",
+    ):
         assert key in result, key
 
 

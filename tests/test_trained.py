@@ -1,67 +1,102 @@
-"""A finished run from Python and from the command line: it answers as it was measured, in any form of the rows."""
+"""A finished run from Python and from the command line.
+
+It answers as it was measured, in any form of the rows.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 import pytest
 
 import cerebra_jax
-from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
 from cerebra_jax.tasks.examples import cut
-from cerebra_jax.tasks.registry import build
-from cerebra_jax.tasks.table import read
-from cerebra_jax.training import trainer as loop
+from cerebra_jax.tasks.table import Table, read
 
-NET = {"name": "cerebra", "causal": False, "depth": 1, "width": 16, "heads": 2, "ffn_width": 16,
-       "compress": {"kind": "attention"}, "route": {"mode": "topk", "part": "block", "kv": "routed"}}  # fmt: skip
-TASKS = {"regression": {"name": "tabular", "target": "y"}, "classification": {"name": "tabular", "target": "kind"},
-         "intent": {"name": "intent", "tokenizer": "words", "subwords": 64, "buckets": 2}}  # fmt: skip
+NET = {
+    "name": "cerebra",
+    "causal": False,
+    "depth": 1,
+    "width": 16,
+    "heads": 2,
+    "ffn_width": 16,
+    "compress": {"kind": "attention"},
+    "route": {"mode": "topk", "part": "block", "kv": "routed"},
+}
+TRAIN = {
+    "duration": "40 steps",
+    "batch_size": 16,
+    "eval_every": "40 steps",
+    "checkpoint_every": "40 steps",
+    "devices": 1,
+    "lr": 3e-3,
+}
+TASKS = {
+    "regression": {"name": "tabular", "target": "y"},
+    "classification": {"name": "tabular", "target": "kind"},
+    "intent": {"name": "intent", "tokenizer": "words", "subwords": 64, "buckets": 2},
+}
+TARGETS = {"regression": "y", "classification": "kind", "intent": "label"}
+
+
+class Made(NamedTuple):
+    """A trained run, the table that it was made from, and what the test split measured."""
+
+    folder: Path
+    cfg: Any
+    run: cerebra_jax.Trained
+    table: Table
+    measured: dict[str, float]
+
+
+def _lines(kind: str, rng: random.Random) -> list[str]:
+    """A CSV of 300 rows whose answers can be learned."""
+    if kind == "intent":
+        rows = [(rng.choice(["ask", "tell"]), rng.randint(1, 12)) for _ in range(300)]
+        return ["text,label", *(f"{label} {'me ' * n}now,{label}" for label, n in rows)]
+    lines = ["x,kind,y"]
+    for _ in range(300):
+        x = rng.gauss(0, 1)
+        c = rng.choice("abc")
+        lines.append(f"{x:.3f},{c},{3 * x + 'abc'.index(c) + 40:.3f}")
+    return lines
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, Screen):
-    """kind -> (folder of a trained run, table that it was made from, what the test split measured)."""
-    made = {}
+def made(tmp_path_factory) -> dict[str, Made]:
+    """A trained run of each kind of task."""
+    found = {}
     rng = random.Random(0)
     for kind, task in TASKS.items():
         folder = tmp_path_factory.mktemp(kind)
-        if kind == "intent":
-            rows = [(rng.choice(["ask", "tell"]), rng.randint(1, 12)) for _ in range(300)]
-            lines = ["text,label", *(f"{label} {'me ' * n}now,{label}" for label, n in rows)]
-        else:
-            lines = ["x,kind,y"]
-            for _ in range(300):
-                x, c = rng.gauss(0, 1), rng.choice("abc")
-                lines.append(f"{x:.3f},{c},{3 * x + 'abc'.index(c) + 40:.3f}")
-        (folder / "t.csv").write_text("\n".join(lines) + "\n")
-        train = {
-            "duration": "40 steps",
-            "batch_size": 16,
-            "eval_every": "40 steps",
-            "checkpoint_every": "40 steps",
-        }
-        task = {"seq_len": 0, "path": str(folder / "t.csv")} | task
-        cfg = config.parse({"task": task, "net": NET, "train": train | {"devices": 1, "lr": 3e-3}})
-        result = loop.run(cfg, build(cfg, lambda line: None), folder, Screen(), lambda: False)
-        (folder / "config.json").write_text(json.dumps(config.to_dict(cfg)))
-        made[kind] = folder, read(str(folder / "t.csv")), result["test"]
-    return made
+        data = folder / "t.csv"
+        data.write_text("\n".join(_lines(kind, rng)) + "\n")
+        values = {"seq_len": 0, "path": str(data), **task}
+        cfg = cerebra_jax.parse({"task": values, "net": NET, "train": TRAIN})
+        said: list[str] = []
+        run = cerebra_jax.train(cfg, folder / "run", said.append)
+        assert any("step 40" in line for line in said), said
+        result = json.loads((folder / "run" / "result.json").read_text())
+        found[kind] = Made(folder / "run", cfg, run, read(str(data)), result["test"])
+    return found
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_it_answers_as_it_was_measured_without_seeing_the_answers(kind, runs):
-    folder, table, measured = runs[kind]
+def test_it_answers_as_it_was_measured_without_seeing_the_answers(kind, made):
+    run = made[kind].run
+    table = made[kind].table
+    measured = made[kind].measured
     rows = cut(table.rows, 0.1, 0.1)["test"]
-    target = {"regression": "y", "classification": "kind", "intent": "label"}[kind]
-    columns = {name: [c[i] for i in rows] for name, c in table.columns.items()}
-    truth = columns.pop(target)
-    run = cerebra_jax.load(folder)
+    columns = {name: [column[i] for i in rows] for name, column in table.columns.items()}
+    truth = columns.pop(TARGETS[kind])
     found = run.predict(columns, batch_size=7)
     assert len(found["prediction"]) == len(rows)
     if kind == "regression":
@@ -71,60 +106,69 @@ def test_it_answers_as_it_was_measured_without_seeing_the_answers(kind, runs):
         right = [a == b for a, b in zip(found["prediction"], truth, strict=True)]
         assert np.mean(right) == pytest.approx(measured["accuracy"])
         assert all(1 / 3 - 1e-6 < p <= 1 for p in found["probability"])
+
+    # the same rows in another form, in other batches
     names = list(columns)
     dicts = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     again = run.predict(columns["text"] if kind == "intent" else dicts)
-    assert (
-        again["prediction"] == pytest.approx(found["prediction"], rel=1e-4)
-        if kind == "regression"
-        else True
-    )
-    if kind != "regression":
+    if kind == "regression":
+        assert again["prediction"] == pytest.approx(found["prediction"], rel=1e-4)
+    else:
         assert again["prediction"] == found["prediction"]
 
 
-def test_the_command_writes_the_rows_with_their_answers(runs, tmp_path, capsys):
-    folder, table, _ = runs["classification"]
-    (tmp_path / "new.csv").write_text(
-        'y,x,name\n41.5,0.5,"a, b"\n39,,c\n'
-    )  # a missing x, another order, one more
-    assert (
-        main(
-            [
-                "predict",
-                f"--workdir={folder}",
-                f"--data={tmp_path / 'new.csv'}",
-                f"--to={tmp_path / 'o.csv'}",
-            ]
-        )
-        == 0
-    )
-    with (tmp_path / "o.csv").open(newline="") as file:
+def test_a_finished_run_is_not_trained_again_and_loads_as_it_was(made):
+    folder, cfg, run, _, _ = made["regression"]
+    before = (folder / "metrics.jsonl").read_bytes()
+    said: list[str] = []
+    again = cerebra_jax.train(cfg, folder, said.append)
+    loaded = cerebra_jax.load(folder)
+    for other in (again, loaded):
+        chex.assert_trees_all_equal(other.variables, run.variables)
+        assert (other.step, other.score, other.cfg) == (run.step, run.score, cfg)
+    assert not any("step" in line for line in said)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_command_writes_the_rows_with_their_answers(made, tmp_path, capsys):
+    # a missing x, another order, one column more
+    new = tmp_path / "new.csv"
+    to = tmp_path / "o.csv"
+    new.write_text('y,x,name\n41.5,0.5,"a, b"\n39,,c\n')
+    folder = made["classification"].folder
+    assert main(["predict", f"--workdir={folder}", f"--data={new}", f"--to={to}"]) == 0
+    with to.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert (
-        list(rows[0]) == ["y", "x", "name", "prediction", "probability"]
-        and rows[0]["name"] == "a, b"
-    )
-    want = cerebra_jax.load(folder).predict(str(tmp_path / "new.csv"))
-    assert [row["prediction"] for row in rows] == want["prediction"]
-    assert [float(row["probability"]) for row in rows] == pytest.approx(
-        want["probability"], rel=1e-5
-    )
+    assert list(rows[0]) == ["y", "x", "name", "prediction", "probability"]
+    assert rows[0]["name"] == "a, b"
+    expected = made["classification"].run.predict(str(new))
+    assert [row["prediction"] for row in rows] == expected["prediction"]
+    probabilities = [float(row["probability"]) for row in rows]
+    assert probabilities == pytest.approx(expected["probability"], rel=1e-5)
     assert "2 rows" in capsys.readouterr().out
 
 
-def test_mistakes_are_one_line(runs, tmp_path, capsys):
-    folder, _, _ = runs["classification"]
-    run = cerebra_jax.load(folder)
-    for rows, what in (({"x": ["1"]}, "names 'y'"), ({"x": ["1"], "y": []}, "0, 1 rows"), ([], "0 rows"),
-                       ({"x": ["1"], "y": ["a"]}, "not a number")):  # fmt: skip
-        with pytest.raises(UserError, match=what):
-            run.predict(rows)
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ({"x": ["1"]}, "names 'y'"),
+        ({"x": ["1"], "y": []}, "0, 1 rows"),
+        ([], "0 rows"),
+        ({"x": ["1"], "y": ["a"]}, "not a number"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(rows, what, made):
+    with pytest.raises(UserError, match=what):
+        made["classification"].run.predict(rows)
+
+
+def test_mistakes_are_one_line(made, tmp_path, capsys):
+    folder, cfg, run, _, _ = made["classification"]
     with pytest.raises(UserError, match="task.name=text"):
         run.generate(["a"])
     with pytest.raises(UserError, match="holds no run"):
         cerebra_jax.load(tmp_path)
-    assert (
-        main(["predict", f"--workdir={folder}"]) == 2
-        and "--data is missing" in capsys.readouterr().err
-    )
+    with pytest.raises(UserError, match="net.depth|task.target|differ"):
+        cerebra_jax.train(made["regression"].cfg, folder, lambda line: None)
+    assert main(["predict", f"--workdir={folder}"]) == 2
+    assert "--data is missing" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A text cut where its tokens begin and end, and never inside what a reader sees as one character."""
+"""Cuts a text where its tokens begin and end, but never inside a character that a reader sees."""
 
 from __future__ import annotations
 
@@ -7,80 +7,100 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 JOINER = "\u200d"
-SHOWN = {"\n": "⏎", "\t": "⇥", " ": "␣", "\x7f": "␡"}
+SIGNS = {"\n": "⏎", "\t": "⇥", " ": "␣", "\x7f": "␡"}
 
 
 class Piece(NamedTuple):
-    """Characters, and the numbers of the tokens that cover them: several where tokens share a character, none where
-    the model does not see them. A token without characters has a piece without text."""
+    """Characters, and the numbers of the tokens that cover them.
+
+    Several tokens may share a character; no token covers what the model does not see; and a token
+    without characters has a piece without text.
+    """
 
     text: str
     tokens: tuple[int, ...]
 
 
 def pieces(text: str, spans: Sequence[Sequence[int]]) -> list[Piece]:
-    """The text in pieces, in order; their texts joined are the text. `spans`: [start, end) of each token, ascending."""
-    joined = _joined(text)
-    for a, b in spans:
-        joined.update(range(a + 1, b))
-    ends = {0, len(text), *(a for span in spans for a in span)}
-    cuts = sorted(ends - joined)
-    found, i = [], 0
-    for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True):
-        while i < len(spans) and spans[i][1] == a:  # a token without characters
+    """Returns the text in pieces, in order; their texts joined are the text.
+
+    spans: [start, end) of each token, ascending.
+    """
+    # cut where a token begins, but not inside of a token or of a visible character
+    uncut = _joined(text)
+    for start, end in spans:
+        uncut.update(range(start + 1, end))
+    borders = {0, len(text), *(border for span in spans for border in span)}
+    cuts = sorted(borders - uncut)
+
+    found = []
+    i = 0
+    for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
+        while i < len(spans) and spans[i][1] == start:  # a token without characters
             found.append(Piece("", (i,)))
             i += 1
         first = i
-        while i < len(spans) and spans[i][0] < b:
+        while i < len(spans) and spans[i][0] < end:
             i += 1
-        if a < b:
-            found.append(Piece(text[a:b], tuple(range(first, i))))
+        if start < end:
+            found.append(Piece(text[start:end], tuple(range(first, i))))
     return found
 
 
 def _joined(text: str) -> set[int]:
-    """Characters that belong to the one before them: marks, what a joiner binds, skin tones, the second half of a flag,
-    vowels and finals of a Hangul syllable, the feed of a "\\r\\n" (most of Unicode's UAX 29)."""
-    found, flags = set(), 0
-    for i, c in enumerate(text):
-        before = text[i - 1] if i else "\n"
-        flag = "\U0001f1e6" <= c <= "\U0001f1ff"
-        mark = (
-            unicodedata.category(c) in ("Mn", "Mc", "Me")
-            or c == JOINER
-            or "\U0001f3fb" <= c <= "\U0001f3ff"
+    """Returns the places of the characters that belong to the one before them.
+
+    These are marks, what a joiner binds, skin tones, the second half of a flag, vowels and finals
+    of a Hangul syllable, and the feed of a "\\r\\n" (most of Unicode's UAX 29).
+    """
+    found = set()
+    flags = 0  # halves of flags in a row
+    before = "\n"
+    for i, character in enumerate(text):
+        is_flag = "\U0001f1e6" <= character <= "\U0001f1ff"
+        joins = (
+            _is_mark(character)
+            or _continues_hangul(before, character)
+            or (before == JOINER and unicodedata.category(character) == "So")
+            or (is_flag and flags % 2 == 1)
         )
-        hangul = "\u1160" <= c <= "\u11ff" and (
-            "\u1100" <= before <= "\u11ff" or "\uac00" <= before <= "\ud7a3"
-        )
-        bound = (
-            mark
-            or hangul
-            or (before == JOINER and unicodedata.category(c) == "So")
-            or (flag and flags % 2 == 1)
-        )
-        if (
-            bound and unicodedata.category(before) not in ("Cc", "Zl", "Zp")
-        ) or before + c == "\r\n":
+        can_be_joined = unicodedata.category(before) not in ("Cc", "Zl", "Zp")
+        if (joins and can_be_joined) or before + character == "\r\n":
             found.add(i)
-        flags = flags + 1 if flag else 0
+        flags = flags + 1 if is_flag else 0
+        before = character
     return found
 
 
-def invisible(c: str) -> bool:
-    """Whether nothing of a character is seen, or it moves what stands around it (the bidirectional controls)."""
-    return unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cn", "Co", "Cs")
+def _is_mark(character: str) -> bool:
+    is_skin_tone = "\U0001f3fb" <= character <= "\U0001f3ff"
+    is_combining = unicodedata.category(character) in ("Mn", "Mc", "Me")
+    return is_combining or is_skin_tone or character == JOINER
+
+
+def _continues_hangul(before: str, character: str) -> bool:
+    is_syllable_part = "\u1100" <= before <= "\u11ff" or "\uac00" <= before <= "\ud7a3"
+    return is_syllable_part and "\u1160" <= character <= "\u11ff"
+
+
+def invisible(character: str) -> bool:
+    """Tells whether nothing of a character is seen, or it moves what stands around it."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cn", "Co", "Cs")
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text on one line with a sign for each space and for each character that cannot be seen, but those to keep."""
-    return "".join(c if c in keep else _sign(c) for c in text)
+    """Returns the text on one line, with a sign for each space and each character that is not seen.
+
+    keep: characters that stay as they are.
+    """
+    return "".join(character if character in keep else _sign(character) for character in text)
 
 
-def _sign(c: str) -> str:
-    if c in SHOWN:
-        return SHOWN[c]
-    if c < " ":
-        return chr(0x2400 + ord(c))
-    unseen = invisible(c) or (c.isspace() and c != " ")
-    return f"⟨{ord(c):04X}⟩" if unseen else c
+def _sign(character: str) -> str:
+    if character in SIGNS:
+        return SIGNS[character]
+    if character < " ":
+        return chr(0x2400 + ord(character))
+    if invisible(character) or character.isspace():
+        return f"⟨{ord(character):04X}⟩"
+    return character

@@ -1,4 +1,7 @@
-"""What a file of tensors means: a configuration and named parameters; and the other way. Imports no JAX."""
+"""Makes a configuration and named parameters of a file of tensors, and the other way.
+
+Imports no JAX.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +15,34 @@ import numpy as np
 
 import cerebra_jax
 from cerebra_jax import config
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.cli import settings
 from cerebra_jax.cli.tensor_files import Found
 from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import published_chiar as chiar
 
-# the authors' checkpoints hold what was set by hand (vars of their Config), not their Config's defaults: these
-PUBLISHED = {"tau": (0.8935 + 0.8973) / 2, "seq_len": 256, "batch_size": 16}  # of their evaluation
+# The authors' checkpoints hold what was set by hand (vars of their Config), not their Config's
+# defaults, which are these, in their evaluation.
+PUBLISHED = {"tau": (0.8935 + 0.8973) / 2, "seq_len": 256, "batch_size": 16}
 GPT2 = 50_257  # tokens
 SCHEMES = ("chiar", "cerebra_jax")  # whose names a file of ours uses
 _FIGURES = {"step": int, "score": float, "val_ppl": float}
 
 
+# the values of net.route by which the authors' code gives the same logits
 _THEIRS = {
     "meta": ("batch", "off"),
     "kv": ("all",),
     "dispatch": (False,),
     "score": ("spectral",),
-}  # of net.route
+}
 
 
 class Model(NamedTuple):
-    """A model from outside: {"params/embed/table": array, "routing/tau": ...}, and how its run is configured."""
+    """Holds a model from outside: {"params/embed/table": array, "routing/tau": ...}, and how its
+    run is configured.
+    """
 
     cfg: RunCfg
     named: dict[str, np.ndarray]
@@ -45,16 +52,15 @@ class Model(NamedTuple):
 
 
 def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) -> Model:
-    """The model of a file; UserError says what it lacks."""
+    """Returns the model of a file; UserError says what it lacks."""
     step, score, ppl = (_number(found.about, key, kind) for key, kind in _FIGURES.items())
-    need(0 <= step < 1 << 31, f"the file is of step {step}", "it should be a number of steps")
+    require(0 <= step < 1 << 31, f"the file is of step {step}", "it should be a number of steps")
     score = math.log(ppl) if score is None and ppl and ppl > 0 else score
     own = "config" in found.about
     base, assumed = (_own(found.about), {}) if own else _published(found)
     notes = [line for key, line in assumed.items() if key not in overrides]
-    base["train"]["duration"] = (
-        f"{max(1, step)} steps"  # done: `train` on the folder only measures it
-    )
+    # it is trained already: `train` on the folder only measures it
+    base["train"]["duration"] = f"{max(1, step)} steps"
     base["sampler"] = dataclasses.asdict(config.SamplerCfg())  # its table is not in the file
     base["task"]["cache_dir"] = ""  # where compiled programs are read from is not for a file to say
     if not own and "task.tokenizer" not in overrides and base["task"]["vocab_size"] != GPT2:
@@ -62,10 +68,10 @@ def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) ->
         raise UserError(what, "give --config.task.tokenizer=..., and its files")
     heads = base["net"]["heads"]
     what = "nothing says how many attention heads there are"
-    need(heads or "net.heads" in overrides, what, "give --config.net.heads=...")
+    require(heads or "net.heads" in overrides, what, "give --config.net.heads=...")
     base["net"]["heads"] = heads or 1
     cfg = settings.changed(base, overrides)
-    need(
+    require(
         heads in (0, cfg.net.heads),
         f"net.heads is {cfg.net.heads}, the file says {heads}",
         "leave it out",
@@ -78,7 +84,7 @@ def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) ->
     if not tau:
         tau, note = _tau(found.about)
         notes.append(note)
-    need(
+    require(
         len(tau) in (1, R),
         f"there are {len(tau)} thresholds for {R} routed layers",
         "give one, or one of each",
@@ -90,7 +96,9 @@ def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) ->
 def plain(
     cfg: RunCfg, named: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, str], str]:
-    """(tensors, text of the file, a line for a person) of the parameters and thresholds of a run."""
+    """Returns (tensors, text of the file, a line for a person) of the parameters and thresholds of
+    a run.
+    """
     about = {"cerebra_jax": cerebra_jax.__version__, "config": json.dumps(config.to_dict(cfg))}
     params = {
         name.removeprefix("params/"): a for name, a in named.items() if name.startswith("params/")
@@ -98,20 +106,22 @@ def plain(
     if not chiar.fits(params, cfg.net):
         return named, about | {"names": "cerebra_jax"}, "names as in the checkpoint"
     tau = json.dumps([float(t) for t in named["routing/tau"]])
-    line = "names as in CHIAR's published code (its RoPE tables are computed: load_state_dict(..., strict=False))"
+    line = (
+        "names as in CHIAR's published code (its RoPE tables are computed: "
+        "load_state_dict(..., strict=False))"
+    )
     route = cfg.net.route
     others = [] if cfg.net.compat else ["net.compat=False"]
-    others += [
-        f"net.route.{key}={value}"
-        for key in _THEIRS
-        if (value := getattr(route, key)) not in _THEIRS[key]
-    ]
+    for key, theirs in _THEIRS.items():
+        value = getattr(route, key)
+        if value not in theirs:
+            others.append(f"net.route.{key}={value}")
     line += f"; that code gives other logits than {', '.join(others)}" if others else ""
     return chiar.theirs(params, cfg.net), about | {"names": "chiar", "tau": tau}, line
 
 
 def _own(about: dict[str, Any]) -> dict[str, Any]:
-    """The configuration in a file that `export` wrote."""
+    """Returns the configuration in a file that `export` wrote."""
     try:
         base, names = json.loads(about["config"]), about["names"]
         config.parse(base)
@@ -123,21 +133,25 @@ def _own(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _published(found: Found) -> tuple[dict[str, Any], dict[str, str]]:
-    """The configuration of a checkpoint of the authors, and a line on each key that is not from the file."""
+    """Returns the configuration of a checkpoint of the authors, and a line on each key that is not
+    from the file.
+    """
     about = found.about.get("cfg", {})
     about = about if isinstance(about, dict) else {}
     mode, rope = about.get("routing_mode", "threshold"), about.get("rope_base", chiar.ROPE_BASE)
-    need(
+    require(
         mode == "threshold",
         f"the checkpoint routes by {mode}",
         "only routing by a threshold can be imported",
     )
-    need(
+    require(
         rope == chiar.ROPE_BASE,
         f"its RoPE has the base {rope}",
         f"only {chiar.ROPE_BASE:g} can be imported",
     )
-    shape, base, notes = chiar.shape(found.tensors), config.to_dict(RunCfg()), {}
+    shape = chiar.shape(found.tensors)
+    base = config.to_dict(RunCfg())
+    notes: dict[str, str] = {}
     seq_len = _number(about, "max_seq_len", int) or shape["seq_len"]
     if not seq_len:
         seq_len = PUBLISHED["seq_len"]
@@ -145,27 +159,29 @@ def _published(found: Found) -> tuple[dict[str, Any], dict[str, str]]:
             f"task.seq_len={seq_len}: the file names none, this is the authors' default"
         )
     base["task"] |= {"vocab_size": shape["vocab"], "seq_len": seq_len}
-    base["task"] |= {"tokenizer": "gpt2"} if shape["vocab"] == GPT2 else {}
+    if shape["vocab"] == GPT2:
+        base["task"]["tokenizer"] = "gpt2"
     base["net"] |= {"name": "chiar", "compat": True}
     base["net"] |= {key: shape[key] for key in ("depth", "width", "ffn_width")}
     base["net"]["heads"] = shape["heads"] or _number(about, "n_heads", int)
     meta = "batch" if shape["meta"] else "off"
     base["net"]["route"] |= {"meta": meta, "tau": "calibrated", "dispatch": False}
     notes["net.route.dispatch"] = (
-        "every token runs both operators, as in the authors' code, and no slots overflow: import it with "
-        "--config.net.route.dispatch=True --config.net.route.rate=... to save what is routed away"
+        "every token runs both operators, as in the authors' code, and no slots overflow: import "
+        "it with --config.net.route.dispatch=True --config.net.route.rate=... to save what is "
+        "routed away"
     )
     base["train"]["batch_size"] = PUBLISHED["batch_size"]
     if shape["meta"]:
         notes["net.route.meta"] = (
-            "not causal: its MetaRouter averages the batch, later tokens too; eval and generate take "
-            "--config.net.route.meta=prefix"
+            "not causal: its MetaRouter averages the batch, later tokens too; eval and generate "
+            "take --config.net.route.meta=prefix"
         )
     return base, notes
 
 
 def _tau(about: dict[str, Any]) -> tuple[tuple[float, ...], str]:
-    """(thresholds, where they are from)."""
+    """Returns (thresholds, where they are from)."""
     if "config" in about:  # a file of ours
         try:
             return tuple(float(t) for t in json.loads(about["tau"])), "thresholds as exported"
@@ -178,13 +194,12 @@ def _tau(about: dict[str, Any]) -> tuple[tuple[float, ...], str]:
         tau = (_number(cfg, "tau_low", float) + _number(cfg, "tau_high", float)) / 2
         return (tau,), f"threshold {tau:g}, the middle of the checkpoint's tau_low and tau_high"
     tau = PUBLISHED["tau"]
-    return (
-        tau,
-    ), f"threshold {tau:g}: the file names none, this is the authors' default; --tau=... is another"
+    note = "the file names none, this is the authors' default; --tau=... is another"
+    return (tau,), f"threshold {tau:g}: {note}"
 
 
 def _number(about: Mapping[str, Any], key: str, kind: type) -> Any:
-    """A number of the file; 0 for an int, None for a float where there is none."""
+    """Returns a number of the file; 0 for an int, None for a float where there is none."""
     value = about.get(key, None)
     if value is None:
         return 0 if kind is int else None
@@ -192,5 +207,5 @@ def _number(about: Mapping[str, Any], key: str, kind: type) -> Any:
         number = kind(value)
     except (TypeError, ValueError):
         number = math.nan
-    need(math.isfinite(number), f"{key} of the file is {value!r}", "it should be a number")
+    require(math.isfinite(number), f"{key} of the file is {value!r}", "it should be a number")
     return number

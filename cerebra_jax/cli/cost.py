@@ -1,4 +1,7 @@
-"""The `cost` command: what a run will take, per block and in all, without training, and for a text without it."""
+"""cost: shows what a run will take, per block and in all, without training.
+
+Of a text, without the text.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cerebra_jax.cli.flags import Request
+from cerebra_jax.cli import arguments
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.config import RunCfg, to_steps
 from cerebra_jax.cost.units import LABELS
 from cerebra_jax.tasks import registry as tasks
@@ -21,13 +25,25 @@ QUICK = 4.0  # seconds after which nothing more is compiled or timed
 KEPT = 3  # checkpoints on disk: the last two and the best
 
 
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    arguments.add_config(parser)
+    arguments.add_verbose(parser)
+
+
+check = arguments.configured
+
+
 def run(request: Request) -> None:
     """Prints the preview of a configuration."""
     preview(request.cfg, print)
 
 
 def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
-    """Prints the preview of a run and returns its numbers; FLOPs per token are forward unless named otherwise."""
+    """Prints the preview of a run and returns its numbers.
+
+    FLOPs per token are forward unless named otherwise.
+    """
     start = time.monotonic()
     task = tasks.sketch(cfg)
     cfg = tasks.fitted(cfg, task.shape)
@@ -37,12 +53,13 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     from cerebra_jax.cost import count as jaxpr
     from cerebra_jax.cost import device, preview, prices
     from cerebra_jax.models import model as build
+    from cerebra_jax.models import registry
+    from cerebra_jax.models.controls import control
     from cerebra_jax.training.parallel import choose_devices
 
-    cfg = build.twin(cfg, task.shape.vocab_size)
-    plain = dataclasses.replace(
-        cfg, quant=dataclasses.replace(cfg.quant, stored=False)
-    )  # what trains
+    # the model that trains
+    cfg = control(cfg, task.shape.vocab_size)
+    plain = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))
     model = build.build(plain, task.shape.vocab_size)
     L, train = cfg.task.seq_len, cfg.train
     devices = len(choose_devices(train.devices, train.batch_size, train.accum))
@@ -53,28 +70,40 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 
     variables = jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), batch_of(1))
 
-    def loss(params, batch, model=model):
-        routing = {name: jnp.ones(r.shape, r.dtype) for name, r in variables["routing"].items()}
-        now = {"params": params, "routing": routing}
-        out, aux = model.apply(now, batch, build.neutral_knobs(), jax.random.key(0))
-        return task.loss(out, batch, cfg.net.loss_chunk)[0] + aux.expected_B.sum()
+    def loss_of(model):
+        def loss(params, batch):
+            routing = {name: jnp.ones(r.shape, r.dtype) for name, r in variables["routing"].items()}
+            now = {"params": params, "routing": routing}
+            out, aux = model.apply(now, batch, build.neutral_knobs(), jax.random.key(0))
+            return task.loss(out, batch, cfg.net.loss_chunk)[0] + aux.expected_B.sum()
 
+        return loss
+
+    # a step, compiled and timed where that is quick
     micro = train.batch_size // train.accum // devices
+    batches = preview.Batches(batch_of, micro, train.accum)
     step = preview.step(
-        loss, variables["params"], batch_of, micro, train.accum, chip, cfg.net.dtype, start + QUICK
+        loss_of(model), variables["params"], batches, chip, cfg.net.dtype, start + QUICK
     )
-    eight = None
+    in_8_bits = None
     if cfg.quant.bits:
-        later = build.build(plain, task.shape.vocab_size, eight=True)
-        gradient = jax.value_and_grad(lambda params, batch: loss(params, batch, later))
-        eight = jaxpr.count(gradient, variables["params"], batch_of(1))
+        quantized = build.build(plain, task.shape.vocab_size, quantized=True)
+        gradient = jax.value_and_grad(loss_of(quantized))
+        counted = jaxpr.count(gradient, variables["params"], batch_of(1))
+        in_8_bits = {
+            "flops_per_token": counted.flops / L,
+            "int8_per_token": counted.int8 / L,
+            "from": cfg.quant.start,
+        }
+
+    # all numbers
     params_bytes = preview.tree_bytes(variables["params"])
     tokens = train.batch_size * L
     steps = to_steps(train.duration, 0, task.steps_per_epoch(train.batch_size)) or None
     dense = model.dense.model_flops
     found = {
         "model": model.name,
-        "how": build.MODELS[model.name].how(model.net),
+        "how": registry.describe(model.net, model.pricing.platform),
         "params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "flops_per_token": {
             "model": model.cost.model_flops / L,
@@ -84,12 +113,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "train_step": step.flops * devices / tokens,
             "elementwise_train_step": step.elementwise * devices / tokens,
         },
-        "eight": eight
-        and {
-            "flops_per_token": eight.flops / L,
-            "int8_per_token": eight.int8 / L,
-            "from": cfg.quant.start,
-        },
+        "eight": in_8_bits,
         "rel_flops": {
             "model": model.cost.model_flops / dense,
             "executed": model.cost.executed_flops / model.dense.executed_flops,
@@ -121,66 +145,84 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 def _print(
     f: dict[str, Any], cfg: RunCfg, vocab: int, chip: Any, say: Callable[[str], None]
 ) -> None:
-    L, net, per, memory, timed = (
-        cfg.task.seq_len,
-        cfg.net,
-        f["flops_per_token"],
-        f["memory_bytes"],
-        f["timed_examples"],
+    """Prints the numbers of a preview for a person."""
+    L, net, per = cfg.task.seq_len, cfg.net, f["flops_per_token"]
+    # FLOPs
+    how = f"; {f['how']}" if f["how"] else ""
+    say(
+        f"model      {f['model']}: {si(f['params'])} params, {net.depth} layers, D {net.width}, "
+        f"H {net.heads}, F {net.ffn_width}, L {L}, V {vocab}{how}"
     )
-    say(f"model      {f['model']}: {si(f['params'])} params, {net.depth} layers, D {net.width}, H {net.heads}, "
-        f"F {net.ffn_width}, L {L}, V {vocab}{f['how'] and '; ' + f['how']}")  # fmt: skip
     say("FLOPs per token, forward; dense: what the dense Transformer of this shape executes")
     say(_table(f, L))
-    say(f"cost       executed {f['rel_flops']['executed']:.1%} of dense; training {si(per['train_step'], 'FLOP')} and "
-        f"{si(per['elementwise_train_step'])} elementwise operations per token")  # fmt: skip
-    if in8 := f["eight"]:
+    say(
+        f"cost       executed {f['rel_flops']['executed']:.1%} of dense; "
+        f"training {si(per['train_step'], 'FLOP')} and "
+        f"{si(per['elementwise_train_step'])} elementwise operations per token"
+    )
+    in8 = f["eight"]
+    if in8:
         flops, int8 = si(in8["flops_per_token"], "FLOP"), si(in8["int8_per_token"])
         say(
-            f"8 bits     from {in8['from']} on training takes {flops} and {int8} operations in int8 per token"
+            f"8 bits     from {in8['from']} on training takes {flops} and {int8} operations "
+            "in int8 per token"
         )
     if f["lengths"]:
-        say(
-            f"           programs for {', '.join(map(str, f['lengths']))} tokens: all figures are the last one's"
-        )
-    if (unit := f["executed_in_unit"])["unit"] != "flops":
+        lengths = ", ".join(map(str, f["lengths"]))
+        say(f"           programs for {lengths} tokens: all figures are the last one's")
+    unit = f["executed_in_unit"]
+    if unit["unit"] != "flops":
         say(f"           executed {unit['executed']:.1%} of dense in {LABELS[unit['unit']]}")
+    # the device
     if chip.measured:
         rates = f"{chip.peak(net.dtype):.2e}/{chip.bandwidth:.2e}"
-        say(f"device     measured here: {si(chip.peak(net.dtype), 'FLOP/s')} in {net.dtype}, "
-            f"{si(chip.bandwidth, 'B/s')}; objective.unit=seconds takes it as objective.device={rates}")  # fmt: skip
-    need = sum(memory[k] for k in ("params", "optimizer", "gradients", "activations"))
-    parts = ", ".join(
-        f"{k} {si(memory[k], 'B')}" for k in ("params", "optimizer", "gradients", "activations")
-    )
-    fits = (
-        ""
-        if need <= memory["of"]
-        else ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
-    )
-    say(f"memory     {si(need, 'B')} of {si(memory['of'], 'B')} per device{fits}")
-    say(f"           {parts} ({'compiled' if timed else 'estimated'})")
-    source = f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
-    if timed:
-        rows = cfg.train.batch_size
-        source = "timed here" if timed == rows else f"timed here on {timed} of {rows} windows"
-    rate = f"{f['tokens_per_s']:,.0f} tokens/s on {f['device']}"
-    say(f"time       {_duration(f['step_seconds'])} per step, {rate} ({source})")
-    if f["steps"] is None:
-        flops, seconds = 1e6 * per["train_step"], 1e6 / f["tokens_per_s"]
         say(
-            f"training   {cfg.train.duration}: {si(flops, 'FLOP')} and {_duration(seconds)} per million tokens of text"
+            f"device     measured here: {si(chip.peak(net.dtype), 'FLOP/s')} in {net.dtype}, "
+            f"{si(chip.bandwidth, 'B/s')}; objective.unit=seconds takes it as "
+            f"objective.device={rates}"
         )
-    else:
-        total, seconds = f["total_flops"], f["steps"] * f["step_seconds"]
-        say(f"training   {cfg.train.duration}: {si(total, 'FLOP')}, {_duration(seconds)}")
-    say(
-        f"disk       {KEPT} checkpoints of {si(f['checkpoint_bytes'], 'B')}, {si(f['disk_free_bytes'], 'B')} free"
-    )
+    _print_memory(f, say)
+    _print_time(f, cfg, chip, say)
+    disk = f"{si(f['checkpoint_bytes'], 'B')}, {si(f['disk_free_bytes'], 'B')} free"
+    say(f"disk       {KEPT} checkpoints of {disk}")
     say(f"convention {f['conventions']}")
 
 
+def _print_memory(f: dict[str, Any], say: Callable[[str], None]) -> None:
+    memory = f["memory_bytes"]
+    parts = {k: memory[k] for k in ("params", "optimizer", "gradients", "activations")}
+    need = sum(parts.values())
+    fits = ""
+    if need > memory["of"]:
+        fits = ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
+    source = "compiled" if f["timed_examples"] else "estimated"
+    say(f"memory     {si(need, 'B')} of {si(memory['of'], 'B')} per device{fits}")
+    listed = ", ".join(f"{k} {si(x, 'B')}" for k, x in parts.items())
+    say(f"           {listed} ({source})")
+
+
+def _print_time(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], None]) -> None:
+    timed, rows = f["timed_examples"], cfg.train.batch_size
+    if not timed:
+        source = f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
+    elif timed == rows:
+        source = "timed here"
+    else:
+        source = f"timed here on {timed} of {rows} windows"
+    rate = f"{f['tokens_per_s']:,.0f} tokens/s on {f['device']}"
+    say(f"time       {_duration(f['step_seconds'])} per step, {rate} ({source})")
+    duration = cfg.train.duration
+    if f["steps"] is None:
+        flops = si(1e6 * f["flops_per_token"]["train_step"], "FLOP")
+        seconds = _duration(1e6 / f["tokens_per_s"])
+        say(f"training   {duration}: {flops} and {seconds} per million tokens of text")
+    else:
+        seconds = _duration(f["steps"] * f["step_seconds"])
+        say(f"training   {duration}: {si(f['total_flops'], 'FLOP')}, {seconds}")
+
+
 def _table(f: dict[str, Any], L: int) -> str:
+    """Returns the FLOPs of each block as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("block", "path"):
         table.add_column(name, no_wrap=True)
@@ -203,10 +245,11 @@ def _table(f: dict[str, Any], L: int) -> str:
 
 
 def si(x: float, unit: str = "") -> str:
-    """1_234_567 -> "1.23 M"."""
+    """Returns a number for a person: "1.23 M" of 1_234_567."""
     power = 0
     while abs(x) >= 999.5 and power < 6:
-        x, power = x / 1000, power + 1
+        x /= 1000
+        power += 1
     return f"{x:.3g} {' kMGTPE'[power].strip()}{unit}".rstrip()
 
 

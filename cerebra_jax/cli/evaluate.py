@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from cerebra_jax.cli.flags import Request
+from cerebra_jax.cli import arguments
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import workdir as folder
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    arguments.add_run(parser)
+    parser.add_argument(
+        "--split",
+        metavar="SPLIT",
+        type=arguments.choice("valid", "test"),
+        default="test",
+        help="what is measured: valid or test (default test)",
+    )
+    arguments.add_verbose(parser)
+
+
+check = arguments.of_run
 
 
 def run(request: Request) -> None:
@@ -15,10 +32,10 @@ def run(request: Request) -> None:
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         task = build(request.cfg, screen.say)
         compile_cache(request.cfg.task.cache_dir)
-        from cerebra_jax.training import trainer as loop
+        from cerebra_jax.training import trainer
         from cerebra_jax.training.closing import quality
 
-        line = loop.measure(request.cfg, task, request.workdir, request.split, screen)
+        line = trainer.measure(request.cfg, task, request.workdir, request.split, screen)
         path = request.workdir / f"eval-{request.split}.json"
         folder.write_json(path, line | {"dataset": task.dataset})
         if line["notice"]:

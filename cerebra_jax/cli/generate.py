@@ -1,29 +1,61 @@
-"""generate: the best checkpoint of a run on text continues prompts, with a cache."""
+"""generate: continues prompts with the best checkpoint of a run on text, with a cache."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
+from cerebra_jax.cli import arguments
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
-from cerebra_jax.cli.flags import Request
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import workdir as folder
 
 
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    arguments.add_run(parser)
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        default="",
+        help="the text to continue; @FILE: each of its lines, in one batch",
+    )
+    parser.add_argument(
+        "--max_tokens",
+        metavar="N",
+        type=arguments.whole(1),
+        default=64,
+        help="tokens to write (default 64)",
+    )
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=arguments.number(0),
+        default=1.0,
+        help="0: always the likeliest token (default 1)",
+    )
+    parser.add_argument(
+        "--top_p",
+        metavar="P",
+        type=arguments.number(0),
+        default=1.0,
+        help="draw from the likeliest tokens that hold this probability (default 1)",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=arguments.whole(0), default=0, help="of the draws (default 0)"
+    )
+    arguments.add_verbose(parser)
+
+
+check = arguments.of_run
+
+
 def run(request: Request) -> None:
     """Prints each prompt with its continuation, then tokens a second and FLOPs a token."""
-    cfg, prompts = request.cfg, _prompts(request.options.get("prompt", ""))
-    count, seed = (
-        _number(request, "max_tokens", "64", int, 1),
-        _number(request, "seed", "0", int, 0),
-    )
-    heat, top_p = (
-        _number(request, "temperature", "1", float, 0),
-        _number(request, "top_p", "1", float, 0),
-    )
-    need(
+    cfg, prompts = request.cfg, _prompts(request.prompt)
+    require(
         cfg.task.name == "text",
         f"the run's task is {cfg.task.name}",
         "generate continues text: task.name=text",
@@ -34,45 +66,33 @@ def run(request: Request) -> None:
         from cerebra_jax.trained import Trained  # JAX from here on
 
         run = Trained(request.workdir, cfg, task)
-        written = run.generate(prompts, count, heat, top_p, seed)
+        written = run.generate(
+            prompts, request.max_tokens, request.temperature, request.top_p, request.seed
+        )
     for prompt, text in zip(prompts, written.texts, strict=True):
         print(prompt + text)
+    # what it took
     token, dense = run.model.token, run.model.dense_token.executed_flops
+    assert token is not None, "a model that has written can decode"
     spent, most = token.mean(written.kept), token.executed_flops
+    share = f"{written.kept:.0%} of the routed tokens kept"
+    print(f"{written.rate:,.0f} tokens/s, prompts read included; {share}")
     print(
-        f"{written.rate:,.0f} tokens/s, prompts read included; {written.kept:.0%} of the routed tokens kept"
+        f"{si(spent, 'FLOP')} a token for the decisions taken (at most {si(most, 'FLOP')}), "
+        f"{spent / dense:.2f} of the dense Transformer's"
     )
-    print(f"{si(spent, 'FLOP')} a token for the decisions taken (at most {si(most, 'FLOP')}), "
-          f"{spent / dense:.2f} of the dense Transformer's")  # fmt: skip
 
 
 def _prompts(text: str) -> list[str]:
-    need(
-        bool(text),
-        "--prompt is missing",
-        "write --prompt='Some words', or --prompt=@FILE with a prompt a line",
-    )
+    """Returns the prompts that --prompt gives."""
+    hint = "write --prompt='Some words', or --prompt=@FILE with a prompt a line"
+    require(bool(text), "--prompt is missing", hint)
     if not text.startswith("@"):
         return [text]
-    need(
-        Path(text[1:]).is_file(),
-        f"there is no {text[1:]}",
-        "--prompt=@FILE takes a file with a prompt a line",
+    path = Path(text[1:])
+    require(
+        path.is_file(), f"there is no {path}", "--prompt=@FILE takes a file with a prompt a line"
     )
-    lines = [line for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line]
-    need(bool(lines), f"{text[1:]} is empty", "write a prompt a line")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    require(bool(lines), f"{path} is empty", "write a prompt a line")
     return lines
-
-
-def _number(request: Request, name: str, default: str, kind: type, least: float) -> float:
-    text = request.options.get(name, default)
-    try:
-        value = kind(text)
-    except ValueError:
-        value = float("nan")
-    need(
-        least <= value < float("inf"),
-        f"--{name} is {text!r}",
-        f"give a number ({kind.__name__}) of at least {least}",
-    )
-    return value

@@ -1,20 +1,24 @@
-"""heatmap: which tokens of a text the best checkpoint of a run sends where, layer by layer, and what that costs."""
+"""heatmap: shows which tokens of a text the best checkpoint of a run sends where, layer by layer,
+and what that costs.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rich.console import Console
 
-from cerebra_jax.analysis import heatmap, terminal
-from cerebra_jax.checks import ROUTED, need
-from cerebra_jax.cli.flags import Request
+from cerebra_jax.analysis import heatmap
+from cerebra_jax.checks import ROUTED, require
+from cerebra_jax.cli import arguments
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
-from cerebra_jax.config import RunCfg
+from cerebra_jax.config import NetCfg, RunCfg
 from cerebra_jax.tasks.registry import build
+from cerebra_jax.tasks.task import Reader
 from cerebra_jax.training import workdir as folder
 
 PATHS = {
@@ -27,17 +31,35 @@ MOST = 8192  # tokens; a page has about a kilobyte for each
 PLAIN = 100  # columns where there is no terminal
 
 
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    arguments.add_run(parser)
+    parser.add_argument(
+        "--text", metavar="TEXT", default="", help="the text; @FILE: what is in the file"
+    )
+    parser.add_argument(
+        "--to",
+        metavar="FILE.html",
+        type=arguments.file,
+        help="the page that is written (default WORKDIR/heatmap.html)",
+    )
+    arguments.add_verbose(parser)
+
+
+check = arguments.of_run
+
+
 def run(request: Request) -> None:
-    """Writes the page and its figures as JSON beside it, and prints the same."""
-    cfg, to = request.cfg, Path(request.options.get("to") or request.workdir / "heatmap.html")
-    need(to.suffix in (".html", ".htm"), f"--to is {to}", "give an HTML file: --to=FILE.html")
-    routed(cfg, "heatmap")
-    need(
+    """Writes the page, its figures as JSON beside it, and prints the same."""
+    cfg, to = request.cfg, request.to or request.workdir / "heatmap.html"
+    require(to.suffix in (".html", ".htm"), f"--to is {to}", "give an HTML file: --to=FILE.html")
+    need_routed(cfg, "heatmap")
+    require(
         cfg.task.name in TASKS,
         f"the run's task is {cfg.task.name}",
         f"heatmap reads texts: {' or '.join(TASKS)}",
     )
-    text = _text(request.options.get("text", ""))
+    text = _text(request.text)
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         found = _facts(request, cfg, text)
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -45,88 +67,71 @@ def run(request: Request) -> None:
     data = to.with_suffix(".json")
     data.write_text(json.dumps(found, allow_nan=False), encoding="utf-8")
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
-    for line in terminal.lines(found, console.width if console.is_terminal else PLAIN):
+    for line in heatmap.lines(found, console.width if console.is_terminal else PLAIN):
         console.print(line)
     print(f"written: {to} and {data}")
 
 
-def routed(cfg: RunCfg, command: str) -> None:
-    """UserError for a run that routes nothing."""
+def need_routed(cfg: RunCfg, command: str) -> None:
+    """Raises UserError for a run that routes nothing."""
     net = cfg.net
-    dense = (
-        "a dense model"
-        if net.name == "transformer" or cfg.twin in ("dense", "equal_flops")
-        else net.name
+    is_dense = net.name == "transformer" or cfg.twin in ("dense", "equal_flops")
+    require(
+        net.name in ROUTED and not is_dense,
+        f"the run is of {'a dense model' if is_dense else net.name}, which routes nothing",
+        f"{command} needs a run of {', '.join(ROUTED)}",
     )
-    mend = f"{command} needs a run of {', '.join(ROUTED)}"
-    need(
-        net.name in ROUTED and dense == net.name,
-        f"the run is of {dense}, which routes nothing",
-        mend,
-    )
-    fixed = net.route.mode.startswith("always")
-    need(
-        not fixed,
+    require(
+        not net.route.mode.startswith("always"),
         f"net.route.mode is {net.route.mode}: nothing is decided",
         f"{command} needs another router",
     )
 
 
 def _text(given: str) -> str:
-    need(bool(given), "--text is missing", "write --text='Some words', or --text=@FILE")
+    """Returns the text that --text gives."""
+    require(bool(given), "--text is missing", "write --text='Some words', or --text=@FILE")
     if not given.startswith("@"):
         return given
     path = Path(given[1:])
-    need(path.is_file(), f"there is no {path}", "--text=@FILE takes a text file")
-    return path.read_bytes().decode(
-        "utf-8", errors="surrogateescape"
-    )  # the task refuses what is no text
+    require(path.is_file(), f"there is no {path}", "--text=@FILE takes a text file")
+    # the task refuses what is no text
+    return path.read_bytes().decode("utf-8", errors="surrogateescape")
 
 
-def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
-    """All that the page shows, as JSON holds it."""
-    task = build(cfg)
+def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:
+    """Returns all that the page shows, as JSON holds it."""
+    task = cast(Reader, build(cfg))  # one of TASKS, which all are
     read = task.read(text)
-    need(
+    require(
         len(read.ids) <= MOST,
         f"the text has {len(read.ids):,} tokens",
         f"give a shorter one, of {MOST:,} at most",
     )
     compile_cache(cfg.task.cache_dir)
     from cerebra_jax.analysis import routing_trace as decisions
-    from cerebra_jax.models import model as models
-    from cerebra_jax.training import certificate
-    from cerebra_jax.training import experiment as session
+    from cerebra_jax.models import registry
+    from cerebra_jax.training import finished
 
-    s = session.Session(cfg, task)
-    state = certificate.trained(cfg, task, request.workdir, print)
-    s.adopt_of(state)
+    # the decisions of the trained model
+    s = finished.load(cfg, task, request.workdir, print)
+    state = s.state
     variables = {"params": state.params, "routing": state.routing}
-    found = decisions.look(s.model, variables, read.batch, len(read.ids))
+    found = decisions.trace(s.model, variables, read.batch, len(read.ids))
+
+    # what is told of them
     net, L = s.model.net, task.shape.seq_len
-    paths = PATHS[net.name] + (("RBF mixer",) if net.route.rbf else ())
-    layers = list(models.MODELS[net.name].layers(net))
+    layers = registry.routed_layers(net)
     unseen = len(text[read.spans[-1][1] :].strip())
-    notes = (
-        [f"of the layers 0 to {net.depth - 1}, those not shown decide nothing"]
-        if len(layers) < net.depth
-        else []
-    )
-    notes += (
-        [f"a window holds {L:,} tokens: the last {unseen:,} characters are not seen"]
-        if unseen
-        else []
-    )
-    notes += (
-        ["net.route.mode=soft: every token takes all paths"] if net.route.mode == "soft" else []
-    )
-    notes += [s.notice] if s.notice else []
+    notes = _notes(net, layers, L, unseen)
+    if s.notice:
+        notes.append(s.notice)
     return {
         "run": str(request.workdir),
         "steps": int(state.step),
         "model": net.name,
         "route": net.route.mode,
-        "paths": paths,
+        "paths": PATHS[net.name] + (("RBF mixer",) if net.route.rbf else ()),
         "text": text,
         "L": L,
         "layers": layers,
@@ -142,3 +147,15 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> dict[str, Any]:
         "unseen": unseen,
         "notes": notes,
     }
+
+
+def _notes(net: NetCfg, layers: list[int], L: int, unseen: int) -> list[str]:
+    """Returns what a reader of the page must know."""
+    notes = []
+    if len(layers) < net.depth:
+        notes.append(f"of the layers 0 to {net.depth - 1}, those not shown decide nothing")
+    if unseen:
+        notes.append(f"a window holds {L:,} tokens: the last {unseen:,} characters are not seen")
+    if net.route.mode == "soft":
+        notes.append("net.route.mode=soft: every token takes all paths")
+    return notes

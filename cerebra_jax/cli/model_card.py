@@ -1,9 +1,12 @@
-"""What stands beside an exported model: its card, its configuration, its tokenizer. Imports no JAX."""
+"""Writes what stands beside an exported model: its card, its configuration, its tokenizer.
+
+Imports no JAX.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cerebra_jax
 from cerebra_jax import config
@@ -11,40 +14,63 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.training import workdir as folder
 
 
-def write(
-    to: Path, cfg: RunCfg, task: Any, step: int, score: float, facts: list[str], how: str
-) -> list[Path]:
-    """FILE.md, FILE.config.json and, of a text with a vocabulary, FILE.tokenizer.json. `task`: None where its data are
-    not at hand. `how`: Python that runs it."""
-    written = [to.with_name(f"{to.name}.md"), to.with_name(f"{to.name}.config.json")]
+class Made(NamedTuple):
+    """Holds what was exported."""
+
+    cfg: RunCfg
+    task: Any  # None where its data are not at hand
+    step: int
+    score: float
+    facts: list[str]  # lines for the card
+
+
+def write(to: Path, made: Made, use: str) -> list[Path]:
+    """Writes FILE.md, FILE.config.json and, of a text with a vocabulary, FILE.tokenizer.json.
+
+    Returns their paths.
+
+    `use` is Python that runs the file.
+    """
+    cfg, task = made.cfg, made.task
+    page, configuration = to.with_name(f"{to.name}.md"), to.with_name(f"{to.name}.config.json")
+    written = [page, configuration]
+    # the tokenizer and the configuration
+    tokenizer = None
     vocabulary = getattr(task, "vocabulary", "")
     if vocabulary:
-        written.append(to.with_name(f"{to.name}.tokenizer.json"))
-        written[-1].write_text(vocabulary, encoding="utf-8")
-    folder.write_json(written[1], config.to_dict(cfg))
-    net, data = cfg.net, "not known here" if task is None else task.dataset
+        tokenizer = to.with_name(f"{to.name}.tokenizer.json")
+        tokenizer.write_text(vocabulary, encoding="utf-8")
+        written.append(tokenizer)
+    folder.write_json(configuration, config.to_dict(cfg))
+    # the card
+    net = cfg.net
+    data = "not known here" if task is None else task.dataset
+    weights = "int8 in linear layers, float32 elsewhere" if cfg.quant.stored else "float32"
+    notice = getattr(task, "notice", "")
     lines = [
         f"# {to.name}",
         "",
-        f"- model: {net.name}, {net.depth} layers of width {net.width}, {net.heads} heads, made by cerebra_jax "
-        f"{cerebra_jax.__version__}",
-        f"- task: {cfg.task.name}, data: {data}; checkpoint {step:,}, validation score {score:.5g} (less is better)",
-        f"- weights: {'int8 in linear layers, float32 elsewhere' if cfg.quant.stored else 'float32'}",
-        *(f"- {fact}" for fact in facts),
-        *_tokens(cfg, task, written[-1] if vocabulary else None),
-        *([f"- {task.notice}"] if getattr(task, "notice", "") else []),
-        f"- configuration: {written[1].name}; every key is explained by `python -m cerebra_jax.main --help`",
+        f"- model: {net.name}, {net.depth} layers of width {net.width}, {net.heads} heads, "
+        f"made by cerebra_jax {cerebra_jax.__version__}",
+        f"- task: {cfg.task.name}, data: {data}; checkpoint {made.step:,}, "
+        f"validation score {made.score:.5g} (less is better)",
+        f"- weights: {weights}",
+        *(f"- {fact}" for fact in made.facts),
+        *_tokens(cfg, task, tokenizer),
+        *([f"- {notice}"] if notice else []),
+        f"- configuration: {configuration.name}; `python -m cerebra_jax keys` explains every key",
         "",
         "```python",
-        how,
+        use,
         "```",
         "",
     ]
-    written[0].write_text("\n".join(lines), encoding="utf-8")
+    page.write_text("\n".join(lines), encoding="utf-8")
     return written
 
 
 def _tokens(cfg: RunCfg, task: Any, file: Path | None) -> list[str]:
+    """Returns the line on tokens, of a task that reads texts."""
     if cfg.task.name not in ("text", "intent"):
         return []
     name = cfg.task.tokenizer
@@ -53,9 +79,8 @@ def _tokens(cfg: RunCfg, task: Any, file: Path | None) -> list[str]:
     if file is None:
         return [f"- tokens: {name}; its vocabulary is made from the data, which were not at hand"]
     if name == "words":
-        return [
-            f"- tokens: {file.name}, a list of lower-case words from id 1 on; 0 is any other word"
-        ]
+        what = "a list of lower-case words from id 1 on; 0 is any other word"
+        return [f"- tokens: {file.name}, {what}"]
     return [
         f"- tokens: {file.name}, for `tokenizers.Tokenizer.from_file`; {task.bos} before the first"
     ]

@@ -1,24 +1,47 @@
-"""predict: what the best checkpoint of a run on a table or on texts answers for the rows of a CSV file."""
+"""predict: answers for the rows of a CSV file with the best checkpoint of a run on a table or on
+texts.
+"""
 
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
-from cerebra_jax.checks import need
-from cerebra_jax.cli.flags import Request
+from cerebra_jax.checks import require
+from cerebra_jax.cli import arguments
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.tasks.table import read
 from cerebra_jax.training import workdir as folder
 
 
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    arguments.add_run(parser)
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        default="",
+        help="a CSV file with the columns of the training table",
+    )
+    parser.add_argument(
+        "--to",
+        metavar="FILE",
+        type=arguments.file,
+        help="the CSV file that is written (default WORKDIR/predictions.csv)",
+    )
+    arguments.add_verbose(parser)
+
+
+check = arguments.of_run
+
+
 def run(request: Request) -> None:
-    """Writes the rows with a column `prediction` behind them, and of classes `probability`."""
-    to = Path(request.options.get("to") or request.workdir / "predictions.csv")
-    data = request.options.get("data", "")
-    need(bool(data), "--data is missing", "give a CSV file with the columns of the training table")
-    table = read(data)
+    """Writes the rows with a column `prediction` behind them and, of classes, `probability`."""
+    to = request.to or request.workdir / "predictions.csv"
+    hint = "give a CSV file with the columns of the training table"
+    require(bool(request.data), "--data is missing", hint)
+    table = read(request.data)
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         task = build(request.cfg)
         compile_cache(request.cfg.task.cache_dir)

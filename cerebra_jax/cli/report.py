@@ -1,70 +1,100 @@
-"""report RUN…: a table of finished runs, what may be said of it, and figures."""
+"""report: compares finished runs in a table, says what follows from it, and draws figures."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, page, plots, runs, tables
 from cerebra_jax.report import operator_use as uses
 
-USAGE = (
-    "report RUN… [--by-folder] [--brief] [--baseline=GROUP] [--also=NAME:FIGURE] [--into=FILE.md[#NAME]] [--csv=FILE] "
-    "[--runs-csv=FILE] [--latex=FILE] [--html=FILE] [--plot=FILE.svg] [--pareto=FILE.svg] [--budgets=FILE.svg] "
-    "[--uses=FILE.svg]"
-)
+_FILES = {
+    "csv": "FILE.csv: a row for each group",
+    "runs-csv": "FILE.csv: a row for each run",
+    "latex": "FILE.tex: the table",
+    "html": "FILE.html: one page with table and figures",
+    "plot": "FILE.svg: curves of training (extra plots, as all figures)",
+    "pareto": "FILE.svg: quality and FLOPs",
+    "budgets": "FILE.svg: costs of runs with a budget over training",
+    "uses": "FILE.svg: shares of the operators over training",
+}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"report: {message}", USAGE)
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, or of sweeps"
+    )
+    parser.add_argument(
+        "--by-folder",
+        action="store_true",
+        help="group runs by their folders (NAME-s0, NAME-s1), not by their configurations",
+    )
+    parser.add_argument("--brief", action="store_true", help="show fewer columns and notes")
+    parser.add_argument(
+        "--baseline", default="", metavar="GROUP", help="compare every group with this one"
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        type=_reference,
+        metavar="NAME:FIGURE",
+        help="add a row with a figure from elsewhere",
+    )
+    parser.add_argument(
+        "--into",
+        default="",
+        metavar="FILE.md[#NAME]",
+        help="write the table between the marks <!-- RESULTS NAME: begin … --> and end of a file",
+    )
+    for name, meaning in _FILES.items():
+        metavar, _, text = meaning.partition(": ")
+        parser.add_argument(f"--{name}", type=Path, metavar=metavar, help=text)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The words after `report`, checked; UserError on a mistake."""
-    parser = _Parser(prog="report", add_help=False, allow_abbrev=False)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--also", action="append", default=[], metavar="NAME:FIGURE")
-    parser.add_argument("--by-folder", action="store_true")
-    parser.add_argument("--brief", action="store_true")
-    parser.add_argument("--baseline", default="", metavar="GROUP")
-    parser.add_argument("--into", default="", metavar="FILE.md[#NAME]")
-    for name in ("csv", "runs-csv", "latex", "html", "plot", "pareto", "budgets", "uses"):
-        parser.add_argument(f"--{name}", type=Path)
-    return parser.parse_args(argv)
+def run(request: Request) -> None:
+    """Prints the Markdown table of the runs and its notes, and writes the files that were asked
+    for.
 
-
-def run(argv: list[str]) -> None:
-    """Prints the Markdown table of the run folders (a sweep's folder stands for those in it) and its notes; --into
-    writes them between the RESULTS marks of a file (FILE#NAME: RESULTS NAME), the other options files of their kind."""
-    args = parse(argv)
-    also = dict(map(_reference, args.also))
-    folders, unfinished = runs.found(args.runs)
-    groups = runs.load(folders, args.by_folder)
-    base = compare.baseline(groups, args.baseline) if args.baseline else ""
-    rows = tables.grid(groups, also, args.brief)
-    notes = tables.notes(groups, base, len(unfinished), args.brief)
+    A sweep's folder stands for the runs in it.
+    """
+    folders, unfinished = runs.found(request.runs)
+    groups = runs.load(folders, request.by_folder)
+    base = compare.baseline(groups, request.baseline) if request.baseline else ""
+    rows = tables.grid(groups, dict(request.also), request.brief)
+    notes = tables.notes(groups, base, len(unfinished), request.brief)
     text = tables.markdown(rows, notes)
     print(text)
-    for path, make in (
-        (args.csv, lambda: tables.csv_groups(groups)),
-        (args.runs_csv, lambda: tables.csv_runs(groups)),
-        (args.latex, lambda: tables.latex(rows, notes)),
-        (args.html, lambda: page.html(groups, rows, notes)),
+    # files of text
+    if request.csv:
+        _write(request.csv, tables.csv_groups(groups))
+    if request.runs_csv:
+        _write(request.runs_csv, tables.csv_runs(groups))
+    if request.latex:
+        _write(request.latex, tables.latex(rows, notes))
+    if request.html:
+        _write(request.html, page.html(groups, rows, notes))
+    # figures
+    for path, draw in (
+        (request.plot, plots.curves),
+        (request.pareto, plots.front),
+        (request.budgets, plots.budgets),
+        (request.uses, uses.draw),
     ):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(make(), encoding="utf-8")
-    figures = ((args.plot, plots.curves), (args.pareto, plots.front), (args.budgets, plots.budgets))
-    for path, draw in (*figures, (args.uses, uses.draw)):
-        if path:
             draw(groups, path)
-    if args.uses:
+    if request.uses:
         print("\n" + uses.markdown(groups))
-    if args.into:
-        _insert(args.into, text)
+    if request.into:
+        _insert(request.into, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def _reference(word: str) -> tuple[str, float]:
@@ -72,12 +102,14 @@ def _reference(word: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise UserError(f"cannot read --also={word}", "write --also=NAME:FIGURE") from None
+        raise argparse.ArgumentTypeError(f"is {word!r}; write --also=NAME:FIGURE") from None
 
 
 def _insert(where: str, text: str) -> None:
+    """Writes the table between the marks of a file."""
     name, _, label = where.partition("#")
-    path, mark = Path(name), f"<!-- RESULTS {label}".rstrip()
+    path = Path(name)
+    mark = f"<!-- RESULTS {label}".rstrip()
     begin, end = f"{mark}: begin", f"{mark}: end -->"
     try:
         old = path.read_text(encoding="utf-8")

@@ -1,4 +1,7 @@
-"""What a run shows: a progress bar where a person looks on, plain lines elsewhere. Everything goes to stdout."""
+"""Shows a run: a progress bar where a person looks on, plain lines elsewhere.
+
+Everything goes to stdout.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class Screen:
-    """Lines, and a bar below them on a terminal; in a log or a notebook a line at each interval instead."""
+    """Prints lines, and a bar below them on a terminal.
+
+    In a log or a notebook a line at each interval instead.
+    """
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
@@ -18,11 +24,14 @@ class Screen:
 
     @property
     def live(self) -> bool:
-        """True where a bar can be drawn."""
+        """Returns True where a bar can be drawn."""
         return self._console.is_terminal and os.environ.get("TERM") != "dumb"
 
     def say(self, line: str) -> None:
-        """One line, above the bar. A run outlives its reader (`| head`, a closed terminal): it goes on, unseen."""
+        """Prints one line, above the bar.
+
+        A run whose reader has left (`| head`, a closed terminal) goes on unseen.
+        """
         try:
             if self.live:
                 self._console.print(line)
@@ -46,7 +55,10 @@ class Screen:
         self._bar.start()
 
     def step(self, done: int, text: str, due: bool) -> None:
-        """After each step; `due` at the intervals of train.log_every, the only lines where there is no bar."""
+        """Shows a step.
+
+        `due` at the intervals of train.log_every, the only lines where there is no bar.
+        """
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, t=text)
         elif due:

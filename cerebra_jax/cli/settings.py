@@ -1,4 +1,7 @@
-"""A configuration file, with what the command line changes in it -> RunCfg. Imports no JAX."""
+"""Reads a configuration file and applies what the command line changes in it. Imports no JAX.
+
+A .py configuration is code and is run; a .json one (a run's own config.json) is only read.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
 
-def load(spec: str, overrides: Mapping[str, str]) -> config.RunCfg:
-    """RunCfg of a configuration file with typed overrides."""
+def load(spec: str, overrides: Mapping[str, Any]) -> config.RunCfg:
+    """Returns the RunCfg of FILE.py[:ARG] or FILE.json with some keys changed, by values or by
+    text.
+    """
     path, _, _ = spec.partition(":")
     file = Path(path)
     if file.is_dir():
@@ -25,49 +30,52 @@ def load(spec: str, overrides: Mapping[str, str]) -> config.RunCfg:
             f"{path} is a folder", "give a configuration file: FILE.py or RUN/config.json"
         )
     if not file.is_file():
-        raise UserError(f"there is no {path}", _others(file))
-    if file.suffix not in (".py", ".json"):
-        raise UserError(f"{path} is neither .py nor .json", "give a configuration file")
+        raise UserError(f"there is no {path}", _nearest_file(file))
     if file.suffix == ".json":
         return changed(_read_json(file, spec), overrides)
-    values = absl_flags.FlagValues()
-    words = ["", f"--config={spec}", *_words(overrides)]
+    if file.suffix != ".py":
+        raise UserError(f"{path} is neither .py nor .json", "give a configuration file")
+    return config.parse(_with(_run(file, spec), overrides))
+
+
+def changed(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> config.RunCfg:
+    """Returns the RunCfg of a nested dict with some keys changed, by values or by text."""
+    return config.parse(_with(ml_collections.ConfigDict(base), overrides))
+
+
+def _run(file: Path, spec: str) -> ml_collections.ConfigDict:
+    """Returns what get_config() of a file returns."""
+    values, words = absl_flags.FlagValues(), ["", f"--config={spec}"]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
         values(words)
-        getattr(
-            values.config, "is_locked", None
-        )  # an OSError inside get_config() is raised only here
+        found = values.config
+        getattr(found, "is_locked", None)  # an OSError inside get_config() is raised only here
     except UserError:
         raise
     except absl_flags.IllegalFlagValueError as e:
-        raise _bad_value(str(e), spec, overrides) from None
-    except (
-        Exception
-    ) as e:  # the configuration file is the user's program: whatever it raises is shown as theirs
-        raise UserError(f"{path} fails: {where(e, file)}", "mend the file") from None
-    if not isinstance(values.config, ml_collections.ConfigDict):
-        raise UserError(
-            f"get_config() of {path} returns {type(values.config).__name__}",
-            "return the ConfigDict",
-        )
-    return config.parse(values.config)
+        raise _bad_file(str(e), spec) from None
+    except Exception as e:  # the file is the user's program: whatever it raises is shown as theirs
+        raise UserError(f"{file} fails: {where(e, file)}", "correct the file") from None
+    if not isinstance(found, ml_collections.ConfigDict):
+        what = f"get_config() of {file} returns {type(found).__name__}"
+        raise UserError(what, "return the ConfigDict")
+    return found
 
 
-def changed(base: dict[str, Any], overrides: Mapping[str, str]) -> config.RunCfg:
-    """RunCfg of a nested dict with typed overrides."""
-    values, words = absl_flags.FlagValues(), ["", *_words(overrides)]
-    given = ml_collections.ConfigDict(base).lock()
-    config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=words)
-    try:
-        values(words)
-    except absl_flags.IllegalFlagValueError as e:
-        raise _bad_value(str(e), "the configuration", overrides) from None
-    return config.parse(values.config)
-
-
-def _words(overrides: Mapping[str, str]) -> list[str]:
-    return [f"--config.{key}={value}" for key, value in overrides.items()]
+def _with(
+    values: ml_collections.ConfigDict, overrides: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns the configuration with some keys changed; text is read as the type of its key."""
+    for key, value in overrides.items():
+        *sections, name = key.split(".")
+        section: Any = values  # Any: what stands under a key is a section or a value
+        for part in sections:
+            section = section[part]
+        value = config.typed(key, value) if isinstance(value, str) else value
+        with section.ignore_type():  # parse() checks it, and says what is wrong in one line
+            section[name] = value
+    return values
 
 
 def _read_json(file: Path, spec: str) -> dict[str, Any]:
@@ -82,28 +90,21 @@ def _read_json(file: Path, spec: str) -> dict[str, Any]:
             f"{file} is not JSON ({e})", "take the config.json of an undamaged run"
         ) from None
     except UserError as e:
-        raise UserError(f"{file}: {e.what}", e.mend) from None
+        raise UserError(f"{file}: {e.what}", e.hint) from None
     return config.to_dict(cfg)
 
 
-def _bad_value(message: str, spec: str, overrides: Mapping[str, str]) -> UserError:
-    """The one line of an absl message about a value, or about a file that failed while it was read as a flag."""
-    keys = config.fields()
-    found = re.search(r"flag --config\.(\S+?)=", message)
-    if found and found[1] in overrides:
-        key = found[1]
-        return UserError(
-            f"{key} is {overrides[key]!r}", f"it must be of type {type(keys[key].default).__name__}"
-        )
+def _bad_file(message: str, spec: str) -> UserError:
+    """Returns the error of a file that failed while it was read, in the words of absl's message."""
     path, _, arg = spec.partition(":")
     if re.search(r"get_config\(\) (takes 0 positional|missing|takes from)", message):
-        how = f"leave out :{arg}" if arg else "give it: --config=FILE.py:ARG"
-        return UserError(f"get_config() of {path} and the argument {arg!r} do not match", how)
-    return UserError(f"{path} fails: {message.strip().splitlines()[-1]}", "mend the file")
+        hint = f"leave out :{arg}" if arg else "give it: --config=FILE.py:ARG"
+        return UserError(f"get_config() of {path} and the argument {arg!r} do not match", hint)
+    return UserError(f"{path} fails: {message.strip().splitlines()[-1]}", "correct the file")
 
 
 def where(error: BaseException, file: Path) -> str:
-    """`NameError: name 'x' is not defined (line 12)`, with the last line inside the file."""
+    """Returns `NameError: name 'x' is not defined (line 12)`, of the last line inside the file."""
     line = getattr(error, "lineno", None)
     tb = error.__traceback__
     while tb is not None:
@@ -114,16 +115,15 @@ def where(error: BaseException, file: Path) -> str:
     return f"{type(error).__name__}: {text}" + (f" (line {line})" if line else "")
 
 
-def _others(file: Path) -> str:
-    """The mend for a missing file: the nearest one beside it."""
+def _nearest_file(file: Path) -> str:
+    """Returns the hint for a missing file: the file beside it whose name is nearest."""
     if file.name == "config.json":
         return "give the folder of a run, which holds config.json"
     beside = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-    near = config.suggest(str(file), beside) if beside else ""
-    return near if near.startswith("did") else "give an existing file, such as configs/wikitext.py"
+    return config.suggest(str(file), beside) or "give an existing file, such as configs/wikitext.py"
 
 
 def name_of(spec: str) -> str:
-    """What a configuration is called: "wikitext-smoke" of configs/wikitext.py:smoke."""
+    """Returns what a configuration is called: "wikitext-smoke" of configs/wikitext.py:smoke."""
     path, _, arg = spec.partition(":")
     return f"{Path(path).stem}-{arg}" if arg else Path(path).stem

@@ -1,14 +1,20 @@
-"""The `sweep` command: every point of a list is an ordinary run in a folder of its own; done ones are passed over."""
+"""sweep: runs every point of a list, or the trials of a search.
+
+Each is an ordinary run in a folder of its own.
+
+What is done is passed over, so the same command goes on with what was stopped.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebra_jax.cli import flags, settings
+from cerebra_jax.cli import arguments, settings
 from cerebra_jax.cli import sweep_points as listed
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.sweep_points import Point
@@ -18,20 +24,20 @@ from cerebra_jax.cli.sweep_search import Search, Study, declared
 from cerebra_jax.errors import DIVERGED, PointsFailed, Preempted, UserError
 from cerebra_jax.training import workdir as folder
 
+Say = Callable[[str], None]
 
-class Request(NamedTuple):
-    """A sweep that was asked for, checked: a list of points, or a search."""
 
-    spec: str
+class Sweep(NamedTuple):
+    """Holds a sweep that was asked for, checked: a list of points, or a search."""
+
     root: Path
     jobs: int
-    dry: bool
     points: list[Point]
     search: Search | None
 
 
 class _Listed:
-    """The points of a list in their order."""
+    """Gives the points of a list in their order."""
 
     def __init__(self, points: list[Point]):
         self._left = list(points)
@@ -40,108 +46,160 @@ class _Listed:
         return self._left.pop(0) if self._left else None
 
     def settle(self, end: Ended) -> None:
-        """Nothing is to be done: its folder says how a run ended."""
+        """Does nothing: the folder of a run says how it ended."""
 
 
-def parse(argv: list[str]) -> Request:
-    """Request of the words from `sweep` on; every point of the list is checked, nothing is started."""
-    _, options, overrides = flags.words(argv)
-    spec = options.get("config", "")
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    arguments.add_config(parser)
+    parser.epilog = f"{parser.epilog} Here it goes to every point."
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        type=arguments.folder,
+        help="the folder of the sweep, with a folder for each run (default runs/SWEEP[-PART])",
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=_jobs,
+        default=1,
+        help="runs at once (default 1); each has its share of the cores or GPUs",
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="show what would be run, and run nothing"
+    )
+
+
+def check(request: Request) -> None:
+    """Adds the sweep to a request; every point of a list is checked, and nothing is started."""
+    spec = request.config
     if not spec:
         raise UserError("--config is missing", "try sweep --config=configs/sweeps/ablation.py")
-    jobs = options.get("jobs", "1")
-    cores = os.cpu_count() or 1
-    if not jobs.isdecimal() or not 1 <= int(jobs) <= 8 * cores:
-        raise UserError(f"--jobs is {jobs!r}", f"choose 1 to {8 * cores}")
-    if options.get("workdir") == "":
-        raise UserError("--workdir is empty", "give a folder")
-    root = Path(options.get("workdir", Path("runs") / settings.name_of(spec)))
+    root = request.workdir or Path("runs") / settings.name_of(spec)
     entry, value = listed.call(spec, ("get_sweep", "get_search"))
     if entry == "get_search":
-        search = declared(spec, value, overrides, root)
-        return Request(spec, root, int(jobs), "dry" in options, search.ends, search)
+        search = declared(spec, value, request.overrides, root)
+        request.sweep = Sweep(root, request.jobs, search.ends, search)
+        return
     if isinstance(value, Mapping):
-        raise UserError(
-            f"get_sweep() of {spec} returns one dict", "return a list of dicts, or yield them"
-        )
-    points = listed.load(spec, value, overrides, root)
+        what = f"get_sweep() of {spec} returns one dict"
+        raise UserError(what, "return a list of dicts, or yield them")
+    points = listed.load(spec, value, request.overrides, root)
     for point in points:
         folder.check(point.workdir, point.cfg)
-    return Request(spec, root, int(jobs), "dry" in options, points, None)
+    request.sweep = Sweep(root, request.jobs, points, None)
 
 
-def run(argv: list[str]) -> None:
-    """Raises RunError with the exit status of any end but a good one."""
-    request, say = parse(argv), Screen().say
-    if request.search:
-        announce_search(request, request.search, say)
-        if not request.dry:
-            study = Study(request.search)
-            ended, stopping = _run(request.jobs, study, request.search.trials, say)
-            for line in study.lines():
-                say(line)
-            ended = [
-                end for end in ended if end.status != DIVERGED
-            ]  # to find that out is what a search is for
-            close(
-                ended, stopping, request.root, "its other trials go on with the same command", say
-            )
+def run(request: Request) -> None:
+    """Runs the sweep; raises RunError with the exit status of any end but a good one."""
+    sweep, say = request.sweep, Screen().say
+    if sweep.search:
+        _run_search(sweep, sweep.search, request.dry, say)
         return
-    states = [_state(point) for point in request.points]
-    announce(request, states, say)
-    if not request.dry:
-        todo = [
-            point for point, state in zip(request.points, states, strict=True) if state != "done"
-        ]
-        ended, stopping = _run(request.jobs, _Listed(todo), len(todo), say)
-        close(ended, stopping, request.root, "the same command tries them again", say)
+    states = [_state(point) for point in sweep.points]
+    announce(sweep, states, say)
+    if request.dry:
+        return
+    todo = [p for p, state in zip(sweep.points, states, strict=True) if state != "done"]
+    ended, stopping = _run(sweep.jobs, _Listed(todo), len(todo), say)
+    close(ended, stopping, sweep.root, "the same command tries them again", say)
 
 
-def announce(request: Request, states: list[str], say: Any) -> None:
-    """Every point with its state, steps, training FLOPs and executed share of dense; UserError where one cannot run."""
-    found = _prices(request.points)
-    width = max(len(point.name) for point in request.points)
-    for point, state, price in zip(request.points, states, found, strict=True):
-        say(
-            f"{state:<9} {point.name:<{width}}  {_size(price)} · {price['executed']:.3f} of dense as executed"
-        )
+def _run_search(sweep: Sweep, search: Search, dry: bool, say: Say) -> None:
+    announce_search(sweep, search, say)
+    if dry:
+        return
+    study = Study(search)
+    ended, stopping = _run(sweep.jobs, study, search.trials, say)
+    for line in study.lines():
+        say(line)
+    # which trials diverge is what a search is to find out
+    ended = [end for end in ended if end.status != DIVERGED]
+    close(ended, stopping, sweep.root, "its other trials go on with the same command", say)
+
+
+def announce(sweep: Sweep, states: list[str], say: Say) -> None:
+    """Says every point with its state, steps, training FLOPs and executed share of dense.
+
+    Raises UserError where one cannot run.
+    """
+    found = _prices(sweep.points)
+    # each point
+    width = max(len(point.name) for point in sweep.points)
+    for point, state, price in zip(sweep.points, states, found, strict=True):
+        executed = f"{price['executed']:.3f} of dense as executed"
+        say(f"{state:<9} {point.name:<{width}}  {_size(price)} · {executed}")
+    # all of them
     left = [price for price, state in zip(found, states, strict=True) if state != "done"]
     known = [price for price in left if price["steps"] is not None]
-    unknown = (
-        ""
-        if len(known) == len(left)
-        else f", and {len(left) - len(known)} counted in epochs of their data"
+    unknown = len(left) - len(known)
+    totals = []
+    if known or not unknown:
+        sums = {key: sum(price[key] for price in known) for key in ("steps", "flops")}
+        totals.append(f"{_size(sums)} at most")
+    if unknown:
+        totals.append(f"{unknown} of them for epochs of their data")
+    say(
+        f"{len(left)} of {len(found)} points to run, {sweep.jobs} at once, in {sweep.root}: "
+        f"{', and '.join(totals)}"
     )
-    total = {"steps": sum(p["steps"] for p in known), "flops": sum(p["flops"] for p in known)}
-    say(f"{len(left)} of {len(found)} points to run, {request.jobs} at once, in {request.root}: "
-        f"{_size(total)} at most{unknown}")  # fmt: skip
+    if unknown:
+        say(EPOCHS)
 
 
-def announce_search(request: Request, search: Search, say: Any) -> None:
-    """The ranges of a search, and what its trials take between their ends; UserError where one cannot run."""
+EPOCHS = (
+    "How many steps an epoch has is not known before the text is prepared, which the first run "
+    'does; with --config.train.duration="1000 steps" it is known now.'
+)
+
+
+def announce_search(sweep: Sweep, search: Search, say: Say) -> None:
+    """Says the ranges of a search, and what its trials take between their ends.
+
+    UserError where one cannot run.
+    """
     for key, given in search.ranges.items():
         say(f"{key}: {', '.join(map(str, given)) if isinstance(given, list) else _range(given)}")
-    found = sorted(_prices(search.ends), key=lambda price: price["flops"] or 0)
-    at = "" if found[0] == found[-1] else f" to {_size(found[-1])}"
-    say(f"{search.trials} trials in all, for {' and '.join(search.objectives)}, {request.jobs} at once, in "
-        f"{request.root}: each {_size(found[0])}{at}")  # fmt: skip
+    found = sorted(_prices(search.ends), key=lambda price: price["step_flops"])
+    least, most = _size(found[0]), _size(found[-1])
+    say(
+        f"{search.trials} trials in all, for {' and '.join(search.objectives)}, "
+        f"{sweep.jobs} at once, in {sweep.root}: "
+        f"each {least if least == most else f'{least} to {most}'}"
+    )
+    if found[0]["steps"] is None:
+        say(EPOCHS)
+
+
+def _jobs(text: str) -> int:
+    most = 8 * (os.cpu_count() or 1)
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        arguments.refuse(text, f"choose 1 to {most}")
+    return int(text)
 
 
 def _range(given: Mapping[str, Any]) -> str:
-    return f"{given['low']} to {given['high']}{', by its logarithm' if given.get('log') else ''}"
+    scale = ", by its logarithm" if given.get("log") else ""
+    return f"{given['low']} to {given['high']}{scale}"
 
 
 def _prices(points: list[Point]) -> list[dict[str, Any]]:
+    """Returns the price of every point; raises UserError where one cannot run."""
     found = prices([point.cfg for point in points])
     for point, price in zip(points, found, strict=True):
         if "error" in price:
-            raise UserError(f"{point.name}: {price['error'][0]}", price["error"][1])
+            what, hint = price["error"]
+            raise UserError(f"{point.name}: {what}", hint)
     return found
 
 
 def _size(price: Mapping[str, Any]) -> str:
+    """Returns the steps and FLOPs of a run, or the FLOPs of a step where the data must tell how
+    many there are.
+    """
     if price["steps"] is None:
-        return "steps by the data"
+        return f"{price['duration']} · {si(price['step_flops'], 'FLOP')} a step"
     return f"{price['steps']:,} steps · {si(price['flops'], 'FLOP')}"
 
 
@@ -151,16 +209,18 @@ def _state(point: Point) -> str:
     return "to resume" if (point.workdir / "metrics.jsonl").exists() else "new"
 
 
-def _run(jobs: int, source: _Listed | Study, total: int, say: Any) -> tuple[list[Ended], bool]:
-    """(how the points of a source ended, whether a signal stopped them), `jobs` at once."""
+def _run(jobs: int, source: _Listed | Study, total: int, say: Say) -> tuple[list[Ended], bool]:
+    """Runs the points of a source, `jobs` at once.
+
+    Returns (how they ended, whether a signal stopped them).
+    """
     ended: list[Ended] = []
 
     def tell(end: Ended) -> None:
         ended.append(end)
         source.settle(end)
-        how = {"busy": "at work in another process", "failed": f"failed: {end.line}"}.get(
-            end.state, end.state
-        )
+        words = {"busy": "at work in another process", "failed": f"failed: {end.line}"}
+        how = words[end.state] if end.state in words else end.state
         seconds = f" ({end.seconds:.0f} s)" if end.seconds else ""
         say(f"[{len(ended)}/{total}] {end.point.name}{seconds}: {how}")
 
@@ -170,7 +230,8 @@ def _run(jobs: int, source: _Listed | Study, total: int, say: Any) -> tuple[list
             if isinstance(point, Ended):
                 tell(point)
             elif point:
-                if end := pool.start(point):
+                end = pool.start(point)
+                if end:
                     tell(end)
             elif pool.running:
                 tell(pool.wait())
@@ -178,25 +239,23 @@ def _run(jobs: int, source: _Listed | Study, total: int, say: Any) -> tuple[list
                 return ended, pool.stopping
 
 
-def close(ended: list[Ended], stopping: bool, root: Path, mend: str, say: Any) -> None:
-    """The end of a sweep for a person and for a script: failures are listed, and are an exit status."""
-    of = {
-        state: [e for e in ended if e.state == state]
+def close(ended: list[Ended], stopping: bool, root: Path, hint: str, say: Say) -> None:
+    """Ends a sweep for a person and for a script: failures are listed, and are an exit status."""
+    by_state = {
+        state: [end for end in ended if end.state == state]
         for state in ("done", "busy", "stopped", "failed")
     }
-    for end in of["failed"]:
+    failed = by_state["failed"]
+    for end in failed:
         say(f"failed: {end.point.name}: {end.line} (all it said: {end.point.workdir / SCREEN})")
-    count = ", ".join(f"{len(ends)} {state}" for state, ends in of.items() if ends)
-    if stopping or (of["stopped"] and not of["failed"]):
+    if stopping or (by_state["stopped"] and not failed):
+        count = ", ".join(f"{len(ends)} {state}" for state, ends in by_state.items() if ends)
         raise Preempted(f"stopped: {count or 'nothing ended'}", "the same command goes on")
-    if of["failed"]:
-        names = ", ".join(end.point.name for end in of["failed"][:3]) + ", ..." * (
-            len(of["failed"]) > 3
-        )
-        what = f"{len(of['failed'])} of {len(ended)} points failed: {names}"
-        raise PointsFailed(what, mend)
-    if of["busy"]:
-        say(
-            f"{len(of['busy'])} points are at work in other processes: the same command shows when they are done"
-        )
+    if failed:
+        names = [end.point.name for end in failed[:3]] + ["..."] * (len(failed) > 3)
+        what = f"{len(failed)} of {len(ended)} points failed: {', '.join(names)}"
+        raise PointsFailed(what, hint)
+    if by_state["busy"]:
+        busy = f"{len(by_state['busy'])} points are at work in other processes"
+        say(f"{busy}: the same command shows when they are done")
     say(f"done: python -m cerebra_jax.main report {root}")

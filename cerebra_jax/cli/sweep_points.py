@@ -1,8 +1,11 @@
-"""A sweep file -> its points: named, checked configurations, each with a folder of its own. Imports no JAX.
+"""Reads a sweep file: its points are named, checked configurations, each with a folder of its own.
 
-A sweep file is Python. `get_sweep()`, or `get_sweep(arg)`, returns or yields a dict per point: under "config" the
-configuration it starts from, as after --config=; then configuration keys with their values; and under "name", if
-need be, what to call the point (without its seed). Loops and itertools.product are the grid language.
+Imports no JAX.
+
+A sweep file is Python. `get_sweep()`, or `get_sweep(arg)`, returns or yields a dict per point:
+under "config" the configuration it starts from, as after --config=; then configuration keys with
+their values; and under "name", if need be, what to call the point (without its seed). Loops and
+itertools.product are the grid language.
 
     def get_sweep():
         for lr, seed in itertools.product((1e-3, 2e-3), range(3)):
@@ -21,13 +24,15 @@ from typing import Any, NamedTuple
 
 from cerebra_jax import config
 from cerebra_jax.cli import flags, settings
+from cerebra_jax.config import names
+from cerebra_jax.config.values import checked
 from cerebra_jax.errors import RunError, UserError
 
 MOST = 10_000  # points: a generator that never ends is a mistake
 
 
 class Point(NamedTuple):
-    """One run of a sweep."""
+    """Holds one run of a sweep."""
 
     name: str
     cfg: config.RunCfg
@@ -35,39 +40,42 @@ class Point(NamedTuple):
 
 
 def call(spec: str, entries: tuple[str, ...]) -> tuple[str, Any]:
-    """(name, result) of the first of the functions `entries` that the file of FILE.py[:ARG] defines."""
+    """Returns (name, result) of the first of the functions `entries` that the file of FILE.py[:ARG]
+    defines.
+    """
     path, _, arg = spec.partition(":")
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise UserError(
             f"there is no sweep file {path}", "give a .py file such as configs/sweeps/ablation.py"
         )
-    names = _guard(file, lambda: runpy.run_path(str(file), run_name="sweep"))
-    found = next((name for name in entries if callable(names.get(name))), None)
+    defined = _guard(file, lambda: runpy.run_path(str(file), run_name="sweep"))
+    found = next((name for name in entries if callable(defined.get(name))), None)
     if found is None:
         raise UserError(
             f"{path} defines no {' or '.join(entries)}()", "see configs/sweeps/ablation.py"
         )
-    takes = list(inspect.signature(names[found]).parameters.values())
+    takes = list(inspect.signature(defined[found]).parameters.values())
     if arg and not takes:
         raise UserError(f"{found}() of {path} takes no argument", f"leave out :{arg}")
     if not arg and any(p.default is p.empty for p in takes):
         raise UserError(f"{found}() of {path} needs an argument", "give it: --config=FILE.py:ARG")
 
     def run() -> Any:
-        value = names[found](*([arg] if arg else []))
+        value = defined[found](*([arg] if arg else []))
+        if isinstance(value, Mapping):
+            return value
         # a generator's body runs here, where its mistakes are shown as the file's
-        return (
-            value
-            if isinstance(value, Mapping)
-            else list(itertools.islice(_points(path, found, value), MOST + 1))
-        )
+        return list(itertools.islice(_points(path, found, value), MOST + 1))
 
     return found, _guard(file, run)
 
 
 def load(spec: str, rows: Iterable[Any], overrides: Mapping[str, str], root: Path) -> list[Point]:
-    """The points of a sweep, all checked; `overrides` (of the command line) go over those of every point."""
+    """Returns the points of a sweep, all checked.
+
+    `overrides` (of the command line) go over those of every point.
+    """
     points: list[Point] = []
     for i, row in enumerate(rows):
         if i == MOST:
@@ -79,14 +87,16 @@ def load(spec: str, rows: Iterable[Any], overrides: Mapping[str, str], root: Pat
     if not points:
         raise UserError(f"{spec} has no point", "return at least one dict")
     same: dict[config.RunCfg, int] = {}
-    names: dict[str, int] = {}
+    called: dict[str, int] = {}
     for i, p in enumerate(points, start=1):
-        if (j := same.setdefault(p.cfg, i)) != i:
+        j = same.setdefault(p.cfg, i)
+        if j != i:
             raise UserError(
                 f"points {j} and {i} of {spec} are the same configuration",
                 "leave one out, or the --config.KEY that makes them equal",
             )
-        if (j := names.setdefault(p.name, i)) != i:
+        j = called.setdefault(p.name, i)
+        if j != i:
             raise UserError(
                 f"points {j} and {i} of {spec} are both called {p.name}",
                 'give them names: {"name": ...}',
@@ -95,7 +105,7 @@ def load(spec: str, rows: Iterable[Any], overrides: Mapping[str, str], root: Pat
 
 
 def point(spec: str, where: str, row: Any, overrides: Mapping[str, str], root: Path) -> Point:
-    """The point of one dict; UserError names the place and the key that is wrong."""
+    """Returns the point of one dict; UserError names the place and the key that is wrong."""
     if not isinstance(row, Mapping) or not isinstance(row.get("config"), str):
         raise UserError(
             f'{where} is no dict with "config"',
@@ -105,31 +115,36 @@ def point(spec: str, where: str, row: Any, overrides: Mapping[str, str], root: P
     base, name = row.pop("config"), row.pop("name", None)
     if name is not None and not (isinstance(name, str) and name):
         raise UserError(f"{where}: its name is {name!r}", "give a word")
+    row = {names.current_key(str(key)): value for key, value in row.items()}
     keys = config.fields()
     try:
         for key, value in row.items():
             if key not in keys:
-                raise flags.unknown_key(str(key), list(keys))
-            want = type(keys[key].default)
-            if type(value) is not want and not (want is float and type(value) is int):
-                raise UserError(f"{key} is {value!r}", f"it must be of type {want.__name__}")
-        words = {key: str(value) for key, value in row.items()} | {**overrides}
-        cfg = settings.load(_found(base, Path(spec.partition(":")[0])), words)
+                raise flags.unknown_key(key)
+            checked(key, value, keys[key])
+        cfg = settings.load(_found(base, Path(spec.partition(":")[0])), row | {**overrides})
     except UserError as e:
-        raise UserError(f"{where}: {e.what}", e.mend) from None
+        raise UserError(f"{where}: {e.what}", e.hint) from None
     name = f"{re.sub(r'[^A-Za-z0-9._=,+-]', '_', name or label(base, row))}-s{cfg.seed}"
     return Point(name, cfg, root / name)
 
 
 def label(base: str, row: Mapping[str, Any]) -> str:
-    """wikitext-smoke,lr=0.001: the configuration and what is changed in it, by its short name where that is one."""
+    """Returns what a point is called: wikitext-smoke,lr=0.001.
+
+    That is the configuration and what is changed in it, by short names where these differ.
+    """
     keys = [key for key in row if key != "seed"]
     short = [key.rpartition(".")[2] for key in keys]
     parts = [
-        f"{s if short.count(s) == 1 else key}={row[key]}"
+        f"{s if short.count(s) == 1 else key}={_text(row[key])}"
         for key, s in zip(keys, short, strict=True)
     ]
     return ",".join([settings.name_of(base), *parts])
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _points(path: str, name: str, value: Any) -> Iterable[Any]:
@@ -142,21 +157,21 @@ def _points(path: str, name: str, value: Any) -> Iterable[Any]:
 
 
 def _guard(file: Path, run: Callable[[], Any]) -> Any:
-    """run(), of the user's file: whatever it raises is shown as theirs."""
+    """Returns run(), a part of the user's file: whatever it raises is shown as theirs."""
     try:
         return run()
     except RunError:
         raise
     except Exception as e:
-        raise UserError(f"{file} fails: {settings.where(e, file)}", "mend the file") from None
+        raise UserError(f"{file} fails: {settings.where(e, file)}", "correct the file") from None
 
 
 def _found(base: str, sweep: Path) -> str:
-    """A configuration beside where we stand or, if there is none, beside the sweep file or in a folder above it."""
+    """Returns where a configuration is: where we stand or, if it is not there, beside the sweep
+    file or above it.
+    """
     path, colon, arg = base.partition(":")
+    if Path(path).exists():
+        return base
     near = (folder / path for folder in sweep.resolve().parents)
-    return (
-        base
-        if Path(path).exists()
-        else next((f"{p}{colon}{arg}" for p in near if p.is_file()), base)
-    )
+    return next((f"{p}{colon}{arg}" for p in near if p.is_file()), base)

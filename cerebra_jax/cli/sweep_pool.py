@@ -1,7 +1,8 @@
-"""Runs as child processes, some at once, each with its share of the machine. Imports no JAX.
+"""Starts runs as child processes, some at once, each with its share of the machine. Imports no JAX.
 
-A child is an ordinary training run: it has its own lock, checkpoints and exit status, and outlives nothing: what stops
-the pool (SIGTERM, SIGINT, SIGHUP) is passed on to every child, which saves and ends with status 75.
+A child is an ordinary training run: it has its own lock, checkpoints and exit status, and outlives
+nothing: what stops the pool (SIGTERM, SIGINT, SIGHUP) is passed on to every child, which saves and
+ends with status 75.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ SCREEN = "screen.txt"  # in the folder of a run: what it would have shown
 
 
 class Ended(NamedTuple):
-    """How a point ended: done, busy (at work in another process), stopped (saved; goes on when run again), failed."""
+    """Says how a point ended: done, busy, stopped or failed.
+
+    A busy one is at work in another process. A stopped one is saved, and goes on when it is run
+    again.
+    """
 
     point: Point
     state: str
@@ -42,10 +47,12 @@ class _Child(NamedTuple):
 
 
 class Pool:
-    """At most `jobs` children; `with Pool(...)` passes signals on to them."""
+    """Runs at most `jobs` children; `with Pool(...)` passes signals on to them."""
 
     def __init__(self, jobs: int, say: Callable[[str], None]):
-        self.jobs, self.say, self.stopping = jobs, say, False
+        self.jobs = jobs
+        self.say = say
+        self.stopping = False
         self._children: list[_Child] = []
 
     def __enter__(self) -> Pool:
@@ -65,7 +72,7 @@ class Pool:
 
     @property
     def free(self) -> bool:
-        """True where one more may start."""
+        """Returns True where one more may start."""
         return not self.stopping and len(self._children) < self.jobs
 
     @property
@@ -73,7 +80,10 @@ class Pool:
         return len(self._children)
 
     def start(self, point: Point) -> Ended | None:
-        """Starts a point; or says how it ended already: busy where its folder is locked, done where it has a result."""
+        """Starts a point, or returns how it ended already.
+
+        It is busy where its folder is locked, and done where it has a result.
+        """
         workdir = point.workdir
         folder.prepare(workdir, False, self.say)
         try:
@@ -96,7 +106,7 @@ class Pool:
         return None
 
     def wait(self) -> Ended:
-        """The next point that ends."""
+        """Returns the next point that ends."""
         while True:
             for child in self._children:
                 status = child.process.poll()
@@ -112,21 +122,26 @@ class Pool:
 
 
 def command(workdir: Path) -> list[str]:
-    """The run of a folder that holds config.json."""
+    """Returns the command line of the run of a folder that holds config.json."""
     config = workdir / "config.json"
     return [sys.executable, "-m", "cerebra_jax.main", f"--config={config}", f"--workdir={workdir}"]
 
 
 def share(things: Sequence[Any], slot: int, jobs: int) -> list[Any]:
-    """What the child in `slot` of `jobs` has of the machine's cores or GPUs: an even share, one at least."""
+    """Returns what the child in `slot` of `jobs` has of the machine's cores or GPUs: an even share,
+    one at least.
+    """
     n = len(things)
     return list(things[slot * n // jobs : (slot + 1) * n // jobs]) or [things[slot * n // jobs]]
 
 
 def environment(slot: int, jobs: int, env: Mapping[str, str]) -> dict[str, str]:
-    """What keeps a child to its share of the machine: as many threads as its share of the cores, for XLA (NPROC; not an
-    affinity: a child tied to a core that others use too would starve beside idle ones), and its GPUs, or a share of the
-    memory of one where there are fewer GPUs than children."""
+    """Returns the environment that keeps a child to its share of the machine.
+
+    That is as many threads of XLA (NPROC) as its share of the cores, and its GPUs, or a share of
+    the memory of one where there are fewer GPUs than children. It is no affinity: a child that is
+    tied to a core which others use too would starve beside idle cores.
+    """
     if jobs == 1:
         return {}
     found = {} if "NPROC" in env else {"NPROC": str(len(share(range(_cores()), slot, jobs)))}

@@ -1,12 +1,15 @@
-"""A search with Optuna (extra `sweep`): trials are ordinary runs, and the study is a file in the sweep's folder.
+"""Searches with Optuna (extra `sweep`): trials are ordinary runs, and the study is a file in the
+sweep's folder.
 
-`get_search()`, or `get_search(arg)`, of the sweep file returns one dict: what a point of a list has, and
+`get_search()`, or `get_search(arg)`, of the sweep file returns one dict: what a point of a list
+has, and
 
     "ranges": {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "net.route.rate": [0.25, 0.5]},
     "trials": 20, "objectives": ["quality", "executed"]
 
-quality is the headline figure on validation data, executed the FLOPs of a token; the default is quality alone. As many
-processes as share the folder work on one study. A trial whose process died is taken up again by whoever comes next.
+quality is the headline figure on validation data, executed the FLOPs of a token; the default is
+quality alone. As many processes as share the folder work on one study. A trial whose process died
+is taken up again by whoever comes next.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ Range = dict[str, Any] | list[Any]
 
 
 class Search(NamedTuple):
-    """A declared search, checked."""
+    """Holds a declared search, checked."""
 
     spec: str
     root: Path
@@ -43,20 +46,23 @@ class Search(NamedTuple):
     ends: list[Point]  # every choice and both ends of every range, one at a time
 
     def point(self, number: int, params: Mapping[str, Any]) -> Point:
-        """The run of a trial; UserError where its values do not go together."""
+        """Returns the run of a trial; UserError where its values do not go together."""
         row = {**self.row, **params, "name": f"trial-{number:04d}"}
         return listed.point(self.spec, f"trial {number}", row, self.overrides, self.root)
 
     @property
     def declaration(self) -> str:
-        """What makes two searches one study; the number of trials may change."""
+        """Returns what makes two searches one study; the number of trials may change."""
         base = {key: value for key, value in self.row.items() if key != "name"}
         overrides = {k: v for k, v in self.overrides.items() if k not in folder.MAY_CHANGE}
         return json.dumps([base, overrides, self.ranges, self.objectives], sort_keys=True)
 
 
 def declared(spec: str, value: Any, overrides: Mapping[str, str], root: Path) -> Search:
-    """The search of a sweep file; every end of every range is tried against the rules of the configuration."""
+    """Returns the search of a sweep file.
+
+    Every end of every range is tried against the rules of the configuration.
+    """
     if not isinstance(value, Mapping):
         raise UserError(f"get_search() of {spec} returns {type(value).__name__}", "return one dict")
     row = dict(value)
@@ -92,14 +98,16 @@ def declared(spec: str, value: Any, overrides: Mapping[str, str], root: Path) ->
 
 
 class Study:
-    """The trials of a search, shared by every process with this folder. `take` and `settle` are what a pool needs."""
+    """Shares the trials of a search among all processes with this folder.
+
+    `take` and `settle` are what a pool needs.
+    """
 
     def __init__(self, search: Search):
         self.search, self._optuna = search, _optuna()
         search.root.mkdir(parents=True, exist_ok=True)
-        self._seen: set[int] = (
-            set()
-        )  # trials that this process has begun, or found at work in another
+        # trials that this process has begun, or found at work in another
+        self._seen: set[int] = set()
         optuna, journal = self._optuna, search.root / "study.log"
         storage = optuna.storages.JournalStorage(
             optuna.storages.journal.JournalFileBackend(str(journal))
@@ -118,7 +126,10 @@ class Study:
             self._study.set_user_attr("search", search.declaration)
 
     def take(self) -> Point | Ended | None:
-        """The next run: one that a process left behind, or a new trial; Ended where its values do not go together."""
+        """Returns the next run: one that a process left behind, or a new trial.
+
+        Returns Ended where its values do not go together, and None where there is none left.
+        """
         states = self._optuna.trial.TrialState
         with self._alone():
             trials = self._study.get_trials(deepcopy=False)
@@ -145,7 +156,10 @@ class Study:
             )
 
     def settle(self, end: Ended) -> None:
-        """Tells the study how a trial ended. One that was killed, stopped, or is at work elsewhere goes on later."""
+        """Tells the study how a trial ended.
+
+        One that was killed, stopped, or is at work elsewhere goes on later.
+        """
         number = int(end.point.name.partition("-")[2].partition("-")[0])
         states = self._optuna.trial.TrialState
         if end.state == "done":
@@ -158,7 +172,7 @@ class Study:
             self._study.tell(number, state=states.FAIL, skip_if_finished=True)
 
     def lines(self) -> Iterator[str]:
-        """The best trials: one, or the front of two objectives."""
+        """Yields the best trials: one, or the front of two objectives."""
         done = [
             t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished() and t.values
         ]
@@ -166,12 +180,11 @@ class Study:
         for trial in self._study.best_trials if done else []:
             point = self.search.point(trial.number, trial.params)
             result = folder.read_json(point.workdir / "result.json")
-            m, keys = (
-                result["metrics"][0],
-                ", ".join(f"{key}={value}" for key, value in trial.params.items()),
-            )
-            yield (f"best: {point.name}: {m['name']} {result['val'][m['key']]:,.{m['digits']}f} on validation data, "
-                   f"{result['costs']['relative']['executed']:.3f} of dense executed; {keys}")  # fmt: skip
+            m = result["metrics"][0]
+            quality = f"{m['name']} {result['val'][m['key']]:,.{m['digits']}f} on validation data"
+            executed = f"{result['costs']['relative']['executed']:.3f} of dense executed"
+            keys = ", ".join(f"{key}={value}" for key, value in trial.params.items())
+            yield f"best: {point.name}: {quality}, {executed}; {keys}"
 
     def _distribution(self, key: str) -> Any:
         given, kinds = self.search.ranges[key], self._optuna.distributions
@@ -199,7 +212,7 @@ def _optuna() -> Any:
 def _check(spec: str, key: Any, given: Any) -> None:
     fields = config.fields()
     if key not in fields:
-        raise flags.unknown_key(str(key), list(fields))
+        raise flags.unknown_key(str(key))
     if isinstance(given, list):
         if not given:
             raise UserError(f"{spec}: {key} has no choices", "list some")
@@ -217,11 +230,8 @@ def _check(spec: str, key: Any, given: Any) -> None:
         )
         raise UserError(f"{spec}: the range of {key} is {given!r}", f"write {how}")
     low, high = given["low"], given["high"]
-    if (
-        not all(type(x) in kinds for x in (low, high))
-        or not low < high
-        or (given.get("log") and low <= 0)
-    ):
+    numbers = all(type(x) in kinds for x in (low, high))
+    if not numbers or not low < high or (given.get("log") and low <= 0):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise UserError(
             f"{spec}: the range of {key} is {given!r}",
@@ -234,10 +244,10 @@ def _ends(given: Range) -> list[Any]:
 
 
 def _values(result: Mapping[str, Any], objectives: tuple[str, ...]) -> list[float] | None:
-    """What Optuna makes small; None where the run has no such figure."""
+    """Returns what Optuna makes small; None where the run has no such figure."""
     headline, costs = result["metrics"][0], result["costs"]
     value = result["val"][headline["key"]]
     if value is None:
         return None
-    of = {"quality": value if headline["lower"] else -value, "executed": costs["executed_flops"]}
-    return [float(of[name]) for name in objectives]
+    small = {"quality": value if headline["lower"] else -value, "executed": costs["executed_flops"]}
+    return [float(small[name]) for name in objectives]

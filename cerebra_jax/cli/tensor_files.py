@@ -1,4 +1,6 @@
-"""Files of tensors: PyTorch's, read without running anything in them, and safetensors. Imports no JAX.
+"""Reads and writes files of tensors: safetensors, and PyTorch's, without running anything in them.
+
+No JAX here.
 
 The libraries are extras: what is missing is named in one line.
 """
@@ -22,16 +24,16 @@ _SAFE_TORCH = (2, 6)
 
 
 class Found(NamedTuple):
-    """What a file holds: its tensors as float32, and what it says of them."""
+    """Holds what a file has: its tensors as float32, and what it says of them."""
 
     tensors: dict[str, np.ndarray]
-    about: dict[
-        str, Any
-    ]  # of a checkpoint: step, val_ppl, cfg; of a .safetensors file: its own text
+    about: dict[str, Any]  # a checkpoint's step, val_ppl and cfg; a .safetensors file's own text
 
 
 def read(path: Path) -> Found:
-    """Tensors of a .safetensors file, or of a PyTorch file: a state_dict, or {"model": state_dict, ...}."""
+    """Returns the tensors of a .safetensors file, or of a PyTorch file: a state_dict, or {"model":
+    state_dict, ...}.
+    """
     if not path.is_file():
         raise UserError(
             f"{path} is a folder" if path.is_dir() else f"there is no {path}",
@@ -58,7 +60,7 @@ def write(path: Path, tensors: dict[str, np.ndarray], about: dict[str, str]) -> 
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """Returns the SHA-256 of a file's content."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -68,7 +70,7 @@ def _safetensors(path: Path) -> Found:
     try:
         with safe_open(path, framework="numpy") as f:
             about = f.metadata() or {}
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {name: f.get_tensor(name) for name in list(f.keys())}
     except Exception as e:  # a damaged file may raise anything
         what = f"{path} is no .safetensors file of plain numbers ({_short(str(e))})"
         raise UserError(what, "give an undamaged one") from None
@@ -80,16 +82,15 @@ def _safetensors(path: Path) -> Found:
 def _torch(path: Path) -> Found:
     torch = _library("torch")
     if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < _SAFE_TORCH:
-        what = f"PyTorch {torch.__version__} can be made to run code by a file that it reads (CVE-2025-32434)"
+        what = f"PyTorch {torch.__version__} can be made to run code by a file (CVE-2025-32434)"
         raise UserError(what, "install torch>=2.6, or convert the file to .safetensors")
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # PyTorch on strange files; one line is enough
+        with warnings.catch_warnings(action="ignore"):  # one line on strange files is enough
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a damaged or malicious file makes of it
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(e))
-        own = f"{type(e).__name__}: {str(e).rpartition('WeightsUnpickler error:')[2]}"  # what precedes it is advice
+        reason = str(e).rpartition("WeightsUnpickler error:")[2]  # what precedes it is advice
+        own = f"{type(e).__name__}: {reason}"
         why = f"it wants to call {unsafe[1]}, and nothing of it was run" if unsafe else _short(own)
         what = f"{path} holds more than tensors, or is damaged: {why}"
         raise UserError(what, "give a state_dict saved by torch.save") from None

@@ -1,4 +1,4 @@
-"""train: runs, or resumes, or says that it is done."""
+"""train: trains a model, resumes a stopped run, or says that it is done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from cerebra_jax.cli.flags import Request
+from cerebra_jax.cli import arguments
+from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.errors import Preempted
 from cerebra_jax.tasks.registry import build
@@ -16,10 +17,14 @@ from cerebra_jax.training.closing import closing
 
 
 class Stop:
-    """SIGTERM, SIGINT and SIGHUP as a question that the loop asks; before the loop they end the program at once."""
+    """Turns SIGTERM, SIGINT and SIGHUP into a question that the loop asks.
+
+    Before the loop they end the program at once.
+    """
 
     def __init__(self) -> None:
-        self.asked, self.in_loop = False, False
+        self.asked = False
+        self.in_loop = False
 
     def __enter__(self) -> Stop:
         numbers = [signal.SIGTERM, signal.SIGINT]
@@ -38,37 +43,57 @@ class Stop:
             raise Preempted("stopped before the first step", "the same command starts again")
 
     def __call__(self) -> bool:
+        """Returns True once a signal has come."""
         return self.asked
 
 
+def add_arguments(parser: Parser) -> None:
+    """Declares the options."""
+    arguments.add_config(parser)
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        type=arguments.folder,
+        help="the folder of the run (default runs/CONFIG[-PART]-sSEED)",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="move an existing folder aside and start again"
+    )
+    arguments.add_verbose(parser)
+
+
+check = arguments.configured
+
+
 def run(request: Request) -> None:
-    """Raises RunError with the exit status of any end but a good one."""
-    screen, workdir = Screen(), request.workdir
+    """Trains; raises RunError with the exit status of any end but a good one."""
+    screen, workdir, cfg = Screen(), request.workdir, request.cfg
     folder.prepare(workdir, request.fresh, screen.say)
     quiet = folder.quiet(workdir / "log.txt", request.verbose)
     with folder.locked(workdir, screen.say), quiet, Stop() as stop:
-        folder.claim(workdir, request.cfg)
+        folder.claim(workdir, cfg)
         result = folder.read_json(workdir / "result.json")
         if result is None:
-            task = build(request.cfg, screen.say)
-            compile_cache(request.cfg.task.cache_dir)
-            from cerebra_jax.training import trainer as loop
+            task = build(cfg, screen.say)
+            compile_cache(cfg.task.cache_dir)
+            from cerebra_jax.training import trainer
 
             stop.in_loop = True
-            result = loop.run(request.cfg, task, workdir, screen, stop)
+            result = trainer.run(cfg, task, workdir, screen, stop)
             folder.write_json(workdir / "result.json", result)
         for line in closing(result, workdir):
             screen.say(line)
 
 
 def compile_cache(cache_dir: str) -> None:
-    """Compiled programs are kept between runs, in a folder that only its owner may read: they are native code."""
-    cache = (
-        Path(cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax").expanduser()
-        / "xla"
-    )
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache.mkdir(parents=True, exist_ok=True)
-        cache.chmod(0o700)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    """Keeps compiled programs between runs, in a folder that only its owner may read: they are
+    native code.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    root = cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax"
+    cache = Path(root).expanduser() / "xla"
+    cache.mkdir(parents=True, exist_ok=True)
+    cache.chmod(0o700)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

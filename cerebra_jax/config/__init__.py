@@ -1,7 +1,10 @@
-"""Configurations: defaults that can be edited, strict parsing; the only module (but cli/) that sees ml_collections.
+"""Holds configurations: defaults that can be edited, and strict parsing.
 
-A ConfigDict is made from the dataclasses of schema.py (`defaults`), edited by configs/*.py and by `--config.x.y=v`, and
-stops at the door: `parse` turns it into a `RunCfg`, strictly, and says what is wrong in one line. No JAX here.
+Only this package and cli/ see ml_collections.
+
+A ConfigDict is made from the dataclasses of schema.py (`defaults`), edited by configs/*.py and by
+`--config.x.y=v`, and stops at the door: `parse` turns it into a `RunCfg`, strictly, and says what
+is wrong in one line. No JAX here.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ import dataclasses
 import difflib
 import functools
 import json
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from cerebra_jax import checks
 from cerebra_jax.checks import to_steps
+from cerebra_jax.config import names, values
 from cerebra_jax.config.schema import (
     CompressCfg,
     KeptCfg,
@@ -30,22 +35,49 @@ from cerebra_jax.config.schema import (
     TaskCfg,
     TrainCfg,
 )
+from cerebra_jax.config.values import listed
 from cerebra_jax.errors import UserError
 
 __all__ = [
-    "CompressCfg", "KeptCfg", "NetCfg", "ObjectiveCfg", "PruneCfg", "QuantCfg", "RouteCfg", "RunCfg", "SamplerCfg",
-    "TaskCfg", "TrainCfg", "defaults", "fields", "parse", "suggest", "to_dict", "to_steps",
-]  # fmt: skip
+    "CompressCfg",
+    "KeptCfg",
+    "NetCfg",
+    "ObjectiveCfg",
+    "PruneCfg",
+    "QuantCfg",
+    "RouteCfg",
+    "RunCfg",
+    "SamplerCfg",
+    "TaskCfg",
+    "TrainCfg",
+    "defaults",
+    "fields",
+    "listed",
+    "parse",
+    "renewed",
+    "suggest",
+    "suggest_key",
+    "to_dict",
+    "to_steps",
+    "typed",
+]
+
+ALL_KEYS = "`cerebra keys` lists all keys"
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """The defaults as a locked ConfigDict, for configs/*.py to edit."""
-    config = ml_collections.ConfigDict(dataclasses.asdict(RunCfg()))
-    return config.lock()
+    """Returns the defaults as a locked ConfigDict, for configs/*.py to edit.
+
+    A list takes a tuple, a list or text with commas.
+    """
+    return ml_collections.ConfigDict(_open_lists(dataclasses.asdict(RunCfg()))).lock()
 
 
 def fields(cls: type = RunCfg, prefix: str = "") -> dict[str, dataclasses.Field]:
-    """{'net.route.rate': Field} for every key, in order; Field.metadata holds doc and allowed values."""
+    """Returns {'net.route.rate': Field} for every key, in order.
+
+    Field.metadata holds meaning and allowed values.
+    """
     out: dict[str, dataclasses.Field] = {}
     for f in dataclasses.fields(cls):
         if isinstance(f.default_factory, type):
@@ -55,70 +87,144 @@ def fields(cls: type = RunCfg, prefix: str = "") -> dict[str, dataclasses.Field]
     return out
 
 
-def suggest(key: str, known: list[str]) -> str:
-    """The known key nearest to a mistyped one, as the mend of an error line."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # the right name under the wrong section
-        tail = {k.rsplit(".", 1)[-1]: k for k in known}
-        near = [
-            tail[t]
-            for t in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tail), n=1, cutoff=0.6)
-        ]
-    return f"did you mean {near[0]}?" if near else "--help lists all keys"
+def suggest(word: str, known: list[str]) -> str:
+    """Returns "did you mean NAME?" for the known name nearest to a mistyped one by its letters, or
+    "".
+    """
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    # the right name under the wrong section
+    tails = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(word.rpartition(".")[2], list(tails), n=1, cutoff=0.6)
+    return f"did you mean {tails[near[0]]}?" if near else ""
+
+
+def suggest_key(key: str) -> str:
+    """Returns the hint of an error about an unknown key: the one it means elsewhere, or is nearest
+    to by its letters.
+    """
+    meant = names.synonym(key, names.KEYS)
+    if meant:
+        return f"did you mean {meant}?"
+    return suggest(key, list(fields())) or ALL_KEYS
+
+
+def typed(key: str, text: str) -> Any:
+    """Returns the value that text on the command line means for a key.
+
+    UserError where it has another type.
+    """
+    return values.typed(key, text, fields()[key])
 
 
 def parse(config: Any) -> RunCfg:
-    """RunCfg of a ConfigDict, a nested dict, or the text of a config.json; UserError names the key that is wrong."""
+    """Returns the RunCfg of a ConfigDict, a nested dict, or the text of a config.json.
+
+    UserError names a wrong key.
+    """
     if isinstance(config, str):
         config = json.loads(config)
     if isinstance(config, ml_collections.ConfigDict):
         config = config.to_dict()
-    cfg = _parse(RunCfg, config, "")
+    cfg = _parse(RunCfg, _with_current_keys(config), "")
     checks.together(cfg)
     _check_durations(cfg)
     return cfg
 
 
 def to_dict(cfg: RunCfg) -> dict[str, Any]:
-    """Nested plain dict, as config.json holds it; `parse` inverts it."""
-    return dataclasses.asdict(cfg)
+    """Returns the nested plain dict that config.json holds; `parse` inverts it."""
+    return _plain(dataclasses.asdict(cfg))
 
 
-def _parse(cls: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, dict):
+def renewed(old: Any) -> Any:
+    """Returns a config.json of an earlier version in today's form, unchecked, to be compared with
+    another.
+
+    Keys and values have their current names, lists are lists, and keys that did not exist have
+    their defaults.
+    """
+    if not isinstance(old, dict):
+        return old
+    known = fields()
+    found = {key: field.default for key, field in known.items()}
+    for key, value in _flat(_with_current_keys(old)).items():
+        is_list = key in known and known[key].metadata["item"]
+        try:
+            found[key] = values.checked(key, value, known[key]) if is_list else value
+        except UserError:
+            found[key] = value
+        found[key] = names.current_value(key, found[key])
+    nested: dict[str, Any] = {}
+    for key, value in found.items():
+        _put(nested, key, value)
+    return _plain(nested)
+
+
+def _parse(cls: type, given: Any, prefix: str) -> Any:
+    if not isinstance(given, dict):
         raise UserError(f"{prefix[:-1]} is not a section", "give it as a mapping")
     known = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
+    for key in given:
         if key not in known:
-            raise UserError(
-                f"unknown key {prefix}{key}", suggest(prefix + str(key), list(fields()))
-            )
+            raise UserError(f"unknown key {prefix}{key}", suggest_key(prefix + str(key)))
     out = {}
     for name, f in known.items():
         if isinstance(f.default_factory, type):
-            out[name] = _parse(f.default_factory, values.get(name, {}), f"{prefix}{name}.")
-        elif name in values:
-            out[name] = _value(prefix + name, values[name], f)
+            out[name] = _parse(f.default_factory, given.get(name, {}), f"{prefix}{name}.")
+        elif name in given:
+            out[name] = values.checked(prefix + name, given[name], f)
     return cls(**out)
 
 
-def _value(key: str, value: Any, f: dataclasses.Field) -> Any:
-    want = type(f.default)
-    if want is float and type(value) is int:
-        value = float(value)
-    if type(value) is not want:
-        raise UserError(f"{key} is {value!r}", f"it must be of type {want.__name__}")
-    of, lo, hi = f.metadata["of"], f.metadata["lo"], f.metadata["hi"]
-    if of and value not in of:
-        raise UserError(f"{key} is {value!r}", f"choose one of {', '.join(map(str, of))}")
-    if want in (int, float) and not lo <= value <= hi:  # NaN fails too
-        bounds = f"{key} >= {lo:g}" if hi == math.inf else f"{lo:g} <= {key} <= {hi:g}"
-        raise UserError(f"{key} is {value!r}", f"choose {bounds}")
-    return value
+def _with_current_keys(given: Any) -> Any:
+    """Returns a nested dict whose renamed keys have their current names."""
+    if not isinstance(given, dict) or not names.RENAMED_KEYS.keys() & _flat(given).keys():
+        return given
+    renamed: dict[str, Any] = {}
+    for key, value in _flat(given).items():
+        _put(renamed, names.current_key(key), value)
+    return renamed
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"net.route.rate": value} of a nested dict."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key of a nested dict."""
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[name] = value
+
+
+def _plain(tree: Any) -> Any:
+    """Returns a nested dict with lists in the place of tuples, as JSON has them."""
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    return list(tree) if isinstance(tree, tuple) else tree
+
+
+def _open_lists(tree: Any) -> Any:
+    """Returns a nested dict whose lists a ConfigDict lets be text as well."""
+    if isinstance(tree, dict):
+        return {key: _open_lists(value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return config_dict.FieldReference(tree, field_type=object)
+    return tree
 
 
 def _check_durations(c: RunCfg) -> None:
-    """Every duration can be read, and training ends."""
+    """Raises UserError where a duration cannot be read, or training has no end."""
     for name, f in fields().items():
         if str(f.default).endswith((" frac", " steps", " epochs")):
             to_steps(functools.reduce(getattr, name.split("."), c), 1000, 1000)

@@ -1,4 +1,8 @@
-"""Every configuration key: its default, what it means and what it may be, in frozen dataclasses. No JAX here."""
+"""Declares every configuration key, its default, its meaning and its allowed values. No JAX here.
+
+A list is a tuple: its default is empty, and `item` is the type of what it holds. On the command
+line, and in files of earlier versions, it is text with commas.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cerebra_jax.checks import ROUTED, UNROUTED
+from cerebra_jax.config.mixers import HEAVY, LIGHT
 
 
 def _f(
-    default: Any, doc: str, *, of: tuple[Any, ...] = (), lo: float = -math.inf, hi: float = math.inf
+    default: Any,
+    doc: str,
+    *,
+    of: tuple[Any, ...] = (),
+    lo: float = -math.inf,
+    hi: float = math.inf,
+    item: type | None = None,
 ) -> Any:
-    """A field with its one-sentence meaning, and the values it may take: `of` a list, or lo <= value <= hi."""
-    return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi})
+    """Returns a field with its meaning and what it may be: one of `of`, or between lo and hi, or a
+    list of items.
+    """
+    return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi, "item": item})
 
 
 @dataclass(frozen=True)
 class TaskCfg:
-    name: str = _f("text", "task", of=("text", "tabular", "intent", "longseq", "listops", "mixed"))
+    """Holds what is learned: the task, its data and how they are read."""
+
+    name: str = _f(
+        "text", "task", of=("text", "tabular", "intent", "long_sequence", "listops", "mixed")
+    )
     dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
     data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
     cache_dir: str = _f(
@@ -50,24 +67,28 @@ class TaskCfg:
     eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
     path: str = _f(
         "",
-        "table (CSV, or .gz) of tabular, intent; a folder or CLINC150's JSON of intent; empty: made up",
+        "table (CSV, or .gz) of tabular and intent; of intent also a folder or CLINC150's JSON; "
+        "empty: made up",
     )
     tfds: str = _f(
         "",
-        "a data set of tensorflow-datasets for intent, NAME or NAME/CONFIG, in the place of task.path",
+        "a data set of tensorflow-datasets for intent, instead of task.path: NAME or NAME/CONFIG",
     )
     target: str = _f(
         "",
-        "column to predict: a regression of numbers, a classification of anything else; of intent: the labels",
+        "column to predict: numbers are a regression, anything else a classification; of intent: "
+        "the labels",
     )
-    columns: str = _f(
-        "",
-        "columns to predict from, with commas; empty: all others; of intent: the one with the texts",
+    columns: tuple[str, ...] = _f(
+        (),
+        "columns to predict from; empty: all others; of intent: the one with the texts",
+        item=str,
     )
-    ignore: str = _f("", "columns to leave out, with commas")
-    types: str = _f(
-        "",
-        "NAME:number or NAME:category, with commas; *:KIND for all features; else by what they hold",
+    ignore: tuple[str, ...] = _f((), "columns to leave out", item=str)
+    types: tuple[str, ...] = _f(
+        (),
+        "NAME:number or NAME:category of columns; *:KIND for all features; else by what they hold",
+        item=str,
     )
     scale: str = _f(
         "standard",
@@ -92,9 +113,11 @@ class TaskCfg:
         0.0, "share of the tokens of training texts that are hidden", lo=0.0, hi=0.9
     )
     kind: str = _f(
-        "mqar", "what longseq recalls", of=("mqar", "selective", "copy", "masked", "induction")
+        "mqar",
+        "what is recalled in long_sequence",
+        of=("mqar", "selective", "copy", "masked", "induction"),
     )
-    pairs: int = _f(8, "longseq: pairs, data tokens or masked tokens to remember (K)", lo=1)
+    pairs: int = _f(8, "long_sequence: pairs, data tokens or masked tokens to remember (K)", lo=1)
     skew: float = _f(
         1.0,
         "mqar: queries come at gap g with weight (g + 1)^(skew - 1); 1: anywhere alike",
@@ -110,10 +133,13 @@ class TaskCfg:
 
 @dataclass(frozen=True)
 class RouteCfg:
+    """Holds how tokens are routed."""
+
     mode: str = _f(
         "threshold",
-        "how tokens are chosen; chiar: all but topk, oracle; mod: threshold, topk, random, oracle; cerebra: all but "
-        "hard (topk needs net.causal=False, oracle a task that marks what it needs: longseq)",
+        "how tokens are chosen; chiar: all but topk, oracle; mod: threshold, topk, random, oracle; "
+        "cerebra: all but hard (topk needs net.causal=False, oracle a task that marks what it "
+        "needs: long_sequence)",
         of=(
             "threshold",
             "hard",
@@ -128,9 +154,10 @@ class RouteCfg:
     rate: float = _f(
         0.25, "share of tokens that take the heavy path, in each routed layer", lo=0.0, hi=1.0
     )
-    by_layer: str = _f(
-        "",
-        "cerebra: rate, floor and ceiling of each layer in units of these keys, with commas; empty: 1",
+    by_layer: tuple[float, ...] = _f(
+        (),
+        "cerebra: rate, floor and ceiling of each layer in units of these keys; empty: 1",
+        item=float,
     )
     k: int = _f(0, "tokens that topk keeps; 0: rate of them", lo=0)
     part: str = _f(
@@ -156,18 +183,21 @@ class RouteCfg:
         True, "gather routed tokens; False runs both branches and masks: it saves nothing"
     )
     lowering: str = _f(
-        "gather", "how dispatch moves tokens; onehot: by matrix products, for exporters without gather and scatter",
+        "gather",
+        "how dispatch moves tokens; onehot: by matrix products, for exporters without gather",
         of=("gather", "onehot"),
-    )  # fmt: skip
+    )
     kv: str = _f("all", "which tokens are keys and values", of=("all", "routed"))
     tau: str = _f(
         "running",
-        "threshold: running quantile at `rate`, calibrated on held-out text (chiar), or learned from `rate` (cerebra)",
+        "threshold: running quantile at `rate`, calibrated on held-out text (chiar), or learned "
+        "from `rate` (cerebra)",
         of=("running", "calibrated", "learned"),
     )
     score: str = _f(
         "spectral",
-        "a threshold of chiar: entropy of the spectrum, of the spectrum of reordered features, of the features",
+        "what a threshold of chiar looks at: the entropy of the spectrum, of the spectrum of "
+        "reordered features, or of the features",
         of=("spectral", "permuted", "raw"),
     )
     rbf: float = _f(
@@ -188,18 +218,22 @@ class RouteCfg:
     )
     meta: str = _f(
         "prefix",
-        "what the MetaRouter sees: running mean, batch mean (leaks), the task of a row (mixed), nothing",
+        "what the MetaRouter sees: the running mean, the batch mean (leaks), the task of a row "
+        "(mixed), or nothing",
         of=("prefix", "batch", "task", "off"),
     )
     dct: str = _f(
         "auto",
-        "how chiar's DCT is computed; folded: as one matrix where no router sees it; auto: by device and net.width",
+        "how chiar's DCT is computed; folded: as one matrix where no router sees it; auto: by "
+        "device and net.width",
         of=("auto", "fft", "matmul", "folded"),
     )
 
 
 @dataclass(frozen=True)
 class CompressCfg:
+    """Holds the light path of Cerebra: compressed tokens."""
+
     kind: str = _f(
         "conv",
         "strided convolution, attention pooling, or both",
@@ -222,26 +256,37 @@ class CompressCfg:
 
 @dataclass(frozen=True)
 class KeptCfg:
-    """What pruning has left of each layer: numbers with commas, one a layer; 0, or an empty list, is all of them. The
-    command `shrink` writes them."""
+    """Holds what pruning has left of each layer, a number for each.
 
-    heads: str = _f(
-        "",
-        "attention heads left in each layer, of net.heads, with commas; 0: all; empty: in every layer",
+    0, or an empty list, means all of it.
+
+    The command `shrink` writes these lists.
+    """
+
+    heads: tuple[int, ...] = _f(
+        (),
+        "attention heads left in each layer, of net.heads; 0: all; empty: all, everywhere",
+        item=int,
     )
-    ffn: str = _f(
-        "",
-        "hidden features of the FFN left in each layer; with a routed FFN, of the part all tokens take",
+    ffn: tuple[int, ...] = _f(
+        (),
+        "hidden features of the FFN left in each layer; of a routed FFN, of what all tokens take",
+        item=int,
     )
-    rest: str = _f(
-        "",
-        "hidden features of a routed FFN left in each layer that only tokens on the heavy path take",
+    rest: tuple[int, ...] = _f(
+        (),
+        "hidden features of a routed FFN left in each layer, of the part heavy tokens alone take",
+        item=int,
     )
-    channels: str = _f("", "features of compressed tokens left in each layer of cerebra")
+    channels: tuple[int, ...] = _f(
+        (), "features of compressed tokens left in each layer of cerebra", item=int
+    )
 
 
 @dataclass(frozen=True)
 class NetCfg:
+    """Holds the shape of a model."""
+
     name: str = _f("chiar", "model", of=("transformer", *ROUTED, *UNROUTED))
     features: int = _f(0, "numbers per token of the input; 0: token ids", lo=0, hi=1 << 20)
     outputs: int = _f(
@@ -266,6 +311,12 @@ class NetCfg:
     pooler: bool = _f(False, "a residual FFN between what net.pool pools and the outputs")
     causal: bool = _f(True, "tokens see earlier tokens only; False: an encoder")
     depth: int = _f(6, "layers", lo=1, hi=1000)
+    heavy: str = _f(
+        "attention", "the layer that mixes tokens; in cerebra and mod that of kept tokens", of=HEAVY
+    )
+    light: str = _f(
+        "compressed", "cerebra: the layer of the light path; none: those tokens pass", of=LIGHT
+    )
     width: int = _f(128, "features per token (D)", lo=8, hi=65_536)
     heads: int = _f(4, "attention heads (H)", lo=1, hi=1024)
     ffn: str = _f("gelu", "feed-forward kind", of=("gelu", "gated"))
@@ -286,7 +337,7 @@ class NetCfg:
     )
     local: int = _f(
         0,
-        "tokens that a depthwise convolution beside attention sees: this one and those before it; 0: none",
+        "tokens that a depthwise convolution beside attention sees, with earlier ones; 0: none",
         lo=0,
         hi=64,
     )
@@ -317,6 +368,8 @@ class NetCfg:
 
 @dataclass(frozen=True)
 class ObjectiveCfg:
+    """Holds what compute costs in the objective."""
+
     lam: float = _f(
         0.0,
         "final weight of the relative cost in the objective; its start under a budget",
@@ -338,7 +391,7 @@ class ObjectiveCfg:
     lam_max: float = _f(1e3, "a budget's multiplier stays below this", lo=0.0, hi=1e6)
     buckets: int = _f(
         3,
-        "programs, ever smaller, for a budget on its way or a demand that lam lowers",
+        "compiled programs, each smaller, for a budget on its way or a demand that lam lowers",
         lo=1,
         hi=16,
     )
@@ -354,6 +407,8 @@ class ObjectiveCfg:
 
 @dataclass(frozen=True)
 class TrainCfg:
+    """Holds how a model is trained."""
+
     duration: str = _f("600 steps", "how long to train: steps or epochs")
     batch_size: int = _f(16, "windows per step, over all devices", lo=1)
     accum: int = _f(1, "micro-batches per step", lo=1)
@@ -373,6 +428,8 @@ class TrainCfg:
 
 @dataclass(frozen=True)
 class SamplerCfg:
+    """Holds how examples are drawn."""
+
     beta: float = _f(
         0.0,
         "draw examples of high loss more often, e^beta per standard deviation",
@@ -396,16 +453,25 @@ class SamplerCfg:
 
     @property
     def on(self) -> bool:
+        """Returns True where examples are not drawn alike."""
         return self.beta != 0.0 or self.gamma != 0.0
 
 
 @dataclass(frozen=True)
 class PruneCfg:
-    keep: float = _f(1.0, "share of the model's executed FLOPs to end at, by removing heads, hidden features and "
-                     "channels of compressed tokens; 1: none of them", lo=1e-3, hi=1.0)  # fmt: skip
+    """Holds what is pruned during training."""
+
+    keep: float = _f(
+        1.0,
+        "share of the model's executed FLOPs to end at, by removing heads, hidden features and "
+        "channels of compressed tokens; 1: nothing is removed",
+        lo=1e-3,
+        hi=1.0,
+    )
     score: str = _f(
         "sensitivity",
-        "what goes first: the least |loss change| per FLOP saved, the least |loss change|, small weights, or any",
+        "what goes first: the least |loss change| per FLOP saved, the least |loss change|, small "
+        "weights, or any",
         of=("sensitivity", "taylor", "magnitude", "random"),
     )
     start: str = _f("0.4 frac", "when the first round of pruning is")
@@ -423,19 +489,26 @@ class PruneCfg:
         lo=0.0,
         hi=1.0,
     )
-    unstructured: float = _f(0.0, "share of each matrix to end at zero, small weights first; it saves nothing", lo=0.0,
-                             hi=1.0)  # fmt: skip
+    unstructured: float = _f(
+        0.0,
+        "share of each matrix to end at zero, small weights first; it saves nothing",
+        lo=0.0,
+        hi=1.0,
+    )
 
     @property
     def on(self) -> bool:
+        """Returns True where anything is pruned."""
         return self.keep < 1.0 or self.dct > 0.0 or self.unstructured > 0.0
 
 
 @dataclass(frozen=True)
 class QuantCfg:
+    """Holds how a model is trained for 8 bits."""
+
     bits: int = _f(
         0,
-        "8: linear layers in int8, trained for it from quant.start on (extra quant); 0: off",
+        "8: linear layers multiply in int8, from quant.start on (extra quant); 0: off",
         of=(0, 8),
     )
     start: str = _f(
@@ -448,10 +521,13 @@ class QuantCfg:
 
 @dataclass(frozen=True)
 class RunCfg:
+    """Holds a whole run."""
+
     seed: int = _f(0, "seeds everything", lo=0, hi=(1 << 31) - 1)
     twin: str = _f(
         "",
-        "run a twin of this model: the dense Transformer of its shape, one that executes its FLOPs, its random router",
+        "run a twin of this model: the dense Transformer of its shape, one that executes its "
+        "FLOPs, or the model with a random router",
         of=("", "dense", "equal_flops", "random"),
     )
     task: TaskCfg = field(default_factory=TaskCfg)

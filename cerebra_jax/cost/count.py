@@ -1,122 +1,207 @@
-"""Counts a program: walks its jaxpr and prices every operation with `cost/prices.py`, in Python integers.
+"""Counts a program: walks its jaxpr and prices every operation, in Python integers.
 
-Scan bodies are multiplied by their length, `cond` costs its dearest branch (or the mean under given weights), jit,
-remat and custom derivatives are entered once, code whose results nobody uses is left out (XLA removes it too), and an
-operation with no price raises. What is counted is what the program runs: a masked full square of attention is a full
-square. The elementwise work of a diagonal recurrence is its FLOPs: where it stands under the name RECURRENCE
-(`jax.named_scope`) it is counted, as kind scan. Nothing is allocated or compiled, arguments may be
-`jax.ShapeDtypeStruct`.
+The prices are those of `cost/prices.py`. Scan bodies are multiplied by their length, `cond` costs
+its dearest branch (or the mean under given weights), jit, remat and custom derivatives are entered
+once, code whose results nobody uses is left out (XLA removes it too), and an operation without a
+price raises. What is counted is what the program runs: a masked full square of attention is a full
+square. Nothing is allocated or compiled, and arguments may be `jax.ShapeDtypeStruct`.
 
-Not XLA's `cost_analysis`, which counts a scan body once, charges FFTs 1.6 to 4.8 times too much and reports -1 for
-custom calls; `xla_flops` is here to cross-check small, unrolled, single-device programs.
+Three name scopes (`jax.named_scope`) change what is counted inside them:
+
+    RECURRENCE               elementwise operations and reductions are FLOPs, of kind "scan"
+    FUSED_ATTENTION          one operation: FLOPs as usual, bytes of the operands from outside and
+                             of the results used outside; what lies between stays on the chip
+    FUSED_CAUSAL_ATTENTION   the same, and a product over all L x L pairs has the FLOPs of the
+                             L (L + 1) / 2 visible ones, which is what a causal kernel runs
+
+This is not XLA's `cost_analysis`, which counts a scan body once, charges FFTs 1.6 to 4.8 times too
+much and reports -1 for custom calls; `xla_flops` is here to check small, unrolled, single-device
+programs.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 
 from cerebra_jax.cost import prices
+from cerebra_jax.cost.units import Op
 from cerebra_jax.errors import RunError
 
 ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
-    cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite
-    le le_to lgamma log log1p logistic lt lt_to max min mul mulhi ne neg nextafter not or polygamma population_count pow
-    real reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-    sqrt square sub tan tanh xor zeta psum psum2 psum_invariant pmax pmin random_bits random_gamma rng_bit_generator
-    rng_uniform threefry2x32""".split()
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
+    clamp clz complex conj cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt
+    igamma igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min
+    mul mulhi ne neg nextafter not or polygamma population_count pow real reduce_precision rem round
+    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    sub tan tanh xor zeta psum psum2 psum_invariant pmax pmin random_bits random_gamma
+    rng_bit_generator rng_uniform threefry2x32""".split()
 )
 """One operation per element of the result."""
 
 REDUCTIONS = frozenset(
-    """argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min reduce_or
-    reduce_prod reduce_sum reduce_xor""".split()
+    """argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max
+    reduce_min reduce_or reduce_prod reduce_sum reduce_xor""".split()
 )
 """One operation per element of the (first) operand."""
 
 MOVES = frozenset(
-    """all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type broadcast_in_dim concatenate
-    convert_element_type copy copy_p create_token debug_callback debug_print device_put dynamic_slice
-    dynamic_update_slice empty empty2 expand_dims gather iota layout_constraint mesh_cast name
-    optimization_barrier pad pbroadcast pcast platform_index ppermute pvary random_clone random_fold_in
-    random_seed random_split random_unwrap random_wrap reshape reshard rev scatter sharding_constraint slice
-    split squeeze stack stop_gradient tile transpose unstack""".split()
+    """all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type broadcast_in_dim
+    concatenate convert_element_type copy copy_p create_token debug_callback debug_print device_put
+    dynamic_slice dynamic_update_slice empty empty2 expand_dims gather iota layout_constraint
+    mesh_cast name optimization_barrier pad pbroadcast pcast platform_index ppermute pvary
+    random_clone random_fold_in random_seed random_split random_unwrap random_wrap reshape reshard
+    rev scatter sharding_constraint slice split squeeze stack stop_gradient tile transpose
+    unstack""".split()
 )
 """Data movement, bookkeeping and key arithmetic: 0 FLOPs."""
 
+RELABELS = frozenset(
+    """bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p
+    dynamic_slice expand_dims layout_constraint mesh_cast name pad pbroadcast pcast pvary reshape
+    reshard rev sharding_constraint slice split squeeze stack stop_gradient tile transpose
+    unstack""".split()
+)
+"""Moves after which a weight is still that weight; they are fused into what uses it."""
+
 RECURRENCE = "diagonal_recurrence"
-"""The name scope under which elementwise operations and reductions are FLOPs."""
+FUSED_ATTENTION = "fused_attention"
+FUSED_CAUSAL_ATTENTION = "fused_causal_attention"
 
 CUDNN_CAUSAL = (2, 3)  # values of MaskType.CAUSAL and PADDING_CAUSAL in JAX's cuDNN binding
 
+_COMPLEX_PRODUCTS = frozenset("cumprod div integer_pow mul reduce_prod square".split())
+"""Elementwise operations on complex numbers with 6 real ones an element; the others have 2."""
+
 
 class Counts(NamedTuple):
-    """What a program costs, per call. `flops` = sum of `by`, whose kinds are dot, conv, fft, attention, scan. Products
-    and convolutions of integers are no FLOPs: `int8`, by the same prices."""
+    """Holds what one call of a program costs."""
 
-    flops: int
-    by: dict[str, int]
-    elementwise: (
-        int  # one per element of a result (arithmetic) or operand (reductions); sort n log2 n
-    )
-    bytes: int  # operands and results of operations that are not fused away: matmuls, convolutions, FFTs, gathers, sorts
-    int8: int = 0
+    flops: int  # the sum of `by`
+    by: dict[str, int]  # FLOPs of each kind: dot, conv, fft, attention, scan
+    elementwise: int  # one per element of a result (arithmetic) or operand (reductions)
+    bytes: int  # operands and results of what is not fused away: matmuls, FFTs, gathers, sorts …
+    int8: int = 0  # products of integers, by the prices of FLOPs, which they are not
+
+
+class Counted(NamedTuple):
+    """Holds one operation of a program, over all the turns of the loops around it."""
+
+    scope: str  # path of the flax module, "layer_03/heavy/q"; "" outside of any
+    op: Op
+    elementwise: int = 0
+    kind: str = "elementwise"  # dot, conv, fft, attention, scan, int8, move or elementwise
+    conditional: bool = False  # in a branch: another one might run in its place
 
 
 class UnpricedOp(RunError):
-    """An operation of the program has no price, so its cost is unknown."""
+    """Says that an operation of the program has no price, so that its cost is unknown."""
 
 
-class _Rules(NamedTuple):
-    trips: int | None
-    weights: tuple[float, ...] | None
-    elementwise: str = "elementwise"  # the kind that elementwise work is here
+class _Weight(NamedTuple):
+    """Marks a variable that comes from the weights alone."""
+
+    elements: int  # numbers that are read to have it; fewer than its own after a broadcast
+    slices: int = 1  # a loop over slices reads so many such variables, one after the other
+
+
+class _Context(NamedTuple):
+    """Says where a walk stands."""
+
+    scope: str = ""  # name stacks of the equations around, joined
+    times: int = 1  # turns of all the loops around
+    trips: int | None = None  # of a data-dependent `while`
+    branches: tuple[float, ...] | None = None  # how often each branch of a `cond` is taken
+    constants: bool = False  # whether constants of the program are weights
+    fused: bool = False  # inside a fused region
+
+
+class _Step(NamedTuple):
+    """Holds one equation that is needed."""
+
+    eqn: Any
+    used: list[bool]  # which of its results are needed
+    context: _Context
+
+
+_Env = dict[Any, _Weight]
+
+
+def operations(fn: Callable, params: Any, *args: Any, **kwargs: Any) -> list[Counted]:
+    """Returns the operations of fn(params, *args, **kwargs) in program order.
+
+    `params` are the weights: bytes of operands that come from them, or from constants of the
+    program, are in `op.weights`, all others in `op.bytes`. A weight that a loop reads again in
+    every turn counts once, a stack of weights that it goes through counts in full. Work that is
+    elementwise alone has op == Op(). Arrays may be `jax.ShapeDtypeStruct`. Raises UnpricedOp.
+    """
+    program = jax.make_jaxpr(lambda p, a, k: fn(p, *a, **k))(params, args, kwargs)
+    jaxpr = _jaxpr(program)
+    held = len(jax.tree.leaves(params))
+    weights = [_Weight(_size(v.aval)) if i < held else None for i, v in enumerate(jaxpr.invars)]
+    return _all(jaxpr, weights, _Context(constants=True))
 
 
 def count(fn: Callable, *args: Any, **kwargs: Any) -> Counts:
-    """Counts of one call of fn(*args, **kwargs); arrays may be `jax.ShapeDtypeStruct`. Raises UnpricedOp."""
+    """Returns what one call of fn(*args, **kwargs) costs; arrays may be `jax.ShapeDtypeStruct`.
+
+    Raises UnpricedOp.
+    """
     return count_jaxpr(jax.make_jaxpr(lambda a, k: fn(*a, **k))(args, kwargs))
 
 
 def count_jaxpr(
     closed: Any, *, trips: int | None = None, weights: Sequence[float] | None = None
 ) -> Counts:
-    """Counts of a (closed) jaxpr.
+    """Returns what one run of a (closed) jaxpr costs.
 
     trips: how often each data-dependent `while` runs; without it such a loop raises UnpricedOp.
-    weights: how often each branch of a `cond` with that many branches is taken; without it the dearest branch counts.
+    weights: how often each branch of a `cond` with that many branches is taken; without it the
+    dearest branch counts.
     """
     jaxpr = _jaxpr(closed)
-    tally = _walk(
-        jaxpr,
-        [True] * len(jaxpr.outvars),
-        _Rules(trips, None if weights is None else tuple(weights)),
-    )
-    elementwise, size, integer = (tally.pop(kind, 0) for kind in ("elementwise", "bytes", "int8"))
-    return Counts(sum(tally.values()), dict(tally), elementwise, size, integer)
+    branches = None if weights is None else tuple(weights)
+    context = _Context(trips=trips, branches=branches)
+    return total(_all(jaxpr, [None] * len(jaxpr.invars), context))
+
+
+def total(counted: Iterable[Counted]) -> Counts:
+    """Returns the sum over operations; weights count among the bytes."""
+    by: Counter = Counter()
+    elementwise = moved = int8 = 0
+    for _, op, more, kind, _ in counted:
+        if kind not in ("elementwise", "move", "int8"):
+            by[kind] += op.flops
+        elementwise += more
+        moved += op.bytes + op.weights
+        int8 += op.int8
+    return Counts(sum(by.values()), dict(by), elementwise, moved, int8)
 
 
 def xla_flops(fn: Callable, *args: Any) -> float:
-    """FLOPs as XLA's `cost_analysis` gives them for the compiled fn(*args), elementwise work included.
+    """Returns the FLOPs that XLA's `cost_analysis` gives for fn(*args), elementwise work included.
 
-    Trust it for small unrolled single-device programs of matmuls: loops are counted once, FFTs too dearly, custom calls
-    (cuBLAS, cuDNN, TopK) as -1, sharded programs per device. A program without arithmetic has 0. Raises ValueError
-    where XLA gives no figure.
+    Trust it for small unrolled single-device programs of matmuls: loops are counted once, FFTs too
+    dearly, custom calls (cuBLAS, cuDNN, TopK) as -1, sharded programs per device. A program without
+    arithmetic has 0. Raises ValueError where XLA gives no figure.
     """
     return compiled_flops(jax.jit(fn).lower(*args).compile())
 
 
 def compiled_flops(compiled: Any) -> float:
-    """`xla_flops` of a program that is compiled already."""
+    """Returns `xla_flops` of a program that is compiled already."""
     found = compiled.cost_analysis()
-    found = found[0] if isinstance(found, list | tuple) and found else found
+    if isinstance(found, list | tuple) and found:
+        found = found[0]
     if not isinstance(found, dict):
-        raise ValueError(f"XLA gives no cost analysis on {jax.default_backend()}")
+        raise ValueError("XLA gives no cost analysis on this backend")
     flops = found.get("flops", 0.0)
     if flops < 0:
         raise ValueError("XLA gives no FLOPs for this program: it is a custom call")
@@ -124,132 +209,481 @@ def compiled_flops(compiled: Any) -> float:
 
 
 def loops(fn: Callable, *args: Any) -> int:
-    """How many loops of more than one turn fn(*args) has: XLA's count misses all their turns but the first."""
+    """Returns how many loops of more than one turn fn(*args) has.
+
+    XLA's count misses all their turns but the first.
+    """
 
     def inside(jaxpr: Any) -> int:
         found = 0
         for eqn in jaxpr.eqns:
-            found += eqn.primitive.name == "while" or (
-                eqn.primitive.name == "scan" and eqn.params["length"] > 1
-            )
-            bodies = (
-                b for v in eqn.params.values() for b in (v if isinstance(v, tuple | list) else (v,))
-            )
-            found += sum(inside(_jaxpr(b)) for b in bodies if _jaxpr(b) is not None)
+            name = eqn.primitive.name
+            found += name == "while" or (name == "scan" and eqn.params["length"] > 1)
+            found += sum(inside(body) for body in _bodies(eqn.params))
         return found
 
     return inside(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _walk(jaxpr: Any, wanted: list[bool], rules: _Rules) -> Counter:
-    """Price of the equations that the wanted results need; from the last to the first, so the unused are skipped."""
-    tally: Counter = Counter()
-    live = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and _is_var(v)}
+# the walk
+
+
+def _all(body: Any, weights: list[_Weight | None], context: _Context) -> list[Counted]:
+    """Returns the operations of a jaxpr all of whose results are wanted."""
+    jaxpr = _jaxpr(body)
+    return _walk(jaxpr, [True] * len(jaxpr.outvars), weights, context)[0]
+
+
+def _walk(
+    jaxpr: Any, wanted: list[bool], weights: list[_Weight | None], context: _Context
+) -> tuple[list[Counted], list[_Weight | None]]:
+    """Returns the operations that the wanted results need, and which results are weights."""
+    env: _Env = {v: w for v, w in zip(jaxpr.invars, weights, strict=True) if w is not None}
+    if context.constants:
+        env.update((v, _Weight(_size(v.aval))) for v in jaxpr.constvars)
+    live = _live(jaxpr, wanted)
+
+    # the equations of a fused region are one group, which stands where the last of them does
+    groups: dict[int | str, list[_Step]] = {}
+    for i, (eqn, used) in enumerate(live):
+        scope = _scope(eqn, context)
+        region = None if context.fused else _region(scope)
+        key = i if region is None else region
+        step = _Step(eqn, used, context._replace(scope=scope, fused=context.fused or bool(region)))
+        groups[key] = [*groups.pop(key, ()), step]
+
+    found: list[Counted] = []
+    for key, steps in groups.items():
+        if isinstance(key, int):
+            counted, held = _equation(*steps[0], env)
+            env.update((v, w) for v, w in zip(steps[0].eqn.outvars, held, strict=True) if w)
+        else:
+            outside = _needed(jaxpr, wanted)
+            for other, others in groups.items():
+                if other != key:
+                    outside.update(v for step in others for v in step.eqn.invars if _is_var(v))
+            counted = [_fused(steps, outside, env)]
+        for one in counted:
+            _append(found, one)
+    return found, [_held(v, env, context) for v in jaxpr.outvars]
+
+
+def _live(jaxpr: Any, wanted: list[bool]) -> list[tuple[Any, list[bool]]]:
+    """Returns the equations that the wanted results need, each with which of its own are needed."""
+    needed = _needed(jaxpr, wanted)
+    found = []
     for eqn in reversed(jaxpr.eqns):
-        used = [v in live for v in eqn.outvars]
+        used = [v in needed for v in eqn.outvars]
         if any(used) or eqn.effects:
-            recurs = RECURRENCE in str(eqn.source_info.name_stack)
-            tally.update(_price(eqn, used, rules._replace(elementwise="scan") if recurs else rules))
-            live.update(v for v in eqn.invars if _is_var(v))
-    return tally
+            found.append((eqn, used))
+            needed.update(v for v in eqn.invars if _is_var(v))
+    return found[::-1]
 
 
-def _price(eqn: Any, used: list[bool], rules: _Rules) -> dict[str, int]:
-    name = eqn.primitive.name
-    outs, ins = [v.aval for v in eqn.outvars], [v.aval for v in eqn.invars]
-    if name in ELEMENTWISE:
-        return {rules.elementwise: sum(map(_size, outs))}
-    if name in REDUCTIONS:
-        return {rules.elementwise: _size(ins[0]), "bytes": _bytes(ins + outs)}
-    if name in MOVES:
-        moved = {
-            "gather": outs,
-            "dynamic_slice": outs,
-            "dynamic_update_slice": ins[1:2],
-            "scatter": ins[2:],
-        }
-        return {"bytes": 2 * _bytes(moved.get(name, []))}
-    if name.startswith(
-        "scatter"
-    ):  # scatter-add, scatter_mul, ...: one operation per update, old values read too
-        return {"elementwise": _size(ins[2]), "bytes": 3 * _bytes(ins[2:])}
-    if name in ("sort", "top_k", "approx_top_k"):
-        steps = max(1, (max(ins[0].shape[eqn.params.get("dimension", -1)], 1) - 1).bit_length())
-        return {"elementwise": steps * _size(ins[0]), "bytes": _bytes(ins + outs)}
-    if name in _PRICES:
-        kind, price = _PRICES[name]
-        if kind in ("dot", "conv") and jax.numpy.issubdtype(ins[0].dtype, jax.numpy.integer):
-            kind = "int8"
-        return {kind: price(eqn.params, ins, outs), "bytes": _bytes(ins + outs)}
-    return _enter(name, eqn, used, rules)
+def _needed(jaxpr: Any, wanted: list[bool]) -> set:
+    """Returns the variables of the wanted results."""
+    return {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and _is_var(v)}
 
 
-def _enter(name: str, eqn: Any, used: list[bool], rules: _Rules) -> Counter:
-    """Loops, branches, and every call whose parameters hold exactly one jaxpr (custom derivatives: the primal)."""
-    params = eqn.params
-    if name == "while":
-        if rules.trips is None:
-            raise UnpricedOp(
-                "the program has a while loop whose length depends on data",
-                "give count_jaxpr(..., trips=N), or loop a fixed number of times (scan)",
+def _append(found: list[Counted], one: Counted) -> None:
+    """Appends an operation; work that is fused with the operation before it joins that one."""
+    if found:
+        last = found[-1]
+        alone = one.kind == "elementwise" and one.op == last.op == Op()
+        recurrent = one.kind == last.kind == "scan"
+        if last.scope == one.scope and (alone or recurrent):
+            found[-1] = last._replace(
+                op=_sum([last.op, one.op]), elementwise=last.elementwise + one.elementwise
             )
-        parts = [_all(params[key], rules) for key in ("cond_jaxpr", "body_jaxpr")]
-        return _times(rules.trips, parts[0] + parts[1])
+            return
+    found.append(one)
+
+
+def _fused(steps: list[_Step], outside: set, env: _Env) -> Counted:
+    """Returns the one operation that a fused region is; `outside` is what is used outside of it."""
+    inside: list[Counted] = []
+    operands: dict[Any, None] = {}  # in order, each once
+    made: set = set()
+    for step in steps:
+        inside += _equation(*step, env)[0]
+        operands.update((v, None) for v in step.eqn.invars if _is_var(v) and v not in made)
+        made.update(step.eqn.outvars)
+    results = [v for step in steps for v in step.eqn.outvars if v in outside]
+    whole = _sum(counted.op for counted in inside)
+    context = steps[0].context
+    return Counted(
+        _clean(_region(context.scope) or ""),
+        _traffic(list(operands), results, env, context)._replace(
+            flops=whole.flops, int8=whole.int8
+        ),
+        sum(counted.elementwise for counted in inside),
+        "attention",
+    )
+
+
+def _equation(
+    eqn: Any, used: list[bool], context: _Context, env: _Env
+) -> tuple[list[Counted], list[_Weight | None]]:
+    """Returns the operations of one equation, and which of its results are weights."""
+    operation = _operation(eqn, env, context)
+    if operation is None:
+        return _enter(eqn, used, context, env)
+    kind, op, elementwise = operation
+    counted = Counted(_clean(context.scope), op, elementwise * context.times, kind)
+    empty = op == Op() and not elementwise and kind in ("elementwise", "move")
+    return ([] if empty else [counted]), _results(eqn, env, context)
+
+
+def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | None:
+    """Returns (kind, operation over all turns, elementwise work of one turn) of an equation.
+
+    Returns None for calls, loops and branches, and for what has no price.
+    """
+    name, times = eqn.primitive.name, context.times
+    outs = [v.aval for v in eqn.outvars]
+    ins = [v.aval for v in eqn.invars]
+
+    # elementwise work, which is FLOPs in a recurrence
+    if name in ELEMENTWISE or name in REDUCTIONS:
+        amount = sum(map(_size, outs)) if name in ELEMENTWISE else _size(ins[0])
+        op = Op() if name in ELEMENTWISE else _traffic(eqn.invars, eqn.outvars, env, context)
+        if RECURRENCE not in context.scope:
+            kind = "elementwise" if name in ELEMENTWISE else "move"
+            return kind, op, amount
+        return "scan", op._replace(flops=times * amount * _complex_work(name, ins)), 0
+
+    # what moves
+    if name in MOVES:
+        return "move", _move(eqn, env, context), 0
+    if name.startswith("scatter"):  # scatter-add, scatter_mul …: the old values are read too
+        return "move", Op(bytes=3 * times * _bytes(ins[2:])), _size(ins[2])
+    if name in ("sort", "top_k", "approx_top_k"):
+        length = max(ins[0].shape[eqn.params.get("dimension", -1)], 1)
+        steps = max(1, (length - 1).bit_length())
+        return "move", _traffic(eqn.invars, eqn.outvars, env, context), steps * _size(ins[0])
+
+    # what has a price
+    if name not in _PRICES:
+        return None
+    kind, price = _PRICES[name]
+    amount = times * price(eqn.params, ins, outs)
+    if kind == "dot" and FUSED_CAUSAL_ATTENTION in context.scope:
+        amount = _visible(amount, eqn)
+    op = _traffic(eqn.invars, eqn.outvars, env, context)
+    if kind in ("dot", "conv") and jax.numpy.issubdtype(ins[0].dtype, jax.numpy.integer):
+        return "int8", op._replace(int8=amount), 0
+    return kind, op._replace(flops=amount), 0
+
+
+def _enter(
+    eqn: Any, used: list[bool], context: _Context, env: _Env
+) -> tuple[list[Counted], list[_Weight | None]]:
+    """Returns `_equation` of a loop, a branch, or a call whose parameters hold exactly one jaxpr.
+
+    That of a custom derivative is the function itself. Raises UnpricedOp for other operations.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    nothing: list[_Weight | None] = [None] * len(eqn.outvars)
+    if name == "while":
+        return _while(eqn, env, context), nothing
     if name == "cond":
-        branches = [_all(branch, rules) for branch in params["branches"]]
-        if rules.weights is not None and len(rules.weights) == len(branches):
-            kinds = set().union(*branches)
-            mean = {
-                k: sum(w * b[k] for w, b in zip(rules.weights, branches, strict=True))
-                for k in kinds
-            }
-            return Counter({k: round(v) for k, v in mean.items()})
-        return max(branches, key=lambda b: (_flops(b), b["elementwise"]))
+        return _cond(eqn, env, context), nothing
     bodies = [body for body in map(_jaxpr, params.values()) if body is not None]
     if len(bodies) != 1:
         raise UnpricedOp(
             f"the operation {name!r} has no price",
             "add it to cerebra_jax/cost/count.py, with a test",
         )
+    (body,) = bodies
+
+    # loops, and programs of several devices, of which the body is one's share
     if name == "scan":
-        return _times(params["length"], _all(bodies[0], rules))
-    if name == "shard_map":  # the body is one device's share
+        variable = slice(params["num_consts"], params["num_consts"] + params["num_carry"])
+        weights = _passed(body.invars, eqn.invars, env, context)
+        weights[variable] = [None] * params["num_carry"]
+        inside = context._replace(times=context.times * params["length"])
+        return _all(body, weights, inside), nothing
+    if name == "shard_map":
         manual = params.get("manual_axes", params["mesh"].axis_names)
-        return _times(
-            math.prod(params["mesh"].shape[axis] for axis in manual), _all(bodies[0], rules)
+        devices = math.prod(params["mesh"].shape[axis] for axis in manual)
+        inside = context._replace(times=context.times * devices)
+        return _all(body, _passed(body.invars, eqn.invars, env, context), inside), nothing
+
+    # plain calls
+    weights: list[_Weight | None] = [None] * len(body.invars)
+    if len(body.invars) == len(eqn.invars):
+        weights = _passed(body.invars, eqn.invars, env, context)
+    inside = context._replace(times=context.times * params.get("global_axis_size", 1))
+    if len(used) != len(body.outvars):
+        return _all(body, weights, inside), nothing
+    return _walk(body, used, weights, inside)
+
+
+def _while(eqn: Any, env: _Env, context: _Context) -> list[Counted]:
+    """Returns the operations of a loop whose length depends on data, for the given trips."""
+    if context.trips is None:
+        raise UnpricedOp(
+            "the program has a while loop whose length depends on data",
+            "give count_jaxpr(..., trips=N), or loop a fixed number of times (scan)",
         )
-    wanted = used if len(used) == len(bodies[0].outvars) else [True] * len(bodies[0].outvars)
-    return _times(params.get("global_axis_size", 1), _walk(bodies[0], wanted, rules))
+    first = eqn.params["cond_nconsts"]
+    last = first + eqn.params["body_nconsts"]
+    inside = context._replace(times=context.times * context.trips)
+    found = []
+    for key, consts in (
+        ("cond_jaxpr", eqn.invars[:first]),
+        ("body_jaxpr", eqn.invars[first:last]),
+    ):
+        body = _jaxpr(eqn.params[key])
+        weights = _passed(body.invars[: len(consts)], consts, env, context)
+        found += _all(body, weights + [None] * (len(body.invars) - len(consts)), inside)
+    return found
+
+
+def _cond(eqn: Any, env: _Env, context: _Context) -> list[Counted]:
+    """Returns the operations of the dearest branch, or of all in their given proportions."""
+    branches = []
+    for branch in eqn.params["branches"]:
+        body = _jaxpr(branch)
+        branches.append(_all(body, _passed(body.invars, eqn.invars[1:], env, context), context))
+    if context.branches is None or len(context.branches) != len(branches):
+        return [one._replace(conditional=True) for one in max(branches, key=_dearness)]
+    return [
+        _scaled(counted, Fraction(fraction))
+        for fraction, branch in zip(context.branches, branches, strict=True)
+        for counted in branch
+    ]
+
+
+def _dearness(branch: list[Counted]) -> tuple[int, int]:
+    products = sum(counted.op.flops + counted.op.int8 for counted in branch)
+    return products, sum(counted.elementwise for counted in branch)
+
+
+def _scaled(counted: Counted, fraction: Fraction) -> Counted:
+    op = Op(*(round(fraction * amount) for amount in counted.op))
+    return counted._replace(op=op, elementwise=round(fraction * counted.elementwise))
+
+
+def _sum(ops: Iterable[Op]) -> Op:
+    return Op(*map(sum, zip(Op(), *ops, strict=True)))
+
+
+# bytes, and which of them are weights
+
+
+def _traffic(operands: Sequence, results: Sequence, env: _Env, context: _Context) -> Op:
+    """Returns the bytes that an operation reads and writes, over all turns.
+
+    The result of an operation on weights alone is shared by the examples as the weights are.
+    """
+    held = [_held(v, env, context) for v in operands]
+    read = weights = 0
+    for v, weight in zip(operands, held, strict=True):
+        if weight is None:
+            read += context.times * _bytes([v.aval])
+        else:
+            weights += weight.elements * weight.slices * _itemsize(v.aval)
+    written = _bytes([v.aval for v in results])
+    if _only_weights(held):
+        return Op(weights=weights + written * max(weight.slices for weight in held))
+    return Op(bytes=read + context.times * written, weights=weights)
+
+
+def _move(eqn: Any, env: _Env, context: _Context) -> Op:
+    """Returns what a move of `MOVES` reads and writes over all turns, Op() if it is fused away."""
+    name = eqn.primitive.name
+    held = [_held(v, env, context) for v in eqn.invars]
+    if name == "gather" or (name == "dynamic_slice" and held[0] is None):
+        moved = _bytes([v.aval for v in eqn.outvars])
+    elif name == "dynamic_update_slice":
+        moved = _bytes([eqn.invars[1].aval])
+    elif name == "scatter":
+        moved = _bytes([v.aval for v in eqn.invars[2:]])
+    else:
+        return Op()  # also a slice of a stack of weights, which what uses it reads
+    if _only_weights(held):
+        return Op(weights=2 * moved)
+    return Op(bytes=2 * context.times * moved)
+
+
+def _held(v: Any, env: _Env, context: _Context) -> _Weight | None:
+    """Returns what a variable holds of the weights; a literal is a constant."""
+    if _is_var(v):
+        return env.get(v)
+    return _Weight(_size(v.aval)) if context.constants else None
+
+
+def _only_weights(held: list[_Weight | None]) -> TypeGuard[list[_Weight]]:
+    """Returns whether there are any, and each is an array of weights."""
+    return bool(held) and None not in held
+
+
+def _results(eqn: Any, env: _Env, context: _Context) -> list[_Weight | None]:
+    """Returns which results of an operation are weights: those of operations on weights alone."""
+    name, outs = eqn.primitive.name, [v.aval for v in eqn.outvars]
+    if not env and not context.constants:
+        return [None] * len(outs)
+    held = [_held(v, env, context) for v in eqn.invars]
+    if name == "optimization_barrier":
+        return held
+    if name in RELABELS:
+        # indices and what pads are no arrays of weights
+        sources = held if name in ("concatenate", "stack") else held[:1]
+        if not _only_weights(sources):
+            return [None] * len(outs)
+        elements = sum(weight.elements for weight in sources)
+        slices = max(weight.slices for weight in sources)
+        return [_Weight(min(elements, _size(out)), slices) for out in outs]
+    if not _only_weights(held):
+        return [None] * len(outs)
+    return [_Weight(_size(out), max(weight.slices for weight in held)) for out in outs]
+
+
+def _passed(inner: Sequence, outer: Sequence, env: _Env, context: _Context) -> list[_Weight | None]:
+    """Returns what the variables of a body hold, given those of the call.
+
+    Where the body sees a slice, of a scan or of several devices, it goes through all slices.
+    """
+    found: list[_Weight | None] = []
+    for var, v in zip(inner, outer, strict=True):
+        weight = _held(v, env, context)
+        if weight is not None:
+            parts = max(1, _size(v.aval) // max(1, _size(var.aval)))
+            weight = _Weight(-(-weight.elements // parts), weight.slices * parts)
+        found.append(weight)
+    return found
+
+
+# names
+
+
+def _scope(eqn: Any, context: _Context) -> str:
+    """Returns the name stacks of an equation and of those around it, as JAX writes them.
+
+    Calls of a function that is named as a fused region are one.
+    """
+    parts = [context.scope, str(eqn.source_info.name_stack)]
+    if eqn.params.get("name") in (FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION):
+        parts.append(eqn.params["name"])
+    return "/".join(part for part in parts if part)
+
+
+_WRAPPED = re.compile(r"^\w+\((.*)\)$")
+_MACHINERY = frozenset("body branch checkpoint closed_call cond rematted_computation while".split())
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _clean(stack: str) -> str:
+    """Returns the path of flax modules in a name stack.
+
+    Wrappers such as transpose(jvp(…)), the root module's class, names of methods and what JAX
+    names its own machinery are left out, and repetitions (of a module that is computed again).
+    """
+    parts: list[str] = []
+    root = None
+    for i, part in enumerate(_split(stack)):
+        while match := _WRAPPED.match(part):
+            part = match.group(1)
+        for name in part.split("/"):
+            name = name.partition(".")[0]
+            if i == 0 and root is None and name[:1].isupper():
+                root = name
+            machinery = name in _MACHINERY or name.startswith("branch_") or "->" in name
+            if name and name != root and not machinery and parts[-1:] != [name]:
+                parts.append(name)
+    return "/".join(parts)
+
+
+def _split(stack: str) -> list[str]:
+    """Splits a name stack at the slashes that stand outside of parentheses."""
+    parts, depth = [""], 0
+    for letter in stack:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "/" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _region(stack: str) -> str | None:
+    """Returns the name stack up to a fused region, None outside of one.
+
+    The stacks of forward and backward passes differ, so that they are two regions.
+    """
+    parts = _split(stack) if "fused_" in stack else []
+    for i, part in enumerate(parts):
+        name = _clean(part).rpartition("/")[2]
+        if name in (FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION):
+            return "/".join(parts[: i + 1])
+    return None
+
+
+# prices
 
 
 def _dot(params: dict, ins: list, outs: list) -> int:
     (contract, _), _ = params["dimension_numbers"]
-    return prices.matmul_flops(_size(outs[0]), math.prod(ins[0].shape[i] for i in contract), 1)
+    depth = math.prod(ins[0].shape[i] for i in contract)
+    return _real_products(ins) * prices.matmul_flops(_size(outs[0]), depth, 1)
 
 
 def _conv(params: dict, ins: list, outs: list) -> int:
-    """Taps in the padding are counted, the zeros that `lhs_dilation` inserts (transposed convolutions) are not."""
+    """Returns FLOPs of a convolution.
+
+    Taps in the padding are counted, the zeros that `lhs_dilation` inserts (transposed
+    convolutions) are not.
+    """
     kernel = ins[1].shape
     taps = _size(ins[1]) // max(1, kernel[params["dimension_numbers"].rhs_spec[0]])
-    return prices.conv_flops(_size(outs[0]), taps, 1, 1) // math.prod(params["lhs_dilation"])
+    flops = prices.conv_flops(_size(outs[0]), taps, 1, 1) // math.prod(params["lhs_dilation"])
+    return _real_products(ins) * flops
+
+
+def _real_products(ins: list) -> int:
+    """Returns how many real multiply-adds one of these two operands is: 4 if both are complex."""
+    return math.prod(2 if _is_complex(aval) else 1 for aval in ins[:2])
+
+
+def _complex_work(name: str, ins: list) -> int:
+    """Returns how many real operations one elementwise operation is."""
+    if not any(map(_is_complex, ins)):
+        return 1
+    return 6 if name in _COMPLEX_PRODUCTS else 2
 
 
 def _fft(params: dict, ins: list, outs: list) -> int:
     points = math.prod(params["fft_lengths"])
     kind = getattr(params["fft_type"], "name", str(params["fft_type"])).upper()
-    real = "RFFT" in kind  # RFFT and IRFFT
-    full = (
-        outs[0] if kind.endswith("IRFFT") else ins[0]
-    )  # the side with `points` entries a transform
-    return (
-        _size(full)
-        // max(1, points)
-        * (prices.rfft_flops(points) if real else prices.fft_flops(points))
-    )
+    price = prices.rfft_flops(points) if "RFFT" in kind else prices.fft_flops(points)
+    # the side with `points` entries a transform; IRFFT has its half spectrum on the other
+    full = outs[0] if kind.endswith("IRFFT") else ins[0]
+    return _size(full) // max(1, points) * price
+
+
+def _visible(flops: int, eqn: Any) -> int:
+    """Returns the FLOPs of the visible pairs, of those of a product over all L x L pairs."""
+    (contract, _), (batch, _) = eqn.params["dimension_numbers"]
+    left, right = (v.aval for v in eqn.invars)
+    depth = math.prod(left.shape[i] for i in contract)
+    kept = depth * math.prod(left.shape[i] for i in batch)
+    sizes = [depth, _size(left) // max(1, kept), _size(right) // max(1, kept)]
+    L = next((size for size in sizes if sizes.count(size) > 1), None)
+    if L is None:
+        raise UnpricedOp(
+            f"a product of sizes {sizes} is no full square of causal attention",
+            f"name the scope {FUSED_ATTENTION!r}, or give it as many keys as queries",
+        )
+    return flops * prices.causal_pairs(L) // max(1, L * L)
 
 
 def _fused_attention(params: dict, ins: list, _: list) -> int:
-    """cuDNN attention, queries (B, L, H, C) or with layout 1 (B, H, L, C); its causal kernel skips the upper half."""
+    """Returns FLOPs of cuDNN attention, whose causal kernel skips the upper half of the square.
+
+    Queries are (B, L, H, C), or with layout 1 (B, H, L, C).
+    """
     (B, a, b, C), key = ins[0].shape, ins[1].shape
     q, H, k = (b, a, key[2]) if params["layout"] == 1 else (a, b, key[1])
     causal = getattr(params["mask_type"], "value", params["mask_type"]) in CUDNN_CAUSAL
@@ -258,9 +692,8 @@ def _fused_attention(params: dict, ins: list, _: list) -> int:
 
 
 def _fused_attention_bwd(params: dict, ins: list, outs: list) -> int:
-    return (
-        _fused_attention(params, ins, outs) * 5 // 2
-    )  # five matmuls against two: the scores are computed again
+    """Returns FLOPs of five matmuls, of two in the forward pass: scores are computed again."""
+    return _fused_attention(params, ins, outs) * 5 // 2
 
 
 _PRICES: dict[str, tuple[str, Callable[[dict, list, list], int]]] = {
@@ -274,32 +707,42 @@ _PRICES: dict[str, tuple[str, Callable[[dict, list, list], int]]] = {
 }
 
 
-def _all(body: Any, rules: _Rules) -> Counter:
-    jaxpr = _jaxpr(body)
-    return _walk(jaxpr, [True] * len(jaxpr.outvars), rules)
-
-
-def _times(n: int, tally: Counter) -> Counter:
-    return Counter({kind: n * amount for kind, amount in tally.items()})
-
-
-def _flops(tally: Counter) -> int:
-    return sum(v for k, v in tally.items() if k not in ("elementwise", "bytes"))
+# parts of jaxprs
 
 
 def _jaxpr(x: Any) -> Any:
-    """The open jaxpr of a (closed) jaxpr, None for anything else; told by its parts, whose classes JAX moves about."""
+    """Returns the open jaxpr of a (closed) jaxpr, None for anything else.
+
+    It is told by its parts, because JAX moves the classes about.
+    """
     x = getattr(x, "jaxpr", x)
     return x if hasattr(x, "eqns") and hasattr(x, "outvars") else None
+
+
+def _bodies(params: dict) -> list:
+    """Returns all jaxprs among the parameters of an equation."""
+    found = []
+    for value in params.values():
+        values = value if isinstance(value, tuple | list) else (value,)
+        found += [_jaxpr(v) for v in values if _jaxpr(v) is not None]
+    return found
 
 
 def _is_var(v: Any) -> bool:
     return not hasattr(v, "val")  # literals carry their value
 
 
+def _is_complex(aval: Any) -> bool:
+    return jax.numpy.issubdtype(getattr(aval, "dtype", bool), jax.numpy.complexfloating)
+
+
 def _size(aval: Any) -> int:
     return math.prod(getattr(aval, "shape", ()))
 
 
+def _itemsize(aval: Any) -> int:
+    return getattr(getattr(aval, "dtype", None), "itemsize", 0)
+
+
 def _bytes(avals: list) -> int:
-    return sum(_size(a) * getattr(getattr(a, "dtype", None), "itemsize", 0) for a in avals)
+    return sum(_size(a) * _itemsize(a) for a in avals)

@@ -1,13 +1,14 @@
-"""Peak FLOP/s, bandwidth and memory per chip, and the time a program needs at best (roofline).
+"""Knows peak FLOP/s, bandwidth and memory of chips, and the least time that a program needs on one.
 
-Vendor numbers for one chip, without sparsity (NVIDIA's data sheets print tensor-core rates with a 2x sparsity factor,
-taken out here). `float32` is what JAX's default matmul precision reaches: TF32 on A100 and later, one bfloat16 pass on
-TPU. A peak is a bound, not a forecast: predictions for a CPU, and for a device that is not in the table, start from
-`measure`.
+The numbers are the vendors' for one chip, without sparsity (NVIDIA's data sheets print tensor-core
+rates with a 2x sparsity factor, taken out here). `float32` is what JAX's default matmul precision
+reaches: TF32 on A100 and later, one bfloat16 pass on TPU. A peak is a bound, not a forecast:
+predictions for a CPU, and for a device that is not in the table, start from `measure`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import NamedTuple
@@ -16,36 +17,41 @@ from cerebra_jax.errors import UserError
 
 
 class Device(NamedTuple):
-    """One chip. Rates per second; `measured` tells a vendor's peak from what this machine was seen to do."""
+    """Describes one chip; rates are per second."""
 
     name: str
     float32: float  # FLOP/s
     bfloat16: float  # FLOP/s
     bandwidth: float  # bytes/s
     memory: int  # bytes
-    measured: bool = False
+    measured: bool = False  # what this machine was seen to do, or a user says; else a vendor's peak
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s of matmuls in that dtype, "float32" or "bfloat16"."""
+        """Returns FLOP/s of matmuls in that dtype, "float32" or "bfloat16"."""
         return {"float32": self.float32, "bfloat16": self.bfloat16}[dtype]
 
 
-T, G = 1e12, 1e9
+T = 1e12
+G = 1e9
 DEVICES = {
     d.name: d
     for d in (
-        # two AVX2 cores at 3 GHz, 2 x 8 fused multiply-adds a cycle each, one DDR4-3200 channel: arithmetic, no data
-        # sheet, and only used when predicting for a CPU from elsewhere; bfloat16 is computed in float32
+        # two AVX2 cores at 3 GHz, 2 x 8 fused multiply-adds a cycle each, one DDR4-3200 channel:
+        # arithmetic, no data sheet, and only used when predicting for a CPU from elsewhere;
+        # bfloat16 is computed in float32
         Device("cpu", 0.19 * T, 0.19 * T, 25 * G, 8 * 2**30),
-        # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf
-        # Turing's tensor cores have no bfloat16 (65 TFLOP/s are float16): it runs at the float32 rate
+        # https://www.nvidia.com/en-us/data-center/tesla-t4/ and its data sheet 951643
+        # Turing's tensor cores have no bfloat16 (65 TFLOP/s are float16), which runs at the
+        # float32 rate
         Device("t4", 8.1 * T, 8.1 * T, 320 * G, 16 * 10**9),
-        # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
+        # https://www.nvidia.com/en-us/data-center/a100/ and its data sheet 1758950-r4
         # TF32 156 and bfloat16 312, dense; the 80 GB SXM (40 GB: 1.555 TB/s)
         Device("a100", 156 * T, 312 * T, 2039 * G, 80 * 10**9),
-        # https://www.nvidia.com/en-us/data-center/h100/ SXM; TF32 989 and bfloat16 1979 there are with 2x sparsity
+        # https://www.nvidia.com/en-us/data-center/h100/
+        # SXM; TF32 989 and bfloat16 1979 there are with 2x sparsity
         Device("h100", 494.5 * T, 989.5 * T, 3350 * G, 80 * 10**9),
-        # https://www.nvidia.com/en-us/data-center/h200/ SXM; the H100's chip with more and faster memory
+        # https://www.nvidia.com/en-us/data-center/h200/
+        # SXM; the H100's chip with more and faster memory
         Device("h200", 494.5 * T, 989.5 * T, 4800 * G, 141 * 10**9),
         # https://cloud.google.com/tpu/docs/v5e
         Device("v5e", 197 * T, 197 * T, 819 * G, 16 * 10**9),
@@ -64,47 +70,85 @@ _KINDS = {
 }
 
 
+_PLATFORMS = {"cpu": "cpu"} | dict.fromkeys(("t4", "a100", "h100", "h200"), "gpu")
+_PLATFORMS |= dict.fromkeys(("v5e", "v6e"), "tpu")
+
+
+def present_platform() -> str:
+    """Returns what JAX computes on in this process: cpu, gpu or tpu.
+
+    No other function of the package asks this. Whatever chooses a kernel or counts a program takes
+    the platform as an argument.
+    """
+    import jax
+
+    return jax.default_backend()
+
+
+def platform_of(name: str) -> str:
+    """Returns the platform of a device, cpu, gpu or tpu.
+
+    The name is a row of the table or what JAX calls the device's kind. Of any other ("" or the
+    numbers of `given`) it is the present platform.
+    """
+    row = name if name in _PLATFORMS else kind_to_name(name)
+    return _PLATFORMS[row] if row else present_platform()
+
+
 def lookup(name: str) -> Device:
-    """The table's row of that name; UserError lists the names."""
+    """Returns the table's row of that name. Raises UserError, which lists the names."""
     if name not in DEVICES:
         raise UserError(f"no device {name!r} in the table", f"choose one of {', '.join(DEVICES)}")
     return DEVICES[name]
 
 
 def given(text: str) -> Device:
-    """The device that a user names: a row of the table, its "peak FLOP/s / bytes/s" in numbers, or "" for the present
-    one, if it is in the table. Never measured here: a cost must be the same number in every session of a run."""
+    """Returns the device that a user names.
+
+    That is a row of the table, "peak FLOP/s / bytes/s" in numbers, or "" for the present one, if it
+    is in the table. Nothing is measured here: a cost must be the same number in every session of a
+    run. Raises UserError for anything else.
+    """
     peak, slash, bandwidth = text.partition("/")
     if slash:
-        try:
-            peak, bandwidth = float(peak), float(bandwidth)
-            good = peak > 0 and bandwidth > 0 and peak + bandwidth < float("inf")
-        except ValueError:
-            good = False
-        if not good:
+        flops, size = _rate(peak), _rate(bandwidth)
+        if not (flops > 0 and size > 0 and flops + size < math.inf):
             raise UserError(
                 f"cannot read the device {text!r}", 'write "1.9e11/2.5e10": peak FLOP/s and bytes/s'
             )
-        return Device(text, peak, peak, bandwidth, 0, measured=True)
+        return Device(text, flops, flops, size, 0, measured=True)
     if text:
         return lookup(text)
     import jax
 
     kind = jax.devices()[0].device_kind
-    name = kind_to_name(kind) or ("cpu" if jax.default_backend() == "cpu" else None)
+    name = kind_to_name(kind) or ("cpu" if present_platform() == "cpu" else None)
     if name is None:
-        raise UserError(f"the table has no peak FLOP/s of {kind!r}",
-                        "`cost` measures it and prints what to give as objective.device")  # fmt: skip
+        raise UserError(
+            f"the table has no peak FLOP/s of {kind!r}",
+            "`cost` measures it and prints what to give as objective.device",
+        )
     return DEVICES[name]
 
 
+def _rate(text: str) -> float:
+    """Returns the number that the text is; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def roofline_seconds(flops: int, size: int, device: Device, dtype: str = "float32") -> float:
-    """Least time for that many FLOPs and bytes of traffic: max(flops / peak, bytes / bandwidth)."""
+    """Returns the least time for FLOPs and `size` bytes: max(flops / peak, bytes / bandwidth)."""
     return max(flops / device.peak(dtype), size / device.bandwidth)
 
 
 def detect() -> Device:
-    """The device JAX computes on: the table's row of its kind, or `measure` for CPUs and unknown kinds."""
+    """Returns the device that JAX computes on.
+
+    That is the table's row of its kind, or what `measure` finds for CPUs and unknown kinds.
+    """
     import jax
 
     name = kind_to_name(jax.devices()[0].device_kind)
@@ -112,26 +156,36 @@ def detect() -> Device:
 
 
 def kind_to_name(kind: str) -> str | None:
-    """Row of a JAX device kind ("NVIDIA H100 80GB HBM3", "TPU v5 lite"); None where none matches, as for CPUs."""
+    """Returns the row of a JAX device kind, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
+
+    Returns None where none matches, as for CPUs.
+    """
     return next((name for part, name in _KINDS.items() if part in kind.lower()), None)
 
 
 def measure(seconds: float = 0.15) -> Device:
-    """What the present device does: float32 and bfloat16 matmuls, and a copy, each repeated for about `seconds`.
+    """Returns what the present device does.
 
-    The best repetition counts, since other load can only slow one down. Under a second in all on two CPU cores.
+    Matmuls in float32 and in bfloat16, and a copy, are each repeated for about `seconds`. The best
+    repetition counts, since other load can only slow one down. It takes under a second on two CPU
+    cores.
     """
     import jax
     import jax.numpy as jnp
 
+    # matmuls
     device = jax.devices()[0]
     n = 768 if device.platform == "cpu" else 8192
     rates = {}
     for dtype in ("float32", "bfloat16"):
         a = jnp.full((n, n), 0.5, dtype)
         rates[dtype] = 2 * n**3 / _best(jax.jit(jnp.matmul), (a, a), seconds)
-    words = 1 << (23 if device.platform == "cpu" else 28)  # 32 MiB: beyond a CPU's cache
+
+    # a copy, of more than fits a CPU's cache (32 MiB)
+    words = 1 << (23 if device.platform == "cpu" else 28)
     copy = _best(jax.jit(lambda x: -x), (jnp.ones(words, jnp.float32),), seconds)
+
+    # memory
     stats = device.memory_stats() or {}
     memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device(
@@ -145,8 +199,10 @@ def measure(seconds: float = 0.15) -> Device:
 
 
 def _best(fn, args: tuple, seconds: float) -> float:
+    """Returns the seconds of the fastest call within about `seconds`."""
     fn(*args).block_until_ready()  # compile
-    best, stop = float("inf"), time.perf_counter() + seconds
+    best = float("inf")
+    stop = time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
         fn(*args).block_until_ready()

@@ -1,8 +1,9 @@
-"""One runner for every timing: interleaved A B … B A rounds, paired ratios. Imports no JAX.
+"""Runs every timing: interleaved A B … B A rounds, paired ratios.
 
-`rounds_of` times anything that can be called. Benchmarks keep a `Variant` in a process of its own: built once in a
-fresh worker (so that the thread pools of PyTorch and JAX never meet, and peak memory is its own), warmed up, then told
-when to run. The parent runs one worker at a time; the others sleep in a read. Worker and parent speak JSON lines.
+`rounds_of` times anything that can be called. Benchmarks keep a `Variant` in a process of its own:
+built once in a fresh worker (so that the thread pools of PyTorch and JAX never meet, and peak
+memory is its own), warmed up, then told when to run. The parent runs one worker at a time; the
+others sleep in a read. Worker and parent speak JSON lines. This module imports no JAX.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NOISY = 0.15  # (q3 - q1) / median from which a ratio is marked
 
 
 class Variant(NamedTuple):
-    """What a worker holds: `run(n)` does n repetitions and returns when they are finished."""
+    """Holds what a worker runs: `run(n)` does n repetitions and returns when they are finished."""
 
     run: Callable[[int], None]
     rate: Callable[[], float]  # FLOP/s of a large matmul in this framework, in this process
@@ -32,7 +33,7 @@ class Variant(NamedTuple):
 
 
 class Unavailable(Exception):
-    """A variant that cannot run here, with the reason, and how to make it run."""
+    """A variant cannot run here: the reason, and how to make it run."""
 
 
 class Cell(NamedTuple):
@@ -54,7 +55,7 @@ class Ratio(NamedTuple):
 
 
 def compare(a: Sequence[Cell], b: Sequence[Cell]) -> Ratio:
-    """Ratio of the times of A and B, which were measured in the same rounds."""
+    """Returns the ratio of the times of A and B, which were measured in the same rounds."""
     walls = [x.wall / y.wall for x, y in zip(a, b, strict=True)]
     q1, median, q3 = quartiles(walls)
     minima = min(x.wall for x in a) / min(y.wall for y in b)
@@ -63,25 +64,35 @@ def compare(a: Sequence[Cell], b: Sequence[Cell]) -> Ratio:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """(q1, median, q3), linear between order statistics."""
+    """Returns (q1, median, q3), linear between order statistics."""
     if len(values) == 1:
-        return (values[0],) * 3
-    return tuple(statistics.quantiles(values, n=4, method="inclusive"))
+        return values[0], values[0], values[0]
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return q1, median, q3
 
 
 def palindrome(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
-    """The order of each round: A B C C B A, then C B A A B C, …; a steady drift of the load cancels in every round."""
+    """Yields the order of each round: A B C C B A, then C B A A B C, …
+
+    A steady drift of the load cancels in every round.
+    """
     for i in range(rounds):
         order = list(names) if i % 2 == 0 else list(reversed(names))
         yield order + order[::-1]
 
 
 class Worker:
-    """A variant in its own process; `info` as the variant gave it, and `rss_bytes` before it was built."""
+    """Runs a variant in its own process.
+
+    `info` is what the variant gave, and `rss_bytes`, its memory before it was built.
+    """
 
     def __init__(self, command: Sequence[str], env: dict[str, str] | None = None):
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+        assert self._process.stdin is not None and self._process.stdout is not None  # pipes
+        self._questions = self._process.stdin
+        self._answers = self._process.stdout
         self.info = self._answer()
 
     def cell(self, n: int) -> Cell:
@@ -90,25 +101,26 @@ class Worker:
         return Cell(got["wall"] / n, got["cpu"] / n)
 
     def rate(self) -> float:
-        """FLOP/s of a large matmul now."""
+        """Returns FLOP/s of a large matmul now."""
         return self._ask({"rate": True})["rate"]
 
     def peak_bytes(self) -> int:
-        """Peak resident memory of the process since it was ready, less what its imports took."""
+        """Returns the peak memory of the process since it was ready, less what its imports took."""
         return self._ask({"peak": True})["peak"] - self.info["rss_bytes"]
 
     def close(self) -> None:
-        self._process.stdin.close()
+        """Ends the process."""
+        self._questions.close()
         self._process.wait(timeout=60)
-        self._process.stdout.close()
+        self._answers.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
+        self._questions.write(json.dumps(question) + "\n")
+        self._questions.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise RuntimeError(
                 f"the worker ended with status {self._process.wait()}; its words are above"
@@ -121,7 +133,10 @@ class Worker:
 
 
 def serve(build: Callable[[], Variant], imports: Callable[[], None] = lambda: None) -> None:
-    """The worker's side: builds the variant, answers until the parent hangs up. Prints of the variant go to stderr."""
+    """Builds the variant in a worker, and answers until the parent hangs up.
+
+    What the variant prints goes to stderr.
+    """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -129,6 +144,7 @@ def serve(build: Callable[[], Variant], imports: Callable[[], None] = lambda: No
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
+    # build
     try:
         imports()
         rss = _memory("VmRSS")
@@ -138,10 +154,13 @@ def serve(build: Callable[[], Variant], imports: Callable[[], None] = lambda: No
         return
     _forget_peak()
     say(variant.info | {"rss_bytes": rss})
+
+    # answer
     for line in sys.stdin:
         question = json.loads(line)
         if "run" in question:
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall = time.perf_counter()
+            cpu = time.process_time()
             variant.run(question["run"])
             say({"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu})
         elif "rate" in question:
@@ -153,7 +172,10 @@ def serve(build: Callable[[], Variant], imports: Callable[[], None] = lambda: No
 def measure(
     workers: dict[str, Worker], rounds: int
 ) -> tuple[dict[str, list[Cell]], dict[str, list[float]]]:
-    """({name: a cell a round}, {name: matmul FLOP/s a round}); each round is a palindrome over the workers."""
+    """Returns ({name: a cell a round}, {name: matmul FLOP/s a round}).
+
+    Each round is a palindrome over the workers.
+    """
     rates: dict[str, list[float]] = {name: [] for name in workers}
     cells: dict[str, list[Cell]] = {name: [] for name in workers}
     for found in rounds_of({name: w.cell for name, w in workers.items()}, rounds):
@@ -164,10 +186,12 @@ def measure(
 
 
 def rounds_of(runs: dict[str, Callable[[int], Cell]], rounds: int) -> Iterator[dict[str, Cell]]:
-    """A cell of every name, round by round; runs[name](n) times n repetitions. Each round is a palindrome."""
-    repeats = {
-        name: max(1, round(CELL_SECONDS / run(2).wall + 0.5)) for name, run in runs.items()
-    }  # warms up too
+    """Yields a cell of every name, round by round; runs[name](n) times n repetitions.
+
+    Each round is a palindrome.
+    """
+    # how many repetitions fill a cell; warms up too
+    repeats = {name: max(1, round(CELL_SECONDS / run(2).wall + 0.5)) for name, run in runs.items()}
     for order in palindrome(list(runs), rounds):
         seen: dict[str, list[Cell]] = {name: [] for name in runs}
         for name in order:
@@ -179,10 +203,11 @@ def rounds_of(runs: dict[str, Callable[[int], Cell]], rounds: int) -> Iterator[d
 
 
 def here(run: Callable[[int], Any]) -> Callable[[int], Cell]:
-    """run(n), which returns when its n repetitions are finished, as a timed cell of this process."""
+    """Returns run(n), which ends when its n repetitions are finished, as a timed cell."""
 
     def cell(n: int) -> Cell:
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         run(n)
         return Cell((time.perf_counter() - wall) / n, (time.process_time() - cpu) / n)
 
@@ -191,7 +216,7 @@ def here(run: Callable[[int], Any]) -> Callable[[int], Cell]:
 
 @contextlib.contextmanager
 def closing(workers: dict[str, Worker]) -> Iterator[dict[str, Worker]]:
-    """Ends all workers, whatever happened."""
+    """Ends all workers on leaving, whatever happened."""
     try:
         yield workers
     finally:
@@ -200,12 +225,14 @@ def closing(workers: dict[str, Worker]) -> Iterator[dict[str, Worker]]:
 
 
 def cores() -> int:
-    """Cores this process may use; every variant gets as many threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many cores this process may use; every variant gets as many threads."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on: CPU, cores, load average, Python."""
+    """Returns what the numbers depend on: CPU, cores, load average, Python."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next(
@@ -221,9 +248,13 @@ def machine() -> dict[str, Any]:
 
 
 def best_rate(work: Callable[[], None], flops: int, seconds: float = 0.1) -> float:
-    """FLOP/s of `work`, its best repetition within about `seconds`: other load can only slow one down."""
+    """Returns FLOP/s of `work`, of its best repetition within about `seconds`.
+
+    Other load can only slow one down.
+    """
     work()
-    best, stop = float("inf"), time.perf_counter() + seconds
+    best = float("inf")
+    stop = time.perf_counter() + seconds
     while (start := time.perf_counter()) < stop:
         work()
         best = min(best, time.perf_counter() - start)
@@ -231,7 +262,7 @@ def best_rate(work: Callable[[], None], flops: int, seconds: float = 0.1) -> flo
 
 
 def _memory(field: str) -> int:
-    """VmRSS or VmHWM (peak) of this process in bytes, from Linux's /proc."""
+    """Returns VmRSS or VmHWM (peak) of this process in bytes, from Linux's /proc."""
     status = Path("/proc/self/status")
     if not status.exists():
         raise Unavailable("peak memory is read from /proc: run this benchmark on Linux")
@@ -240,5 +271,5 @@ def _memory(field: str) -> int:
 
 
 def _forget_peak() -> None:
-    """From here on the peak is that of the steps; compiling is not counted."""
+    """Makes the peak from here on that of the steps; compiling is not counted."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks of tokens: the B x L x V logits never exist at once."""
+"""Computes cross-entropy in chunks of tokens: the B x L x V logits never exist at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def chunks_of(tokens: int, chunk: int) -> int:
-    """The least number of equal chunks, each of at most `chunk` tokens, that tile `tokens`."""
+    """Returns the least number of equal chunks of at most `chunk` tokens that tile `tokens`."""
     n = -(-tokens // chunk)
     while tokens % n:
         n += 1
@@ -17,7 +17,7 @@ def chunks_of(tokens: int, chunk: int) -> int:
 
 
 def _nll(h_TxD, head_VxD, y_T):
-    """-> nll_T, and exp(logits - max) with its sum: their quotient is the softmax."""
+    """Returns nll_T, and exp(logits - max) with its sum, whose quotient is the softmax."""
     logits_TxV = jnp.einsum(
         "td,vd->tv", h_TxD, head_VxD.astype(h_TxD.dtype), preferred_element_type=jnp.float32
     )
@@ -34,6 +34,8 @@ def _split(n, *arrays):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _xent(h_TxD, head_VxD, y_T, w_T, n, each):
+    """Returns the weighted sum of n chunks, and with `each` its terms, (n, T); else None."""
+
     def body(total, x):
         h, y, w = x
         nats_T = w * _nll(h, head_VxD, y)[0]
@@ -43,8 +45,10 @@ def _xent(h_TxD, head_VxD, y_T, w_T, n, each):
 
 
 def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
-    """The loss is linear in its weights, so its gradient is computed here, with the logits at hand (no recompute)."""
+    """Returns the loss, and its gradient, which is linear in that of the sum.
 
+    It is computed here, with the logits at hand, so that nothing is computed again.
+    """
     ids_1xV = jnp.arange(head_VxD.shape[0])[None]
 
     def body(carry, x):
@@ -55,7 +59,8 @@ def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
         d_TxV = exp_TxV * (w_Tx1 / sum_Tx1) - jnp.where(y[:, None] == ids_1xV, w_Tx1, 0.0)
         d_TxV = d_TxV.astype(h.dtype)
         dh = jnp.einsum("tv,vd->td", d_TxV, head_VxD.astype(h.dtype))
-        # as (D, V): XLA's CPU matmul is twice as fast with the wide matrix on the right, and one transpose is cheap
+        # as (D, V): XLA's CPU matmul is twice as fast with the wide matrix on the right, and one
+        # transpose is cheap
         dhead_DxV += jnp.einsum("tv,td->dv", d_TxV, h, preferred_element_type=jnp.float32)
         nats_T = w * nll_T
         return (total + nats_T.sum(), dhead_DxV), (dh, nats_T if each else None)
@@ -75,10 +80,11 @@ _xent.defvjp(_xent_fwd, _xent_bwd)
 
 
 def chunked_xent(h_BxLxD, head_VxD, labels_BxL, w_BxL, chunk: int, each: bool = False):
-    """Σ w · (logsumexp(h·headᵀ) − (h·headᵀ)[label]) in nats, float32 scalar; at most `chunk` tokens' logits live.
+    """Returns Σ w · (logsumexp(h·headᵀ) − (h·headᵀ)[label]) in nats, a float32 scalar.
 
-    Differentiable in h and head_VxD; no gradient reaches the weights. Logits and their softmax are float32.
-    `each`: -> (that sum, its terms (B, L)); no gradient passes through the terms.
+    Logits of at most `chunk` tokens exist at once; they and their softmax are float32. It is
+    differentiable in h and head_VxD; no gradient reaches the weights. With `each` it returns (that
+    sum, its terms (B, L)); no gradient passes through the terms.
     """
     n = chunks_of(labels_BxL.size, chunk)
     D = h_BxLxD.shape[-1]

@@ -1,9 +1,10 @@
-"""DCT-II and its inverse over the last axis (orthonormal, float32), and the spectral entropy of a token.
+"""Computes the DCT-II and its inverse over the last axis, and the spectral entropy of a token.
 
-`fft` is Makhoul's form: one real FFT of length D (Makhoul 1980, doi:10.1109/TASSP.1980.1163351); `matmul` multiplies by
-the D x D basis; `folded` is a whole filter, two transforms with weights between them, as one D x D matrix. Both
-transforms equal scipy.fft.dct(norm="ortho"). They are orthogonal, so the gradient of each is the other one: that is
-what the custom_vjp says. bf16 input is computed in float32 and cast back (rfft has no bf16).
+`fft` is Makhoul's form: one real FFT of length D (Makhoul 1980, doi:10.1109/TASSP.1980.1163351);
+`matmul` multiplies by the D x D basis; `folded` is a whole filter, two transforms with weights
+between them, as one D x D matrix. Both transforms equal scipy.fft.dct(norm="ortho"). They are
+orthogonal, so the gradient of each is the other one: that is what the custom_vjp says. bf16 input
+is computed in float32 and cast back (rfft has no bf16).
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ METHODS = (*TRANSFORMS, "folded")  # of the filter
 
 
 class Methods(NamedTuple):
-    """How a DCT is computed whose coefficients are looked at, and how a filter is whose coefficients nobody sees."""
+    """Says how DCTs are computed."""
 
-    transform: str
-    filter: str
+    transform: str  # one whose coefficients are looked at
+    filter: str  # a whole filter whose coefficients nobody sees
 
 
-# What `auto` takes up to a width D. cpu, measured (benchmarks/README.md): up to D = 256 a matmul alone is faster, but
-# no whole step is by more than its noise, and such a step executes 5 to 9 % more FLOPs. gpu and tpu, not measured here:
-# vendors' rates and bytes. Transforms need all of float32, 67 TFLOP/s of an H100, or six bfloat16 passes of a TPU,
-# whose FFT is slow; a folded filter has half the FLOPs, and is as precise as any other linear layer.
+# What `auto` takes up to a width D. cpu, measured (benchmarks/README.md): up to D = 256 a matmul
+# alone is faster, but no whole step is by more than its noise, and such a step executes 5 to 9 %
+# more FLOPs. gpu and tpu, not measured here: vendors' rates and bytes. Transforms need all of
+# float32, 67 TFLOP/s of an H100, or six bfloat16 passes of a TPU, whose FFT is slow; a folded
+# filter has half the FLOPs, and is as precise as any other linear layer.
 _FFT = Methods("fft", "fft")
 _AUTO = {
     "cpu": ((math.inf, _FFT),),
@@ -39,9 +41,12 @@ _AUTO = {
 }
 
 
-def methods(choice: str, D: int, backend: str = "") -> Methods:
-    """What net.route.dct stands for at width D on a backend ("": JAX's default); the FFT on one that is not known."""
-    widths = _AUTO.get(backend or jax.default_backend(), ((math.inf, _FFT),))
+def methods(choice: str, D: int, platform: str) -> Methods:
+    """Returns what net.route.dct stands for at width D on a platform, cpu, gpu or tpu.
+
+    On a platform that is not known, `auto` is the FFT.
+    """
+    widths = _AUTO.get(platform, ((math.inf, _FFT),))
     auto = next(found for most, found in widths if most >= D)
     if choice == "folded":
         return auto._replace(filter=choice)
@@ -50,21 +55,22 @@ def methods(choice: str, D: int, backend: str = "") -> Methods:
 
 @functools.lru_cache(maxsize=16)
 def _twiddle(D: int) -> np.ndarray:
-    """exp(−iπk/2D) with the orthonormal scale folded in, k = 0 … D/2."""
+    """Returns exp(−iπk/2D) with the orthonormal scale folded in, k = 0 … D/2."""
     k = np.arange(D // 2 + 1)
     scale = np.where(k == 0, math.sqrt(1 / D), math.sqrt(2 / D))
     return (scale * np.exp(-1j * np.pi * k / (2 * D))).astype(np.complex64)
 
 
 def _last(row, ndim: int):
-    """A vector as the last of `ndim` axes: ranks are never promoted silently here."""
+    """Returns a vector as the last of `ndim` axes: ranks are never promoted silently here."""
     return row.reshape((1,) * (ndim - 1) + (-1,))
 
 
 @functools.lru_cache(maxsize=16)
 def _basis(D: int) -> np.ndarray:
-    """Rows are the DCT-II basis vectors: X = basis @ x."""
-    k, n = np.arange(D)[:, None], np.arange(D)[None]
+    """Returns the DCT-II basis vectors as rows: X = basis @ x."""
+    k = np.arange(D)[:, None]
+    n = np.arange(D)[None]
     basis = math.sqrt(2 / D) * np.cos(np.pi * (2 * n + 1) * k / (2 * D))
     basis[0] /= math.sqrt(2)
     return basis.astype(np.float32)
@@ -96,75 +102,87 @@ def _idct_fft(X):
 
 
 def _product(x, matrix_DxD):
-    """In all of float32, on a GPU or TPU too: a router compares what comes of it with a threshold."""
+    """Returns x·matrix in all of float32, on a GPU or TPU too.
+
+    A router compares what comes of it with a threshold.
+    """
     return jnp.matmul(x, matrix_DxD, precision=jax.lax.Precision.HIGHEST)
 
 
-def _forward(x, method):
+def _forward(x, method: str) -> jax.Array:
     x32 = x.astype(jnp.float32)
     X = _dct_fft(x32) if method == "fft" else _product(x32, _basis(x.shape[-1]).T)
     return X.astype(x.dtype)
 
 
-def _inverse(X, method):
+def _inverse(X, method: str) -> jax.Array:
     X32 = X.astype(jnp.float32)
     x = _idct_fft(X32) if method == "fft" else _product(X32, _basis(X.shape[-1]))
     return x.astype(X.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def dct(x, method: str = "fft"):
-    """Orthonormal DCT-II of the last axis, X_k = s_k Σ x_n cos(π(2n+1)k/2D); shape and dtype kept."""
-    return _forward(x, method)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def idct(X, method: str = "fft"):
-    """Orthonormal DCT-III, the inverse of `dct`."""
-    return _inverse(X, method)
-
-
-dct.defvjp(
+_dct = jax.custom_vjp(_forward, nondiff_argnums=(1,))
+_idct = jax.custom_vjp(_inverse, nondiff_argnums=(1,))
+_dct.defvjp(
     lambda x, method: (_forward(x, method), None), lambda method, _, g: (_inverse(g, method),)
 )
-idct.defvjp(
+_idct.defvjp(
     lambda X, method: (_inverse(X, method), None), lambda method, _, g: (_forward(g, method),)
 )
 
 
+def dct(x, method: str = "fft") -> jax.Array:
+    """Returns the orthonormal DCT-II of the last axis, in the shape and dtype of x.
+
+    X_k = s_k Σ x_n cos(π(2n+1)k/2D).
+    """
+    return _dct(x, method)
+
+
+def idct(X, method: str = "fft") -> jax.Array:
+    """Returns the orthonormal DCT-III, the inverse of `dct`."""
+    return _idct(X, method)
+
+
 @functools.lru_cache(maxsize=16)
 def _cosines(D: int) -> np.ndarray:
-    """(D + 1, D): s_k² cos(πjk/D), s_k the orthonormal scale."""
-    j, k = np.arange(D + 1)[:, None], np.arange(D)[None]
-    return (np.where(k == 0, 1.0, 2.0) / D * np.cos(np.pi * (j * k % (2 * D)) / D)).astype(
-        np.float32
-    )
+    """Returns (D + 1, D): s_k² cos(πjk/D), s_k the orthonormal scale."""
+    j = np.arange(D + 1)[:, None]
+    k = np.arange(D)[None]
+    scale = np.where(k == 0, 1.0, 2.0) / D
+    return (scale * np.cos(np.pi * (j * k % (2 * D)) / D)).astype(np.float32)
 
 
 def _sliding(u) -> jax.Array:
-    """(D, D) whose row n is u[n : n + D], of 2D − 1 numbers; without a gather, whose gradient is slow."""
+    """Returns (D, D) whose row n is u[n : n + D], of 2D − 1 numbers.
+
+    It is made without a gather, whose gradient is slow.
+    """
     D = (u.shape[0] + 1) // 2
     rows = jnp.broadcast_to(u[None], (D, 2 * D - 1)).reshape(-1)
     return jnp.pad(rows, (0, D)).reshape(D, 2 * D)[:, :D]
 
 
 def folded(w_D) -> jax.Array:
-    """Cᵀ diag(w) C, the symmetric (D, D) matrix of x -> iDCT(w ⊙ DCT(x)), float32.
+    """Returns Cᵀ diag(w) C, the symmetric (D, D) matrix of x -> iDCT(w ⊙ DCT(x)), float32.
 
-    M_nm = (f(n + m + 1) + f(|n − m|))/2, f(j) = Σ_k w_k s_k² cos(πjk/D): D + 1 sums instead of a product of matrices.
+    M_nm = (f(n + m + 1) + f(|n − m|))/2 with f(j) = Σ_k w_k s_k² cos(πjk/D): D + 1 sums instead of
+    a product of matrices.
     """
     f = (_cosines(w_D.shape[0]) * w_D.astype(jnp.float32)[None]).sum(-1)  # f(2D − j) = f(j)
-    far, near = jnp.concatenate([f[1:], f[-2:0:-1]]), jnp.concatenate([f[-2:0:-1], f[:-1]])
+    far = jnp.concatenate([f[1:], f[-2:0:-1]])
+    near = jnp.concatenate([f[-2:0:-1], f[:-1]])
     return (_sliding(far) + _sliding(near)[::-1]) / 2
 
 
 def filtered(x, w_D, method: str, matrix_DxD=None):
-    """iDCT(w ⊙ DCT(x)) of the last axis, by two transforms or, "folded", by one (D, D) matrix, made here unless it is
-    given; dtype of x kept."""
+    """Returns iDCT(w ⊙ DCT(x)) of the last axis, in the dtype of x.
+
+    By two transforms in float32, or "folded" by one (D, D) matrix, a linear layer like others in
+    the dtype of x. The matrix is made here unless it is given.
+    """
     D = x.shape[-1]
-    if (
-        method == "folded"
-    ):  # a linear layer like others: in the dtype of x, where two transforms are in float32
+    if method == "folded":
         matrix_DxD = folded(w_D) if matrix_DxD is None else matrix_DxD
         return (x.reshape(-1, D) @ matrix_DxD.astype(x.dtype)).reshape(x.shape)
     x32 = x.astype(jnp.float32)
@@ -172,13 +190,16 @@ def filtered(x, w_D, method: str, matrix_DxD=None):
 
 
 def published_scale(D: int) -> np.ndarray:
-    """What CHIAR's published code multiplies an orthonormal DCT by: 2, and 2√2 for k = 0, whose power thus counts twice
-    in the entropy. Its inverse gives back 2x: the filter's weights act as 2w on orthonormal coefficients."""
+    """Returns what CHIAR's published code multiplies an orthonormal DCT by, (D,).
+
+    That is 2, and 2√2 for k = 0, whose power thus counts twice in the entropy. Its inverse gives
+    back 2x: the filter's weights act as 2w on orthonormal coefficients.
+    """
     return np.where(np.arange(D) == 0, 2 * math.sqrt(2), 2.0).astype(np.float32)
 
 
 def spectral_entropy(X_BxLxD) -> jax.Array:
-    """H = −Σ p log p / log D in [0, 1] with p = X²/ΣX², of DCT coefficients X; float32, (B, L)."""
+    """Returns H = −Σ p log p / log D in [0, 1] of DCT coefficients, p = X²/ΣX²; float32 (B, L)."""
     power = jnp.square(X_BxLxD.astype(jnp.float32))
     # the small terms keep the gradient finite where a token or a coefficient is exactly 0
     p = power / (power.sum(-1, keepdims=True) + 1e-12)
@@ -186,11 +207,12 @@ def spectral_entropy(X_BxLxD) -> jax.Array:
 
 
 def gaussian_entropy(D: int) -> float:
-    """E[H] of an isotropic Gaussian vector, (ψ(D/2 + 1) − ψ(3/2))/ln D -> 1 − (ψ(3/2) + ln 2)/ln D: what noise scores.
+    """Returns E[H] of an isotropic Gaussian vector, which is what noise scores.
 
-    The power shares are Dirichlet(1/2, …, 1/2); ψ(x) ≈ ln x − 1/2x − 1/12x² is exact to 1e-4 from D = 2 on.
+    (ψ(D/2 + 1) − ψ(3/2))/ln D -> 1 − (ψ(3/2) + ln 2)/ln D. The power shares are
+    Dirichlet(1/2, …, 1/2); ψ(x) ≈ ln x − 1/2x − 1/12x² is exact to 1e-4 from D = 2 on.
     """
     x = D / 2 + 1
-    return (
-        math.log(x) - 1 / (2 * x) - 1 / (12 * x * x) - (2 - 2 * math.log(2) - 0.5772156649015329)
-    ) / math.log(D)
+    psi = math.log(x) - 1 / (2 * x) - 1 / (12 * x * x)
+    psi_three_halves = 2 - 2 * math.log(2) - 0.5772156649015329
+    return (psi - psi_three_halves) / math.log(D)

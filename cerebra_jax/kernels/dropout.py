@@ -1,4 +1,7 @@
-"""Dropout whose mask depends on an example's index in the global batch, not on how the batch lies on the devices."""
+"""Drops out entries by masks that do not depend on how the batch lies on the devices.
+
+What counts is an example's index in the global batch.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import jax.numpy as jnp
 
 
 def dropout(key, ex_B, x_BxLxD, rate: float) -> jax.Array:
-    """Zeroes a share `rate` of the entries and scales the rest by 1/(1 − rate); the identity where `key` is None."""
+    """Zeroes a fraction `rate` of the entries and scales the rest by 1/(1 − rate).
+
+    It is the identity where `key` is None.
+    """
     if key is None or rate == 0.0:
         return x_BxLxD
     mask = jax.vmap(

@@ -1,61 +1,65 @@
-"""A Gaussian kernel between queries and keys by random Fourier features, summed over the past in linear time.
+"""Averages values by a Gaussian kernel between queries and keys, in linear time.
 
-κ(q, k) = exp(−‖q − k‖²/2) ≈ φ(q)·φ(k) with φ(x) = [cos Ωx, sin Ωx]/√M and M frequencies from N(0, I) (Rahimi & Recht
-2007); of unit vectors κ ≥ e⁻², which bounds the sums that the estimate is divided by. Σ_{j ≤ i} φ(k_j) v_jᵀ is a
-state of fixed size: chunk by chunk its prefix sums serve all later tokens, and inside a chunk pairs are looked at
-(Katharopoulos et al. 2020, arXiv:2006.16236; Peng et al. 2021, arXiv:2103.02143).
+κ(q, k) = exp(−‖q − k‖²/2) ≈ φ(q)·φ(k) with φ(x) = [cos Ωx, sin Ωx]/√M and M frequencies from
+N(0, I) (Rahimi & Recht 2007); of unit vectors κ ≥ e⁻², which bounds the sums that the estimate is
+divided by. Σ_{j ≤ i} φ(k_j) v_jᵀ is a state of fixed size: chunk by chunk its prefix sums serve all
+later tokens, and inside a chunk pairs are looked at (Katharopoulos et al. 2020, arXiv:2006.16236;
+Peng et al. 2021, arXiv:2103.02143).
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.cost import prices
-
 CHUNK = 64  # tokens whose pairs are looked at; earlier ones are in the state
+
+State = tuple[jax.Array, jax.Array]
+"""Of the keys so far: Σ φ(k) [v, 1]ᵀ, (B, H, F, E), and how many they are, (B,)."""
 
 
 @functools.lru_cache(maxsize=16)
 def frequencies(heads: int, C: int, M: int) -> np.ndarray:
-    """Ω, (H, C, M): the same in every layer and run."""
+    """Returns Ω, (H, C, M), which is the same in every layer and run."""
     return np.random.RandomState(0).standard_normal((heads, C, M)).astype(np.float32)
 
 
 def features(x_BxHxNxC, M: int) -> jax.Array:
-    """φ(x), (B, H, N, 2M) float32."""
+    """Returns φ(x), (B, H, N, 2M) float32."""
     _, H, _, C = x_BxHxNxC.shape
     angle = jnp.einsum("bhnc,hcm->bhnm", x_BxHxNxC.astype(jnp.float32), frequencies(H, C, M))
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * M**-0.5
 
 
-def features_flops(N: int, width: int, M: int) -> int:
-    """FLOPs per example of the features of N tokens over all heads; cosines are elementwise work."""
-    return prices.matmul_flops(N, width, M)
-
-
 def prefix(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxE, state_BxHxFxE=None):
-    """Σ_{j ≤ i} (φ(q_i)·φ(k_j)) v_j for every i, (B, H, N, E) float32; with the state of the tokens before (decoding):
-    -> (that, the state after them). Where v_j is 0 token j is no key."""
+    """Returns Σ_{j ≤ i} (φ(q_i)·φ(k_j)) v_j for every i, (B, H, N, E) float32.
+
+    Where v_j is 0, token j is no key. With the state of the tokens before (decoding) it returns
+    (that, the state after them).
+    """
     B, H, N, F = fq_BxHxNxF.shape
-    E, c = v_BxHxNxE.shape[-1], min(N, CHUNK)
+    E = v_BxHxNxE.shape[-1]
+    c = min(N, CHUNK)
     n = -(-N // c)
 
     def chunks(x):
         x = jnp.pad(x, ((0, 0), (0, 0), (0, n * c - N), (0, 0)))
         return x.reshape(B, H, n, c, x.shape[-1])
 
+    # pairs inside the chunks
     q, k, v = chunks(fq_BxHxNxF), chunks(fk_BxHxNxF), chunks(v_BxHxNxE)
     past = np.tril(np.ones((c, c), bool))[None, None, None]
     pair = jnp.where(past, jnp.einsum("bhncf,bhnkf->bhnck", q, k), 0.0)
     y = jnp.einsum("bhnck,bhnke->bhnce", pair, v)
-    first = int(
-        state_BxHxFxE is None
-    )  # without a state nothing stands before the first chunk, nor after the last
+
+    # what stands before each chunk; without a state that is nothing before the first, and what the
+    # last adds is not used
+    first = int(state_BxHxFxE is None)
     if n > first:
         added = jnp.einsum("bhncf,bhnce->bhnfe", k[:, :, : n - first], v[:, :, : n - first])
         if first:
@@ -69,19 +73,23 @@ def prefix(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxE, state_BxHxFxE=None):
     return y if first else (y, state_BxHxFxE)
 
 
-def prefix_flops(N: int, heads: int, F: int, E: int, carried: bool = False) -> int:
-    """FLOPs per example of `prefix` over N tokens: pairs inside chunks, and additions to and readings of the state.
-    `carried`: with a state of the tokens before."""
-    c = min(N, CHUNK)
-    n = -(-N // c)
-    inside = n * (prices.matmul_flops(c, F, c) + prices.matmul_flops(c, c, E))
-    across = (n - (not carried)) * 2 * prices.matmul_flops(c, F, E)
-    return heads * (inside + across)
+@overload
+def average(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state: None = None) -> jax.Array: ...
 
 
-def average(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state=None):
-    """Σ κ̂ v / Σ κ̂ over the keys so far, (B, H, N, C) float32; zeros where there is none. `state`: (Σ φ(k) [v, 1]ᵀ, how
-    many keys (B,)) of the tokens before: -> (that, the state after them)."""
+@overload
+def average(
+    fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state: State
+) -> tuple[jax.Array, State]: ...
+
+
+def average(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state: State | None = None):
+    """Returns Σ κ̂ v / Σ κ̂ over the keys so far, (B, H, N, C) float32; zeros where there is none.
+
+    With the state of the tokens before, (Σ φ(k) [v, 1]ᵀ, how many keys (B,)), it returns (that, the
+    state after them).
+    """
+    # the sums, and how many keys they are over
     one_BxHxNx1 = jnp.ones((*v_BxHxNxC.shape[:3], 1), jnp.float32)
     v1 = jnp.concatenate([v_BxHxNxC.astype(jnp.float32), one_BxHxNx1], axis=-1)
     v1 = jnp.where(key_BxN[:, None, :, None], v1, 0.0)
@@ -92,6 +100,8 @@ def average(fq_BxHxNxF, fk_BxHxNxF, v_BxHxNxC, key_BxN, state=None):
         count_BxN += state[1][:, None]
         y, sums = prefix(fq_BxHxNxF, fk_BxHxNxF, v1, state[0])
         state = (sums, count_BxN[:, -1])
+
+    # divided by what Σ κ̂ is at least, where the estimate is less
     least = math.exp(-2) * jnp.maximum(count_BxN, 1).astype(jnp.float32)[:, None, :, None]
     y = y[..., :-1] / jnp.maximum(y[..., -1:], least)
     return y if state is None else (y, state)

@@ -1,4 +1,7 @@
-"""Straight-through decisions: hard in the forward pass, a declared smooth surrogate in the backward pass."""
+"""Takes straight-through decisions.
+
+They are hard in the forward pass and have a declared smooth surrogate in the backward pass.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from cerebra_jax.config import RouteCfg
 
 @jax.custom_vjp
 def st_above(score, width):
-    """1 where score > 0, else 0 (float32). Backward: the gradient of sigmoid(score / width) in `score`.
+    """Returns 1 where score > 0, else 0 (float32).
 
-    Straight-through estimator, Bengio et al. 2013, arXiv:1308.3432. `width` gets no gradient.
+    Backward it has the gradient of sigmoid(score / width) in `score`, and none in `width`.
+    Straight-through estimator, Bengio et al. 2013, arXiv:1308.3432.
     """
     return (score > 0).astype(jnp.float32)
 
@@ -32,8 +36,10 @@ st_above.defvjp(_fwd, _bwd)
 
 @jax.custom_vjp
 def st_argmax(z_BxLxK, width):
-    """1 at the largest of K scores, the first of equal ones, else 0 (float32). Backward: the gradient of
-    softmax(z / width) in z; `width` gets no gradient."""
+    """Returns 1 at the largest of K scores, the first of equal ones, else 0 (float32).
+
+    Backward it has the gradient of softmax(z / width) in z; `width` gets no gradient.
+    """
     return jax.nn.one_hot(jnp.argmax(z_BxLxK, axis=-1), z_BxLxK.shape[-1], dtype=jnp.float32)
 
 
@@ -50,25 +56,32 @@ st_argmax.defvjp(_argmax_fwd, _argmax_bwd)
 
 
 def expected_pairs(p_BxL) -> jax.Array:
-    """E[number of visible (query, key) pairs] when token i is kept with probability p_i, independently: (B,).
+    """Returns the expected number of visible (query, key) pairs, (B,).
 
-    Σ_{i>j} p_i p_j + Σ p_i = ((Σp)² − Σp²)/2 + Σp: the second moment, not the square of the mean.
+    Token i is selected with probability p_i, independently of others: Σ_{i>j} p_i p_j + Σ p_i =
+    ((Σp)² − Σp²)/2 + Σp, the second moment and not the square of the mean.
     """
-    total, square = p_BxL.sum(-1), jnp.square(p_BxL).sum(-1)
+    total = p_BxL.sum(-1)
+    square = jnp.square(p_BxL).sum(-1)
     return 0.5 * (total * total - square) + total
 
 
 def threshold_for(route: RouteCfg, score_BxL, rate, more: float = 0.0) -> jax.Array:
-    """Where the threshold of these scores should stand, (B,): the share above it is rate · net.route.rate, or with a
-    learned score wherever 0 falls; kept between net.route.floor and net.route.ceiling. `more`: so much more of them."""
+    """Returns where the threshold of these scores should stand, (B,).
 
-    def above(share):
-        return jnp.quantile(score_BxL, 1 - share, axis=1)
+    The fraction above it is rate · net.route.rate, or with a learned score wherever 0 falls; it
+    stays between net.route.floor and net.route.ceiling. `more` is added to the fraction.
+    """
+
+    def above(fraction):
+        return jnp.quantile(score_BxL, 1 - fraction, axis=1)
 
     if route.mode == "threshold":
-        return above(
-            jnp.minimum(jnp.clip(route.rate * rate, route.floor, route.ceiling) + more, 1.0)
-        )
+        fraction = jnp.clip(route.rate * rate, route.floor, route.ceiling)
+        return above(jnp.minimum(fraction + more, 1.0))
     tau_B = jnp.zeros(score_BxL.shape[0])
-    tau_B = tau_B if route.ceiling == 1.0 else jnp.maximum(tau_B, above(route.ceiling))
-    return tau_B if route.floor == 0.0 else jnp.minimum(tau_B, above(route.floor))
+    if route.ceiling != 1.0:
+        tau_B = jnp.maximum(tau_B, above(route.ceiling))
+    if route.floor != 0.0:
+        tau_B = jnp.minimum(tau_B, above(route.floor))
+    return tau_B

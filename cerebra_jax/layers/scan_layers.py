@@ -1,43 +1,60 @@
-"""A stack of layers that differ in their number, and where something was pruned, in their widths."""
+"""A stack of layers, scanned over or unrolled."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.config import NetCfg
-from cerebra_jax.layers import shapes
+
+class Repeat(NamedTuple):
+    """How layers are repeated: scanned over or unrolled, recomputed in the backward pass or not."""
+
+    scan: bool = False
+    remat: bool = False
 
 
-def repeat(layer: type[nn.Module], net: NetCfg, count: int, kwargs: dict, carry, scanned: tuple, shared: tuple,
-           cache=None, first: int = 0):  # fmt: skip
-    """Runs `count` layers, `carry, y = layer(carry, *scanned_i, *shared, cache_i)`; -> (carry, ys stacked over layers).
+def fields_of(module: nn.Module) -> dict[str, Any]:
+    """Returns what a module was made of; modules in it are made anew, to be of another parent."""
+    found = {}
+    for name in module.__dataclass_fields__:
+        if name not in ("parent", "name"):
+            value = getattr(module, name)
+            found[name] = value.clone(parent=None) if isinstance(value, nn.Module) else value
+    return found
 
-    Scanned over the layers (one is compiled) or unrolled, rematerialised or not, as the configuration says. Parameters
-    are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a cache (of decoding), else it is a
-    tuple of one per layer, which leaves the arrays where they are. Unrolled, the i-th is made for the widths of layer
-    `first` + i of the net, and for its own prices.
+
+def scan_layers(blocks: tuple, mode: Repeat, carry, scanned, shared, cache=None):
+    """Runs layers, carry, y = block(carry, scanned_i, shared[, cache_i]): (carry, stacked ys).
+
+    Scanned over (one is compiled, they must be alike) or unrolled, rematerialised or not.
+    Parameters are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a
+    cache (of decoding), else it is a tuple of one per layer, which leaves the arrays where they
+    are. To be called inside a compact method.
     """
-    more = () if cache is None else (cache,)
-    if net.remat:
-        layer = nn.remat(layer, prevent_cse=not net.scan)
-    if net.scan:
-        axes = (0,) * len(scanned) + (nn.broadcast,) * len(shared) + (0,) * len(more)
+    kind = type(blocks[0])
+    if mode.remat:
+        kind = nn.remat(kind, prevent_cse=not mode.scan)
+    caches = () if cache is None else (cache,)
+    if mode.scan:
+        axes = (0, nn.broadcast, *(0 for _ in caches))
         rngs = {"params": True, "dropout": True, "route": True}
-        over = nn.scan(
-            layer, {"params": 0, "folded": 0}, split_rngs=rngs, in_axes=axes, length=count
-        )
-        return over(**kwargs, name="layers")(carry, *scanned, *shared, *more)
-    ys, caches = [], []
-    for i in range(count):
-        own = {"net": shapes.of(net, first + i)} | (
-            {"each": kwargs["each"].of(i)} if "each" in kwargs else {}
-        )
-        each = (*(s[i] for s in scanned), *shared, *(c[i] for c in more))
-        carry, y = layer(**kwargs | own, name=f"layer_{i:02d}")(carry, *each)
+        collections = {"params": 0, "folded": 0}
+        # Flax declares in_axes an int, and the names of collections as filters
+        how = {"split_rngs": rngs, "in_axes": axes, "length": len(blocks)}
+        over = nn.scan(kind, collections, **how)  # pyright: ignore[reportArgumentType]
+        return over(**fields_of(blocks[0]), name="layers")(carry, scanned, shared, *caches)
+
+    ys, after = [], []
+    for i, block in enumerate(blocks):
+        own = jax.tree.map(lambda x, i=i: x[i], scanned)
+        own_cache = () if cache is None else (cache[i],)
+        carry, y = kind(**fields_of(block), name=f"layer_{i:02d}")(carry, own, shared, *own_cache)
         if cache is not None:
-            caches.append(y.pop("cache"))
+            y, new = y
+            after.append(new)
         ys.append(y)
-    stacked = jax.tree.map(lambda *y: jnp.stack(y), *ys) if ys else None
-    return carry, stacked if cache is None else {**(stacked or {}), "cache": tuple(caches)}
+    stacked = jax.tree.map(lambda *y: jnp.stack(y), *ys)
+    return carry, stacked if cache is None else (stacked, tuple(after))

@@ -1,292 +1,302 @@
-"""Cerebra: a stack of blocks that route each token to a heavy path or leave it on a compressed, light one.
+"""Cerebra: a stack of blocks that route each token to a heavy path or leave it on a light one.
 
-Per block, pre-LayerNorm: x += g · attention + (1 − g) · compressed attention, then x += FFN. The heavy attention runs
-for the kept tokens alone, gathered with their positions (`routing.dispatch`); the light one for all. With route.part=block
-the FFN is routed too: every token runs its first ceil(s F) hidden features, kept tokens the others as well, so that a
-kept token has the full width F and nothing is computed twice. Causal with a threshold, an encoder with top-k.
+Per block, pre-LayerNorm: x += g · heavy + (1 − g) · light, then x += FFN. The heavy layer runs for
+the kept tokens alone, gathered with their positions; the light one for all. net.heavy and net.light
+say which layers they are: attention and compressed attention as published. With route.part=block
+the FFN is routed too: every token runs its first ceil(s F) hidden features, kept tokens the others
+as well, so that a kept token has the full width F and nothing is computed twice.
 """
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.cost import prices
-from cerebra_jax.layers import block, compressor, ends, shapes
 from cerebra_jax.layers import cache as cached
-from cerebra_jax.layers.compressor import ceil_share
-from cerebra_jax.layers.scan_layers import repeat
-from cerebra_jax.models import transformer
-from cerebra_jax.routing import dispatch
-from cerebra_jax.routing import routers as router
-from cerebra_jax.routing.routers import routed
-from cerebra_jax.types import FREE, Aux, Cost, DecisionCost, Knobs
+from cerebra_jax.layers import compressor
+from cerebra_jax.layers.dropout import Drop
+from cerebra_jax.layers.feedforward import FeedForward
+from cerebra_jax.layers.head import finish
+from cerebra_jax.layers.mixers import mixer
+from cerebra_jax.layers.norm import Norm
+from cerebra_jax.layers.prunable import Group
+from cerebra_jax.layers.rows import Rows
+from cerebra_jax.layers.scan_layers import Repeat, scan_layers
+from cerebra_jax.layers.short_conv import ShortConv
+from cerebra_jax.models import light, stack
+from cerebra_jax.models.pricing import Block, Part, PriceList
+from cerebra_jax.models.registry import register
+from cerebra_jax.models.shapes import LayerShape, layer_shapes
+from cerebra_jax.models.stack import Decisions, Own, Shared
+from cerebra_jax.models.transformer import local_part, reading, short, short_cache, short_conv
+from cerebra_jax.routing import thresholds
+from cerebra_jax.routing.report import Reporter
+from cerebra_jax.routing.routed import Capacity, Decided, Routed, carry_out, selected_only
+from cerebra_jax.routing.routers import SCORED, router_of
+from cerebra_jax.types import LayerDecision
 
 
 class RoutedBlock(nn.Module):
-    """One block, x -> (x, y); scanned over its (τ, spread, number). y holds its costs, statistics and losses."""
+    """One block; its layers are its fields. x -> (x, report).
 
-    net: NetCfg
-    L: int
-    each: DecisionCost = FREE
+    None among them: it has no such path.
+    """
+
+    router: nn.Module | None
+    heavy: nn.Module | None
+    compressor: nn.Module | None
+    light: nn.Module | None
+    local: ShortConv | None
+    ffn: FeedForward | None  # of a block whose FFN is not routed
+    ffn_light: FeedForward | None
+    ffn_rest: FeedForward | None
+    attention_norm: Norm
+    ffn_norm: Norm
+    capacity: Capacity
+    reporter: Reporter
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(
-        self,
-        x_BxLxD,
-        tau,
-        spread,
-        layer,
-        knobs: Knobs,
-        pos_1xL,
-        order,
-        ex_B,
-        mask_BxL,
-        needed_BxL,
-        cache=None,
-    ):
-        net, mode = self.net, self.net.route.mode
-        scale, drop, y = block.out_scale(net), block.Drop(net.dropout), {}
-        h_BxLxD = block.Norm(name="attention_norm")(x_BxLxD)
+    def __call__(self, x_BxLxD, own: Own, shared: Shared, cache: dict | None = None):
+        decoding = cache is not None
+        drop = Drop(self.dropout)
+        after = {}  # the cache after these tokens
+        h_BxLxD = self.attention_norm(x_BxLxD)
+        rows = shared.rows(h_BxLxD, self.capacity.length, self.reporter.causal, decoding)
 
-        kept = slots = g = step = qorder = None
-        new = {}  # the cache after these tokens
-        if routed(net):
-            decide, drawn = (
-                router.Router(net, name="router"),
-                () if cache is None else (pos_1xL, self.L),
-            )
-            r = decide(
-                h_BxLxD, tau, spread, knobs.temperature, layer, ex_B, mask_BxL, needed_BxL, *drawn
-            )
-            kept = r.wanted
-            if cache is not None:
-                found = cached.routed(net, cache, r.wanted, pos_1xL, layout(net, self.L))
-                kept, qorder, new["used_BxS"], step = found
-            elif dispatched(net):
-                slots = dispatch.assign(r.wanted, router.layout(net, self.L), net.route.lowering)
-                kept = slots.kept_BxL
-            gate_BxL = r.gate * kept
-            g = gate_BxL[..., None].astype(x_BxLxD.dtype)
-            y = {"kept": kept}
-            if cache is None:
-                y = router.report(net, self.L, self.each, r, kept, gate_BxL, mask_BxL, knobs.rate)
-        elif cache is not None and "heavy" in cache:
-            step, qorder = cached.Step(cache["heavy"], pos_1xL), order
+        # light path
+        light_BxLxD, lost_B = self._light(rows, own, cache, after)
 
-        heavy = light = None
-        if step is not None:
-            attend = block.Attention(net, (), "full", out_scale=scale, name="heavy")
-            heavy, new["heavy"] = attend(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, qorder, order, step)
-        elif mode != "always_compressed":
-            heavy = self._attention(h_BxLxD, kept, slots, pos_1xL, order, scale)
-        if mode != "always_full":
-            light, more = self._light(h_BxLxD, pos_1xL, order, mask_BxL, scale, cache)
-            (y if cache is None else new).update(more)
-        mixed = (
-            light
-            if heavy is None
-            else heavy
-            if light is None
-            else dispatch.combine(g, heavy, light, slots)
-        )
-        if net.local:
-            mixed += block.local(net, h_BxLxD, mask_BxL, cache, new)
-        x_BxLxD += drop(ex_B, mixed)
-        h_BxLxD = block.Norm(name="ffn_norm")(x_BxLxD)
-        x_BxLxD += drop(ex_B, self._ffn(h_BxLxD, g, slots, scale, step and step.run))
-        return x_BxLxD, y if cache is None else y | {"cache": new}
+        # heavy path of the selected tokens
+        decided = route = None
+        if self.router is not None:
+            route = self.router(rows, shared.circumstances(own, decoding))
+            mixed, decided = self._heavy(rows, (route, own), light_BxLxD, cache, after)
+        elif self.heavy is not None:
+            mixed = self._everyone(rows, own, cache, after)
+        else:
+            mixed = light_BxLxD
+        if self.local is not None:
+            mixed += short(self.local, rows, cache, after)
+        x_BxLxD += drop(shared.ex_B, mixed)
+        x_BxLxD += drop(shared.ex_B, self._ffn(self.ffn_norm(x_BxLxD), decided))
 
-    def _light(self, h_BxLxD, pos_1xL, order, mask_BxL, scale, cache):
-        """The compressed attention, and what it adds: the reconstruction loss, or the cache after these tokens."""
-        net = self.net
-        compress = compressor.Compressor(net, self.L, name="compressor")
-        attend = compressor.CompressedAttention(net, self.L, scale, name="light")
+        if decoding:
+            return x_BxLxD, (None if decided is None else decided.kept_BxL, after)
+        report = self.reporter.report(route, decided, shared.mask_BxL, shared.rate)
+        return x_BxLxD, report if lost_B is None else self.reporter.add(report, lost_B)
+
+    def _light(self, rows: Rows, own: Own, cache: dict | None, after: dict):
+        """Returns the features of the light path and its loss; (None, None) without one."""
+        if self.light is None:
+            return None, None
+        layer = light.joined(self.compressor, self.light, self.reporter.causal)
+        if cache is not None:
+            place = cached.Place(rows.pos, rows.length)
+            y_BxnxD, after["light"] = layer.decode(rows, cache["light"], place)
+            return y_BxnxD, None
+        if self.compressor is not None:
+            return layer.with_loss(rows, rows)
+        return layer(rows, rows, **reading(layer, self.reporter.causal, own)), None
+
+    def _heavy(self, rows: Rows, decision, light_BxLxD, cache: dict | None, after: dict):
+        route, own = decision
+        backwards = reading(self.heavy, self.reporter.causal, own)
+        routed = Routed(light.directed(self.heavy, backwards), self.capacity)
         if cache is None:
-            c_BxMxE, seen, lost_B = compress(h_BxLxD, mask_BxL)
-            more = {} if lost_B is None else {"reconstruct": lost_B}
-            return attend(h_BxLxD, c_BxMxE, seen, pos_1xL, order), more
-        win = compressor.windows(self.L, net.compress.r)
-        ends = compressor.closing(win, self.L, pos_1xL)
-        c_BxmxE, recent = compress(h_BxLxD, None, ends, cache["recent"])
-        seen = ends.j_Bxm < len(win.last_M)
-        light, kv = attend(h_BxLxD, c_BxmxE, seen, pos_1xL, order, ends, cache["light"])
-        return light, {"light": kv, "recent": recent}
+            decided = carry_out(route, self.capacity)
+            return routed(rows, decided, light_BxLxD), decided
+        mixed, decided, after["heavy"] = routed.decode(rows, route, light_BxLxD, cache["heavy"])
+        return mixed, decided
 
-    def _attention(self, h_BxLxD, kept, slots, pos_1xL, order, scale):
-        """The heavy attention: of the slots (B, K, D), or of all tokens."""
-        net, L, all_keys = (
-            self.net,
-            self.L,
-            self.net.route.kv == "all" or self.net.route.mode in _UNROUTED,
-        )
-        if slots is None:
-            if not all_keys:  # a token that is not kept is no key, and as a query it is thrown away
-                order = jnp.where(kept, order, L)
-            plan = block.dense_plan(net, L)
-            kernel = block.kernel_of(net, L) if all_keys else block.masked_kernel(net, plan)
-            heavy = block.Attention(net, plan, kernel, out_scale=scale, name="heavy")
-            return heavy(h_BxLxD, h_BxLxD, pos_1xL, pos_1xL, order, order)
-        plan = router.layout(net, L).plan(net.route.kv)
-        heavy = block.Attention(
-            net, plan, block.masked_kernel(net, plan), out_scale=scale, name="heavy"
-        )
-        q_BxKxD, idx_BxK = dispatch.gather(h_BxLxD, slots), slots.idx_BxK
-        order_BxK = dispatch.read(
-            order, slots, L
-        )  # an empty slot stands at L: no real query sees it as a key
-        memory, kpos, korder = (
-            (h_BxLxD, pos_1xL, order) if all_keys else (q_BxKxD, idx_BxK, order_BxK)
-        )
-        return heavy(q_BxKxD, memory, idx_BxK, kpos, order_BxK, korder)
+    def _everyone(self, rows: Rows, own: Own, cache: dict | None, after: dict):
+        if cache is None:
+            return self.heavy(rows, rows, **reading(self.heavy, self.reporter.causal, own))
+        place = cached.Place(rows.pos, rows.length)
+        mixed, after["heavy"] = self.heavy.decode(rows, cache["heavy"], place)
+        return mixed
 
-    def _ffn(self, h_BxLxD, g, slots, scale, run=None):
-        net = self.net
-        narrow, rest = ffn_widths(net)
-        if rest == 0:
-            return block.FeedForward(net, out_scale=scale, name="ffn")(h_BxLxD)
-        part = lambda width, name: block.FeedForward(  # noqa: E731
-            shapes.with_hidden(net, width), out_scale=scale, name=name
-        )
-        out = part(narrow, "ffn_light")(h_BxLxD)
-        if net.route.mode == "always_compressed":
-            return out
-        if slots is not None:
-            extra = part(rest, "ffn_rest")
-            return out + dispatch.combine(g, extra(dispatch.gather(h_BxLxD, slots)), slots=slots)
-        wide = cached.when(
-            run, lambda module, x: part(rest, "ffn_rest")(x), self, h_BxLxD, net.width
-        )
-        return out + (wide if g is None else dispatch.combine(g, wide))
+    def _ffn(self, h_BxLxD, decided: Decided | None):
+        if self.ffn is not None:
+            return self.ffn(h_BxLxD)
+        narrow = self.ffn_light(h_BxLxD)
+        if self.ffn_rest is None:
+            return narrow
+        if decided is None:
+            return narrow + self.ffn_rest(h_BxLxD)
+        return narrow + selected_only(_rest, self, h_BxLxD, decided)
+
+    def init_cache(self, batch: int) -> dict[str, Any]:
+        """Returns the memory of rows that have read nothing."""
+        L = self.capacity.length
+        made = short_cache(self.local, batch)
+        if self.light is not None:
+            layer = light.joined(self.compressor, self.light, self.reporter.causal)
+            made["light"] = layer.init_cache(batch, L, L)
+        if self.router is not None:
+            made["heavy"] = Routed(self.heavy, self.capacity, parent=None).init_cache(batch)
+        elif self.heavy is not None:
+            made["heavy"] = self.heavy.init_cache(batch, L, L)
+        return made
+
+    def parts(self, net: NetCfg) -> tuple[Part, ...]:
+        """Returns what it is made of, with prices."""
+        L = self.capacity.length
+        room = self.capacity if self.router is not None else None
+        found = [stack.norm_part(net, 2 * L)]
+        if self.router is not None and net.route.mode in SCORED:
+            found.append(light.router_part(net, self.router, L))
+        if self.light is not None:
+            found += light.parts(net, self.compressor, self.light, L)
+        if self.heavy is not None:
+            found.append(stack.mixing_part(net, "attention", self.heavy, L, room))
+        if self.local is not None:
+            found.append(local_part(net, self.local, L))
+        every = self.ffn or self.ffn_light
+        found.append(stack.rows_part(net, "ffn", every, L, None))
+        if self.ffn_rest is not None:
+            found.append(stack.rows_part(net, "ffn", self.ffn_rest, L, room))
+        if room is not None and room.gathers:
+            both = self.light is not None
+            found.append(stack.dispatch_part(net, L, room, light=both, assigns=True))
+            if self.ffn_rest is not None:
+                found.append(stack.dispatch_part(net, L, room, light=False, assigns=False))
+        return tuple(found)
+
+    def prunable(self, place: str, layer: int) -> list[Group]:
+        """Returns its heads, channels of compressed tokens, and hidden features."""
+        found = []
+        if self.heavy is not None:
+            found += self.heavy.prunable(f"{place}/heavy", layer)
+        if self.compressor is not None:
+            readers = (f"{place}/light/kv/kernel",)
+            found += self.compressor.prunable(f"{place}/compressor", layer, readers)
+        name = "ffn" if self.ffn is not None else "ffn_light"
+        found += (self.ffn or self.ffn_light).prunable(f"{place}/{name}", layer)
+        if self.ffn_rest is not None:
+            found += self.ffn_rest.prunable(f"{place}/ffn_rest", layer, "rest")
+        return found
 
 
-_UNROUTED = ("always_full", "always_compressed", "soft")
+def _rest(module: RoutedBlock, x):
+    return module.ffn_rest(x)
 
 
-def dispatched(net: NetCfg) -> bool:
-    return net.route.dispatch and net.route.mode not in _UNROUTED
-
-
-def layers(net: NetCfg) -> range:
-    """The routed layers."""
-    return range(net.depth if routed(net) else 0)
-
-
-def layout(net: NetCfg, L: int) -> dispatch.Layout:
-    """Slots of the dispatch; as many as tokens where there is none."""
-    return router.layout(net, L) if dispatched(net) else dispatch.layout(L, 1.0)
-
-
-def ffn_widths(net: NetCfg) -> tuple[int, int]:
-    """Hidden features of a layer that every token runs, and those that only kept tokens add."""
-    narrow = (
-        ceil_share(net.compress.s, net.ffn_width) if net.route.part == "block" else net.ffn_width
+def block(net: NetCfg, shape: LayerShape, made: stack.Placed) -> RoutedBlock:
+    """Returns one block; `made` says where it stands and what its decisions cost."""
+    mode, scale = shape.route.mode, stack.out_scale(net)
+    router = router_of(net.width, shape.route, net.causal)
+    capacity = stack.capacity_of(net, shape.route, made.length, net.route.dispatch)
+    heavy = compress = path = rest = None
+    if mode != "always_compressed":
+        heavy = mixer(net.heavy, net, shape.heads, scale, made.platform)
+        rest = stack.feed_forward(net, shape.rest, scale) if shape.rest else None
+    if mode != "always_full":
+        compress, path = light.light_path(net, shape, made, scale)
+    ffn = stack.feed_forward(net, shape.ffn, scale)
+    return RoutedBlock(
+        router=router,
+        heavy=heavy,
+        compressor=compress,
+        light=path,
+        local=short_conv(net),
+        ffn=None if shape.rest else ffn,
+        ffn_light=ffn if shape.rest else None,
+        ffn_rest=rest,
+        attention_norm=Norm(parent=None),
+        ffn_norm=Norm(parent=None),
+        capacity=capacity,
+        reporter=Reporter(shape.route, net.causal, made.cost),
+        dropout=net.dropout,
+        parent=None,
     )
-    return shapes.hidden(net, narrow), shapes.rest(net, net.ffn_width - narrow)
 
 
-def _per_token(net: NetCfg) -> tuple[int, int]:
-    """FLOPs that one kept token adds to a layer, scores apart: q and output projections, with kv=routed its k and v;
-    its FFN. And those of each key that it sees."""
-    projections = (2 if net.route.kv == "all" else 4) * prices.linear_flops(
-        net.width, shapes.inner(net)
-    )
-    token = projections + prices.ffn_flops(net.width, ffn_widths(net)[1], net.ffn)
-    return token, prices.attention_pairs_flops(1, shapes.inner(net))
+def blocks(net: NetCfg, L: int, platform: str, decisions: Decisions | None = None):
+    """Returns the layers, in order."""
+    found = []
+    for i, shape in enumerate(layer_shapes(net)):
+        known = decisions is not None and decisions.cost.layers
+        cost = decisions.cost.layers[i] if known else LayerDecision()
+        found.append(block(net, shape, stack.Placed(L, platform, cost)))
+    return tuple(found)
 
 
+def is_routed(net: NetCfg) -> bool:
+    """Returns whether some tokens go one way and some the other."""
+    return not net.route.mode.startswith("always")
+
+
+@register("cerebra")
 class Cerebra(nn.Module):
-    """Routed language model or encoder; (B, L) tokens -> features and tied output matrix (`Out`), and `Aux`.
+    """Routed language model or encoder; (B, L) tokens -> `Out`, `Aux`.
 
-    routing = {"tau": (R,), "spread": (R,)} float32, R = depth, with a threshold; else empty. Constants here; the
-    training step lets them follow what `Aux.observed` reports.
+    With a cache -> `Out`, cache.
+
+    routing = {"tau": (R,), "spread": (R,)} float32, R = depth, with a threshold; else empty.
+    Constants here; the training step lets them follow what `Aux.observed` reports.
     """
 
     net: NetCfg
     vocab: int
-    each: DecisionCost | None = None  # in another unit than FLOPs
+    decisions: Decisions
+    platform: str = "cpu"
 
     @nn.compact
-    def __call__(self, batch, knobs: Knobs, routing, cache: cached.Cache | None = None):
-        net, ex_B = self.net, batch["ex_B"]
-        x_BxLxD, table_VxD = ends.embed(net, self.vocab, batch)
+    def __call__(self, batch, knobs, routing, cache: cached.Cache | None = None):
+        net = self.net
+        x_BxLxD, table_VxD = stack.embedded(net, self.vocab, batch)
         B, n = x_BxLxD.shape[:2]
-        L, pos, mask_BxL = cached.places(batch, n, cache)
-        order = block.orders(net, L, mask_BxL) if cache is None else pos
-        none_R = jnp.zeros(net.depth)
-        scanned = (routing.get("tau", none_R), routing.get("spread", none_R), jnp.arange(net.depth))
-        shared = (knobs, pos, order, ex_B, mask_BxL, router.needed(net, batch))
-        each = self.each or decisions(net, L, self.vocab)
-        kwargs = {"net": net, "L": L, "each": each}
+        L, shared = stack.shared_of(net, batch, knobs, cache, n)
+        layout = blocks(net, L, self.platform, self.decisions)
         layers = None if cache is None else cache.layers
-        x_BxLxD, y = repeat(RoutedBlock, net, net.depth, kwargs, x_BxLxD, scanned, shared, layers)
-        out = ends.finish(net, self.vocab, x_BxLxD, table_VxD, mask_BxL, batch["ex_B"])
+        own, mode = stack.owns(routing, net.depth), Repeat(net.scan, net.remat)
+        x_BxLxD, report = scan_layers(layout, mode, x_BxLxD, own, shared, layers)
+        out = finish(net, self.vocab, x_BxLxD, table_VxD, batch)
         if cache is not None:
-            return out, cached.advance(cache, pos, y["cache"], y.get("kept"))
+            kept_RxBxn, after = report
+            return out, cached.advance(cache, shared.pos, after, kept_RxBxn, {})
+        return out, stack.aux_of(net, L, self.decisions, report, B)
 
-        expected_B = hard_B = jnp.full(B, each.fixed, jnp.float32)
-        observed, scores = {}, {}
-        if routed(net):
-            expected_B += y.pop("expected_B").sum(0)
-            hard_B += y.pop("hard_B").sum(0)
-            scores = {"score": y.pop("score"), "kept": y.pop("chosen")}
-            y["score"] = scores["score"].mean(2)
-            observed = {name: y.pop(name) for name in routing}
-        if net.route.mode == "soft":  # both paths run for every token, whatever the gates say
-            hard_B = jnp.full(B, router.kept_cost(net, L, each, 1.0), jnp.float32)
-        weights = {"z_loss": net.route.z_loss, "reconstruct": net.compress.reconstruct}
-        losses = {name: weight * y[name].mean(0) for name, weight in weights.items() if name in y}
-        return out, Aux(expected_B, hard_B, y, observed, scores, losses)
+    @staticmethod
+    def price_list(net: NetCfg, L: int, vocab: int, platform: str) -> PriceList:
+        """Returns its blocks with prices."""
+        first, last = stack.ends(net, L, vocab)
+        layers = enumerate(blocks(net, L, platform))
+        middle = (Block(f"layer_{i:02d}", layer.parts(net)) for i, layer in layers)
+        return PriceList((first, *middle, last))
 
+    @staticmethod
+    def init_cache(net: NetCfg, L: int, ex_B, platform: str) -> cached.Cache:
+        """Returns the cache of rows that have read nothing."""
+        layers = tuple(layer.init_cache(len(ex_B)) for layer in blocks(net, L, platform))
+        routed = net.depth if is_routed(net) else 0
+        return cached.empty(L, ex_B, routed, layers, net.scan, {})
 
-def cost(net: NetCfg, L: int, vocab: int) -> Cost:
-    """Forward FLOPs per example, head included. `model` prices every routed token as kept (the ceiling)."""
-    model = ends.embed_flops(net, L)
-    executed = dict(model)
-    priced = functools.cache(lambda each: _layer_flops(each, L))  # most layers are alike
-    for i, each in enumerate(shapes.each(net)):
-        for part, (flops, run) in priced(each).items():
-            model[f"layer_{i:02d}/{part}"], executed[f"layer_{i:02d}/{part}"] = flops, run
-    model["head"] = executed["head"] = ends.head_flops(net, L, vocab)
-    return Cost(model, executed)
+    @staticmethod
+    def prunable(net: NetCfg, L: int) -> list[Group]:
+        """Returns what pruning may remove, layer by layer."""
+        layers = enumerate(blocks(net, L, "cpu"))
+        return [unit for i, layer in layers for unit in layer.prunable(f"layer_{i:02d}", i)]
 
+    @staticmethod
+    def routed(net: NetCfg) -> tuple[str, ...]:
+        """Returns the names of its routed blocks."""
+        return tuple(f"layer_{i:02d}" for i in range(net.depth)) if is_routed(net) else ()
 
-def _layer_flops(net: NetCfg, L: int) -> dict[str, tuple[int, int]]:
-    """{part: (model, executed) forward FLOPs} of one layer."""
-    D, mode, every = net.width, net.route.mode, net.route.kv == "all"
-    narrow, rest = ffn_widths(net)
-    lay = router.layout(net, L)
-    slots = lay.K if dispatched(net) else L
-    if dispatched(net):
-        plan = lay.plan(net.route.kv)
-        heavy = block.attention_flops(
-            D, slots, L if every else slots, plan, inner=shapes.inner(net)
-        )
-    elif every or mode in _UNROUTED:
-        heavy = block.dense_attention_flops(net, L)
-    else:
-        heavy = block.attention_flops(D, L, L, block.dense_plan(net, L), inner=shapes.inner(net))
-    found = {}
-    if mode in router.SCORED:
-        found["router"] = (router.router_flops(net, L),) * 2
-    if mode != "always_full":
-        found["compressor"] = (compressor.compressor_flops(net, L),) * 2
-        found["light"] = compressor.light_flops(net, L)
-    if mode != "always_compressed":
-        found["attention"] = block.attention_model_flops(net, L), heavy
-    if dispatched(net) and net.route.lowering == "onehot":
-        moves = 4 if rest else 2  # to the slots and back, for attention and for the FFN
-        found["dispatch"] = 0, moves * dispatch.move_flops(lay, D)
-    taken, slots = (0, 0) if mode == "always_compressed" else (L, slots)
-    shared, each = L * prices.ffn_flops(D, narrow, net.ffn), prices.ffn_flops(D, rest, net.ffn)
-    return found | {"ffn": (shared + taken * each, shared + slots * each)}
+    @staticmethod
+    def init_routing(net: NetCfg):
+        """Returns its thresholds before any data."""
+        return thresholds.initial([shape.route for shape in layer_shapes(net)])
+
+    @staticmethod
+    def decision_weights(net: NetCfg) -> dict[str, float]:
+        """Returns the weights of the losses that its layers report."""
+        return {"z_loss": net.route.z_loss, "reconstruct": net.compress.reconstruct}
 
 
-def decisions(net: NetCfg, L: int, vocab: int) -> DecisionCost:
-    """What the decisions cost in FLOPs."""
-    layers = [_per_token(each) for each in shapes.each(net)] if routed(net) else []
-    dense = transformer.cost(shapes.whole(net), L, vocab)
-    return router.decision_flops(net, L, layers, cost(net, L, vocab), dense)
+def folded(net: NetCfg, params: Any) -> dict[str, Any]:
+    """Returns keys and values of the windows as one map each, where that is no more work."""
+    return compressor.fold(net.compress.kind, params) if net.light == "compressed" else {}

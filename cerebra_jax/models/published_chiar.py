@@ -1,8 +1,10 @@
-"""The parameters of CHIAR-Former as its authors' PyTorch code names and shapes them, and as ours does. Imports no JAX.
+"""The parameters of CHIAR-Former as its authors' PyTorch code names and shapes them, and as ours
+does. Imports no JAX.
 
-Theirs: `layers.i.{dct_mix.w, dct_mix.norm.*, attn.qkv.*, attn.out_proj.*, attn.norm.*, ffn.0.*, ffn.3.*, ffn_norm.*}`,
-matrices (out, in), q, k and v one after the other in one matrix, heads inside each. Ours: matrices (in, out), k and v
-in one. Layer 1 has no attention, the last one no filter. Nothing is rounded on the way: copies, transposes, factors 2.
+Theirs: `layers.i.{dct_mix.w, dct_mix.norm.*, attn.qkv.*, attn.out_proj.*, attn.norm.*, ffn.0.*,
+ffn.3.*, ffn_norm.*}`, matrices (out, in), q, k and v one after the other in one matrix, heads
+inside each. Ours: matrices (in, out), k and v in one. Layer 1 has no attention, the last one no
+filter. Nothing is rounded on the way: copies, transposes, factors 2.
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ import re
 
 import numpy as np
 
-from cerebra_jax.config import NetCfg
+from cerebra_jax.config import KeptCfg, NetCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.layers import shapes
 
 Named = dict[str, np.ndarray]
 
@@ -25,15 +26,21 @@ _UNUSED = {
     r"_cls_head_\w+\.(weight|bias)": "heads of other tasks",
 }
 _OTHERS = {
-    r"layers\.\d+\.router\..*": "it routes by a learned gate, and only routing by a threshold can be imported",
-    r".*rbf_mix\..*": "it has RBF operators that see later tokens, and only DCT and attention can be imported",
+    r"layers\.\d+\.router\..*": (
+        "it routes by a learned gate, and only routing by a threshold can be imported"
+    ),
+    r".*rbf_mix\..*": (
+        "it has RBF operators that see later tokens, and only DCT and attention can be imported"
+    ),
     r"attns\..*": "it is the dense baseline, and only CHIAR can be imported",
     r"classifier\..*": "it is a classifier, and only a language model can be imported",
 }
 
 
 def names(net: NetCfg) -> dict[str, tuple[str, ...]]:
-    """{their key: our parameters that it holds, side by side} of a net routed by thresholds, its layers not stacked."""
+    """{their key: our parameters that it holds, side by side} of a net routed by thresholds, its
+    layers not stacked.
+    """
     last = net.depth - 1
     out = {"token_emb.weight": ("embed/table",)}
     if net.route.meta != "off":
@@ -68,7 +75,10 @@ def _norm(theirs: str, ours: str) -> dict[str, tuple[str, ...]]:
 
 
 def ours(theirs: Named, net: NetCfg) -> Named:
-    """Our parameters of their `cleaned` state_dict, by name; UserError unless each tensor is there and of use."""
+    """Our parameters of their `cleaned` state_dict, by name.
+
+    UserError unless each tensor is there and of use.
+    """
     table, out = names(net), {}
     if missing := [key for key in table if key not in theirs]:
         raise UserError(f"{_some(missing)} missing", "give the whole state_dict of the model")
@@ -100,8 +110,10 @@ def theirs(ours: Named, net: NetCfg) -> Named:
 
 
 def fits(ours: Named, net: NetCfg) -> bool:
-    """Whether their names can hold these parameters: those of CHIAR with thresholds, whole, and nothing else."""
-    if net.name != "chiar" or net.route.mode != "threshold" or net.kept != shapes.WHOLE:
+    """Whether their names can hold these parameters: those of CHIAR with thresholds, whole, and
+    nothing else.
+    """
+    if net.name != "chiar" or net.route.mode != "threshold" or net.kept != KeptCfg():
         return False
     return set(_unstacked(ours, net) if net.scan else ours) == {
         name for parts in names(net).values() for name in parts
@@ -109,14 +121,16 @@ def fits(ours: Named, net: NetCfg) -> bool:
 
 
 def cleaned(theirs: Named) -> tuple[Named, list[str]]:
-    """(their state_dict without what the language model does not use, a line on each kind that was left out).
+    """(their state_dict without what the language model does not use, a line on each kind that was
+    left out).
 
     UserError for another model of theirs, or a head that is not the token table.
     """
     kept, notes = dict(theirs), []
+    last = _depth(theirs) - 1
     idle = {
         r"layers\.0\.attn\..*": "attention of the first layer, which only filters",
-        rf"layers\.{_depth(theirs) - 1}\.dct_mix\..*": "the filter of the last layer, which only attends",
+        rf"layers\.{last}\.dct_mix\..*": "the filter of the last layer, which only attends",
     }
     for pattern, what in (_UNUSED | idle).items():
         if found := [key for key in kept if re.fullmatch(pattern, key)]:
@@ -137,7 +151,8 @@ def cleaned(theirs: Named) -> tuple[Named, list[str]]:
 
 
 def shape(theirs: Named) -> dict[str, int]:
-    """depth, width, ffn_width, vocab, meta (0 or 1), and where RoPE's tables tell them heads and seq_len (else 0).
+    """depth, width, ffn_width, vocab, meta (0 or 1), and where RoPE's tables tell them heads and
+    seq_len (else 0).
 
     UserError where it is no CHIAR-Former, or RoPE has another base than 10,000.
     """

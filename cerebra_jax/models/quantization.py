@@ -1,9 +1,11 @@
-"""8 bits: the linear layers of a model multiply int8 by int8 into int32, weights scaled per output channel, activations
-per token, so that no token's rounding depends on another one. Router, norms, embeddings, the tied logits, pooled heads,
-MetaRouter, DCT and attention scores stay float32. By qwix, an extra, which intercepts the layers that `rules` names.
+"""8 bits: the linear layers of a model multiply int8 by int8 into int32, weights scaled per output
+channel, activations per token, so that no token's rounding depends on another one. Router, norms,
+embeddings, the tied logits, pooled heads, MetaRouter, DCT and attention scores stay float32. By
+qwix, an extra, which intercepts the layers that `rules` names.
 
-`trained`: float32 parameters, rounded on the way into every product, gradients straight through (Jacob et al. 2018,
-arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432). `stored`: the same products of parameters that are int8.
+`trained`: float32 parameters, rounded on the way into every product, gradients straight through
+(Jacob et al. 2018, arXiv:1712.05877; Bengio et al. 2013, arXiv:1308.3432). `stored`: the same
+products of parameters that are int8.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ def trained(module: nn.Module) -> nn.Module:
     qwix, training = _library(), importlib.import_module("qwix._src.core.dot_general_qt")
 
     class Provider(qwix.QtProvider):
-        """qwix 0.1.8 takes any operand of a kernel's shape for the kernel, so also as many tokens as it has rows: in
-        the layers of `LINEAR` the left one is activations, always. Gradients are of the operands before rounding."""
+        """qwix 0.1.8 takes any operand of a kernel's shape for the kernel, so also as many tokens
+        as it has rows: in the layers of `LINEAR` the left one is activations, always. Gradients are
+        of the operands before rounding.
+        """
 
         def _create_dot_general_qt_config(self, rule, op_id, lhs, rhs):
             return training.DotGeneralQtConfig(
@@ -40,7 +44,9 @@ def trained(module: nn.Module) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A module whose kernels are int8, as `convert` makes them: {"int8": (..., D, E), "scale": (..., 1, E)}."""
+    """A module whose kernels are int8, as `convert` makes them: {"int8": (..., D, E), "scale":
+    (..., 1, E)}.
+    """
 
     module: nn.Module  # float
 
@@ -69,7 +75,10 @@ class Stored:
 
 
 def convert(params: Params, dtype: str) -> Params:
-    """The parameters of `Stored`: what `trained` rounds, rounded once and for all; the float kernels are gone."""
+    """The parameters of `Stored`: what `trained` rounds, rounded once and for all.
+
+    The float kernels are gone.
+    """
     qwix = _library()
 
     @jax.jit

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 LINEAR = r"(?!pooler/|meta_router/)(?:.*/)?(?:q|kv|out|up|gate|down|project|conv|flat|compressor)"
-"""Modules whose kernel is int8: projections of attention and of the light path, FFNs, the compressor's products, and
-what the baselines have of them. Float32 are the others: routers, norms, embeddings, heads and what is pooled for them,
-and products of activations, which no module of these names forms."""
+"""Modules whose kernel is int8.
+
+Projections of attention and of the light path, FFNs, the compressor's products, and what the
+baselines have of them. Float32 are the others: routers, norms, embeddings, heads and what is pooled
+for them, and products of activations, which no module of these names forms."""
 
 
 def holds(name: str) -> bool:

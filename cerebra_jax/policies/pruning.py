@@ -1,22 +1,25 @@
-"""Gradual structured pruning by what a unit's removal costs and saves: s_j = ΔL_j / ΔFLOPs_j. Cerebra 3.5.
+"""Gradual structured pruning by what a unit's removal costs and saves: s_j = ΔL_j / ΔFLOPs_j.
+Cerebra 3.5.
 
-ΔL_j = |dL/dm_j| is collected by the training step (`follow`); in a few rounds the host removes the units of least s_j
-until the program they leave would cost the round's share (`choose`). The shares fall cubically (Zhu & Gupta 2017,
-arXiv:1710.01878). What is gone stays gone. Masks live in the train state; they change no shape and compile nothing.
+ΔL_j = |dL/dm_j| is collected by the training step (`follow`); in a few rounds the host removes the
+units of least s_j until the program they leave would cost the round's share (`choose`). The shares
+fall cubically (Zhu & Gupta 2017, arXiv:1710.01878). What is gone stays gone. Masks live in the
+train state; they change no shape and compile nothing.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.checks import need
-from cerebra_jax.config import PruneCfg, to_steps
+from cerebra_jax.checks import require
+from cerebra_jax.config import PruneCfg
+from cerebra_jax.policies.schedule import Length
 
 MEMORY = 0.95  # of the running mean of |dL/dm|, per step
 Vectors = dict[str, np.ndarray]  # {group: (n,)}
@@ -25,64 +28,79 @@ Vectors = dict[str, np.ndarray]  # {group: (n,)}
 class Plan(NamedTuple):
     """Steps at which a round stands, and how far each is on its way: t in (0, 1], 1 in the last."""
 
-    steps: tuple[int, ...]
-    done: tuple[float, ...]
+    steps: tuple[int, ...] = ()
+    done: tuple[float, ...] = ()
 
-    def of(self, at: int) -> float:
-        """The way that the round at a step has gone: 1 − (1 − t)³."""
-        return 1.0 - (1.0 - self.done[self.steps.index(at)]) ** 3
+    def progress(self, step: int) -> float:
+        """Returns how much of the pruning is done after the round at a step: 1 − (1 − t)³."""
+        return 1.0 - (1.0 - self.done[self.steps.index(step)]) ** 3
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The steps of the first and of the last round; empty where nothing is pruned."""
+        return self.steps[:1] + self.steps[-1:]
 
 
-def plan(c: PruneCfg, total: int, per_epoch: int) -> Plan:
-    """`rounds` of them from `start` to `end`, both included; none where nothing is pruned."""
-    if not c.on:
-        return Plan((), ())
-    start, end = (to_steps(text, total, per_epoch) for text in (c.start, c.end))
-    looks = c.score in ("sensitivity", "taylor")
-    need(start > 0 or not looks, f"prune.start is step {start} with prune.score={c.score}",
-         "no gradient was seen yet: start later, or use prune.score=magnitude")  # fmt: skip
-    need(
-        start <= end < total,
-        f"pruning from step {start} to {end} of {total}",
+def plan(cfg: PruneCfg, length: Length) -> Plan:
+    """Returns the rounds, from `start` to `end`, both included; none without pruning."""
+    if not cfg.on:
+        return Plan()
+    start, end = length.steps(cfg.start), length.steps(cfg.end)
+    needs_slopes = cfg.score in ("sensitivity", "taylor")
+    require(
+        start > 0 or not needs_slopes,
+        f"prune.start is step {start} with prune.score={cfg.score}",
+        "no gradient was seen yet: start later, or use prune.score=magnitude",
+    )
+    require(
+        start <= end < length.total,
+        f"pruning from step {start} to {end} of {length.total}",
         "use prune.start <= prune.end < 1 frac",
     )
-    need(
-        c.rounds <= end - start + 1,
-        f"{c.rounds} rounds between steps {start} and {end}",
+    require(
+        cfg.rounds <= end - start + 1,
+        f"{cfg.rounds} rounds between steps {start} and {end}",
         "use fewer prune.rounds",
     )
-    ways = np.linspace(start, end, c.rounds) if c.rounds > 1 else np.array([end])
-    return Plan(
-        tuple(int(step) for step in ways), tuple((i + 1) / c.rounds for i in range(c.rounds))
-    )
+    steps = np.linspace(start, end, cfg.rounds) if cfg.rounds > 1 else np.array([end])
+    done = tuple((i + 1) / cfg.rounds for i in range(cfg.rounds))
+    return Plan(tuple(int(step) for step in steps), done)
 
 
 def follow(
-    taylor: dict[str, jax.Array], slopes: dict[str, jax.Array], step
+    mean: dict[str, jax.Array], slopes: dict[str, jax.Array], step: Any
 ) -> dict[str, jax.Array]:
-    """The running mean of |dL/dm|: an average over the first steps, then an EMA of MEMORY."""
+    """Returns the running mean of abs(dL/dm): an average over the first steps, then an EMA."""
     step = jnp.asarray(step, jnp.float32)
-    keep = jnp.minimum(MEMORY, step / (step + 1))
-    return {name: keep * taylor[name] + (1 - keep) * jnp.abs(slopes[name]) for name in taylor}
+    memory = jnp.minimum(MEMORY, step / (step + 1))
+    return {name: memory * mean[name] + (1 - memory) * jnp.abs(slopes[name]) for name in mean}
 
 
-def choose(worth: Vectors, alive: Vectors, flops: dict[str, float], tile: dict[str, int],
-           price: Callable[[dict[str, int]], float], target: float, each: bool = True) -> Vectors:  # fmt: skip
-    """The masks after a round: units go in the order of their worth, per FLOP where `each`, until price(units left) is
-    at most the target.
+class Candidates(NamedTuple):
+    """The units of a group that a round chooses from."""
 
-    `tile` units of a group go together, the least worthy first, so that what is left is a multiple of it; at least one
-    (or that many) stays. `flops` is what one unit of a group costs now. The target is missed by less than a tile.
+    worth: np.ndarray  # (n,)
+    alive: np.ndarray  # (n,) 1 or 0
+    flops: float  # what the removal of one unit saves; 1 where worth alone decides
+    tile: int  # units that go together
+
+
+def choose(
+    groups: dict[str, Candidates], price: Callable[[dict[str, int]], float], target: float
+) -> Vectors:
+    """Returns the masks after a round.
+
+    Units go in the order of their worth per FLOP until price(units left of each group) is at most
+    the target. `tile` units of a group go together, the least worthy first, so that what is left is
+    a multiple of it; at least one (or that many) stays. The target is missed by less than a tile.
     """
+    # what may go, in tiles, the least worth per FLOP first
     queue = []
-    for name, w in worth.items():
-        order = [j for j in np.argsort(w, kind="stable") if alive[name][j] > 0]
-        while len(order) > tile[name]:
-            gone, order = np.split(order, [len(order) % tile[name] or tile[name]])
-            order = list(order)
-            queue.append((w[gone].mean() / (flops[name] if each else 1.0), len(queue), name, gone))
+    for name, group in groups.items():
+        for gone in _tiles(group):
+            queue.append((group.worth[gone].mean() / group.flops, len(queue), name, gone))
     queue.sort(key=lambda item: item[:2])
-    now = {name: int(mask.sum()) for name, mask in alive.items()}
+    now = {name: int(group.alive.sum()) for name, group in groups.items()}
 
     def left(count: int) -> dict[str, int]:
         n = dict(now)
@@ -90,16 +108,35 @@ def choose(worth: Vectors, alive: Vectors, flops: dict[str, float], tile: dict[s
             n[name] -= len(gone)
         return n
 
-    count = bisect.bisect_left(range(len(queue) + 1), True, key=lambda n: price(left(n)) <= target)
-    masks = {name: mask.copy() for name, mask in alive.items()}
+    # the fewest tiles whose removal reaches the target: the price falls with each
+    def reached(count: int) -> bool:
+        return price(left(count)) <= target
+
+    count = bisect.bisect_left(range(len(queue) + 1), True, key=reached)
+    masks = {name: group.alive.copy() for name, group in groups.items()}
     for _, _, name, gone in queue[:count]:
         masks[name][gone] = 0.0
     return masks
 
 
-def least(worth: np.ndarray, alive: np.ndarray, share: float) -> np.ndarray:
-    """The mask without the `share` of all entries that are worth least; those gone before stay gone."""
+def _tiles(group: Candidates) -> list[np.ndarray]:
+    """Returns the units of a group that may go, in tiles, the least worthy first."""
+    order = np.argsort(group.worth, kind="stable")
+    order = order[group.alive[order] > 0]
+    tiles = []
+    while len(order) > group.tile:
+        size = len(order) % group.tile or group.tile
+        tiles.append(order[:size])
+        order = order[size:]
+    return tiles
+
+
+def least(worth: np.ndarray, alive: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns the mask without the `fraction` of all entries that are worth least.
+
+    Those that are gone stay gone.
+    """
     flat = np.where(alive > 0, worth, -np.inf).ravel()
     mask = np.ones(flat.size, np.float32)
-    mask[np.argsort(flat, kind="stable")[: round(share * flat.size)]] = 0.0
+    mask[np.argsort(flat, kind="stable")[: round(fraction * flat.size)]] = 0.0
     return np.minimum(mask, alive.ravel()).reshape(alive.shape)

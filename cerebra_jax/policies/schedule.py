@@ -1,8 +1,9 @@
-"""The schedule of a run: one pure function of the step that turns every knob. Arrays, so no phase change retraces."""
+"""The schedule of a run: its length, and one pure function of the step that turns every knob."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -10,12 +11,25 @@ from cerebra_jax.config import ObjectiveCfg, to_steps
 from cerebra_jax.types import Knobs
 
 
-def schedule(cfg: ObjectiveCfg, total: int, per_epoch: int) -> Callable[..., Knobs]:
-    """knobs_at(step): λ is 0 while warm, then rises linearly to `lam`; the temperature falls geometrically on the ramp.
+class Length(NamedTuple):
+    """The length of a run in optimizer steps, by which durations become steps."""
 
-    Cerebra 3.6: warm (λ = 0), then a linear ramp to λ_T.
+    total: int
+    per_epoch: int
+
+    def steps(self, duration: str) -> int:
+        """Returns the steps of a duration: "500 steps", "3 epochs" or "0.1 frac" of the run."""
+        return to_steps(duration, self.total, self.per_epoch)
+
+
+def schedule(cfg: ObjectiveCfg, length: Length) -> Callable[..., Knobs]:
+    """Returns knobs_at(step), whose fields are arrays, so that no phase of a run is compiled anew.
+
+    λ is 0 while warm, then rises linearly to `lam` (Cerebra, section 3.6); the temperature falls
+    geometrically on the ramp.
     """
-    warm, ramp = to_steps(cfg.warm, total, per_epoch), max(1, to_steps(cfg.ramp, total, per_epoch))
+    warm = length.steps(cfg.warm)
+    ramp = max(1, length.steps(cfg.ramp))
     fall = cfg.temperature_end / cfg.temperature
 
     def knobs_at(step) -> Knobs:
@@ -25,15 +39,26 @@ def schedule(cfg: ObjectiveCfg, total: int, per_epoch: int) -> Callable[..., Kno
     return knobs_at
 
 
-def phase(cfg: ObjectiveCfg, step: int, total: int, per_epoch: int, pruning: tuple[int, ...] = (),
-          eight: bool = False) -> str:  # fmt: skip
-    """The name of the phase a step belongs to: warm, ramp or full (dense runs and λ = 0: plain); between the first and
-    the last round of `pruning`, prune; after it, in `eight` bits, qat."""
-    if pruning and pruning[0] <= step <= pruning[1]:
+def phase(
+    cfg: ObjectiveCfg,
+    step: int,
+    length: Length,
+    pruning: tuple[int, ...] = (),
+    quantized: bool = False,
+) -> str:
+    """Returns the name of the phase that a step belongs to.
+
+    From the first to the last step of `pruning` it is "prune"; otherwise "qat" where the step is
+    quantized; "plain" where λ is 0 and there is no budget; else "warm", "ramp" or "full" by the
+    schedule of λ.
+    """
+    if pruning and pruning[0] <= step <= pruning[-1]:
         return "prune"
-    if eight:
+    if quantized:
         return "qat"
     if cfg.lam == cfg.budget == 0.0:
         return "plain"
-    warm, ramp = to_steps(cfg.warm, total, per_epoch), to_steps(cfg.ramp, total, per_epoch)
-    return "warm" if step < warm else "ramp" if step < warm + ramp else "full"
+    warm = length.steps(cfg.warm)
+    if step < warm:
+        return "warm"
+    return "ramp" if step < warm + length.steps(cfg.ramp) else "full"

@@ -2,40 +2,90 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from cerebra_jax.policies.policy import Metrics, Observed, Outcome, Policy, Seen, Shown
+
+Routing = dict[str, jax.Array]
+"""The routing state of a model: (R,) arrays "tau", "spread" and, with three operators, "low"."""
 
 
-def follow(
-    routing: dict[str, jax.Array], observed: dict[str, jax.Array], step, decay: float
-) -> dict[str, jax.Array]:
-    """The routing state moved towards what a batch showed: an average over all steps so far, then an EMA of `decay`.
+@dataclasses.dataclass(frozen=True)
+class RunningThresholds(Policy):
+    """Lets the thresholds of a model follow the scores of the batches that it trains on."""
 
-    `observed` holds, per routed layer, the mean over examples of the (1 − rate) quantile and of the standard deviation
-    of the scores: means of per-example values, so n devices give what one gives.
+    decay: float
+
+    owns: ClassVar[str] = "routing"
+
+    def init(self, variables: Any, key: jax.Array) -> Routing:
+        """Returns the thresholds that the model begins with."""
+        return variables["routing"]
+
+    def observe(self, shown: Shown) -> Observed:
+        """Returns the sums over examples of what the thresholds should follow."""
+        weight_B = shown.losses.weight_B
+        return Observed(summed={name: x @ weight_B for name, x in shown.aux.observed.items()})
+
+    def after(self, own: Routing, seen: Seen, outcome: Outcome) -> tuple[Routing, Metrics]:
+        """Moves the thresholds towards the mean over the step's examples."""
+        _, examples = outcome.metrics["hard"]
+        means = {name: total / examples for name, total in seen.summed.items()}
+        return outcome.keep(follow(own, means, outcome.step, self.decay), own), {}
+
+
+def follow(routing: Routing, observed: Routing, step: Any, decay: float) -> Routing:
+    """Moves the routing state towards what a batch showed; what was not observed stays.
+
+    An average over all steps so far, then an exponential moving average of memory `decay`.
+    `observed` holds, per routed layer, the mean over examples of the (1 − rate) quantile and of the
+    standard deviation of the scores: means of per-example values, so that n devices give what one
+    gives.
     """
     step = jnp.asarray(step, jnp.float32)
-    keep = jnp.minimum(decay, step / (step + 1))
-    return {name: keep * routing[name] + (1 - keep) * observed[name] for name in routing}
+    memory = jnp.minimum(decay, step / (step + 1))
+    followed = [name for name in routing if name in observed]
+    return routing | {
+        name: memory * routing[name] + (1 - memory) * observed[name] for name in followed
+    }
 
 
-def calibrate(scores_of: Callable[[Any, Any], jax.Array], routing: dict[str, jax.Array], batches: Iterable[Any],
-              low: float = 1 / 3, high: float = 2 / 3) -> dict[str, jax.Array]:  # fmt: skip
-    """τ = midpoint of the 33rd and 67th percentiles of each routing layer's real inputs on held-out text (CHIAR 3).
+def calibrate(
+    scores_of: Callable[[Any, Any], jax.Array | np.ndarray],
+    routing: Routing,
+    batches: Iterable[Any],
+    low: float = 1 / 3,
+    high: float = 2 / 3,
+) -> Routing:
+    """Sets τ midway between two quantiles of each routed layer's scores on held-out text.
 
-    scores_of(routing, batch) -> (R, B, L) scores. Layers are calibrated in order, because a layer's inputs depend on
-    the decisions before it: pass i fixes τ of layer i with those below it already fixed. With a lower threshold (three
-    operators) the two stand at the two percentiles.
+    This is what CHIAR does (section 3).
+
+    scores_of(routing, batch) -> (R, B, L) scores. Layers are calibrated in order, because a layer's
+    inputs depend on the decisions before it: pass i fixes τ of layer i with those below it already
+    fixed. With a lower threshold (three operators) the two stand at the two percentiles.
     """
-    batches, now = list(batches), {name: jnp.asarray(x) for name, x in routing.items()}
-    for i in range(now["tau"].shape[0]):
-        scores = jnp.concatenate([scores_of(now, b)[i].ravel() for b in batches])
-        cuts = jnp.quantile(scores, jnp.array([low, high]))
-        found = {"low": cuts[0], "tau": cuts[1]} if "low" in now else {"tau": cuts.mean()}
-        now = now | {
-            name: now[name].at[i].set(x) for name, x in (found | {"spread": scores.std()}).items()
-        }
+    batches = list(batches)
+    now = {name: jnp.asarray(x) for name, x in routing.items()}
+    for layer in range(now["tau"].shape[0]):
+        scores = jnp.concatenate([scores_of(now, batch)[layer].ravel() for batch in batches])
+        found = {**cuts(scores, low, high, "low" in now), "spread": scores.std()}
+        now = now | {name: now[name].at[layer].set(x) for name, x in found.items()}
     return now
+
+
+def cuts(scores: jax.Array, low: float, high: float, both: bool) -> dict[str, jax.Array]:
+    """Returns τ midway between two quantiles of the scores.
+
+    With `both`, the two quantiles are "low" and "tau".
+    """
+    found = jnp.quantile(scores, jnp.array([low, high]))
+    if both:
+        return {"low": found[0], "tau": found[1]}
+    return {"tau": found.mean()}

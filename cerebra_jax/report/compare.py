@@ -1,4 +1,4 @@
-"""Paired comparisons of groups, seed by seed: who is compared with whom, and what may be said of it."""
+"""Compares groups seed by seed: who is compared with whom, and what may be said of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.report.runs import Groups, Run
+from cerebra_jax.report.runs import Groups, Run, first
 from cerebra_jax.report.statistics import Paired, holm, paired
 
 ALPHA = 0.05
@@ -23,68 +23,90 @@ class Comparison(NamedTuple):
 
 
 def baseline(groups: Groups, word: str) -> str:
-    """The group that `word` names: all of its name, or a part that no other has."""
+    """Returns the group that `word` names: all of its name, or a part that no other name has."""
     hits = [word] if word in groups else [name for name in groups if word and word in name]
     if len(hits) != 1:
-        what = "no group" if not hits else f"{len(hits)} groups"
-        raise UserError(f"--baseline={word} names {what}", f"choose one of: {'; '.join(groups)}")
+        count = f"{len(hits)} groups" if hits else "no group"
+        raise UserError(f"--baseline={word} names {count}", f"choose one of: {'; '.join(groups)}")
     return hits[0]
 
 
 def comparisons(groups: Groups, base: str = "") -> list[Comparison]:
-    """Every group with `base`, a group's name; without one with each dense Transformer, and with its own twins."""
-    pairs = [(name, base) for name in groups if name != base] if base else list(_pairs(groups))
-    found = [
-        (name, other, d)
-        for name, other in pairs
-        if (d := paired(_values(groups[name]), _values(groups[other])))
-    ]
-    ps = holm([d.p for _, _, d in found])
-    lower = next(iter(groups.values()))[0].metrics[0]["lower"]
+    """Compares every group with `base`.
+
+    Without one, it compares them with each dense Transformer and with their own twins.
+    """
+    if base:
+        pairs = [(name, base) for name in groups if name != base]
+    else:
+        pairs = list(_pairs(groups))
+    compared = []
+    for name, other in pairs:
+        difference = paired(_headline_by_seed(groups[name]), _headline_by_seed(groups[other]))
+        if difference:
+            compared.append((name, other, difference))
+    ps = holm([difference.p for _, _, difference in compared])
+    lower = first(groups).headline.lower
     return [
-        Comparison(*f, p, verdict(f[2], p, lower, len(found)))
-        for f, p in zip(found, ps, strict=True)
+        Comparison(name, other, difference, p, verdict(difference, p, lower, len(compared)))
+        for (name, other, difference), p in zip(compared, ps, strict=True)
     ]
 
 
-def verdict(d: Paired, p: float, lower: bool, n: int) -> str:
-    """Better or worse only where neither the interval nor Holm's procedure leaves room for no difference."""
-    if abs(d.mean) <= d.half or d.mean == 0.0:
+def verdict(found: Paired, p: float, lower: bool, n: int) -> str:
+    """Says better or worse only where the interval and Holm's procedure both show a difference.
+
+    p: Holm's, among n comparisons. lower: whether less of the figure is better.
+    """
+    if abs(found.mean) <= found.half or found.mean == 0.0:
         return "the interval contains 0: no difference shown"
     if p >= ALPHA:
-        return f"no difference shown: the interval is clear of 0, but among {n} comparisons p = {p:.2g} by Holm"
-    direction, good = ("lower", lower) if d.mean < 0 else ("higher", not lower)
-    return f"{direction}, which is {'better' if good else 'worse'} (p = {p:.2g}{' by Holm' if n > 1 else ''})"
+        return (
+            f"no difference shown: the interval is clear of 0, but among {n} comparisons "
+            f"p = {p:.2g} by Holm"
+        )
+    is_lower = found.mean < 0
+    direction = "lower" if is_lower else "higher"
+    judgement = "better" if is_lower == lower else "worse"
+    by_holm = " by Holm" if n > 1 else ""
+    return f"{direction}, which is {judgement} (p = {p:.2g}{by_holm})"
 
 
 def lines(groups: Groups, base: str = "") -> list[str]:
-    """The comparisons for a person."""
-    m = next(iter(groups.values()))[0].metrics[0]
-    digits, out = m["digits"], []
-    for name, other, d, _, said in comparisons(groups, base):
-        low, high = d.mean - d.half, d.mean + d.half
-        out.append(
-            f"{name} − {other}, test {m['name']}, paired over {d.n} seeds: {d.mean:+,.{digits}f}, "
+    """Returns the comparisons as sentences."""
+    metric = first(groups).headline
+    digits = metric.digits
+    sentences = []
+    for name, other, found, _, said in comparisons(groups, base):
+        low = found.mean - found.half
+        high = found.mean + found.half
+        sentences.append(
+            f"{name} − {other}, test {metric.name}, paired over {found.n} seeds: "
+            f"{found.mean:+,.{digits}f}, "
             f"95 % interval [{low:+,.{digits}f}, {high:+,.{digits}f}]: {said}."
         )
-    return out
+    return sentences
 
 
 def _pairs(groups: Groups) -> Iterator[tuple[str, str]]:
-    dense = [name for name, runs in groups.items() if _dense(runs[0])]
+    """Yields each routed group with every dense Transformer, and with the twins of its own."""
+    dense = [name for name, runs in groups.items() if _is_dense(runs[0])]
     for name, runs in groups.items():
-        if name not in dense:
-            of = runs[0].identity
-            for other, others in groups.items():
-                its_twin = others[0].identity["twin"] and others[0].identity | {"twin": ""} == of
-                if other in dense or its_twin:
-                    yield name, other
+        if name in dense:
+            continue
+        for other, others in groups.items():
+            if other in dense or _is_twin(others[0], runs[0]):
+                yield name, other
 
 
-def _dense(run: Run) -> bool:
+def _is_dense(run: Run) -> bool:
     return run.net["name"] == "transformer" and run.identity["twin"] in ("", "dense")
 
 
-def _values(runs: list[Run]) -> dict[int, float]:
-    key = runs[0].metrics[0]["key"]
-    return {run.seed: value for run in runs if (value := run.result["test"][key]) is not None}
+def _is_twin(run: Run, of: Run) -> bool:
+    return run.identity["twin"] != "" and run.identity | {"twin": ""} == of.identity
+
+
+def _headline_by_seed(runs: list[Run]) -> dict[int, float]:
+    values = {run.seed: run.figure("test", run.headline) for run in runs}
+    return {seed: value for seed, value in values.items() if value is not None}

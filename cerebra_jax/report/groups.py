@@ -1,25 +1,22 @@
-"""Which runs are repeats of one another, and what to call them: runs of one group differ in their seed only.
+"""Tells which runs are repeats of one another, and names their groups.
 
-Two runs are of one group where every configuration key is equal but those of SAME, and so are the data. A group is
-called after its model and what tells it from the other groups at hand; keys that only some models read count among the
-groups of one model.
+Runs of one group differ in their seed only: every configuration key is equal but those of
+NOT_IDENTITY, and so are the data. A group is named after its model and after what tells it from the
+other groups at hand. Keys that only some models read count among the groups of one model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cerebra_jax import config
+from cerebra_jax.checks import joined
 
-SAME = (
-    "seed",
-    "task.cache_dir",
-    "task.data_dir",
-    "task.path",
-    "train.devices",
-)  # where data lie is not what they are
-OWN = (
+# keys in which repeats may differ: the seed, and where data lie, which is not what they are
+NOT_IDENTITY = ("seed", "task.cache_dir", "task.data_dir", "task.path", "train.devices")
+# beginnings of the keys that not every model reads
+MODEL_KEYS = (
     "net.route.",
     "net.compress.",
     "net.norm",
@@ -28,81 +25,90 @@ OWN = (
     "net.ssm_state",
     "objective.",
     "sampler.",
-)  # keys that not every model reads
-
-UNITS = ("objective.unit", "objective.device")  # of all costs in a table, whoever has them
+)
+UNIT_KEYS = ("objective.unit", "objective.device")  # they concern all costs of a table
 
 Identity = Mapping[str, Any]
 
 
 def identity(values: Mapping[str, Any], result: Mapping[str, Any]) -> Identity:
-    """All that repeats have in common, flat; keys that a run is too old to have are at their default."""
-    flat = {key: f.default for key, f in config.fields().items()} | _flat(values)
-    for key in SAME:
+    """Returns what repeats have in common, as a flat dict of configuration keys and "data".
+
+    values: config.json; a key that the run is too old to have is at its default.
+    result: result.json, whose hash of the data tells data sets of one name apart.
+    """
+    flat = {key: _hashable(value) for key, value in _flat(config.renewed(values))}
+    for key in NOT_IDENTITY:
         flat.pop(key, None)
-    return flat | {
-        "data": f"{result['dataset']} {result.get('data', {}).get('sha256', '')[:8]}".strip()
-    }
+    sha256 = result.get("data", {}).get("sha256", "")
+    return flat | {"data": f"{result['dataset']} {sha256[:8]}".strip()}
 
 
 def label(of: Identity) -> str:
-    """The model of a group; a twin by what it is the twin of."""
-    kind = {"equal_flops": "equal-FLOP"}.get(of["twin"], of["twin"])
-    return f"{kind} twin of {of['net.name']}" if kind else of["net.name"]
+    """Returns the model of a group; for a twin, what it is the twin of."""
+    if not of["twin"]:
+        return of["net.name"]
+    kind = "equal-FLOP" if of["twin"] == "equal_flops" else of["twin"]
+    return f"{kind} twin of {of['net.name']}"
 
 
 def names(identities: Sequence[Identity]) -> list[str]:
-    """What to call each of some groups, all different: "cerebra, lam=0.001, rate=0.5"."""
-    labels = [label(of) for of in identities]
-    shown = [
-        [
-            key
-            for key in of
-            if key not in ("net.name", "twin") and _differs(key, of, labels[i], identities, labels)
-        ]
-        for i, of in enumerate(identities)
-    ]
+    """Returns a name for each group, all different: "cerebra, lam=0.001, rate=0.5"."""
+    shown = [_telling_keys(i, identities) for i in range(len(identities))]
+
+    # a key is shortened to its last word where no other key that is shown ends in it
     every = {key for keys in shown for key in keys}
-    tails = [key.rpartition(".")[2] for key in every]
-    short = {
-        key: tail if tails.count(tail := key.rpartition(".")[2]) == 1 else key for key in every
-    }
-    return [
-        ", ".join([name, *(f"{short[key]}={_text(of[key])}" for key in keys)])
-        for name, of, keys in zip(labels, identities, shown, strict=True)
-    ]
+    tails = [_tail(key) for key in every]
+    short = {key: _tail(key) if tails.count(_tail(key)) == 1 else key for key in every}
+
+    made = []
+    for of, keys in zip(identities, shown, strict=True):
+        made.append(", ".join([label(of), *(f"{short[key]}={_text(of[key])}" for key in keys)]))
+    return made
 
 
-def order(of: Identity) -> tuple[Any, ...]:
-    """Sorting key of groups: dense first, then by model, then by values, numbers as numbers."""
-    return (
-        of["net.name"] != "transformer",
-        of["twin"],
-        of["net.name"],
-        *((str(type(v)), v) for v in of.values()),
-    )
+def sort_key(of: Identity) -> tuple[Any, ...]:
+    """Returns what groups are sorted by: dense first, then the model, then numbers as numbers."""
+    values = ((str(type(value)), value) for value in of.values())
+    return (of["net.name"] != "transformer", of["twin"], of["net.name"], *values)
 
 
-def _differs(
-    key: str, of: Identity, label: str, identities: Sequence[Identity], labels: Sequence[str]
-) -> bool:
-    own = key.startswith(OWN) and key not in UNITS
-    others = (
-        other for other, name in zip(identities, labels, strict=True) if name == label or not own
-    )
-    return any(key not in other or other[key] != of[key] for other in others)
+def _telling_keys(i: int, identities: Sequence[Identity]) -> list[str]:
+    """Returns the keys in which the i-th group differs from a group that reads them too."""
+    mine = identities[i]
+    same_label = [other for other in identities if label(other) == label(mine)]
+    keys = []
+    for key in mine:
+        if key in ("net.name", "twin"):  # the label says these
+            continue
+        of_model = key.startswith(MODEL_KEYS) and key not in UNIT_KEYS
+        others = same_label if of_model else identities
+        if any(key not in other or other[key] != mine[key] for other in others):
+            keys.append(key)
+    return keys
+
+
+def _tail(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _text(value: Any) -> str:
+    """Writes a value so that different values look different."""
+    if isinstance(value, tuple):
+        value = joined(value)
     if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value) if value != "" else '""'
+        rounded = f"{value:g}"
+        return rounded if float(rounded) == value else repr(value)
+    return '""' if value == "" else str(value)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        out |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
-    return out
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

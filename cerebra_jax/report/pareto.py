@@ -1,4 +1,4 @@
-"""Quality against cost: which groups no other one dominates, and how much of the plane they dominate."""
+"""Quality against cost: which groups no other dominates, and the area that they dominate."""
 
 from __future__ import annotations
 
@@ -7,119 +7,176 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cerebra_jax.report.groups import label
-from cerebra_jax.report.runs import Groups, Run
+from cerebra_jax.report.runs import Groups, Run, first
 from cerebra_jax.report.statistics import mean_sd
 
-Point = tuple[float, float]  # (cost, loss): less of either is better
 
+class Point(NamedTuple):
+    """A place in the plane; less of either is better."""
 
-MARGIN = 0.1  # the reference lies beyond the worst point: what is worst in one of the two counts a little as well
+    cost: float
+    loss: float
 
 
 class Box(NamedTuple):
-    """What a hypervolume is a share of: from the best cost and loss of some groups to a little beyond the worst."""
+    """The part of the plane whose dominated fraction is reported."""
 
     best: Point
     worst: Point
 
 
+class Volume(NamedTuple):
+    """The dominated fraction of a box over seeds; sd is NaN where the seeds cannot tell."""
+
+    mean: float
+    sd: float
+    seeds: int
+
+
+# A box ends this fraction of its range beyond the worst point, so that what is worst in one of the
+# two counts a little as well.
+MARGIN = 0.1
+
+
 def front(points: Sequence[Point]) -> list[int]:
-    """Indices, by rising cost, of the points of which no other is as good in both and better in one."""
-    out: list[int] = []
+    """Returns the indices, by rising cost, of the points that no other dominates.
+
+    A point dominates another if it is as good in both and better in one.
+    """
+    indices: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: points[i]):
-        if not out or points[i][1] < points[out[-1]][1] or points[i] == points[out[-1]]:
-            out.append(i)
-    return out
+        if not indices:
+            indices.append(i)
+            continue
+        last = points[indices[-1]]
+        if points[i][1] < last[1] or points[i] == last:
+            indices.append(i)
+    return indices
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Area that the points dominate up to the reference (Zitzler & Thiele 1999, IEEE Trans. Evol. Comput. 3:257)."""
-    inside = [p for p in points if p[0] < reference[0] and p[1] < reference[1]]
-    area, height = 0.0, reference[1]
+    """Returns the area that the points dominate up to the reference.
+
+    Source: Zitzler & Thiele 1999, IEEE Trans. Evol. Comput. 3:257.
+    """
+    reference = Point(*reference)
+    inside = [p for p in points if p[0] < reference.cost and p[1] < reference.loss]
+    area = 0.0
+    height = reference.loss
     for i in front(inside):
         cost, loss = inside[i]
-        area += (reference[0] - cost) * (height - loss)
+        area += (reference.cost - cost) * (height - loss)
         height = loss
     return area
 
 
-def share(points: Sequence[Point], box: Box) -> float:
-    """The hypervolume as a share of the box; 0 for a box without area."""
-    (c0, q0), (c1, q1) = box
-    area = (c1 - c0) * (q1 - q0)
-    return hypervolume(points, box.worst) / area if area > 0 else 0.0
+def dominated_fraction(points: Sequence[Point], within: Box) -> float:
+    """Returns the hypervolume as a fraction of the box; 0 for a box without area."""
+    area = (within.worst.cost - within.best.cost) * (within.worst.loss - within.best.loss)
+    return hypervolume(points, within.worst) / area if area > 0 else 0.0
 
 
 def point(run: Run) -> Point | None:
-    """(executed FLOPs per token, headline on test data as a loss) of a run; None where it has no such figure."""
-    headline = run.metrics[0]
-    value = run.result["test"][headline["key"]]
-    return None if value is None else (run.executed_flops, value if headline["lower"] else -value)
+    """Returns (executed FLOPs per token, headline on test data as a loss); None if not known."""
+    metric = run.headline
+    value = run.figure("test", metric)
+    if value is None:
+        return None
+    return Point(run.costs.executed_flops, value if metric.lower else -value)
+
+
+def points_of(runs: Sequence[Run]) -> list[Point]:
+    """Returns the points of the runs that have one."""
+    return [p for p in map(point, runs) if p is not None]
 
 
 def means(groups: Groups) -> dict[str, Point]:
-    """The mean point of each group that has one."""
-    found = {name: [p for run in runs if (p := point(run))] for name, runs in groups.items()}
-    return {
-        name: tuple(mean_sd([p[axis] for p in ps])[0] for axis in (0, 1))
-        for name, ps in found.items()
-        if ps
-    }
+    """Returns the mean point of each group that has one."""
+    found = {}
+    for name, runs in groups.items():
+        points = points_of(runs)
+        if points:
+            costs, losses = zip(*points, strict=True)
+            found[name] = Point(mean_sd(costs)[0], mean_sd(losses)[0])
+    return found
 
 
 def frame(groups: Groups) -> Box:
-    """The box of all runs."""
-    return box([p for runs in groups.values() for run in runs if (p := point(run))])
+    """Returns the box of all runs."""
+    return box([p for runs in groups.values() for p in points_of(runs)])
 
 
 def box(points: Sequence[Point]) -> Box:
-    """From the best of some points to MARGIN of their range beyond the worst."""
-    axes = list(zip(*points, strict=True))
-    return Box(
-        tuple(map(min, axes)), tuple(max(axis) + MARGIN * (max(axis) - min(axis)) for axis in axes)
-    )
+    """Returns the box from the best of some points to MARGIN of their range beyond the worst."""
+    costs, losses = zip(*points, strict=True)
+    worst = [max(axis) + MARGIN * (max(axis) - min(axis)) for axis in (costs, losses)]
+    return Box(Point(min(costs), min(losses)), Point(*worst))
 
 
-def volumes(groups: Groups) -> dict[str, tuple[float, float, int]]:
-    """{model: (share of the box that its groups dominate, its standard deviation over seeds, seeds)} and "all": one
-    value a seed that every group of the model has; where they have none in common, that of the means, and NaN."""
-    at, within = means(groups), frame(groups)
+def volumes(groups: Groups) -> dict[str, Volume]:
+    """Returns for each model, and for "all", the fraction of the box that its groups dominate.
+
+    There is one value for each seed that every group of the model has. Where fewer than two seeds
+    are common, the value is that of the mean points, and its standard deviation is NaN.
+    """
+    mean_points = means(groups)
+    within = frame(groups)
+
+    # the groups of each model
     models: dict[str, list[str]] = {}
-    for name in at:
+    for name in mean_points:
         models.setdefault(label(groups[name][0].identity), []).append(name)
     if len(models) > 1:
-        models = {"all": list(at)} | models
-    out = {}
+        models = {"all": list(mean_points)} | models
+
+    found = {}
     for model, names in models.items():
-        by_seed = [{run.seed: p for run in groups[name] if (p := point(run))} for name in names]
-        seeds = sorted(set.intersection(*(set(found) for found in by_seed)))
+        by_seed = [_points_by_seed(groups[name]) for name in names]
+        seeds = sorted(set.intersection(*(set(points) for points in by_seed)))
         if len(seeds) < 2:
-            out[model] = (share([at[name] for name in names], within), math.nan, len(seeds))
+            fraction = dominated_fraction([mean_points[name] for name in names], within)
+            found[model] = Volume(fraction, math.nan, len(seeds))
             continue
-        values = [share([found[seed] for found in by_seed], within) for seed in seeds]
-        out[model] = (*mean_sd(values), len(seeds))
-    return out
+        values = [
+            dominated_fraction([points[seed] for points in by_seed], within) for seed in seeds
+        ]
+        found[model] = Volume(*mean_sd(values), len(seeds))
+    return found
 
 
 def lines(groups: Groups) -> list[str]:
-    """The front and the hypervolumes for a person; nothing where there is no choice, volumes of 3 groups or more."""
-    at = means(groups)
-    if len(at) < 2:
+    """Returns the front as a sentence, and with 3 groups or more the hypervolumes as another.
+
+    Returns nothing for a single group, which leaves no choice.
+    """
+    mean_points = means(groups)
+    if len(mean_points) < 2:
         return []
-    names, headline = list(at), next(iter(groups.values()))[0].metrics[0]
-    on = "; ".join(names[i] for i in front(list(at.values())))
-    (c0, q0), (c1, q1) = frame(groups)
-    sign, digits = 1 if headline["lower"] else -1, headline["digits"]
+    names = list(mean_points)
+    metric = first(groups).headline
+    on = "; ".join(names[i] for i in front(list(mean_points.values())))
+    front_line = f"Pareto front by means (executed FLOPs per token, test {metric.name}): {on}."
+    if len(mean_points) < 3:
+        return [front_line]
 
-    def shown(model: str, mean: float, sd: float, n: int) -> str:
-        return f"{model} {mean:.3f}" + ("" if math.isnan(sd) else f" ± {sd:.3f} ({n} seeds)")
-
-    first = f"Pareto front by means (executed FLOPs per token, test {headline['name']}): {on}."
-    if len(at) < 3:
-        return [first]
+    best, worst = frame(groups)
+    sign = 1 if metric.lower else -1
+    digits = metric.digits
+    shown = "; ".join(_volume_text(model, volume) for model, volume in volumes(groups).items())
     return [
-        first,
-        f"Hypervolume, a share of the box from {c0 / 1e6:.4g} to {c1 / 1e6:.4g} MFLOP/token and "
-        f"{sign * q0:,.{digits}f} to {sign * q1:,.{digits}f}: "
-        f"{'; '.join(shown(model, *value) for model, value in volumes(groups).items())}.",
+        front_line,
+        f"Hypervolume, a share of the box from {best.cost / 1e6:.4g} to {worst.cost / 1e6:.4g} "
+        f"MFLOP/token and {sign * best.loss:,.{digits}f} to {sign * worst.loss:,.{digits}f}: "
+        f"{shown}.",
     ]
+
+
+def _volume_text(model: str, volume: Volume) -> str:
+    if math.isnan(volume.sd):
+        return f"{model} {volume.mean:.3f}"
+    return f"{model} {volume.mean:.3f} ± {volume.sd:.3f} ({volume.seeds} seeds)"
+
+
+def _points_by_seed(runs: Sequence[Run]) -> dict[int, Point]:
+    points = {run.seed: point(run) for run in runs}
+    return {seed: p for seed, p in points.items() if p is not None}

@@ -1,11 +1,13 @@
-"""Real dispatch with static shapes: kept tokens move into slots, only slots run the heavy path, results move back.
+"""Dispatch with static shapes: kept tokens move into slots, only slots run, results move back.
 
-A sequence is cut into segments, each with its own slots; a slot of segment s needs keys up to the end of s only, so
-causality costs half the square here too. Tokens fill the slots of their segment in order; what does not fit is
-overflow and stays on the light path (earliest-first: a token's fate never depends on a later one).
+A sequence is cut into segments, each with its own slots. A slot of segment s needs keys up to the
+end of s only, so causality costs half the square here too. Tokens fill the slots of their segment
+in
+order. What does not fit is overflow and stays on the light path: earliest first, so that a token's
+fate never depends on a later one.
 
-Two lowerings of one thing: gathers, which cost no FLOPs, or products with one-hot matrices, for exporters and devices
-without batched gather and scatter; `move_flops` prices those.
+There are two lowerings of one thing: gathers, which cost no FLOPs, or products with one-hot
+matrices, for exporters and devices without batched gather and scatter.
 """
 
 from __future__ import annotations
@@ -16,33 +18,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.cost import prices
-from cerebra_jax.kernels.attention import Plan, segment_bounds, segments_for
+from cerebra_jax.kernels.attention import segment_bounds, segments_for
 
 FEWEST = 32  # slots of a segment
 
 
 class Layout(NamedTuple):
-    """Static shape of a dispatch: token ranges and slot ranges, one pair a segment."""
+    """The static shape of a dispatch: token ranges and slot ranges, one pair a segment."""
 
     tokens: tuple[tuple[int, int], ...]
     slots: tuple[tuple[int, int], ...]
 
     @property
     def K(self) -> int:
-        """All slots of an example."""
+        """Returns the number of slots of an example."""
         return self.slots[-1][1]
-
-    def plan(self, kv: str) -> Plan:
-        """Attention plan of the slots: keys are all tokens up to the segment's end, or all slots up to it."""
-        ends = self.tokens if kv == "all" else self.slots
-        return tuple((c0, c1, 0, end) for (c0, c1), (_, end) in zip(self.slots, ends, strict=True))
 
 
 def layout(L: int, share: float) -> Layout:
-    """Slots for `share` of L tokens, rounded up in each segment. Segments have at least 512 tokens and FEWEST slots,
-    because the share of tokens that overflow grows as segments shrink, and because with kv=all each of them reads all
-    keys before its end: for few queries that takes longer than the scores it saves."""
+    """Returns slots for `share` of L tokens, rounded up in each segment.
+
+    Segments have at least 512 tokens and FEWEST slots: the share of tokens that overflow grows as
+    segments shrink, and with kv=all each of them reads all keys before its end, which for few
+    queries takes longer than the scores it saves.
+    """
     tokens = segment_bounds(L, max(1, min(segments_for(L), L // 512, int(share * L) // FEWEST)))
     slots, c = [], 0
     for a, b in tokens:
@@ -53,8 +52,12 @@ def layout(L: int, share: float) -> Layout:
 
 
 class Slots(NamedTuple):
-    """idx_BxK: the token in each slot, L where empty. slot_BxL: the slot of each token, K where it has none.
-    onehot: with that lowering, whether a slot holds a token, (B, slots, tokens) bool for each segment."""
+    """Which token stands in which slot.
+
+    idx_BxK: the token in each slot, L where empty. slot_BxL: the slot of each token, K where it has
+    none. onehot: with that lowering, whether a slot holds a token, (B, slots, tokens) bool for each
+    segment.
+    """
 
     idx_BxK: jax.Array
     slot_BxL: jax.Array
@@ -65,14 +68,11 @@ class Slots(NamedTuple):
         return self.slot_BxL < self.idx_BxK.shape[1]
 
 
-def move_flops(lay: Layout, D: int) -> int:
-    """FLOPs per example of one `gather` or `scatter` of width D as products: each segment's slots times its tokens."""
-    sizes = [(c1 - c0, b - a) for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)]
-    return sum(prices.matmul_flops(k, n, D) for k, n in sizes)
-
-
 def assign(keep_BxL: jax.Array, lay: Layout, lowering: str = "gather") -> Slots:
-    """Slots for the tokens where keep is true, in order, segment by segment; the rest of them overflow."""
+    """Returns slots for the tokens where keep is true, in order, segment by segment.
+
+    The rest of them overflow.
+    """
     B, L = keep_BxL.shape
     parts = []
     for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True):
@@ -95,8 +95,11 @@ def assign(keep_BxL: jax.Array, lay: Layout, lowering: str = "gather") -> Slots:
 
 
 def place(keep_Bxn, pos_Bxn, used_BxS, lay: Layout) -> tuple[jax.Array, jax.Array]:
-    """`assign` for the next n tokens of each row, at their positions: slots (B, n), K for none, and how many tokens
-    of each segment have wanted one so far. A position beyond the last segment gets none."""
+    """Returns `assign` for the next n tokens of each row, at their positions.
+
+    Slots (B, n), K for none, and how many tokens of each segment have wanted one so far. A position
+    beyond the last segment gets none.
+    """
     ends_S = jnp.asarray([b for _, b in lay.tokens])
     first_S, size_S = (
         jnp.asarray(x) for x in zip(*((c0, c1 - c0) for c0, c1 in lay.slots), strict=True)
@@ -113,26 +116,35 @@ def place(keep_Bxn, pos_Bxn, used_BxS, lay: Layout) -> tuple[jax.Array, jax.Arra
 
 
 def _take(x_BxNxD, at_BxM):
-    """Rows of x at the given places; zeros where the place is N (none)."""
+    """Returns rows of x at the given places; zeros where the place is N (none)."""
     N = x_BxNxD.shape[1]
     rows = jnp.take_along_axis(x_BxNxD, jnp.minimum(at_BxM, N - 1)[..., None], axis=1)
     return jnp.where((at_BxM < N)[..., None], rows, jnp.zeros((), rows.dtype))
 
 
 def gather(x_BxLxD, slots: Slots) -> jax.Array:
-    """(B, L, D) -> (B, K, D): the rows of the kept tokens; empty slots are zeros. Its gradient is `scatter`."""
+    """Returns the rows of the kept tokens, (B, L, D) -> (B, K, D); empty slots are zeros.
+
+    Its gradient is `scatter`.
+    """
     return _products("bkl,bld->bkd", x_BxLxD, slots, 2) if slots.onehot else _gather(x_BxLxD, slots)
 
 
 def scatter(y_BxKxD, slots: Slots) -> jax.Array:
-    """(B, K, D) -> (B, L, D): rows back at their tokens, zeros elsewhere. Its gradient is `gather`."""
+    """Returns rows back at their tokens, (B, K, D) -> (B, L, D), zeros elsewhere.
+
+    Its gradient is `gather`.
+    """
     return (
         _products("bkl,bkd->bld", y_BxKxD, slots, 1) if slots.onehot else _scatter(y_BxKxD, slots)
     )
 
 
 def read(n_BxL, slots: Slots, empty: int) -> jax.Array:
-    """Whole numbers of the tokens (B or 1, L) -> those of the slots (B, K), `empty` where there is no token."""
+    """Returns whole numbers of the tokens (B or 1, L) as those of the slots (B, K).
+
+    `empty` stands where there is no token.
+    """
     if not slots.onehot:
         B, K = slots.idx_BxK.shape
         padded = jnp.pad(
@@ -148,7 +160,10 @@ def read(n_BxL, slots: Slots, empty: int) -> jax.Array:
 
 
 def _products(how: str, x_BxNxD, slots: Slots, axis: int):
-    """Each segment's share of x times its one-hot matrix. In full precision: rows must come through as they are."""
+    """Returns each segment's share of x times its one-hot matrix.
+
+    In full precision: rows must come through as they are.
+    """
     parts, a = [], 0
     for held_BxKxL in slots.onehot:
         x = x_BxNxD[:, a : a + held_BxKxL.shape[axis]]
@@ -160,23 +175,34 @@ def _products(how: str, x_BxNxD, slots: Slots, axis: int):
 
 
 def combine(g_BxL, heavy_BxLxD, light_BxLxD=None, slots: Slots | None = None):
-    """g · heavy + (1 − g) · light, or g · heavy, each token its own g, (B, L) or (B, L, 1). With slots, heavy is
-    (B, K, D), and g is 0 (gate · kept) where a token has none. As matrices, as in `layers.block.Norm`: of (1, 8192, 256) the
-    gradient of g is a sum over D that XLA's CPU takes 16 times longer for with three axes."""
+    """Returns g · heavy + (1 − g) · light, or g · heavy.
+
+    Each token has its own g, (B, L) or (B, L, 1).
+
+    With slots, heavy is (B, K, D), and g is 0 (gate · kept) where a token has none. As matrices: of
+    (1, 8192, 256) the gradient of g is a sum over D that XLA's CPU takes 16 times longer for with
+    three axes.
+    """
     if slots is not None and not slots.onehot:
         return merge(g_BxL.reshape(*slots.slot_BxL.shape, 1), heavy_BxLxD, light_BxLxD, slots)
     if slots is not None:
         heavy_BxLxD = scatter(heavy_BxLxD, slots)
-    g, heavy = g_BxL.reshape(-1, 1), heavy_BxLxD.reshape(-1, heavy_BxLxD.shape[-1])
-    y = g * heavy if light_BxLxD is None else g * heavy + (1 - g) * light_BxLxD.reshape(heavy.shape)
+    g = g_BxL.reshape(-1, 1)
+    heavy = heavy_BxLxD.reshape(-1, heavy_BxLxD.shape[-1])
+    y = g * heavy
+    if light_BxLxD is not None:
+        y = y + (1 - g) * light_BxLxD.reshape(heavy.shape)
     return y.reshape(heavy_BxLxD.shape)
 
 
 @jax.custom_vjp
 def merge(g_BxLx1, y_BxKxD, light_BxLxD, slots: Slots) -> jax.Array:
-    """g · y at the tokens of the slots, plus (1 − g) · light unless that is None, -> (B, L, D): `scatter` and a mix
-    without a pass over rows that hold nothing. Where a token has no slot g must be 0, and has no gradient. Not for
-    one-hot slots."""
+    """Returns g · y at the tokens of the slots, plus (1 − g) · light unless that is None: (B, L,
+    D).
+
+    It is `scatter` and a mix without a pass over rows that hold nothing. Where a token has no slot
+    g must be 0, and has no gradient. Not for one-hot slots.
+    """
     return _merge_fwd(g_BxLx1, y_BxKxD, light_BxLxD, slots)[0]
 
 

@@ -1,17 +1,18 @@
-"""The savings certificate: what a model really saves against its dense twin, counted and timed on one device.
+"""The savings certificate: what a model saves against dense, counted and timed on one device.
 
-Five independent figures: the analytic price, the count of the program's jaxpr, XLA's own count of an unrolled build,
-bytes, and paired wall-clock of the forward pass and of the training step. The first two must agree as integers, and the
-counted programs must be cheaper than dense; XLA's count and the clock are shown beside them (cost/prices.py says why).
+Five independent figures: the analytic price, the count of the program's jaxpr, XLA's own count of
+an unrolled build, bytes, and paired wall-clock of the forward pass and of the training step. The
+first two must agree as integers, and the counted programs must be cheaper than dense; XLA's count
+and the clock are shown beside them (cost/prices.py says why).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,153 +24,246 @@ from cerebra_jax.config import QuantCfg, RunCfg
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.cost import prices, timing
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import model as models
+from cerebra_jax.models.model import Model, neutral_knobs
 from cerebra_jax.policies import thresholds
-from cerebra_jax.training import results as result
-from cerebra_jax.training.checkpoint import Checkpoints
-from cerebra_jax.training.experiment import Session, resolved
+from cerebra_jax.tasks.task import Task
+from cerebra_jax.training import results
+from cerebra_jax.training.experiment import Experiment, Serving, prepare, resolved
+from cerebra_jax.training.programs import Programs
 from cerebra_jax.training.state import TrainState
+from cerebra_jax.types import Batch
 
 ROUNDS = 9
 BATCHES = 8  # of the validation split, on which expected and hard cost are measured
+TRAINED = 3  # training batches that the timed steps take in turn
+
+
+class Forward(NamedTuple):
+    """What the forward pass gives: its loss, and the costs of each example."""
+
+    loss: jax.Array
+    expected_B: jax.Array
+    hard_B: jax.Array
+
+
+class Inputs(NamedTuple):
+    """What both programs of a variant run on, placed on the device."""
+
+    state: TrainState
+    batches: list[Batch]
+    key: jax.Array
 
 
 class Variant:
-    """A model with its two programs compiled for one device; `row` holds its figures, `runs` what is timed."""
+    """A model with its two programs compiled for one device.
 
-    def __init__(self, cfg: RunCfg, task: Any, state: TrainState | None):
-        """`state`: a trained one; None for a fresh one, whose thresholds are set by a few validation batches."""
-        s = self.s = Session(_one_device(cfg), task)
+    `row` holds its figures, `runs` what is timed: each takes a number of calls.
+    """
+
+    def __init__(self, cfg: RunCfg, task: Task, state: TrainState | None):
+        """Compiles and counts; `state` is a trained one, or None for a fresh one.
+
+        The thresholds of a fresh one are set by a few validation batches.
+        """
+        # which model, in which precision
+        self.experiment = e = prepare(_one_device(cfg), task)
         if state is not None:
-            s.adopt_of(state)
-        elif cfg.quant.bits:
-            s.adopt(s.adopted, True)
-        train, forward = s.parallel.programs[0], _forward(s)
-        self._batches = [s.parallel.shard(task.train_batch(cfg.seed, i, s.micro)) for i in range(3)]
-        held_out = [
-            s.parallel.shard(b)
-            for b in itertools.islice(task.eval_batches("valid", s.micro), BATCHES)
-        ]
-        fresh = state is None
-        self._state = s.parallel.place(s.fresh() if fresh else state)
-        if fresh and self._state.routing:
-            self._state = self._state.replace(routing=_settle(s.model, self._state, held_out))
-        self._forward = forward.lower(self._state, self._batches[0]).compile()
-        self.runs = {"forward": self._run_forward}
-        if not cfg.quant.stored:  # there is no training step of stored integers
-            # accumulated micro-batches are a loop around the step that is timed here
-            self._train = train.lower(self._state, self._batches[0], s.key).compile()
-            self.runs["train"] = self._run_train
-        self.row = self._figures(train, forward, held_out)
+            self.serving = e.serving(state)
+        else:
+            self.serving = e.first._replace(quantized=bool(cfg.quant.bits))
+        self.model = e.model_of(self.serving)
+        self.programs = Programs(e)
 
-    def _figures(self, train: Any, forward: Any, held_out: list) -> dict[str, Any]:
-        s, B = self.s, self.s.micro
-        batch = self._batches[0]
-        costs_2xN = np.concatenate(
-            [_costs(self._forward(self._state, b), b) for b in held_out], axis=1
-        )
-        expected, hard = costs_2xN.mean(1).tolist()
-        count = jaxpr.count(forward, self._state, batch)
-        step = jaxpr.count(train, self._state, batch, s.key) if "train" in self.runs else None
-        xla, note = _xla(s, self._forward)
+        # what it runs on
+        shard = self.programs.shard
+        batches = [shard(task.train_batch(cfg.seed, i, e.micro)) for i in range(TRAINED)]
+        held_out = itertools.islice(task.eval_batches("valid", e.micro), BATCHES)
+        held_out = [shard(batch) for batch in held_out]
+        placed = self.programs.place(e.fresh() if state is None else state)
+        if state is None and placed.routing:
+            placed = placed.replace(routing=_settle(self.model, placed, held_out))
+        inputs = Inputs(placed, batches, e.key)
+
+        # its programs, counted and ready to be timed
+        forward = forward_pass(e, self.model)
+        compiled = forward.lower(placed, batches[0]).compile()
+        self.runs: dict[str, Callable[[int], None]] = {
+            "forward": functools.partial(_run_forward, compiled, inputs)
+        }
+        costs = [_costs(compiled(placed, batch), batch) for batch in held_out]
+        expected, hard = np.concatenate(costs, axis=1).mean(1).tolist()
+        self.row = {"expected": expected, "hard": hard}
+        self.row |= self._counted(forward, compiled, inputs)
+        if not cfg.quant.stored:  # there is no training step of stored integers
+            self._add_train(inputs)
+
+    def _counted(self, forward: Any, compiled: Any, inputs: Inputs) -> dict[str, Any]:
+        """Returns what the forward pass costs, by three counts.
+
+        The training step's place is empty.
+        """
+        B = self.experiment.micro
+        count = jaxpr.count(forward, inputs.state, inputs.batches[0])
+        xla, note = _xla(self.experiment, self.serving, compiled)
         return {
-            "expected": expected,
-            "hard": hard,
-            "executed_flops": s.model.cost.executed_flops,
+            "executed_flops": self.model.cost.executed_flops,
             "counted_flops": count.flops / B,
             "counted_int8": count.int8 / B,
-            "counted_train_flops": step and step.flops / B,
-            "counted_train_int8": step and step.int8 / B,
+            "counted_train_flops": None,
+            "counted_train_int8": None,
             "elementwise": count.elementwise / B,
             "xla_flops": xla and xla / B,
             "xla_note": note,
-            "bytes": {"forward": count.bytes} | ({"train": step.bytes} if step else {}),
-            "memory": {"forward": _memory(self._forward)}
-            | ({"train": _memory(self._train)} if step else {}),
+            "bytes": {"forward": count.bytes},
+            "memory": {"forward": _memory(compiled)},
         }
 
-    def _run_forward(self, n: int) -> None:
-        for i in range(n):
-            out = self._forward(self._state, self._batches[i % 3])
-        jax.block_until_ready(out)
+    def _add_train(self, inputs: Inputs) -> None:
+        """Enters the training step into the figures, and into what is timed.
 
-    def _run_train(self, n: int) -> None:
-        if not hasattr(self, "_moving"):  # the step gives its state's memory away
-            self._moving = jax.tree.map(jnp.copy, self._state)
-        for i in range(n):
-            self._moving, _ = self._train(self._moving, self._batches[i % 3], self.s.key)
-        jax.block_until_ready(self._moving)
+        Accumulated micro-batches would be a loop around the step that is counted here.
+        """
+        B = self.experiment.micro
+        train, _ = self.programs.serving(self.serving).programs
+        count = jaxpr.count(train, inputs.state, inputs.batches[0], inputs.key)
+        compiled = train.lower(inputs.state, inputs.batches[0], inputs.key).compile()
+        self.row["counted_train_flops"] = count.flops / B
+        self.row["counted_train_int8"] = count.int8 / B
+        self.row["bytes"]["train"] = count.bytes
+        self.row["memory"]["train"] = _memory(compiled)
+        self.runs["train"] = _TrainRuns(compiled, inputs)
 
 
-def certify(cfg: RunCfg, task: Any, state: TrainState | None, say: Callable[[str], None] = lambda line: None,
-            rounds: int | None = None) -> dict[str, Any]:  # fmt: skip
-    """The certificate of a model, trained (`state`) or fresh; "problems" says why it is not certified, if so.
+def _run_forward(compiled: Any, inputs: Inputs, n: int) -> None:
+    """Runs the forward pass n times."""
+    for i in range(n):
+        found = compiled(inputs.state, inputs.batches[i % TRAINED])
+    jax.block_until_ready(found)
 
-    FLOPs and bytes are per example of L tokens where they are FLOPs, per batch where they are bytes; times are seconds
-    per batch. Beside the model stand its dense twin and, where it has a random router, its random twin.
+
+class _TrainRuns:
+    """Runs the training step n times.
+
+    It owns a moving state: the step gives its state's memory away.
     """
-    cfg, rounds = resolved(cfg, task), rounds or ROUNDS
+
+    def __init__(self, compiled: Any, inputs: Inputs):
+        self._compiled = compiled
+        self._inputs = inputs
+        self._state: TrainState | None = None
+
+    def __call__(self, n: int) -> None:
+        if self._state is None:  # a copy is made for whoever times it only
+            self._state = jax.tree.map(jnp.copy, self._inputs.state)
+        for i in range(n):
+            batch = self._inputs.batches[i % TRAINED]
+            self._state, _ = self._compiled(self._state, batch, self._inputs.key)
+        jax.block_until_ready(self._state)
+
+
+def _silent(line: str) -> None:
+    """Logs nothing."""
+
+
+def certify(
+    cfg: RunCfg,
+    task: Task,
+    state: TrainState | None,
+    say: Callable[[str], None] = _silent,
+    rounds: int | None = None,
+) -> dict[str, Any]:
+    """Returns the certificate of a model, trained (`state`) or fresh.
+
+    Where "problems" is not empty, it says why the model is not certified. `rounds`: of the timing,
+    ROUNDS unless given. FLOPs are per example of L tokens, bytes per batch, times in seconds per
+    batch. Beside the model stand its dense control and, where it has a random router, its random
+    control.
+    """
+    # every variant, compiled and counted
+    rounds = rounds or ROUNDS
+    cfg = resolved(cfg, task)
     variants: dict[str, Variant] = {}
-    for name, twin in twins(cfg, task).items():
+    for name, control in controls(cfg, task).items():
         say(f"compiling and counting {name}")
-        variants[name] = Variant(twin, task, state if name == "model" else None)
-    rows = {name: v.row for name, v in variants.items()}
-    for kind in variants["model"].runs:
-        say(f"timing {kind}, {rounds} rounds")
-        cells: dict[str, list[timing.Cell]] = {name: [] for name in variants}
-        for found in timing.rounds_of(
-            {name: timing.here(v.runs[kind]) for name, v in variants.items()}, rounds
-        ):
-            for name, cell in found.items():
-                cells[name].append(cell)
-        for name, cs in cells.items():
-            q1, median, q3 = timing.quartiles([c.wall for c in cs])
-            ratio = timing.compare(cs, cells["dense"])._asdict()
-            rows[name].setdefault("time", {})[kind] = {
-                "median": median,
-                "q1": q1,
-                "q3": q3,
-                "ratio": ratio,
-            }
-    s = variants["model"].s
+        variants[name] = Variant(control, task, state if name == "model" else None)
+    rows = {name: variant.row for name, variant in variants.items()}
+    for name, times in _timed(variants, rounds, say).items():
+        rows[name]["time"] = times
     rows["model"]["masked_flops"] = _masked(cfg, task)
+
+    # the certificate
     problems = verdict(rows)
     return {
         "certified": not problems,
         "problems": problems,
         "model": cfg.net.name,
         "trained_steps": None if state is None else int(state.step),
-        "batch": s.micro,
-        "tokens": s.cfg.task.seq_len,
         "rounds": rounds,
-        "dense_model_flops": s.model.dense.model_flops,
         "rows": rows,
         "conventions": prices.CONVENTIONS,
         "config": config.to_dict(cfg),
-        "machine": timing.machine(),
-        "device": result.environment(s.parallel.devices),
-        "versions": result.versions(),
-        "commit": result.commit(),
+        **_circumstances(variants["model"]),
     }
 
 
+def _circumstances(own: Variant) -> dict[str, Any]:
+    """Returns the shapes that a certificate is for, and what it was measured with."""
+    return {
+        "batch": own.experiment.micro,
+        "tokens": own.experiment.sizes.tokens,
+        "dense_model_flops": own.model.dense.model_flops,
+        "machine": timing.machine(),
+        "device": results.environment(own.programs.devices),
+        "versions": results.versions(),
+        "commit": results.commit(),
+    }
+
+
+def _timed(
+    variants: dict[str, Variant], rounds: int, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Returns {variant: {"forward": times, "train": times}}, measured in interleaved rounds."""
+    times: dict[str, dict[str, Any]] = {name: {} for name in variants}
+    for kind in variants["model"].runs:
+        say(f"timing {kind}, {rounds} rounds")
+        here = {name: timing.here(variant.runs[kind]) for name, variant in variants.items()}
+        found = list(timing.rounds_of(here, rounds))
+        cells = {name: [cell_of[name] for cell_of in found] for name in variants}
+        for name, own in cells.items():
+            q1, median, q3 = timing.quartiles([cell.wall for cell in own])
+            ratio = timing.compare(own, cells["dense"])._asdict()
+            times[name][kind] = {"median": median, "q1": q1, "q3": q3, "ratio": ratio}
+    return times
+
+
 def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Why a model is not certified, one line a reason; empty where it is."""
+    """Returns why a model is not certified, one line a reason; empty where it is."""
+    # the price is the program
     problems = []
     for name, row in rows.items():
         counted = _operations(row, "counted")
         if counted != row["executed_flops"]:
-            problems.append(f"{name}: the price of the forward pass is {row['executed_flops']:,} FLOPs, "
-                            f"its program has {counted:,.0f}")  # fmt: skip
-    kinds = [("counted", "forward pass"), ("counted_train", "training step")]
-    for key, what in kinds[: 1 if rows["model"]["counted_train_flops"] is None else 2]:
-        share = _operations(rows["model"], key) / _operations(rows["dense"], key)
-        if share >= 1.0:
             problems.append(
-                f"the compiled {what} has {share:.4f} of the FLOPs of the dense one: it saves nothing"
+                f"{name}: the price of the forward pass is {row['executed_flops']:,} FLOPs, "
+                f"its program has {counted:,.0f}"
             )
-    masked = rows["model"]["masked_flops"]
-    if masked is not None and _operations(rows["model"], "counted") >= masked:
+
+    # the programs are cheaper than those of dense
+    model, dense = rows["model"], rows["dense"]
+    kinds = {"counted": "forward pass"}
+    if model["counted_train_flops"] is not None:
+        kinds["counted_train"] = "training step"
+    for key, what in kinds.items():
+        ratio = _operations(model, key) / _operations(dense, key)
+        if ratio >= 1.0:
+            problems.append(
+                f"the compiled {what} has {ratio:.4f} of the FLOPs of the dense one: "
+                "it saves nothing"
+            )
+
+    # and than that without dispatch
+    masked = model["masked_flops"]
+    if masked is not None and _operations(model, "counted") >= masked:
         problems.append(
             "routing saves nothing: the program runs what it would run without dispatch"
         )
@@ -177,12 +271,17 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _operations(row: dict[str, Any], key: str) -> float:
-    """FLOPs and int8 operations together: what 8 bits do to a product is no saving of it."""
-    return row[f"{key}_flops"] + row.get(f"{key}_int8", 0)
+    """Returns FLOPs and int8 operations together: a product in 8 bits is not saved."""
+    return row[f"{key}_flops"] + (row[f"{key}_int8"] if f"{key}_int8" in row else 0)
 
 
-def twins(cfg: RunCfg, task: Any) -> dict[str, RunCfg]:
-    """{"model": cfg, "dense": its dense Transformer, "random": its random router, where it has one}, these in float."""
+def controls(cfg: RunCfg, task: Task) -> dict[str, RunCfg]:
+    """Returns {"model": cfg, "dense": its dense Transformer, "random": its random router}.
+
+    Not every model has a random router.
+
+    The controls are in float.
+    """
     plain = dataclasses.replace(cfg, quant=QuantCfg())
     if cfg.net.name == "transformer":
         return {"model": cfg, "dense": plain}
@@ -195,119 +294,96 @@ def twins(cfg: RunCfg, task: Any) -> dict[str, RunCfg]:
         return found
 
 
-def _masked(cfg: RunCfg, task: Any) -> float | None:
-    """Counted FLOPs of the forward pass that runs both branches and masks, None for a model without routing.
+def _masked(cfg: RunCfg, task: Task) -> float | None:
+    """Returns the counted FLOPs of the forward pass that runs both branches and masks.
 
-    A routed model may be cheaper than dense for other reasons (CHIAR's first layer has no attention)."""
+    None for a model without routing. A routed model may be cheaper than dense for other reasons
+    (CHIAR's first layer has no attention).
+    """
     if cfg.net.name not in ROUTED:
         return None
     route = dataclasses.replace(cfg.net.route, dispatch=False)
+    net = dataclasses.replace(cfg.net, route=route)
     plain = dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
-    masked = dataclasses.replace(
-        cfg, objective=plain, net=dataclasses.replace(cfg.net, route=route)
-    )
-    s = Session(_one_device(masked), task)
-    count = jaxpr.count(_forward(s), s.like, task.example(s.micro))
-    return (count.flops + count.int8) / s.micro
-
-
-def trained(
-    cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None], as_trained=False
-) -> TrainState:
-    """The best checkpoint of a run (`Checkpoints.best`); UserError where there is none."""
-    return scored(cfg, task, workdir, say, as_trained)[0]
-
-
-def scored(cfg: RunCfg, task: Any, workdir: Path, say: Callable[[str], None],
-           as_trained: bool = False) -> tuple[TrainState, float]:  # fmt: skip
-    """`trained`, and its validation score; less is better."""
-    s = Session(_one_device(cfg), task)
-    checkpoints = Checkpoints(workdir / "checkpoints", say, read_only=True)
-    try:
-        best = checkpoints.best(s.like, as_trained)
-    finally:
-        checkpoints.close()
-    if best is None:
-        raise UserError(
-            f"{workdir} has no intact validated checkpoint",
-            "train it first, or certify its --config",
-        )
-    result.same_data(best[2]["data"], task)
-    return best[1], best[2]["score"]
+    e = prepare(_one_device(dataclasses.replace(cfg, objective=plain, net=net)), task)
+    count = jaxpr.count(forward_pass(e, e.model), e.like, task.example(e.micro))
+    return (count.flops + count.int8) / e.micro
 
 
 def _one_device(cfg: RunCfg) -> RunCfg:
-    """The configuration on one device, one micro-batch a step: what is compiled, counted and timed."""
+    """Returns the configuration on one device, with one micro-batch a step."""
     size = cfg.train.batch_size // cfg.train.accum
-    return dataclasses.replace(
-        cfg, train=dataclasses.replace(cfg.train, devices=1, accum=1, batch_size=size)
-    )
+    train = dataclasses.replace(cfg.train, devices=1, accum=1, batch_size=size)
+    return dataclasses.replace(cfg, train=train)
 
 
-def _forward(s: Session) -> Any:
-    """forward(state, batch) -> (loss, expected_B, hard_B): the forward pass with its loss and nothing else, jitted."""
+def forward_pass(e: Experiment, model: Model) -> Any:
+    """Returns forward(state, batch) -> Forward, jitted: the forward pass with its loss alone."""
 
-    def forward(state, batch):
+    def forward(state: TrainState, batch: Batch) -> Forward:
         variables = {"params": state.params, "routing": state.routing}
-        out, aux = s.model.apply(variables, batch, models.neutral_knobs())
-        return s.task.loss(out, batch, s.model.net.loss_chunk)[0], aux.expected_B, aux.hard_B
+        out, aux = model.apply(variables, batch, neutral_knobs())
+        loss, _ = e.task.loss(out, batch, model.net.loss_chunk)
+        return Forward(loss, aux.expected_B, aux.hard_B)
 
     return jax.jit(forward)
 
 
-def _costs(found: Any, batch: Any) -> np.ndarray:
-    """(2, N): expected and hard cost of the N examples of a batch that are not padding."""
+def _costs(found: Forward, batch: Batch) -> np.ndarray:
+    """Returns (2, N): expected and hard cost of the N examples of a batch that are not padding."""
     real = np.asarray(batch["w_BxL"]).any(axis=1)
-    return np.stack([np.asarray(x, np.float64)[real] for x in found[1:]])
+    return np.stack([np.asarray(x, np.float64)[real] for x in (found.expected_B, found.hard_B)])
 
 
-def _settle(model: Any, state: TrainState, batches: list) -> dict[str, jax.Array]:
-    """Running thresholds as they stand after these batches; those that nothing observes stay."""
+def _settle(model: Model, state: TrainState, batches: list[Batch]) -> dict[str, jax.Array]:
+    """Returns running thresholds as they stand after these batches.
+
+    Those that nothing observes stay.
+    """
 
     @jax.jit
     def seen(routing, batch):
-        aux = model.apply(
-            {"params": state.params, "routing": routing}, batch, models.neutral_knobs()
-        )[1]
+        variables = {"params": state.params, "routing": routing}
+        _, aux = model.apply(variables, batch, neutral_knobs())
         return {name: value.mean(1) for name, value in aux.observed.items()}
 
+    # a layer's scores depend on the decisions below it: one pass for each
     routing = state.routing
-    for _ in range(
-        len(next(iter(routing.values())))
-    ):  # a layer's scores depend on the decisions below it
+    layers = len(next(iter(routing.values())))
+    for _ in range(layers):
         for i, batch in enumerate(batches):
-            observed = seen(routing, batch)
-            routing = thresholds.follow(routing, observed, i, 1.0) if observed else routing
+            routing = thresholds.follow(routing, seen(routing, batch), i, 1.0)
     return routing
 
 
-def _xla(s: Session, compiled: Any) -> tuple[float | None, str]:
-    """(XLA's FLOPs of the forward pass, unrolled; what it cannot see), None where it gives no figure."""
-    net = dataclasses.replace(
-        s.cfg.net, scan=False, remat=False, loss_chunk=s.micro * s.cfg.task.seq_len
-    )
-    plain = Session(dataclasses.replace(s.cfg, net=net), s.task)
-    plain.adopt(s.adopted, s.in_eight)
-    forward, batch = _forward(plain), s.task.example(s.micro)
-    remaining = jaxpr.loops(forward, plain.like, batch)
-    note = f"{remaining} loops, counted once each" if remaining else ""
+def _xla(e: Experiment, serving: Serving, compiled: Any) -> tuple[float | None, str]:
+    """Returns XLA's FLOPs of the forward pass, unrolled, and what it cannot see.
+
+    None where it gives no figure.
+    """
+    tokens = e.micro * e.sizes.tokens
+    net = dataclasses.replace(e.cfg.net, scan=False, remat=False, loss_chunk=tokens)
+    plain = prepare(dataclasses.replace(e.cfg, net=net), e.task)
+    forward = forward_pass(plain, plain.model_of(serving))
+    batch = e.task.example(e.micro)
+    loops = jaxpr.loops(forward, plain.like, batch)
+    note = f"{loops} loops, counted once each" if loops else ""
     try:
-        if net != s.cfg.net:
+        if net != e.cfg.net:
             compiled = forward.lower(plain.like, batch).compile()
         return jaxpr.compiled_flops(compiled), note
-    except ValueError as e:
-        return None, str(e)
+    except ValueError as error:
+        return None, str(error)
 
 
 def _memory(compiled: Any) -> dict[str, int] | None:
-    """Bytes of temporaries, and of everything that is alive during a call; None where the backend does not say."""
+    """Returns the bytes of temporaries, and of everything that is alive during a call.
+
+    None where the backend does not say.
+    """
     m = compiled.memory_analysis()
     if m is None:
         return None
-    whole = (
-        m.temp_size_in_bytes
-        + m.argument_size_in_bytes
-        + m.output_size_in_bytes
-        - m.alias_size_in_bytes
-    )
+    whole = m.temp_size_in_bytes + m.argument_size_in_bytes
+    whole += m.output_size_in_bytes - m.alias_size_in_bytes
     return {"temporary": m.temp_size_in_bytes, "whole": whole}

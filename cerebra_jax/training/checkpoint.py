@@ -1,11 +1,15 @@
-"""Checkpoints through Orbax: the last two and the best by validation, asynchronous, atomic, and never silently wrong.
+"""Checkpoints through Orbax: the last two and the best, atomic, and never silently wrong.
 
-Orbax commits a step atomically (a rename), but restores an array whose bytes have flipped without a word. So the
-sha256 of every leaf is saved *inside* the same atomic checkpoint and verified on restore. Per leaf and not per file:
-the files do not exist yet when an asynchronous save returns, so a file manifest could only be written after the
-commit, and a kill between the two would leave a good checkpoint that cannot be verified.
+The best is the one by validation. They are written while training goes on.
 
-The state is saved un-stacked and by name ({"params/embed": array}), so any number of devices can restore it.
+Orbax commits a step atomically (a rename), but restores an array whose bytes have flipped without a
+word. So the sha256 of every leaf is saved *inside* the same atomic checkpoint and verified on
+restore. Per leaf and not per file: the files do not exist yet when an asynchronous save returns, so
+a file manifest could only be written after the commit, and a kill between the two would leave a
+good checkpoint that cannot be verified.
+
+The state is saved un-stacked and by name ({"params/embed": array}), so any number of devices can
+restore it.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,26 +41,38 @@ class Damaged(Exception):
     """A checkpoint that cannot be trusted."""
 
 
+class Saved(NamedTuple):
+    """A checkpoint that was read, each of its arrays as its sha256 says."""
+
+    step: int
+    state: Any  # a train state; or, from `Checkpoints.named`, {"params/embed/table": array}
+    meta: dict[str, Any]  # "score", "validated", "wall_s", "config", "data", "environment"
+
+
 def leaves(state: Any) -> dict[str, np.ndarray]:
-    """{'params/embed': array on the host} of a state, as copies: the next step may reuse the device's memory."""
+    """Returns {'params/embed': array on the host} of a state.
+
+    The arrays are copies: the next step may reuse the device's memory.
+    """
     tree = serialization.to_state_dict(state)
     return {name: np.array(jax.device_get(leaf)) for name, leaf in named_leaves(tree).items()}
 
 
 def digests(named: dict[str, np.ndarray]) -> dict[str, str]:
-    """{name: sha256 of its dtype, shape and bytes}; threads, because hashlib lets go of the interpreter."""
+    """Returns {name: sha256 of its dtype, shape and bytes}."""
 
     def one(a: np.ndarray) -> str:
         digest = hashlib.sha256(f"{a.dtype.name}{a.shape}".encode())
-        digest.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
+    # threads, because hashlib lets go of the interpreter
     with ThreadPoolExecutor() as pool:
         return dict(zip(named, pool.map(one, named.values()), strict=True))
 
 
 def digest(tree: Any) -> str:
-    """One sha256 for a whole tree of arrays."""
+    """Returns one sha256 for a whole tree of arrays."""
     parts = sorted(digests(leaves(tree)).items())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -66,7 +82,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, say: Callable[[str], None], read_only: bool = False):
         """Opens (or makes) the folder; what a killed save left behind is cleared away."""
-        self.folder, self._say, self._read_only = folder.absolute(), say, read_only
+        self.folder = folder.absolute()
+        self._say = say
+        self._read_only = read_only
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
@@ -89,7 +107,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
 
     def preflight(self, state: Any) -> None:
-        """UserError where the disk cannot hold the checkpoints of a run."""
+        """Raises UserError where the disk cannot hold the checkpoints of a run."""
         need = (KEEP + 2) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < need:
@@ -99,27 +117,26 @@ class Checkpoints:
             )
 
     def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
-        """Starts to save `state` (score: of its validation, less is better, None where it was not measured).
+        """Starts to save `state`; its validation `score` is better if less, None if not measured.
 
-        Raises Diverged rather than save a number that is not finite, DiskError where an earlier save failed.
+        Raises Diverged rather than save a number that is not finite, DiskError where an earlier
+        save failed.
         """
+        # what is saved: the arrays by name, and beside them their shapes and digests
         named = leaves(state)
         for name, leaf in named.items():
-            if (
-                jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
-                and not np.isfinite(leaf.astype(np.float32)).all()
-            ):
+            if not _finite(leaf):
                 raise Diverged(
                     f"step {step}: {name} is not finite", "nothing was saved; lower train.lr"
                 )
-        shapes = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in named.items()}
+        shapes = {name: _described(leaf) for name, leaf in named.items()}
         meta = meta | {"sha256": digests(named), "shapes": shapes}
         meta["own_sha256"] = _own(meta)
+
+        # a step that has a checkpoint was stopped by a signal, and evaluated only after the resume
         metrics = None if score is None else {"score": score}
         with _disk_errors():
-            if (
-                step in self._manager.all_steps()
-            ):  # stopped by a signal here, and evaluated only after the resume
+            if step in self._manager.all_steps():
                 self._manager.wait_until_finished()
                 self._manager.delete(step)
             args = ocp.args.Composite(
@@ -128,21 +145,21 @@ class Checkpoints:
             self._manager.save(step, metrics=metrics, args=args)
 
     def check(self) -> None:
-        """DiskError as soon as an asynchronous save is known to have failed."""
+        """Raises DiskError as soon as an asynchronous save is known to have failed."""
         with _disk_errors():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Returns when everything is on disk; DiskError where it is not."""
+        """Returns when everything is on disk; raises DiskError where it cannot be."""
         with _disk_errors():
             self._manager.wait_until_finished()
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, latest first."""
+        """Returns the steps that have a checkpoint, latest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def by_validation(self) -> list[int]:
-        """Steps with a validation score, the best first, the later one of equals."""
+        """Returns the steps with a validation score, the best first, the later one of equals."""
         scores = []
         for step in self.steps():
             try:
@@ -156,70 +173,72 @@ class Checkpoints:
                 scores.append((score, -step))
         return [-step for _, step in sorted(scores)]
 
-    def latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, meta) of the newest intact checkpoint; None where there is none at all.
+    def latest(self, like: Any) -> Saved | None:
+        """Returns the newest intact checkpoint; None where there is none at all.
 
-        Damaged ones are moved aside with one warning line each; UserError where none is intact, never from scratch.
+        Damaged ones are moved aside with one warning line each. Raises UserError where none is
+        intact: a run never begins from scratch without being told to.
         """
         steps = self.steps()
         if not steps:
             return None
-        for step, state, meta, bad in self._walk(steps, like):
-            if (
-                bad and not self._read_only
-            ):  # else the step could not be saved again when training gets there
+        for saved, damaged in self._walk(steps, like):
+            # else the step could not be saved again when training gets there
+            if damaged and not self._read_only:
                 self._manager.close()
-                for worse in bad:
-                    self._set_aside(worse)
+                for step in damaged:
+                    self._set_aside(step)
                 self._manager = self._open()
-            return step, state, meta
+            return saved
         raise UserError(
             f"no checkpoint in {self.folder} is intact", "restore one from a backup, or use --fresh"
         )
 
-    def best(self, like: Any, as_trained: bool = False) -> tuple[int, Any, dict[str, Any]] | None:
-        """(step, state, meta) of the intact checkpoint with the best validation score; None where none has one. Who
-        only reads gets what it runs with, pruned weights at zero, and the thresholds that were measured for it since
-        (`record.frozen`), unless `as_trained`."""
-        for step, state, meta, _ in self._walk(self.by_validation(), like):
-            if self._read_only:
-                state = state.replace(params=state.effective)
-            if self._read_only and not as_trained:
-                routing = frozen.applied(self.folder.parent, step, state.routing, self._say)
+    def best(self, like: Any, as_trained: bool = False) -> Saved | None:
+        """Returns the intact checkpoint with the best validation score; None where none has one.
+
+        Who only reads gets what the model runs with: pruned weights at zero and, unless
+        `as_trained`, the thresholds that were measured for it since (`frozen`).
+        """
+        for saved, _ in self._walk(self.by_validation(), like):
+            if not self._read_only:
+                return saved
+            state = saved.state.replace(params=saved.state.effective)
+            if not as_trained:
+                workdir = self.folder.parent
+                routing = frozen.applied(workdir, saved.step, state.routing, self._say)
                 state = state.replace(routing=routing)
-            return step, state, meta
+            return saved._replace(state=state)
         return None
 
-    def named(self) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
-        """`best` without a model that says what to expect: (step, {"params/embed/table": array}, meta)."""
-        for step, named, meta, _ in self._walk(self.by_validation(), None):
-            return step, named, meta
+    def named(self) -> Saved | None:
+        """Returns `best` as arrays by name, without a model that says what to expect."""
+        for saved, _ in self._walk(self.by_validation(), None):
+            return saved
         return None
 
     def close(self) -> None:
+        """Waits for what is being saved, and lets go of the folder."""
         self._manager.close()
 
-    def _walk(
-        self, steps: list[int], like: Any
-    ) -> Iterator[tuple[int, Any, dict[str, Any], list[int]]]:
-        """The intact ones of `steps` in order, each with those passed over so far."""
-        bad: list[int] = []
+    def _walk(self, steps: list[int], like: Any) -> Iterator[tuple[Saved, list[int]]]:
+        """Yields the intact ones of `steps` in order, each with the damaged steps before it."""
+        damaged: list[int] = []
         for i, step in enumerate(steps):
             try:
-                state, meta = self._restore(step, like)
+                saved = self._restore(step, like)
             except Damaged as e:
-                bad.append(step)
+                damaged.append(step)
                 rest = f"using {steps[i + 1]}" if i + 1 < len(steps) else "it was the last one"
                 self._say(f"warning: checkpoint {step} is damaged ({e}): {rest}")
                 continue
-            yield step, state, meta, bad
+            yield saved, damaged
 
     def _meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays, verified; Damaged."""
+        """Returns what was saved beside the arrays, verified; raises Damaged."""
         try:
-            meta = self._manager.restore(
-                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            )["meta"]
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = self._manager.restore(step, args=args)["meta"]
             good = meta["own_sha256"] == _own(meta)
         except Exception as e:  # Orbax and TensorStore raise anything at all on damaged files
             raise Damaged(f"metadata: {_short(e)}") from None
@@ -227,31 +246,30 @@ class Checkpoints:
             raise Damaged("sha256 mismatch in its metadata")
         return meta
 
-    def _restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State with the structure of `like`, verified leaf by leaf; Damaged, or UserError for another model's. `like`
-        None: all arrays by name."""
+    def _restore(self, step: int, like: Any) -> Saved:
+        """Returns a checkpoint, verified leaf by leaf.
+
+        It has the structure of `like`; None: it is its arrays by name.
+
+        Raises Damaged, or UserError where it is another model's.
+        """
         meta = self._meta(step)
         if like is None:
-            return self._arrays(
-                step, meta, {name: _zeros(text) for name, text in meta["shapes"].items()}
-            ), meta
-        shapes, tree = meta["shapes"], serialization.to_state_dict(like)
-        wanted = {
-            name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in named_leaves(tree).items()
-        }
-        here = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in wanted.items()}
-        for name in sorted({**here, **shapes}, key=lambda n: (not n.startswith("params/"), n)):
-            if here.get(name) != shapes.get(name):
-                what = f"checkpoint {step} has {name} {shapes.get(name, 'not')}, this model {here.get(name, 'not')}"
-                raise UserError(what, "it is another model's, or another version's of cerebra_jax")
-        return serialization.from_state_dict(
-            like, fill(tree, self._arrays(step, meta, wanted))
-        ), meta
+            zeros = {name: _zeros(text) for name, text in meta["shapes"].items()}
+            return Saved(step, self._arrays(step, meta, zeros), meta)
+        tree = serialization.to_state_dict(like)
+        wanted = {name: np.zeros(x.shape, x.dtype) for name, x in named_leaves(tree).items()}
+        _same_shapes(step, meta["shapes"], wanted)
+        filled = fill(tree, self._arrays(step, meta, wanted))
+        return Saved(step, serialization.from_state_dict(like, filled), meta)
 
     def _arrays(
         self, step: int, meta: dict[str, Any], wanted: dict[str, np.ndarray]
     ) -> dict[str, Any]:
-        """The arrays of these names, shapes and dtypes, each as its sha256 says; Damaged."""
+        """Returns the arrays of these names, shapes and dtypes, each as its sha256 says.
+
+        Raises Damaged.
+        """
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             got = self._manager.restore(step, args=args)["state"]
@@ -270,20 +288,48 @@ class Checkpoints:
         shutil.move(self.folder / str(step), next(p for p in names if not p.exists()))
 
 
+def _finite(leaf: np.ndarray) -> bool:
+    """Returns whether all of an array is finite; whole numbers always are."""
+    if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
+        return True
+    return bool(np.isfinite(leaf.astype(np.float32)).all())
+
+
+def _described(leaf: np.ndarray) -> str:
+    """Returns dtype and shape of an array, as "float32[2, 3]"."""
+    return f"{leaf.dtype.name}{list(leaf.shape)}"
+
+
+def _same_shapes(step: int, saved: dict[str, str], wanted: dict[str, np.ndarray]) -> None:
+    """Raises UserError where a checkpoint has other arrays than a model.
+
+    Parameters are named first.
+    """
+    here = {name: _described(leaf) for name, leaf in wanted.items()}
+    for name in sorted({**here, **saved}, key=lambda n: (not n.startswith("params/"), n)):
+        there, own = (shapes.get(name, "not") for shapes in (saved, here))
+        if there != own:
+            raise UserError(
+                f"checkpoint {step} has {name} {there}, this model {own}",
+                "it is another model's, or another version's of cerebra_jax",
+            )
+
+
 def _own(meta: dict[str, Any]) -> str:
+    """Returns the sha256 of the metadata without itself."""
     rest = {k: v for k, v in meta.items() if k != "own_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def fill(tree: Any, named: dict[str, Any], prefix: str = "") -> Any:
-    """The nested dict `tree` with its leaves taken from `named`; empty dicts (stateless optimizer parts) stay."""
+    """Returns the nested dict `tree` with its leaves taken from `named`; empty dicts stay."""
     if not isinstance(tree, dict):
         return named[prefix]
     return {k: fill(v, named, f"{prefix}/{k}" if prefix else k) for k, v in tree.items()}
 
 
 def _zeros(text: str) -> np.ndarray:
-    """An array of a dtype and shape written as "float32[2, 3]"."""
+    """Returns an array of a dtype and shape written as "float32[2, 3]"."""
     dtype, shape = text.rstrip("]").split("[")
     return np.zeros([int(n) for n in shape.split(",") if n], jax.numpy.dtype(dtype))
 
@@ -294,13 +340,19 @@ def _short(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """TensorStore reports a full disk as a ValueError or a bare Exception: its text is all there is."""
+    """Raises DiskError for a full disk.
+
+    TensorStore reports it as a ValueError or a bare Exception: its text is all there is.
+    """
     try:
         yield
     except Exception as e:
         text = f"{os.strerror(e.errno)} {e}" if isinstance(e, OSError) and e.errno else str(e)
         for reason in map(os.strerror, DISK_ERRNOS):
             if reason in text:
-                mend = "free some space and run the same command again: what was saved before is intact"
-                raise DiskError(f"a checkpoint could not be written ({reason})", mend) from e
+                raise DiskError(
+                    f"a checkpoint could not be written ({reason})",
+                    "free some space and run the same command again: "
+                    "what was saved before is intact",
+                ) from e
         raise

@@ -1,93 +1,143 @@
-"""Thresholds measured again after training: WORKDIR/thresholds.json, which whatever reads the best checkpoint takes.
+"""Thresholds measured again after training, in WORKDIR/thresholds.json.
 
-Training lets a threshold follow a running quantile of the scores, and evaluation, decoding and export leave it where it
-was in the checkpoint. On other text the same threshold keeps another share of the tokens: `measure` says how far off it
-is and where it should stand.
+Whatever reads the best checkpoint takes them from there.
+
+Training lets a threshold follow a running quantile of the scores, and evaluation, decoding and
+export leave it where it was in the checkpoint. On other text the same threshold keeps another share
+of the tokens: `measure` says how far off it is and where it should stand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import chiar
-from cerebra_jax.models.model import neutral_knobs
+from cerebra_jax.models import chiar, registry
+from cerebra_jax.models.model import Model, neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.training import workdir as folder
 from cerebra_jax.training.state import TrainState
+from cerebra_jax.types import Batch
 
 FILE = "thresholds.json"
+
+
+class Quantiles(NamedTuple):
+    """Where thresholds stand: midway between two quantiles of the scores."""
+
+    low: float
+    high: float
+    static: bool = (
+        False  # of the token embeddings, one τ for all layers, as the paper's code does it
+    )
+
+
+class Scores(NamedTuple):
+    """What the routed layers decided on all real tokens of some batches."""
+
+    score_RxN: np.ndarray
+    kept_RxN: np.ndarray  # 1.0 where a token took the heavy path
 
 
 def applied(
     workdir: Path, at: int, routing: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The routing state of checkpoint `at` with the thresholds of WORKDIR/thresholds.json, if there is one.
+    """Returns the routing state of checkpoint `at`, with the thresholds that were measured since.
 
-    UserError where they are another checkpoint's: training went on after they were measured.
+    Raises UserError where they are another checkpoint's: training went on after they were measured.
     """
-    found = folder.read_json(workdir / FILE)
+    file = workdir / FILE
+    found = folder.read_json(file)
     if found is None:
         return routing
-    R, here = len(routing.get("tau", ())), len(found["tau"])
-    if found["step"] != at or R != here:
-        what = f"{workdir / FILE} is of step {found['step']}, the best checkpoint is of step {at}"
-        raise UserError(what, "calibrate again, or remove that file")
-    say(
-        f"thresholds of {workdir / FILE}, measured on {found['data']}; without that file those of the run"
-    )
+    layers = len(routing["tau"]) if "tau" in routing else 0
+    if found["step"] != at or layers != len(found["tau"]):
+        raise UserError(
+            f"{file} is of step {found['step']}, the best checkpoint is of step {at}",
+            "calibrate again, or remove that file",
+        )
+    say(f"thresholds of {file}, measured on {found['data']}; without that file those of the run")
     return {name: np.asarray(found[name], np.float32) for name in routing}
 
 
 def measure(
-    model: Any, state: TrainState, batches: list[Any], low: float, high: float, static: bool
+    model: Model, state: TrainState, batches: list[Batch], quantiles: Quantiles
 ) -> dict[str, Any]:
-    """τ and spread of each routed layer, midway between two quantiles of its scores on these batches (CHIAR 3), and per
-    layer what stood there and what share of the tokens it routes. Padding, of weight 0, is left out.
+    """Returns τ and spread of each routed layer on these batches (CHIAR, section 3).
 
-    static: the scores of the token embeddings instead, one τ for all layers, as the paper's code does it.
+    "layers" says for each what share of the tokens it routes, before and now. Padding, of weight 0,
+    is left out.
     """
 
-    @jax.jit
-    def seen(params, routing, batch):
-        return model.apply({"params": params, "routing": routing}, batch, neutral_knobs())[1].scores
+    decided = _decisions(model, state)
 
-    def of_real(routing, batch) -> np.ndarray:  # (2, R, tokens): scores, and whether they are kept
-        found, real_BxL = seen(state.params, routing, batch), np.asarray(batch["w_BxL"]) > 0
-        return np.stack(
-            [np.asarray(found[name], np.float32)[:, real_BxL] for name in ("score", "kept")]
-        )
+    def scores_of(routing, batch) -> np.ndarray:
+        return decided(routing, batch).score_RxN
 
-    R = len(state.routing["tau"])
-    if static:
-        look = jax.jit(lambda params, ids_BxL: chiar.static_scores(model.net, params, ids_BxL))
-        scores = [
-            np.asarray(look(state.params, b["inputs_BxL"]))[np.asarray(b["w_BxL"]) > 0]
-            for b in batches
-        ]
-        scores = np.concatenate(scores)
-        cuts = np.quantile(scores, [low, high])
-        found = {"low": cuts[0], "tau": cuts[1]} if "low" in state.routing else {"tau": cuts.mean()}
-        now = {
-            name: np.full(R, x, np.float32)
-            for name, x in (found | {"spread": scores.std()}).items()
-        }
-    else:
-        score = lambda routing, batch: of_real(routing, batch)[0]  # noqa: E731
-        now = jax.device_get(thresholds.calibrate(score, state.routing, batches, low, high))
+    # the thresholds of the run, and where they should stand
+    low, high, static = quantiles
     before = {name: np.asarray(x) for name, x in state.routing.items()}
-    layers: list[dict[str, Any]] = [{"layer": i} for i in chiar.layers(model.net)]
+    if static:
+        now = _static(model, state, batches, quantiles)
+    else:
+        now = jax.device_get(thresholds.calibrate(scores_of, state.routing, batches, low, high))
+
+    # what either does on these batches
+    layers: list[dict[str, Any]] = [{"layer": i} for i in registry.routed_layers(model.net)]
     for name, routing in (("run", before), ("now", now)):
-        score_RxN, kept_RxN = np.concatenate([of_real(routing, batch) for batch in batches], axis=2)
+        found = [decided(routing, batch) for batch in batches]
+        score_RxN, kept_RxN = (np.concatenate(x, axis=1) for x in zip(*found, strict=True))
         for i, row in enumerate(layers):
             row[f"tau_{name}"] = float(routing["tau"][i])
             row[f"above_{name}"] = float((score_RxN[i] > routing["tau"][i]).mean())
             row[f"kept_{name}"] = float(kept_RxN[i].mean())
-            row["drift"] = float((now["tau"][i] - before["tau"][i]) / max(now["spread"][i], 1e-12))
-    tokens = int(sum((np.asarray(b["w_BxL"]) > 0).sum() for b in batches))
+    for i, row in enumerate(layers):
+        moved = now["tau"][i] - before["tau"][i]
+        row["drift"] = float(moved / max(now["spread"][i], 1e-12))
+    tokens = int(sum((np.asarray(batch["w_BxL"]) > 0).sum() for batch in batches))
     return {name: x.tolist() for name, x in now.items()} | {"layers": layers, "tokens": tokens}
+
+
+def _decisions(model: Model, state: TrainState) -> Callable[..., Scores]:
+    """Returns decisions(routing, batch) -> the Scores of a batch with these thresholds."""
+
+    @jax.jit
+    def seen(params, routing, batch):
+        _, aux = model.apply({"params": params, "routing": routing}, batch, neutral_knobs())
+        return aux.scores
+
+    def decisions(routing, batch) -> Scores:
+        found = seen(state.params, routing, batch)
+        real_BxL = np.asarray(batch["w_BxL"]) > 0
+        named = (np.asarray(found[name], np.float32)[:, real_BxL] for name in ("score", "kept"))
+        return Scores(*named)
+
+    return decisions
+
+
+def _static(
+    model: Model, state: TrainState, batches: list[Batch], quantiles: Quantiles
+) -> dict[str, np.ndarray]:
+    """Returns the thresholds by the scores of the token embeddings, the same for all layers."""
+
+    @jax.jit
+    def scores_of(params, ids_BxL):
+        return chiar.static_scores(model.net, params, ids_BxL)
+
+    found = []
+    for batch in batches:
+        scores_BxL = np.asarray(scores_of(state.params, batch["inputs_BxL"]))
+        found.append(scores_BxL[np.asarray(batch["w_BxL"]) > 0])
+    scores = np.concatenate(found)
+    lower, upper = np.quantile(scores, [quantiles.low, quantiles.high])
+    cuts = {"tau": np.mean([lower, upper])}
+    if "low" in state.routing:
+        cuts = {"low": lower, "tau": upper}
+    layers = len(state.routing["tau"])
+    named = cuts | {"spread": scores.std()}
+    return {name: np.full(layers, x, np.float32) for name, x in named.items()}

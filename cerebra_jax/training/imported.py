@@ -1,146 +1,199 @@
-"""Parameters that come from outside become the checkpoint of a run, and those of a run go out by name."""
+"""Parameters from outside become the checkpoint of a run; those of a run go out by name."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from flax import serialization, traverse_util
 
 from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import prunable as units
-from cerebra_jax.models import quantization as int8
-from cerebra_jax.models import quantized_names as names
+from cerebra_jax.layers import prunable
+from cerebra_jax.models import quantization, quantized_names
 from cerebra_jax.tasks import registry as tasks
-from cerebra_jax.training import frozen
-from cerebra_jax.training import results as result
-from cerebra_jax.training.checkpoint import Checkpoints, fill, leaves
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.tasks.task import Task
+from cerebra_jax.training import frozen, results
+from cerebra_jax.training.checkpoint import Checkpoints, Saved, fill, leaves
+from cerebra_jax.training.experiment import prepare
 
 Named = dict[str, np.ndarray]
-PARTS = ("params/", "routing/")  # what goes out and comes in; the optimizer begins anew
+PARAMS, ROUTING = "params/", "routing/"
+PARTS = (PARAMS, ROUTING)  # what goes out and comes in; the optimizer begins anew
+TRAINING = (PARAMS, "opt_state/", "sampler/", "prune/")  # what int8 weights have no use for
 
 
-def save(cfg: RunCfg, workdir: Path, named: Named, step: int, score: float | None, say: Callable[[str], None],
-         data: dict[str, Any] | None = None) -> None:  # fmt: skip
-    """Writes the checkpoint of a run that ended after `step` steps with these parameters, and thresholds if given, or
-    anything else of its state.
+class Weights(NamedTuple):
+    """Parameters by name, and thresholds or anything else of the state of a run, if given."""
 
-    `score`: of its validation, `data`: what it was trained on, if known. UserError where an array is missing, unknown
-    or of another shape.
+    named: Named
+    step: int  # optimizer steps that they were trained for
+    score: float | None = None  # of their validation, if known
+    data: dict[str, Any] | None = None  # what they were trained on, if known
+
+
+class Bytes(NamedTuple):
+    """What the parameters of a model take: those of its linear layers, and all."""
+
+    linear: int
+    all: int
+
+
+class Converted(NamedTuple):
+    """What a conversion to int8 did."""
+
+    step: int
+    before: dict[str, int]
+    after: dict[str, int]
+
+
+class Loaded(NamedTuple):
+    """Parameters and thresholds of a run's best checkpoint, as `eval` has them."""
+
+    step: int
+    named: Named
+    score: float
+
+
+def save(cfg: RunCfg, workdir: Path, weights: Weights, say: Callable[[str], None]) -> None:
+    """Writes the checkpoint of a run that ended with these weights.
+
+    Raises UserError where an array is missing, unknown or of another shape.
     """
-    # the sampler has a table of the examples, which only the text itself can count
-    task = tasks.build(cfg, say) if cfg.sampler.on else tasks.sketch(cfg)
-    table = named.get("params/embed/table")
-    if (
-        cfg.task.name == "text" and table is not None
-    ):  # a small text gives a BPE fewer tokens than were asked for
-        task.shape = task.shape._replace(vocab_size=len(table))
-    s = Session(dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, devices=1)), task)
-    state = s.fresh().replace(step=np.int32(step))
+    # the state of such a run, with the arrays that are given in place of its own
+    task = _task(cfg, weights.named, say)
+    train = dataclasses.replace(cfg.train, devices=1)
+    experiment = prepare(dataclasses.replace(cfg, train=train), task)
+    state = experiment.fresh().replace(step=np.int32(weights.step))
     own = leaves(state)
-    for name in sorted({n for n in own if n.startswith(PARTS)} | set(named)):
-        if name not in named and name.startswith("routing/"):
-            continue
-        here, given = (str(list(x[name].shape)) if name in x else "none" for x in (own, named))
-        if here != given:
-            raise UserError(
-                f"{name} is {given} in the file, {here} in the model", "their configurations differ"
-            )
-    state = serialization.from_state_dict(
-        state, fill(serialization.to_state_dict(state), own | named)
-    )
-    if score is None:  # as good as guessing: whatever is trained further is better
+    _check(own, weights.named)
+    filled = fill(serialization.to_state_dict(state), own | weights.named)
+    state = serialization.from_state_dict(state, filled)
+
+    # as good as guessing where nothing is known: whatever is trained further is better
+    score = weights.score
+    if score is None:
         score = math.log(task.shape.vocab_size)
-    meta = {"step": step, "score": score, "wall_s": 0.0, "config": to_dict(cfg)}
-    meta |= {
-        "data": data or {"dataset": "not known here"},
-        "environment": result.environment(s.parallel.devices),
+    meta = {
+        "step": weights.step,
+        "score": score,
+        "wall_s": 0.0,
+        "config": to_dict(cfg),
+        "data": weights.data or {"dataset": "not known here"},
+        "environment": results.environment(jax.local_devices()[:1]),
     }
     checkpoints = Checkpoints(workdir / "checkpoints", say)
-    try:
-        checkpoints.preflight(s.like)
-        checkpoints.save(step, state, meta, score)
+    with contextlib.closing(checkpoints):
+        checkpoints.preflight(experiment.like)
+        checkpoints.save(weights.step, state, meta, score)
         checkpoints.wait()
-    finally:
-        checkpoints.close()
 
 
-def convert(
-    cfg: RunCfg, workdir: Path, to: Path, say: Callable[[str], None]
-) -> tuple[int, dict, dict]:
-    """Writes the best checkpoint of a run with int8 weights into another folder; cfg: of the new run. -> (its step,
-    bytes of the weights that are int8 now and of all parameters before, and the same after)."""
+def _task(cfg: RunCfg, named: Named, say: Callable[[str], None]) -> Task:
+    """Returns the task of a run, without its data where nothing of the state depends on them."""
+    # the sampler has a table of the examples, which only the text itself can count
+    task = tasks.build(cfg, say) if cfg.sampler.on else tasks.sketch(cfg)
+    table = "params/embed/table"
+    # a small text gives a BPE fewer tokens than were asked for
+    if cfg.task.name == "text" and table in named:
+        task.shape = task.shape._replace(vocab_size=len(named[table]))
+    return task
+
+
+def _check(own: Named, given: Named) -> None:
+    """Raises UserError where the arrays that are given are not those of the state.
+
+    Thresholds may be missing.
+    """
+
+    def shape(arrays: Named, name: str) -> str:
+        return str(list(arrays[name].shape)) if name in arrays else "none"
+
+    for name in sorted({n for n in own if n.startswith(PARTS)} | set(given)):
+        if name not in given and name.startswith(ROUTING):
+            continue
+        here, there = shape(own, name), shape(given, name)
+        if here != there:
+            raise UserError(
+                f"{name} is {there} in the file, {here} in the model", "their configurations differ"
+            )
+
+
+def convert(cfg: RunCfg, workdir: Path, to: Path, say: Callable[[str], None]) -> Converted:
+    """Writes the best checkpoint of a run with int8 weights into another folder.
+
+    `cfg` is that of the new run. Bytes are told of the weights that are int8 now, and of all
+    parameters. Masks are in the weights.
+    """
     step, named, meta = _best(workdir, say)
-    params = {
-        name.removeprefix("params/"): a for name, a in named.items() if name.startswith("params/")
-    }
-    rounded = int8.convert(traverse_util.unflatten_dict(params, sep="/"), cfg.net.dtype)
-    after = {
-        name: np.asarray(a) for name, a in traverse_util.flatten_dict(rounded, sep="/").items()
-    }
-    left = (
-        "params/",
-        "opt_state/",
-        "sampler/",
-        "prune/",
-    )  # what only training needs goes; masks are in the weights
-    state = {name: a for name, a in named.items() if not name.startswith(left)}
-    state |= {f"params/{name}": a for name, a in after.items()}
+    params = _part(named, PARAMS)
+    tree = traverse_util.unflatten_dict(params, sep="/")
+    rounded = traverse_util.flatten_dict(quantization.convert(tree, cfg.net.dtype), sep="/")
+    after = {name: np.asarray(a) for name, a in rounded.items()}
+    state = {name: a for name, a in named.items() if not name.startswith(TRAINING)}
+    state |= {PARAMS + name: a for name, a in after.items()}
     checkpoints = Checkpoints(to / "checkpoints", say)
-    try:
+    with contextlib.closing(checkpoints):
         checkpoints.save(step, state, meta | {"config": to_dict(cfg)}, meta["score"])
         checkpoints.wait()
-    finally:
-        checkpoints.close()
+    return Converted(step, _sizes(params)._asdict(), _sizes(after)._asdict())
 
-    def sizes(tree: Named) -> dict[str, int]:
-        linear = sum(
-            a.nbytes for name, a in tree.items() if names.holds(re.sub("/(int8|scale)$", "", name))
-        )
-        return {"linear": linear, "all": sum(a.nbytes for a in tree.values())}
 
-    return step, sizes(params), sizes(after)
+def _sizes(params: Named) -> Bytes:
+    """Returns the bytes of parameters, in float or in int8 with their scales."""
+    linear = total = 0
+    for name, array in params.items():
+        total += array.nbytes
+        if quantized_names.holds(re.sub("/(int8|scale)$", "", name)):
+            linear += array.nbytes
+    return Bytes(linear, total)
 
 
 def masked(named: Named) -> Named:
-    """The arrays of a checkpoint with what is pruned at zero."""
+    """Returns the arrays of a checkpoint with what is pruned at zero."""
     out = dict(named)
-    for part in ("units", "elements"):
-        for key, mask in named.items():
-            name = key.removeprefix(f"prune/{part}/")
-            if name != key:
-                weights = out[f"params/{name}"]
-                out[f"params/{name}"] = weights * units.spread(name, mask, weights)
+    for part in ("prune/units/", "prune/elements/"):
+        for name, mask in _part(named, part).items():
+            weights = out[PARAMS + name]
+            out[PARAMS + name] = weights * prunable.spread(name, mask, weights)
     return out
 
 
-def load(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, float]:
-    """(step, parameters and thresholds by name, validation score) of the best checkpoint of a run, as `eval` has it."""
+def load(workdir: Path, say: Callable[[str], None]) -> Loaded:
+    """Returns the parameters and thresholds of a run's best checkpoint, as `eval` has them."""
     step, named, meta = _best(workdir, say)
-    return step, {name: a for name, a in named.items() if name.startswith(PARTS)}, meta["score"]
+    kept = {name: a for name, a in named.items() if name.startswith(PARTS)}
+    return Loaded(step, kept, meta["score"])
 
 
-def _best(workdir: Path, say: Callable[[str], None]) -> tuple[int, Named, dict]:
-    """(step, everything in it by name, what was saved beside it) of the best checkpoint, thresholds as readers take
-    them."""
+def best_named(workdir: Path, say: Callable[[str], None], hint: str) -> Saved:
+    """Returns the best checkpoint of a run as arrays by name.
+
+    Raises UserError with the hint where there is none.
+    """
     checkpoints = Checkpoints(workdir / "checkpoints", say, read_only=True)
-    try:
+    with contextlib.closing(checkpoints):
         found = checkpoints.named()
-    finally:
-        checkpoints.close()
     if found is None:
-        raise UserError(f"{workdir} has no intact validated checkpoint", "train it first")
-    step, named, meta = found
+        raise UserError(f"{workdir} has no intact validated checkpoint", hint)
+    return found
+
+
+def _best(workdir: Path, say: Callable[[str], None]) -> Saved:
+    """Returns the best checkpoint of a run, with masks and thresholds as readers take them."""
+    step, named, meta = best_named(workdir, say, "train it first")
     named = masked(named)
-    routing = {
-        name.removeprefix(PARTS[1]): a for name, a in named.items() if name.startswith(PARTS[1])
-    }
-    routing = frozen.applied(workdir, step, routing, say)
-    return step, named | {PARTS[1] + name: a for name, a in routing.items()}, meta
+    routing = frozen.applied(workdir, step, _part(named, ROUTING), say)
+    return Saved(step, named | {ROUTING + name: a for name, a in routing.items()}, meta)
+
+
+def _part(named: Named, prefix: str) -> Named:
+    """Returns the arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): a for name, a in named.items() if name.startswith(prefix)}

@@ -1,6 +1,7 @@
-"""What a run writes while it goes: metrics.jsonl, one whole line a step, and TensorBoard events beside it.
+"""What a run writes while it goes: metrics.jsonl, one line a step, and TensorBoard events.
 
-Steps hand over (sum, count) pairs, never means; the division happens here, once, after all sums (spec 1, house 3.10).
+Steps hand over (sum, count) pairs, never means; the division happens here, once, after all sums
+(spec 1, house 3.10).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Sums = dict[str, tuple[Any, Any]]
 
 
 def add(total: Sums | None, new: Sums) -> Sums:
-    """Sum of two sets of (sum, count) pairs in float64, so that a long evaluation loses nothing."""
+    """Adds two sets of (sum, count) pairs in float64, so that a long evaluation loses nothing."""
     new = {k: (np.asarray(s, np.float64), np.asarray(n, np.float64)) for k, (s, n) in new.items()}
     if total is None:
         return new
@@ -30,7 +31,10 @@ def add(total: Sums | None, new: Sums) -> Sums:
 
 
 def form(sums: Sums) -> dict[str, Any]:
-    """{name: mean} as floats, or lists of floats for per-layer figures; null in JSON (None) where it is not finite."""
+    """Returns {name: mean} as floats, or lists of floats for per-layer figures.
+
+    What is not finite is None, which JSON calls null.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         means = {
             k: np.asarray(s, np.float64) / np.asarray(n, np.float64) for k, (s, n) in sums.items()
@@ -39,7 +43,7 @@ def form(sums: Sums) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A number, or an array of them, as JSON may hold it: None where it is not finite."""
+    """Returns a number, or an array of them, as JSON may hold it: None where it is not finite."""
     if np.ndim(value):
         return [plain(v) for v in value]
     return float(value) if np.isfinite(value) else None
@@ -53,11 +57,11 @@ class Pace:
         self._recent: deque[float] = deque(maxlen=50)
 
     def pause(self) -> None:
-        """The next lap does not count."""
+        """Leaves the next lap out of account."""
         self._last = None
 
     def lap(self) -> float | None:
-        """Seconds since the last lap; None for the first one after a pause."""
+        """Returns the seconds since the last lap; None for the first one after a pause."""
         now = time.perf_counter()
         took = None if self._last is None else now - self._last
         self._last = now
@@ -66,7 +70,7 @@ class Pace:
         return took
 
     def left(self, steps: int) -> str:
-        """The time that `steps` more steps take, as h:mm:ss."""
+        """Returns the time that `steps` more steps take, as h:mm:ss."""
         if not self._recent:
             return "?"
         seconds = round(steps * sum(self._recent) / len(self._recent))
@@ -74,16 +78,22 @@ class Pace:
 
 
 class Log:
-    """metrics.jsonl: append-only lines, each written whole, cut back to the step of the checkpoint on resume.
+    """metrics.jsonl: lines that are only appended, each written whole.
 
-    Lines reach the operating system as they are written (they survive a killed process); `sync` makes them survive
-    a power cut, and runs before each checkpoint, so that no checkpoint is ahead of its lines.
+    On resume they are cut back to the step of the checkpoint.
+
+    Lines reach the operating system as they are written (they survive a killed process); `sync`
+    makes them survive a power cut, and runs before each checkpoint, so that no checkpoint is ahead
+    of its lines.
     """
 
     def __init__(self, path: Path, step: int, scored: bool = True):
-        """Opens the file for a run that continues after `step`: later and torn lines are dropped (step 0: all lines).
+        """Opens the file for a run that continues after `step`.
 
-        `scored` False: the checkpoint does not know its validation loss, so that it is measured again.
+        Later and torn lines are dropped; at step 0 all are.
+
+        `scored` False: the checkpoint does not know its validation loss, so that it is measured
+        again.
         """
         self.path, self.lines = path, []  # lines: the few that are not of training steps
         part = path.with_name(f".{path.name}.part")
@@ -101,12 +111,12 @@ class Log:
         self._file = open(path, "ab", buffering=0)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Appends one line in one write, so that a kill leaves whole lines or one torn last line."""
+        """Appends a line in one write: a kill leaves whole lines or one torn last line."""
         self._file.write(_encode(line))
         self._remember(line)
 
     def validation(self, step: int) -> dict[str, Any] | None:
-        """The validation line of a step, None where it was not evaluated."""
+        """Returns the validation line of a step, None where it was not evaluated."""
         return next(
             (line for line in self.lines if line["step"] == step and line["split"] == "valid"), None
         )
@@ -116,9 +126,11 @@ class Log:
             self.lines.append(line)
 
     def sync(self) -> None:
+        """Makes all lines survive a power cut."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -127,7 +139,7 @@ def _encode(line: dict[str, Any]) -> bytes:
 
 
 def read(path: Path) -> Iterable[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a torn last one; nothing where there is no file."""
+    """Yields the lines of a metrics.jsonl, without a torn last one; none where there is no file."""
     if not path.exists():
         return
     with open(path, "rb") as f:
@@ -139,9 +151,11 @@ def read(path: Path) -> Iterable[dict[str, Any]]:
 class Tracker(Protocol):
     """Where curves are also drawn; metrics.jsonl stays the source of truth."""
 
-    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None: ...
+    def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
+        """Draws the numbers of a line."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes its files."""
 
 
 class NoTracker:
@@ -155,7 +169,10 @@ class NoTracker:
 
 
 class TensorBoard:
-    """TensorBoard event files through tensorboardX (extra `[tb]`), without curves past a resumed step."""
+    """TensorBoard event files through tensorboardX (extra `[tb]`).
+
+    Curves past a resumed step are dropped.
+    """
 
     def __init__(self, folder: Path, step: int):
         self._folder, self._step = folder, step
@@ -183,5 +200,5 @@ class TensorBoard:
 
 
 def tracker(folder: Path, step: int) -> Tracker:
-    """TensorBoard where tensorboardX is installed, otherwise nothing: an extra, never a need."""
+    """Returns TensorBoard where tensorboardX is installed, otherwise what draws nothing."""
     return TensorBoard(folder, step) if importlib.util.find_spec("tensorboardX") else NoTracker()

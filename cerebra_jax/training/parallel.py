@@ -1,7 +1,8 @@
 """Data parallelism: the one file that knows pmap.
 
-The state is not stacked: `in_axes=None` replicates it, so it is the same pytree, and the same checkpoint, on any number
-of devices. pmap is in maintenance mode in JAX; it lives behind this class so that another mapping can replace it.
+The state is not stacked: `in_axes=None` replicates it, so it is the same pytree, and the same
+checkpoint, on any number of devices. pmap is in maintenance mode in JAX; it lives behind this class
+so that another mapping can replace it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from cerebra_jax.types import Batch
 
 AXIS = "data"
 
+Device = Any
+"""A `jax.Device`; Any, because JAX has no types for it."""
+
 
 class DataParallel:
-    """Runs train_step and eval_step on one device (jit) or several (pmap); the training state is donated.
+    """Runs train_step and eval_step on one device (jit) or several (pmap).
 
-    train_step(state, batch, key, *, axis) -> (state, metrics); eval_step(state, batch, *, axis) -> metrics.
+    The training state is donated.
+
+    train_step(state, batch, key, *, axis) -> (state, metrics); eval_step(state, batch, *, axis) ->
+    metrics.
     """
 
-    def __init__(
-        self, train_step: Callable | None, eval_step: Callable, devices: Sequence[jax.Device]
-    ):
+    def __init__(self, train_step: Callable | None, eval_step: Callable, devices: Sequence[Device]):
         self.devices = list(devices)
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
         if len(self.devices) == 1:
@@ -48,11 +53,11 @@ class DataParallel:
 
     @property
     def programs(self) -> tuple[Any, Any]:
-        """The compiled (training step, evaluation step), for those who count them, or time them on one device."""
+        """The compiled training step and evaluation step, for who counts or times them."""
         return self._train, self._eval
 
     def place(self, tree: Any) -> Any:
-        """Replicates a pytree with the sharding that the step returns, so that the step is traced once."""
+        """Replicates a pytree as the step returns it, so that the step is traced once."""
         if len(self.devices) == 1:
             return jax.device_put(tree, self.devices[0])
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
@@ -66,16 +71,20 @@ class DataParallel:
         return jax.device_put(split, NamedSharding(self._mesh, PartitionSpec(AXIS)))
 
     def step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        """One training step; `state` is donated: rebind it."""
+        """Takes one training step; `state` is donated: rebind it."""
+        assert self._train is not None, "made to evaluate only"
         return self._train(state, batch, key)
 
     def eval(self, state: Any, batch: Batch) -> Any:
-        """Metric sums of one evaluation batch."""
+        """Returns the metric sums of one evaluation batch."""
         return self._eval(state, batch)
 
 
-def choose_devices(wanted: int, batch_size: int, accum: int) -> list[jax.Device]:
-    """The devices to use: `wanted` of the local ones (0: as many as divide the batch), or a UserError."""
+def choose_devices(wanted: int, batch_size: int, accum: int) -> list[Device]:
+    """Returns the devices to use: `wanted` of the local ones (0: as many as divide the batch).
+
+    Raises UserError where there are not so many, or they do not divide the batch.
+    """
     local = jax.local_devices()
     micro = batch_size // accum
     if wanted > len(local):
@@ -84,6 +93,8 @@ def choose_devices(wanted: int, batch_size: int, accum: int) -> list[jax.Device]
         )
     count = wanted or max(n for n in range(1, len(local) + 1) if micro % n == 0)
     if micro % count:
-        raise UserError(f"{micro} windows per micro-batch do not split over {count} devices",
-                        "change train.batch_size, train.accum or train.devices")  # fmt: skip
+        raise UserError(
+            f"{micro} windows per micro-batch do not split over {count} devices",
+            "change train.batch_size, train.accum or train.devices",
+        )
     return local[:count]

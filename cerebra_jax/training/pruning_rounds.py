@@ -1,146 +1,227 @@
-"""The rounds of pruning of one run: `policies.pruning` with the units, the prices and the state of its model."""
+"""Pruning in a run: the policy inside the training step, and the rounds on the host between steps.
+
+The method, without a model, is policies/pruning.py; here it meets the units, the prices and the
+state of a model.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax import checks
-from cerebra_jax.config import RunCfg
-from cerebra_jax.models import prunable as units
-from cerebra_jax.models.model import MODELS, Model
-from cerebra_jax.models.prunable import KINDS, Group, Masks
-from cerebra_jax.policies import pruning as prune
+from cerebra_jax.config import PruneCfg, RunCfg
+from cerebra_jax.layers import prunable
+from cerebra_jax.layers.prunable import KINDS, Group, Masks
+from cerebra_jax.models.model import Model, cost_of
+from cerebra_jax.models.prunable import groups as groups_of
+from cerebra_jax.models.prunable import shape_of
+from cerebra_jax.policies import pruning
+from cerebra_jax.policies.policy import Metrics, Outcome, Policy, Seen
+from cerebra_jax.policies.schedule import Length
 from cerebra_jax.trees import named_leaves
 
+NAMES = {
+    "ffn": "hidden features",
+    "rest": "hidden features of the heavy path",
+    "dct": "DCT coefficients",
+}
 
-def init(cfg: RunCfg, params: Any) -> Masks:
-    """Nothing is pruned: masks of ones, and no slope seen; empty where nothing ever is."""
-    c = cfg.prune
-    if not c.on:
-        return {}
-    named = named_leaves(params)
-    ones = {g.name: jnp.ones(g.n) for g in units.groups(cfg.net)}
-    matrices = (
-        [name for name, leaf in named.items() if elementwise(name, leaf)] if c.unstructured else []
-    )
-    elements = {name: jnp.ones(named[name].shape) for name in matrices}
-    return {
-        "units": ones,
-        "slopes": {name: jnp.zeros_like(m) for name, m in ones.items()},
-        "elements": elements,
-    }
+
+@dataclasses.dataclass(frozen=True)
+class Pruning(Policy):
+    """Runs the model with its masks, and keeps the slopes that the rounds choose by.
+
+    Its state holds "units" and "slopes", {group: (n,)}, and "elements", {parameter: mask}. The step
+    changes the slopes only; the rounds change the masks.
+    """
+
+    cfg: PruneCfg
+    groups: tuple[Group, ...]
+
+    owns: ClassVar[str] = "prune"
+
+    def init(self, variables: Any, key: jax.Array) -> Masks:
+        """Returns masks of ones, of a model of which nothing is pruned yet."""
+        named = named_leaves(variables["params"])
+        ones = {group.name: jnp.ones(group.n) for group in self.groups}
+        elements = {}
+        if self.cfg.unstructured:
+            matrices = [name for name, leaf in named.items() if elementwise(name, leaf)]
+            elements = {name: jnp.ones(named[name].shape) for name in matrices}
+        slopes = {name: jnp.zeros_like(mask) for name, mask in ones.items()}
+        return {"units": ones, "slopes": slopes, "elements": elements}
+
+    def probe(self, own: Masks) -> dict[str, jax.Array]:
+        """Returns the masks of the units: dL/dm says what the loss of a unit costs."""
+        return own["units"]
+
+    def view(self, params: Any, own: Masks, probe: dict[str, jax.Array]) -> Any:
+        """Returns the parameters with what is pruned at zero."""
+        return prunable.masked(params, own | {"units": probe})
+
+    def after(self, own: Masks, seen: Seen, outcome: Outcome) -> tuple[Masks, Metrics]:
+        """Enters the step's slopes into their running mean."""
+        slopes = pruning.follow(own["slopes"], seen.slopes, outcome.step)
+        return own | {"slopes": outcome.keep(slopes, own["slopes"])}, {}
+
+
+def policy(cfg: RunCfg) -> Pruning:
+    """Returns the policy of a configuration that prunes."""
+    return Pruning(cfg.prune, tuple(groups_of(cfg.net)))
 
 
 def elementwise(name: str, leaf: Any) -> bool:
-    """Whether unstructured pruning takes entries of a parameter: of matrices, but not of the embedding or a router."""
-    return (
-        leaf.ndim >= 2
-        and name.endswith("/kernel")
-        and not {"router", "meta_router"} & set(name.split("/"))
-    )
+    """Returns whether unstructured pruning takes entries of a parameter.
+
+    It takes them of matrices, but not of the embedding or a router.
+    """
+    routers = {"router", "meta_router"}
+    return leaf.ndim >= 2 and name.endswith("/kernel") and not routers & set(name.split("/"))
 
 
 class Rounds:
-    """When, what and how far. The price is the executed FLOPs of one example, of the program that the run ends in."""
+    """When, what and how far to prune.
 
-    def __init__(self, cfg: RunCfg, model: Model, vocab: int, total: int, per_epoch: int):
-        self.cfg, self.c, self.model, self.vocab = cfg, cfg.prune, model, vocab
-        self.plan = prune.plan(self.c, total, per_epoch)
-        if not self.c.on:
-            return
-        self.groups = units.groups(model.net)
-        self.costly = {g.name: g for g in self.groups if g.kind in KINDS}
+    The price is the executed FLOPs of one example, of the program that the run ends in. Without
+    pruning there is only an empty plan.
+    """
+
+    def __init__(self, cfg: RunCfg, model: Model, vocab: int, length: Length):
+        self.cfg = cfg.prune
+        self.seed = cfg.seed
+        self.model = model
+        self.vocab = vocab
+        self.plan = pruning.plan(cfg.prune, length)
+        self.groups = groups_of(model.net) if cfg.prune.on else []
         self.full = model.cost.executed_flops
-        floor = self.flops({g.name: min(g.n, self.tile(g)) for g in self.groups}) / self.full
-        checks.need(self.c.keep >= floor or self.c.keep == 1.0, f"prune.keep is {self.c.keep:g}",
-                    f"{floor:.3f} of the FLOPs are left with the fewest units everywhere")  # fmt: skip
+        if cfg.prune.on:
+            self._check_floor()
+
+    def _check_floor(self) -> None:
+        """Raises UserError where the target is below the cost with the fewest units everywhere."""
+        fewest = {group.name: min(group.n, self.tile(group)) for group in self.groups}
+        floor = self.flops(fewest) / self.full
+        checks.require(
+            self.cfg.keep >= floor or self.cfg.keep == 1.0,
+            f"prune.keep is {self.cfg.keep:g}",
+            f"{floor:.3f} of the FLOPs are left with the fewest units everywhere",
+        )
 
     @property
     def last(self) -> int:
         """The step of the last round; a model is judged after it. −1: at any step."""
         return self.plan.steps[-1] if self.plan.steps else -1
 
-    def tile(self, g: Group) -> int:
-        """Units of a group that go together; heads go alone."""
-        return 1 if g.kind == "heads" else self.c.tile
+    def tile(self, group: Group) -> int:
+        """Returns how many units of a group go together; heads go alone."""
+        return 1 if group.kind == "heads" else self.cfg.tile
 
     def flops(self, left: dict[str, int]) -> int:
-        """Executed FLOPs of an example with so many units left of each group."""
-        net = units.shape_of(self.model.net, left)
-        return MODELS[net.name].cost(net, self.model.L, self.vocab).executed_flops
+        """Returns the executed FLOPs of an example with so many units left of each group."""
+        net = shape_of(self.model.net, left)
+        platform = self.model.pricing.platform
+        return cost_of(net, self.model.L, self.vocab, platform).executed_flops
 
     def relative(self, masks: Masks) -> float:
-        """What the model would execute if it were shrunk to its masks, relative to the dense Transformer."""
-        left = {name: int(np.asarray(m).sum()) for name, m in masks["units"].items()}
+        """Returns what the model would execute if shrunk to its masks, relative to dense."""
+        left = {name: int(np.asarray(mask).sum()) for name, mask in masks["units"].items()}
         return self.flops(left) / self.model.dense.executed_flops
 
-    def turn(self, at: int, params: Any, masks: Masks) -> tuple[Masks, str]:
-        """The masks after the round at a step, and a line that says what went. On the host, from arrays of the state
-        alone: a resumed run repeats it."""
+    def turn(self, step: int, params: Any, masks: Masks) -> tuple[Masks, str]:
+        """Returns the masks after the round at a step, and a line that says what went.
+
+        Works on the host, from arrays of the state alone, so that a resumed run repeats it.
+        """
         params, masks = jax.device_get((params, masks))
-        way, old = self.plan.of(at), masks["units"]
-        worth, named = self._worth(at, params, masks), named_leaves(params)
-        now = {name: int(m.sum()) for name, m in old.items()}
-        price = self.flops(now)
-        # of one unit, with what is left elsewhere; the last unit of a group never goes
-        unit = {name: price - self.flops(now | {name: max(1, n - 1)}) for name, n in now.items()}
-        target = self.full * (1.0 - (1.0 - self.c.keep) * way)
-        pick = lambda of: {name: of[name] for name in self.costly}  # noqa: E731
-        new = prune.choose(pick(worth), pick(old), {name: max(1, f) for name, f in unit.items()},
-                           {name: self.tile(g) for name, g in self.costly.items()},
-                           lambda left: self.flops(now | left), target, self.c.score == "sensitivity")  # fmt: skip
-        new |= {
-            g.name: prune.least(worth[g.name], old[g.name], self.c.dct * way)
-            for g in self.groups
-            if g.kind == "dct"
-        }
-        elements = {name: prune.least(np.abs(named[name]), m, self.c.unstructured * way)
-                    for name, m in masks["elements"].items()}  # fmt: skip
-        fresh = masks | {"units": new, "elements": elements}
-        return fresh, self._line(at, old, fresh)
+        progress = self.plan.progress(step)
+        worth = self._worth(step, params, masks)
 
-    def _worth(self, at: int, params: Any, masks: Masks) -> prune.Vectors:
-        """How much each unit matters, (n,) of each group: |ΔL|, the size of its weights, or chance."""
-        if self.c.score in ("sensitivity", "taylor"):
-            return masks["slopes"]
-        if self.c.score == "random":
-            dice = np.random.default_rng((self.cfg.seed, at))
-            return {g.name: dice.random(g.n) for g in self.groups}
+        # units that save FLOPs, up to the target of this round
+        kept = pruning.choose(*self._choice(worth, masks["units"], progress))
+
+        # what saves nothing goes by its share: coefficients of filters, single weights
+        for group in self.groups:
+            if group.kind == "dct":
+                fraction = self.cfg.dct * progress
+                alive = masks["units"][group.name]
+                kept[group.name] = pruning.least(worth[group.name], alive, fraction)
         named = named_leaves(params)
-        return {g.name: size(named, g) for g in self.groups}
-
-    def _line(self, at: int, old: prune.Vectors, masks: Masks) -> str:
-        """What a round removed, by kind, and what is left would cost."""
-        gone = {}
-        for g in self.groups:
-            before, after = int(old[g.name].sum()), int(masks["units"][g.name].sum())
-            n, of = gone.get(g.kind, (0, 0))
-            gone[g.kind] = n + before - after, of + after
-        names = {
-            "ffn": "hidden features",
-            "rest": "hidden features of the heavy path",
-            "dct": "DCT coefficients",
+        fraction = self.cfg.unstructured * progress
+        elements = {
+            name: pruning.least(np.abs(named[name]), mask, fraction)
+            for name, mask in masks["elements"].items()
         }
+        new = masks | {"units": kept, "elements": elements}
+        return new, self._line(step, masks["units"], new)
+
+    def _choice(self, worth: pruning.Vectors, alive: pruning.Vectors, progress: float) -> tuple:
+        """Returns what `pruning.choose` takes: candidates, their price, and the round's target."""
+        now = {name: int(mask.sum()) for name, mask in alive.items()}
+        price = self.flops(now)
+        per_flop = self.cfg.score == "sensitivity"
+        groups = {}
+        for group in self.groups:
+            if group.kind not in KINDS:
+                continue
+            # what one unit saves, with what is left elsewhere; the last of a group never goes
+            name = group.name
+            saved = price - self.flops(now | {name: max(1, now[name] - 1)}) if per_flop else 1
+            groups[name] = pruning.Candidates(
+                worth[name], alive[name], max(1, saved), self.tile(group)
+            )
+
+        def priced(left: dict[str, int]) -> int:
+            return self.flops(now | left)
+
+        return groups, priced, self.full * (1.0 - (1.0 - self.cfg.keep) * progress)
+
+    def _worth(self, step: int, params: Any, masks: Masks) -> pruning.Vectors:
+        """Returns how much each unit matters, (n,): |ΔL|, the size of its weights, or chance."""
+        if self.cfg.score in ("sensitivity", "taylor"):
+            return masks["slopes"]
+        if self.cfg.score == "random":
+            dice = np.random.default_rng((self.seed, step))
+            return {group.name: dice.random(group.n) for group in self.groups}
+        named = named_leaves(params)
+        return {group.name: size(named, group) for group in self.groups}
+
+    def _line(self, step: int, old: pruning.Vectors, masks: Masks) -> str:
+        """Returns a line about what a round removed, by kind, and what is left would cost."""
+        # units by kind
+        gone: dict[str, int] = {}
+        left: dict[str, int] = {}
+        for group in self.groups:
+            before, after = int(old[group.name].sum()), int(masks["units"][group.name].sum())
+            gone[group.kind] = gone.get(group.kind, 0) + before - after
+            left[group.kind] = left.get(group.kind, 0) + after
         parts = [
-            f"{n} {names.get(kind, kind)} ({left} left)" for kind, (n, left) in gone.items() if n
+            f"{n} {NAMES.get(kind, kind)} ({left[kind]} left)" for kind, n in gone.items() if n
         ]
-        zero = sum(int(m.size - m.sum()) for m in masks["elements"].values())
-        parts += [f"{zero:,} single weights at zero, which saves nothing"] if zero else []
-        parts += ["DCT coefficients save nothing"] if gone.get("dct", (0, 0))[0] else []
+
+        # what saves nothing
+        zeros = sum(int(mask.size - mask.sum()) for mask in masks["elements"].values())
+        if zeros:
+            parts.append(f"{zeros:,} single weights at zero, which saves nothing")
+        if "dct" in gone and gone["dct"]:
+            parts.append("DCT coefficients save nothing")
+
+        place = f"round {self.plan.steps.index(step) + 1} of {len(self.plan.steps)} of pruning"
         cost = f"shrunk, {self.relative(masks):.3f} of dense FLOPs"
-        which = f"round {self.plan.steps.index(at) + 1} of {len(self.plan.steps)} of pruning"
-        return f"step {at:,} · {which}: {', '.join(parts) or 'nothing'}; {cost}"
+        return f"step {step:,} · {place}: {', '.join(parts) or 'nothing'}; {cost}"
 
 
-def size(named: dict[str, Any], g: Group) -> np.ndarray:
-    """Root mean square of the weights of each unit, (n,)."""
-    total, entries = np.zeros(g.n), 0
-    for m in g.members or (units.Member(g.name, 0),):
-        w = np.moveaxis(np.asarray(named[m.name], np.float64), m.axis, 0)
-        w = np.square(w).reshape(m.blocks, g.n, -1)
-        total, entries = total + w.sum((0, 2)), entries + w.shape[0] * w.shape[2]
+def size(named: dict[str, Any], group: Group) -> np.ndarray:
+    """Returns the root mean square of the weights of each unit, (n,)."""
+    total, entries = np.zeros(group.n), 0
+    for member in group.members or (prunable.Member(group.name, 0),):
+        weights = np.asarray(named[member.name], np.float64)
+        weights = np.moveaxis(weights, member.axis, 0)
+        squares = np.square(weights).reshape(member.blocks, group.n, -1)
+        total = total + squares.sum((0, 2))
+        entries += squares.shape[0] * squares.shape[2]
     return np.sqrt(total / entries)

@@ -15,24 +15,41 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 import cerebra_jax
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
+from cerebra_jax.models import registry
+from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import metrics
+from cerebra_jax.training.experiment import Experiment, Serving
+from cerebra_jax.training.programs import Programs, sampler_flops
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+class Ended(NamedTuple):
+    """How a run ended."""
+
+    best: int  # step of the best checkpoint by validation
+    serving: Serving  # its program
+    valid: dict[str, Any]  # its lines
+    test: dict[str, Any]
+    digest: str  # sha256 of the parameters after the last step
+    wall: float  # seconds, of all sessions
+
+
 def environment(devices: Sequence[Any]) -> dict[str, Any]:
-    """What the bits of a run depend on besides its configuration and data."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = int(
-        os.environ.get("NPROC", cores)
-    )  # XLA's threads, of a run that has a share of the machine
+    """Returns what the bits of a run depend on besides its configuration and data."""
+    if hasattr(os, "sched_getaffinity"):
+        available = len(os.sched_getaffinity(0))
+    else:
+        available = os.cpu_count() or 1
+    # XLA's threads, of a run that has a share of the machine
+    cores = int(os.environ.get("NPROC", available))
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
     device = {
         "platform": devices[0].platform,
@@ -43,7 +60,7 @@ def environment(devices: Sequence[Any]) -> dict[str, Any]:
 
 
 def code() -> str:
-    """Hash of this package's own source: another version of the step gives other bits, committed or not."""
+    """Returns a hash of this package's own source: another version of the step gives other bits."""
     root, digest = Path(cerebra_jax.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
@@ -51,138 +68,188 @@ def code() -> str:
 
 
 def drift(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """One line on what differs from the environment of a checkpoint; empty where nothing does."""
+    """Returns a line on what differs from the environment of a checkpoint.
+
+    Empty where nothing does.
+    """
     changed = [f"{k} {old.get(k)} -> {v}" for k, v in new.items() if old.get(k) != v]
     if not changed:
         return ""
-    return f"warning: {', '.join(changed)}: this run goes on, but not with the bits of an uninterrupted one"
+    return (
+        f"warning: {', '.join(changed)}: "
+        "this run goes on, but not with the bits of an uninterrupted one"
+    )
 
 
-def same_data(old: dict[str, Any], task: Any) -> None:
-    """UserError where the data or their tokenizer are not what a checkpoint was trained on, if it knows (one that was
-    imported does not)."""
+def same_data(old: dict[str, Any], task: Task) -> None:
+    """Raises UserError where the data or their tokenizer are not what a checkpoint was trained on.
+
+    A checkpoint that was imported does not know what it was trained on.
+    """
     new = task.info()
-    for name, a, b in (
-        ("data", old, new),
-        ("tokenizer", old.get("tokenizer", {}), new.get("tokenizer", {})),
-    ):
-        a, b = a.get("sha256", ""), b.get("sha256", "")
+    pairs = {
+        "data": (old, new),
+        "tokenizer": (old.get("tokenizer", {}), new.get("tokenizer", {})),
+    }
+    for name, (there, here) in pairs.items():
+        a, b = there.get("sha256", ""), here.get("sha256", "")
         if a and a != b:
-            what = f"{old['dataset']} is not what it was: {name} sha256 {a[:12]} -> {b[:12]}"
-            raise UserError(what, "give it as it was, or use --fresh")
+            raise UserError(
+                f"{old['dataset']} is not what it was: {name} sha256 {a[:12]} -> {b[:12]}",
+                "give it as it was, or use --fresh",
+            )
 
 
-def opening(s: Any) -> list[str]:
-    """What is about to run, before the first compilation."""
-    L, t, net = s.cfg.task.seq_len, s.cfg.train, s.cfg.net  # noqa: N806
-    device = s.parallel.devices[0]
-    lengths = f"{', '.join(map(str, s.task.shape.lengths or (L,)))}"
-    forward = f"{s.model.cost.executed_flops / L / 1e6:.3g} MFLOP/token forward"
-    unit = "" if s.model.unit.name == "flops" else f" in {s.model.unit.label}"
-    how = models.MODELS[net.name].how(s.model.net)
-    return [
-        *([s.notice] if s.notice else []),
-        f"model {net.name} · {parameters(s.like.params):,} parameters · {net.depth} layers of width {net.width} · "
-        f"{forward}, {s.executed:.3f} of dense as executed{unit}{how and f' · {how}'}",
-        f"data {s.task.dataset} · {s.total:,} steps of {t.batch_size} x {lengths} tokens "
-        f"({s.total / s.per_epoch:.2g} epochs) on {len(s.parallel.devices)} x {device.device_kind}",
-        *(
-            [f"8 bits from step {s.eight_from:,} on: the best checkpoint is one of those"]
-            if s.cfg.quant.bits
-            else []
-        ),
+def opening(programs: Programs) -> list[str]:
+    """Returns lines on what is about to run, before the first compilation."""
+    e, devices = programs.experiment, programs.devices
+    cfg, net, model = e.cfg, e.cfg.net, e.model
+    lines = [e.notice] if e.notice else []
+
+    # the model, and what it costs
+    forward = f"{model.cost.executed_flops / e.sizes.tokens / 1e6:.3g} MFLOP/token forward"
+    unit = "" if model.unit.name == "flops" else f" in {model.unit.label}"
+    chosen = registry.describe(model.net, model.pricing.platform)
+    parts = [
+        f"model {net.name}",
+        f"{parameters(e.like.params):,} parameters",
+        f"{net.depth} layers of width {net.width}",
+        f"{forward}, {model.executed:.3f} of dense as executed{unit}",
     ]
+    lines.append(" · ".join([*parts, chosen] if chosen else parts))
+
+    # the data, and how much of it
+    lengths = ", ".join(map(str, e.task.shape.lengths or (e.sizes.tokens,)))
+    total = e.length.total
+    steps = f"{total:,} steps of {cfg.train.batch_size} x {lengths} tokens"
+    epochs = f"({total / e.length.per_epoch:.2g} epochs)"
+    on = f"on {len(devices)} x {devices[0].device_kind}"
+    lines.append(f"data {e.task.dataset} · {steps} {epochs} {on}")
+    if cfg.quant.bits:
+        first = f"8 bits from step {e.quantized_from:,} on"
+        lines.append(f"{first}: the best checkpoint is one of those")
+    return lines
 
 
 def parameters(params: Any) -> int:
-    """How many numbers a model learns."""
+    """Returns how many numbers a model learns."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def result(
-    s: Any, log: Path, best: int, valid: dict, test: dict, digest: str, wall: float
-) -> dict[str, Any]:
-    """What result.json holds. FLOPs are forward, per token, 1 MAC = 2 FLOPs; relative ones are shares of dense."""
-    cfg, L = s.cfg, s.cfg.task.seq_len  # noqa: N806
+def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
+    """Returns what result.json holds; `log` is the run's metrics.jsonl."""
+    e = programs.experiment
+    task, cfg, model = e.task, e.cfg, e.model_of(ended.serving)
     steps = [line for line in metrics.read(log) if line["split"] == "train"]
-    lengths = [line["length"] for line in steps] if s.task.shape.lengths else [L] * s.total
+    lengths = _lengths(e, steps)
     tokens = cfg.train.batch_size * sum(lengths)
     laps = [line["step_ms"] for line in steps if line["step_ms"]]
     step_ms = statistics.median(laps) if laps else None
-    unit, model = s.model.unit, s.model
-    dense, dense_executed = (
-        cost / L for cost in models.dense_costs(model.net, L, s.task.shape.vocab_size, unit)
-    )
-    relative = {name: test[f"{name}_rel_{unit.name}"] for name in ("expected", "hard", "executed")}
-    per_token = {name: rel and rel * dense for name, rel in relative.items()}
-    ran = (line["program"] for line in steps) if s.shares else map(s.bucket, range(s.total))
-    trained = sum(map(s.flops_of, ran, lengths))
-    passes = (
-        4 if cfg.net.remat else 3
-    )  # forward, backward at twice its price, and the forward pass that remat repeats
-    own = s.sampler_flops() * max(0, s.total - s.first_draw)
-    train_total = passes * trained * cfg.train.batch_size + own
-    devices = s.parallel.devices
-    info = s.task.info()
-    return {
+    found = {
         "task": cfg.task.name,
-        "dataset": s.task.dataset,
-        "notice": s.notice,
-        "metrics": [m._asdict() for m in s.task.metrics],
-        "chosen_on": s.task.choice.key,
-        "data": info,
+        "dataset": task.dataset,
+        "notice": e.notice,
+        "metrics": [m._asdict() for m in task.metrics],
+        "chosen_on": task.choice.key,
+        "data": task.info(),
         "model": cfg.net.name,
-        "net": dataclasses.asdict(s.model.net),
-        "causal": s.model.causal,
+        "net": dataclasses.asdict(model.net),
+        "causal": model.causal,
         "seed": cfg.seed,
-        "params": parameters(s.like.params),
-        "steps": s.total,
-        "seq_len": L,
+        "params": parameters(e.like.params),
+        "steps": e.length.total,
+        "seq_len": e.sizes.tokens,
         "tokens": tokens,
-        **(
-            {"steps_of_length": collections.Counter(map(str, lengths))}
-            if s.task.shape.lengths
-            else {}
-        ),
-        "best_step": best,
-        **({"bits": 8, "bits_from_step": s.eight_from} if s.cfg.quant.bits else {}),
-        "val": valid,
-        "test": test,
-        "costs": {
-            "counts": unit.name,
-            "unit": f"{unit.label}, forward, per token{' (1 MAC = 2 FLOPs)' if unit.name == 'flops' else ''}; "
-            "executed is relative to the dense program as executed",
-            **per_token,
-            "executed": relative["executed"] * dense_executed,
-            "dense": dense,
-            "dense_executed": dense_executed,
-            "relative": relative,
-            "executed_flops": round(test["executed_rel_flops"] * model.dense.executed_flops) / L,
-            "train_total": train_total,
-            "sampler": {
-                "train_flops": own,
-                "share_of_train": own / train_total,
-                "bytes": size(s.like.sampler),
-            },
-        },
+    }
+    if task.shape.lengths:
+        found["steps_of_length"] = collections.Counter(map(str, lengths))
+    found["best_step"] = ended.best
+    if cfg.quant.bits:
+        found |= {"bits": 8, "bits_from_step": e.quantized_from}
+    return found | {
+        "val": ended.valid,
+        "test": ended.test,
+        "costs": _costs(e, model, steps, ended.test),
         "step_ms": step_ms,
-        "tokens_per_s": step_ms and tokens / s.total / step_ms * 1e3,
-        "wall_s": wall,
-        **memory(devices),
-        "device": environment(devices) | {"host_platform": platform.platform()},
+        "tokens_per_s": step_ms and tokens / e.length.total / step_ms * 1e3,
+        "wall_s": ended.wall,
+        **memory(programs.devices),
+        "device": environment(programs.devices) | {"host_platform": platform.platform()},
         "versions": versions(),
         "commit": commit(),
-        "params_sha256": digest,
+        "params_sha256": ended.digest,
     }
 
 
+def _lengths(e: Experiment, steps: list[dict[str, Any]]) -> list[int]:
+    """Returns the tokens of an example of each step."""
+    if e.task.shape.lengths:
+        return [line["length"] for line in steps]
+    return [e.sizes.tokens] * e.length.total
+
+
+def _costs(
+    e: Experiment, model: models.Model, steps: list[dict[str, Any]], test: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the costs of a run and of its result.
+
+    FLOPs are forward, per token, 1 MAC = 2 FLOPs; relative ones are shares of dense.
+    """
+    # of the result, on the test split
+    L, unit = e.sizes.tokens, model.unit
+    dense, dense_executed = (
+        cost / L for cost in models.dense_costs(model.net, L, e.task.shape.vocab_size, unit)
+    )
+    relative = {name: test[f"{name}_rel_{unit.name}"] for name in ("expected", "hard", "executed")}
+    per_token = {name: rel and rel * dense for name, rel in relative.items()}
+    executed_flops = round(test["executed_rel_flops"] * model.dense.executed_flops) / L
+
+    # of training
+    first = e.sampling.first if e.sampling else e.length.total
+    own = sampler_flops(e) * max(0, e.length.total - first)
+    train_total = _trained(e, steps) + own
+    macs = " (1 MAC = 2 FLOPs)" if unit.name == "flops" else ""
+    return {
+        "counts": unit.name,
+        "unit": f"{unit.label}, forward, per token{macs}; "
+        "executed is relative to the dense program as executed",
+        **per_token,
+        "executed": relative["executed"] * dense_executed,
+        "dense": dense,
+        "dense_executed": dense_executed,
+        "relative": relative,
+        "executed_flops": executed_flops,
+        "train_total": train_total,
+        "sampler": {
+            "train_flops": own,
+            "share_of_train": own / train_total,
+            "bytes": size(e.like.sampler),
+        },
+    }
+
+
+def _trained(e: Experiment, steps: list[dict[str, Any]]) -> int:
+    """Returns the executed FLOPs of all training steps, each in the program that took it."""
+    if e.sizes.slots:
+        ran = [line["program"] for line in steps]
+    elif e.sizes.plan:
+        ran = [e.sizes.plan.bucket(step) for step in range(e.length.total)]
+    else:
+        ran = [0] * e.length.total
+    pairs = zip(ran, _lengths(e, steps), strict=False)
+    forward = sum(e.sizes.model(size, tokens).cost.executed_flops for size, tokens in pairs)
+    # forward, backward at twice its price, and the forward pass that remat repeats
+    passes = 4 if e.cfg.net.remat else 3
+    return passes * forward * e.cfg.train.batch_size
+
+
 def size(tree: Any) -> int:
-    """Bytes of a tree of arrays."""
+    """Returns the bytes of a tree of arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def memory(devices: Sequence[Any]) -> dict[str, Any]:
-    """Peak memory of a device where it counts it, of the whole process where not (CPU)."""
+    """Returns the peak memory of a device, of the whole process on a CPU."""
     stats = devices[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return {"peak_memory_bytes": stats["peak_bytes_in_use"], "peak_memory_of": "device"}
@@ -192,29 +259,23 @@ def memory(devices: Sequence[Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed the result."""
+    """Returns the versions of what computed the result."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"cerebra_jax": cerebra_jax.__version__, "python": platform.python_version()} | found
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package runs from, `-dirty` where files differ; None where it is installed."""
+    """Returns the commit of the checkout that this package runs from; None where it is installed.
+
+    It ends in `-dirty` where files differ from the commit.
+    """
     root = Path(cerebra_jax.__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    words = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    line = ["git", "-C", str(root), *describe]
     try:
-        return subprocess.run(
-            words, capture_output=True, text=True, timeout=20, check=True
-        ).stdout.strip()
+        found = subprocess.run(line, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
+    return found.stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -9,49 +10,63 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cerebra_jax.config import ObjectiveCfg
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable
 from cerebra_jax.models.model import Model
-from cerebra_jax.models.prunable import Masks
-from cerebra_jax.policies import adaptive_capacity as demand
-from cerebra_jax.policies import budget
+from cerebra_jax.policies.adaptive_capacity import Capacity
+from cerebra_jax.policies.budget import Dual
+from cerebra_jax.policies.policy import Policy
 from cerebra_jax.types import Batch
 
 
-@flax.struct.dataclass
-class TrainState:
-    """step counts optimizer steps, and is the data position too; skipped counts non-finite steps in a row."""
+class TrainState(flax.struct.PyTreeNode):
+    """The whole state of training.
+
+    `step` counts optimizer steps, and is the data position too; `skipped` counts the steps in a row
+    that were not finite. The fields after it belong to one policy each (`Policy.owns`), and are
+    empty dicts in runs without that policy. Their names are the names in checkpoints.
+    """
 
     step: jax.Array  # int32 scalar
     params: Any
     opt_state: Any
-    routing: dict[str, jax.Array]
+    routing: dict[str, jax.Array]  # part of the model's variables; RunningThresholds moves it
     skipped: jax.Array  # int32 scalar
-    dual: budget.Dual = flax.struct.field(default_factory=dict)  # the multiplier of a budget
-    demand: demand.Demand = flax.struct.field(default_factory=dict)  # which program is large enough
-    sampler: Any = flax.struct.field(default_factory=dict)  # a sampler.Sampler; empty without one
-    prune: Masks = flax.struct.field(
-        default_factory=dict
-    )  # "units", "slopes", "elements"; empty without pruning
+    dual: Dual = flax.struct.field(default_factory=dict)  # Budget
+    demand: Capacity = flax.struct.field(default_factory=dict)  # AdaptiveCapacity
+    sampler: Any = flax.struct.field(default_factory=dict)  # Sampling
+    prune: prunable.Masks = flax.struct.field(default_factory=dict)  # Pruning
 
     @property
     def effective(self) -> Any:
         """The parameters that the model runs with: what is pruned is at zero."""
-        return units.masked(self.params, self.prune)
+        return prunable.masked(self.params, self.prune)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables that the model runs with, as `Model.apply` takes them."""
+        return {"params": self.effective, "routing": self.routing}
 
 
-def init(model: Model, optimizer: optax.GradientTransformation, batch: Batch, key: jax.Array,
-         cfg: ObjectiveCfg | None = None, shares: tuple[float, ...] = ()) -> TrainState:  # fmt: skip
-    """A fresh state; a pure function of the key, compiled as one program. `cfg` says whether there is a budget,
-    `shares` are the slots per token of the programs that demand chooses from."""
+def init(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    key: jax.Array,
+    policies: Sequence[Policy] = (),
+) -> TrainState:
+    """Returns a fresh state: a pure function of the key, compiled as one program."""
 
     @jax.jit
     def make(key):
         variables = model.init(key, batch)
-        opt_state = optimizer.init(variables["params"])
         zero = jnp.zeros((), jnp.int32)
-        dual = budget.init(cfg, model.net) if cfg else {}
-        params, routing = variables["params"], variables["routing"]
-        return TrainState(zero, params, opt_state, routing, zero, dual, demand.init(shares))
+        owned = {p.owns: p.init(variables, key) for p in policies if p.owns}
+        return TrainState(
+            step=zero,
+            params=variables["params"],
+            opt_state=optimizer.init(variables["params"]),
+            skipped=zero,
+            **({"routing": variables["routing"]} | owned),
+        )
 
     return make(key)

@@ -1,8 +1,8 @@
-"""A run from its first step, or from its last checkpoint, to result.json. Everything else is a pure function.
+"""A run from its first step, or from its last checkpoint, to result.json.
 
-Metrics are read one step late, with one step in flight: the device never waits for Python, and on CPU a longer queue
-of collectives deadlocks jax < 0.12. At a given step the order is fixed, so that a resumed run repeats it exactly:
-evaluate, save, calibrate, train.
+Metrics are read one step late, with one step in flight: the device never waits for Python, and on
+CPU a longer queue of collectives deadlocks jax < 0.12. At a given step the order is fixed, so that
+a resumed run repeats it exactly: evaluate, save, calibrate, prune, train.
 """
 
 from __future__ import annotations
@@ -14,290 +14,345 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from cerebra_jax.checks import need
+from cerebra_jax.checks import require
 from cerebra_jax.config import RunCfg, to_dict
-from cerebra_jax.errors import Diverged, Preempted, UserError
+from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.policies import sampler
-from cerebra_jax.training import metrics, step
-from cerebra_jax.training import results as result
+from cerebra_jax.tasks.task import Task
+from cerebra_jax.training import finished, lines, metrics, results, step
 from cerebra_jax.training.checkpoint import Checkpoints, digest
-from cerebra_jax.training.closing import of_dense, quality
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import Experiment, Serving, prepare
+from cerebra_jax.training.lines import Evaluated, Measured
 from cerebra_jax.training.parallel import DataParallel
+from cerebra_jax.training.programs import Program, Programs
+from cerebra_jax.training.recorder import Position, Recorder, Screen
 
 CALIBRATION_BATCHES = 8
 
 
-class Screen(Protocol):
-    """Where a run talks to a person."""
+class InFlight(NamedTuple):
+    """A step that was given to the device, and whose metrics were not read yet."""
 
-    def say(self, line: str) -> None: ...
-
-    def begin(self, total: int, done: int) -> None: ...
-
-    def step(self, done: int, text: str, due: bool) -> None: ...
-
-    def end(self) -> None: ...
+    step: int  # optimizer steps when it is done
+    tokens: int  # of each example
+    sums: Any
 
 
-class Run:
-    """One session of one run. `go` returns what result.json holds."""
+class Due(NamedTuple):
+    """When something happens besides training, in steps; 0: never."""
 
-    def __init__(self, s: Session, workdir: Path, screen: Screen, stop: Callable[[], bool]):
-        self.s, self.workdir, self.screen, self.stop = s, workdir, screen, stop
-        self.began, self.pace = time.perf_counter(), metrics.Pace()
-        self.environment = result.environment(s.parallel.devices)
+    evaluate: int
+    save: int
+    calibrate: frozenset[int]
+    prune: frozenset[int]
+
+    @classmethod
+    def of(cls, e: Experiment) -> Due:
+        """Returns the times of an experiment."""
+        net, train = e.cfg.net, e.cfg.train
+        route = net.route
+        calibrates = route.mode == "threshold" and route.tau == "calibrated"
+        at = {0, e.length.steps(route.calibrate_at)}
+        return cls(
+            evaluate=e.length.steps(train.eval_every),
+            save=e.length.steps(train.checkpoint_every),
+            calibrate=frozenset(at if net.name == "chiar" and calibrates else ()),
+            prune=frozenset(e.rounds.plan.steps),
+        )
+
+
+class Trainer:
+    """One session of one run. `train` returns what result.json holds."""
+
+    def __init__(self, programs: Programs, workdir: Path, screen: Screen, stop: Callable[[], bool]):
+        self.experiment = programs.experiment
+        self.programs = programs
+        self.workdir = workdir
+        self.screen = screen
+        self.stop = stop
+        self.began = time.perf_counter()
+        self.due = Due.of(self.experiment)
+        self.environment = results.environment(programs.devices)
         self.checkpoints = Checkpoints(workdir / "checkpoints", screen.say)
-        self.pending: tuple[int, int, Any] | None = None  # step, length of its batch, its metrics
-        self.ran: set[tuple[int, int, bool, bool]] = set()  # programs of this session
-        self.every_log = max(1, s.steps(s.cfg.train.log_every))
-        self.signal_at = _chaos()
+        self.signal = _chaos()
+        # what changes from step to step, besides the state
+        self.in_flight: InFlight | None = None
+        self.compiled: set[Program] = set()
+        self.drawn: dict[int, sampler.Drawn] = {}
+        self.sizes: dict[int, int] = {}  # chosen by adaptive capacity, by step
 
-    def go(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
+        """Runs to the end, from wherever the folder says; closes all files whatever happens."""
         with contextlib.ExitStack() as closing:
             closing.callback(self.checkpoints.close)
             self._start()
-            closing.callback(self.log.close)
-            closing.callback(self.tracker.close)
+            closing.callback(self.recorder.close)
             closing.callback(self.screen.end)
-            self._train()
+            self._loop()
             self.screen.end()
             return self._finish()
 
     def _start(self) -> None:
-        """Restores the latest intact checkpoint, or starts afresh."""
-        s = self.s
-        found = self.checkpoints.latest(s.like)
-        self.start, self.wall, self.skipped = 0, 0.0, 0
-        scored = True
+        """Restores the latest intact checkpoint, or begins afresh."""
+        e = self.experiment
+        found = self.checkpoints.latest(e.like)
         if found is None:
-            self.checkpoints.preflight(s.like)
-            host = s.fresh()
+            self.checkpoints.preflight(e.like)
+            host, self.start = e.fresh(), Position()
         else:
-            self.start, host, meta = found
-            self.wall, self.skipped = meta["wall_s"], int(host.skipped)
-            scored = meta.get("validated", meta["score"] is not None)
-            result.same_data(meta["data"], s.task)
-            self.screen.say(f"resuming at step {self.start:,} of {s.total:,}")
-            if line := result.drift(meta["environment"], self.environment):
-                self.screen.say(line)
-        s.adopt_of(host)
-        self.state, self.drawn = s.parallel.place(host), s.drawn(host, self.start)
-        if host.demand:
-            s.choose(self.start, int(host.demand["program"]))
-            s.choose(self.start + 1, int(host.demand["next"]))
-        if found is None:
-            step.check_cost_gradient(s.model, self.state, s.task.example(4), s.penalty)
-        self.log = metrics.Log(self.workdir / "metrics.jsonl", self.start, scored)
-        self.tracker = metrics.tracker(self.workdir / "tensorboard", self.start)
-        self.screen.begin(s.total, self.start)
+            host, self.start = found.state, self._resumed(found.meta, found.step)
 
-    def _train(self) -> None:
-        s, t = self.s, self.s.cfg.train
-        every_eval, every_save = s.steps(t.eval_every), s.steps(t.checkpoint_every)
-        calibrate_at = {0, s.steps(s.cfg.net.route.calibrate_at)} if self._calibrates() else set()
-        at = self.start
-        self.bucket = s.bucket(at)
+        # what follows from the state
+        self.serving = e.serving(host)
+        self.state = self.programs.place(host)
+        self.drawn = e.drawn(host, self.start.step)
+        if e.sizes.slots:
+            announced = int(host.demand["program"]), int(host.demand["next"])
+            self.sizes = dict(enumerate(announced, self.start.step))
+        self.size = self._size(self.start.step)
+        if found is None:
+            model = e.model_of(self.serving)
+            step.check_cost_gradient(model, self.state, e.task.example(4), e.penalty)
+        self.recorder = Recorder(self.experiment, self.workdir, self.screen, self.start)
+
+    def _resumed(self, meta: dict[str, Any], at: int) -> Position:
+        """Returns where a checkpoint stands; says what is not as it was when it was written."""
+        results.same_data(meta["data"], self.experiment.task)
+        self.screen.say(f"resuming at step {at:,} of {self.experiment.length.total:,}")
+        if line := results.drift(meta["environment"], self.environment):
+            self.screen.say(line)
+        # checkpoints of earlier versions do not say whether they were validated
+        scored = meta["validated"] if "validated" in meta else meta["score"] is not None
+        return Position(at, meta["wall_s"], scored)
+
+    def _loop(self) -> None:
+        """Takes the steps, and does what is due between them."""
+        at = self.start.step
         while True:
-            score, saved = None, at == self.start
-            if at and (_due(at, every_eval) or at == s.total) and self.log.validation(at) is None:
-                score = self._validate(at)
-                self._save(at, score)
-            elif not saved and _due(at, every_save):
-                self._save(at, None)
-            else:
-                self.checkpoints.check()
-            saved = saved or score is not None or _due(at, every_save)
-            if at == s.total:
+            saved = self._checked(at)
+            if at == self.experiment.length.total:
                 return
             if self.stop():
                 self._preempt(at, saved)
-            if at in calibrate_at:
-                self._flush()
-                held_out = itertools.islice(
-                    s.task.eval_batches("valid", s.micro), CALIBRATION_BATCHES
-                )
-                model = s.built(s.adopted, 0, s.eight(at))
-                self.state = s.parallel.place(step.calibrate(model, self.state, held_out))
-            if at in s.rounds.plan.steps:
-                self._flush()
-                host, line = s.prune(at, self.state)
-                self.state = s.parallel.place(host)
-                self.screen.say(line)
-            batch = s.batch(at, self.drawn)
-            length = s.length(batch)
-            program = self._program(at, length)
-            self.state, sums = program.step(self.state, s.parallel.shard(batch), s.key)
+            if at in self.due.calibrate:
+                self._calibrate(at)
+            if at in self.due.prune:
+                self._prune(at)
+            self._step(at)
             at += 1
-            self._flush()
-            self.pending = (at, length, sums)
-            if self.signal_at and self.signal_at[1] == at:
-                os.kill(os.getpid(), self.signal_at[0])
+            if self.signal and self.signal[1] == at:
+                os.kill(os.getpid(), self.signal[0])
 
-    def _program(self, at: int, length: int) -> DataParallel:
-        """The program of the step after `at` steps; says so where it is another than before, or must be compiled."""
-        s = self.s
-        program = bucket, length, _, _ = s.bucket(at), length, s.draws(at), s.eight(at)
-        new, what = program not in self.ran, ""
-        if bucket != self.bucket:
-            size = "smaller" if bucket > self.bucket else "larger"
-            what = f"compiling a {size} program" if new else f"back to the {size} program"
-        elif at == s.first_draw:
-            what = "the sampler begins: compiling its program"
-        elif at == s.eight_from:
-            what = "8-bit training begins: compiling its program"
-        elif new and self.ran:
-            what = "compiling a program"
-        if what:
-            tokens = f" for {length} tokens" if s.task.shape.lengths else ""
-            cost = f"{s.built(bucket, length).executed:.3f} of dense {s.model.unit.label}"
-            self.screen.say(f"step {at:,} · {what}{tokens}: {cost}")
+    def _checked(self, at: int) -> bool:
+        """Evaluates and saves where that is due; returns whether the state is on disk."""
+        saves = _is_due(at, self.due.save)
+        evaluates = at and (_is_due(at, self.due.evaluate) or at == self.experiment.length.total)
+        if evaluates and self.recorder.validation(at) is None:
+            self._save(at, self._validate(at))
+            return True
+        if saves and at != self.start.step:
+            self._save(at, None)
+        else:
+            self.checkpoints.check()
+        return saves or at == self.start.step
+
+    def _calibrate(self, at: int) -> None:
+        """Measures the thresholds on held-out batches."""
+        self._flush()
+        e = self.experiment
+        held_out = itertools.islice(e.task.eval_batches("valid", e.micro), CALIBRATION_BATCHES)
+        model = e.model_of(self.serving._replace(quantized=e.quantized(at)))
+        self.state = self.programs.place(step.calibrate(model, self.state, held_out))
+
+    def _prune(self, at: int) -> None:
+        """Takes a round of pruning."""
+        self._flush()
+        masks, line = self.experiment.rounds.turn(at, self.state.params, self.state.prune)
+        self.serving = self.serving._replace(remaining=self.experiment.rounds.relative(masks))
+        self.state = self.programs.place(self.state.replace(prune=masks))
+        self.screen.say(line)
+
+    def _step(self, at: int) -> None:
+        """Starts the step after `at` steps, and reads the metrics of the one before it."""
+        batch = self.experiment.batch(at, self.drawn)
+        tokens = self.experiment.tokens(batch)
+        program = self._program(at, tokens)
+        placed = self.programs.shard(batch)
+        self.state, sums = program.step(self.state, placed, self.experiment.key)
+        self._flush()
+        self.in_flight = InFlight(at + 1, tokens, sums)
+
+    def _size(self, at: int) -> int:
+        """Returns the size of the program that takes the step after `at` steps."""
+        if self.experiment.sizes.plan:
+            return self.experiment.sizes.plan.bucket(at)
+        return self.sizes[at] if self.experiment.sizes.slots else 0
+
+    def _program(self, at: int, tokens: int) -> DataParallel:
+        """Returns the program of the step after `at` steps.
+
+        Says so where it is another, or must be compiled.
+        """
+        e = self.experiment
+        program = Program(self._size(at), tokens, e.draws(at), e.quantized(at))
+        new = program not in self.compiled
+        if what := self._change(at, program, new):
+            length = f" for {tokens} tokens" if e.task.shape.lengths else ""
+            cost = f"{e.sizes.model(program.size, tokens).executed:.3f}"
+            label = e.model.unit.label
+            self.screen.say(f"step {at:,} · {what}{length}: {cost} of dense {label}")
         if new:
-            self.pace.pause()
-        self.bucket = bucket
-        self.ran.add(program)
-        return s.program(*program)
+            self.recorder.pace.pause()
+        self.size = program.size
+        self.compiled.add(program)
+        return self.programs.of(program)
 
-    def _calibrates(self) -> bool:
-        net = self.s.cfg.net
-        return (
-            net.name == "chiar" and net.route.mode == "threshold" and net.route.tau == "calibrated"
-        )
+    def _change(self, at: int, program: Program, new: bool) -> str:
+        """Returns why a program is another one than that of the step before.
+
+        Empty where it is the same.
+        """
+        if program.size != self.size:
+            size = "smaller" if program.size > self.size else "larger"
+            return f"compiling a {size} program" if new else f"back to the {size} program"
+        if self.experiment.sampling and at == self.experiment.sampling.first:
+            return "the sampler begins: compiling its program"
+        if at == self.experiment.quantized_from:
+            return "8-bit training begins: compiling its program"
+        return "compiling a program" if new and self.compiled else ""
 
     def _flush(self) -> None:
-        """Reads the metrics of the step before this one, and writes its line."""
-        if self.pending is None:
+        """Reads the metrics of the step in flight, and writes its line."""
+        if self.in_flight is None:
             return
-        (at, length, sums), self.pending = self.pending, None
+        (at, tokens, sums), self.in_flight = self.in_flight, None
         sums = jax.device_get(sums)
         if "program_next" in sums:  # the step after this one is under way already
-            self.s.choose(at + 1, int(sums["program_next"][0]))
+            self.sizes[at + 1] = int(sums["program_next"][0])
         if "drawn" in sums:
             self.drawn[at - 1 + sampler.AHEAD] = sums.pop("drawn")
-        took = self.pace.lap()
-        line = self.s.line(at, "train", metrics.add(None, sums), {length: 1})
-        tokens = self.s.cfg.train.batch_size * length
-        line["tokens_per_s"] = took and round(tokens / took, 1)
-        line["step_ms"] = took and round(took * 1e3, 3)
-        self.log.write(line)
-        self.skipped = int(line["skipped"] or 0)
-        if self.skipped > self.s.cfg.train.max_skips:
-            raise Diverged(
-                f"step {at}: loss or gradients were not finite {self.skipped} steps in a row",
-                "the last checkpoint is finite; lower train.lr, or raise train.max_skips",
-            )
-        rate = f"{tokens / took:,.0f} tokens/s · " if took else ""
-        loss = "loss not finite" if line["loss"] is None else f"loss {line['loss']:.3f}"
-        skips = f" · skipped {self.skipped}" if self.skipped else ""
-        text = f"{loss} · {of_dense(line)} · {rate}{self.pace.left(self.s.total - at)} left{skips}"
-        self.screen.step(at, text, at == 1 or _due(at, self.every_log))
-        self.tracker.scalars(at, "train", line)
+        serving = Serving(
+            self._size(at - 1), self.experiment.quantized(at - 1), self.serving.remaining
+        )
+        self.sizes.pop(at - 2, None)
+        measured = Measured(at, "train", metrics.add(None, sums), {tokens: 1}, serving)
+        self.recorder.train(lines.line(self.experiment, measured), tokens)
 
     def _validate(self, at: int) -> float:
+        """Returns the validation score of the state after `at` steps."""
         self._flush()
-        self.s.adopt(self.s.bucket(at) if self.s.shares else self.s.adopted, self.s.eight(at))
-        line = self.s.evaluate(self.state, at, "valid", self.stop)
-        self.pace.pause()
+        self.serving = self.experiment.serving(self.state)
+        what = Evaluated(self.state, at, self.serving)
+        line = lines.evaluate(self.programs, what, "valid", self.stop)
+        self.recorder.pace.pause()
         if line is None:
-            self._preempt(at, at == self.start)
-        self.log.write(line)
-        self.tracker.scalars(at, "valid", line)
-        self.screen.say(f"step {at:,} · validation · {quality(line, self.s.task.metrics)}")
-        return self.s.score(line)
+            self._preempt(at, at == self.start.step)
+        self.recorder.valid(line)
+        return self.experiment.score(line)
 
     def _save(self, at: int, score: float | None) -> None:
+        """Saves the state after `at` steps, and before it all lines up to there."""
         self._flush()
-        self.log.sync()
-        wall = self.wall + time.perf_counter() - self.began
-        validated = score is not None
-        if at <= self.s.rounds.last or (self.s.cfg.quant.bits and not self.s.eight(at)):
-            score = None  # the result is a model that is pruned, and in 8 bits: no other one is the best
+        self.recorder.sync()
+        # the result is a model that is pruned, and in 8 bits: no other one can be the best
+        unfinished = at <= self.experiment.rounds.last
+        unfinished |= bool(self.experiment.cfg.quant.bits) and not self.experiment.quantized(at)
         meta = {
             "step": at,
-            "score": score,
-            "validated": validated,
-            "wall_s": wall,
-            "config": to_dict(self.s.cfg),
+            "score": None if unfinished else score,
+            "validated": score is not None,
+            "wall_s": self._wall(),
+            "config": to_dict(self.experiment.cfg),
+            "data": self.experiment.task.info(),
+            "environment": self.environment,
         }
-        meta |= {"data": self.s.task.info(), "environment": self.environment}
-        self.checkpoints.save(at, self.state, meta, score)
-        self.pace.pause()
+        self.checkpoints.save(at, self.state, meta, meta["score"])
+        self.recorder.pace.pause()
 
-    def _preempt(self, at: int, saved: bool) -> None:
+    def _wall(self) -> float:
+        """Returns the seconds that all sessions of the run took so far."""
+        return self.start.wall + time.perf_counter() - self.began
+
+    def _preempt(self, at: int, saved: bool) -> NoReturn:
+        """Leaves the run such that the same command goes on with it."""
         self._flush()
         if not saved:
             self._save(at, None)
         self.checkpoints.wait()
+        where = f"stopped by a signal at step {at}, which is saved"
         raise Preempted(
-            f"stopped by a signal at step {at}, which is saved"
-            if at
-            else "stopped before the first step",
-            "the same command goes on",
+            where if at else "stopped before the first step", "the same command goes on"
         )
 
     def _finish(self) -> dict[str, Any]:
         """Evaluates the best checkpoint by validation on the test split, and gathers the result."""
-        s = self.s
         self.checkpoints.wait()
         final = digest(self.state.params)
-        best = self.checkpoints.best(s.like)
+        best = self.checkpoints.best(self.experiment.like)
         if best is None:
             raise UserError(
                 "no validated checkpoint is intact", "run the same command again, or use --fresh"
             )
-        at, host, _ = best
-        s.adopt_of(host)
-        placed = s.parallel.place(host)
-        valid = self.log.validation(at) or s.evaluate(placed, at, "valid", self.stop)
-        test = s.evaluate(placed, at, "test", self.stop) if valid else None
-        if test is None:
-            self._preempt(s.total, True)
-        self.log.write(test)
-        self.tracker.scalars(at, "test", test)
-        self.log.sync()
-        wall = self.wall + time.perf_counter() - self.began
-        return result.result(s, self.log.path, at, valid, test, final, wall)
+        serving = self.experiment.serving(best.state)
+        what = Evaluated(self.programs.place(best.state), best.step, serving)
+        valid = self.recorder.validation(best.step)
+        valid = valid or lines.evaluate(self.programs, what, "valid", self.stop)
+        test = valid and lines.evaluate(self.programs, what, "test", self.stop)
+        if valid is None or test is None:
+            self._preempt(self.experiment.length.total, True)
+        self.recorder.test(test)
+        ended = results.Ended(best.step, serving, valid, test, final, self._wall())
+        return results.result(self.programs, self.recorder.path, ended)
 
 
 def run(
-    cfg: RunCfg, task: Any, workdir: Path, screen: Screen, stop: Callable[[], bool] = lambda: False
-):
-    """Trains to the end; returns what result.json holds. Raises Preempted, Diverged, UserError, DiskError."""
-    what = "the weights of this run are int8 (quant.stored)"
-    need(not cfg.quant.stored, what, "train the run that it was converted from")
-    s = Session(cfg, task)
-    for line in result.opening(s):
+    cfg: RunCfg,
+    task: Task,
+    workdir: Path,
+    screen: Screen,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Trains to the end; returns what result.json holds.
+
+    Raises Preempted where `stop` said so, Diverged, UserError or DiskError.
+    """
+    require(
+        not cfg.quant.stored,
+        "the weights of this run are int8 (quant.stored)",
+        "train the run that it was converted from",
+    )
+    programs = Programs(prepare(cfg, task))
+    for line in results.opening(programs):
         screen.say(line)
-    return Run(s, workdir, screen, stop).go()
+    return Trainer(programs, workdir, screen, stop).train()
 
 
-def measure(cfg: RunCfg, task: Any, workdir: Path, split: str, screen: Screen) -> dict[str, Any]:
-    """The line of `split` for the best checkpoint of a run; UserError where there is none."""
-    s = Session(cfg, task)
-    checkpoints = Checkpoints(workdir / "checkpoints", screen.say, read_only=True)
-    with contextlib.closing(checkpoints):
-        best = checkpoints.best(s.like)
-        if best is None:
-            raise UserError(f"{workdir} has no intact validated checkpoint", "train it first")
-    at, host, meta = best
-    s.adopt_of(host)
-    result.same_data(meta["data"], task)
-    return s.evaluate(s.parallel.place(host), at, split, lambda: False) | {
-        "causal": s.model.causal,
-        "notice": s.notice,
-    }
+def measure(cfg: RunCfg, task: Task, workdir: Path, split: str, screen: Screen) -> dict[str, Any]:
+    """Returns the line of `split` for the best checkpoint of a run.
+
+    Raises UserError where there is none.
+    """
+    best = finished.load(cfg, task, workdir, screen.say)
+    programs = Programs(best.experiment)
+    what = Evaluated(programs.place(best.state), best.step, best.serving)
+    line = lines.evaluate(programs, what, split, lambda: False)
+    assert line is not None, "nothing stops this evaluation"
+    return line | {"causal": best.model.causal, "notice": best.notice}
 
 
-def _due(at: int, every: int) -> bool:
+def _is_due(at: int, every: int) -> bool:
     return every > 0 and at > 0 and at % every == 0
 
 
 def _chaos() -> tuple[int, int] | None:
-    """(signal, step) of CEREBRA_CHAOS=SIGKILL@37: the run shoots itself after that step. For tests."""
+    """Returns (signal, step) of CEREBRA_CHAOS=SIGKILL@37: the run shoots itself after that step.
+
+    For tests.
+    """
     text = os.environ.get("CEREBRA_CHAOS")
     if not text:
         return None

@@ -1,6 +1,9 @@
-"""The folder of a run: who may write in it, whether it is this run, and whether the run is done. Imports no JAX.
+"""The folder of a run: who may write in it, whether it is this run, and whether the run is done.
 
-config.json metrics.jsonl result.json checkpoints/ tensorboard/ log.txt run.lock crash.txt; screen.txt: of a sweep's run
+Imports no JAX.
+
+config.json metrics.jsonl result.json checkpoints/ tensorboard/ log.txt run.lock crash.txt;
+screen.txt: of a sweep's run
 """
 
 from __future__ import annotations
@@ -35,7 +38,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file, None where there is none; UserError where it is broken."""
+    """Returns the value of a JSON file, None where there is none.
+
+    Raises UserError where it is broken.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -44,13 +50,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({e})", "move it away, or use --fresh") from None
 
 
+def _silent(line: str) -> None:
+    """Logs nothing."""
+
+
 @contextlib.contextmanager
-def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def locked(workdir: Path, say: Callable[[str], None] = _silent) -> Iterator[None]:
     """Holds WORKDIR/run.lock; Busy names the process that holds it already.
 
-    The lock is flock(2)'s: the kernel drops it when its process dies, however it dies, so a stale one is simply taken.
-    The text in the file (pid, host, start) is for people, and for file systems that keep locks per machine: a run that
-    another machine never closed is taken over with a line that says so.
+    The lock is flock(2)'s: the kernel drops it when its process dies, however it dies, so a stale
+    one is simply taken. The text in the file (pid, host, start) is for people, and for file systems
+    that keep locks per machine: a run that another machine never closed is taken over with a line
+    that says so.
     """
     with open(workdir / "run.lock", "a+", encoding="utf-8") as f:
         f.seek(0)
@@ -73,6 +84,7 @@ def locked(workdir: Path, say: Callable[[str], None] = lambda line: None) -> Ite
 
 
 def _holder(text: str) -> str:
+    """Returns which process a lock file names; empty where it names none."""
     try:
         held = json.loads(text)
         return f"process {held['pid']} on {held['host']} since {held['start']}"
@@ -81,7 +93,10 @@ def _holder(text: str) -> str:
 
 
 def prepare(workdir: Path, fresh: bool, say: Callable[[str], None]) -> None:
-    """Makes the folder; --fresh moves an old one aside, where no process is using it, and never deletes."""
+    """Makes the folder.
+
+    --fresh moves an old one aside, where no process is using it, and never deletes.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file", "choose another --workdir")
     if fresh and workdir.is_dir() and any(workdir.iterdir()):
@@ -104,13 +119,16 @@ def prepare(workdir: Path, fresh: bool, say: Callable[[str], None]) -> None:
 
 
 def claim(workdir: Path, cfg: config.RunCfg) -> None:
-    """Writes config.json, or checks that it is this configuration; UserError names the keys that differ."""
+    """Writes config.json, or checks that it is this configuration.
+
+    UserError names the keys that differ.
+    """
     check(workdir, cfg)
     write_json(workdir / "config.json", config.to_dict(cfg))
 
 
 def check(workdir: Path, cfg: config.RunCfg) -> None:
-    """UserError where WORKDIR holds another run than this configuration's; it names the keys that differ.
+    """Raises UserError where WORKDIR holds another run; it names the keys that differ.
 
     A folder in which no step was ever taken (its data was missing, say) takes any configuration.
     """
@@ -122,7 +140,8 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
                 "use --fresh, or choose another --workdir",
             )
         changed = [
-            f"{k} {a!r} -> {b!r}" for k, (a, b) in differences(old, config.to_dict(cfg)).items()
+            f"{k} {a!r} -> {b!r}"
+            for k, (a, b) in differences(config.renewed(old), config.to_dict(cfg)).items()
         ]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -133,7 +152,10 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (old value, new value)} of two nested configurations, without the keys that may change on resume."""
+    """Returns {key: (old value, new value)} of two nested configurations.
+
+    The keys that may change on resume are left out.
+    """
     flat_old, flat_new = _flat(old), _flat(new)
     keys = [k for k in {**flat_old, **flat_new} if k not in MAY_CHANGE]
     return {
@@ -141,19 +163,25 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
     }
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns {"net.width": 64} of a nested configuration."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, dict):
+            out |= {f"{key}.{name}": x for name, x in _flat(value).items()}
+        else:
+            out[key] = value
     return out
 
 
 @contextlib.contextmanager
 def quiet(log: Path, verbose: bool) -> Iterator[None]:
-    """Sends what libraries write to stderr (XLA, TensorStore and Python warnings alike) to a file, at descriptor level.
+    """Sends what libraries write to stderr to a file, at descriptor level.
 
-    C++ code writes to descriptor 2 whatever Python's sys.stderr is, so nothing less is quiet. Our own lines go to
-    stdout, and errors are printed after this context has ended.
+    That is XLA, TensorStore and Python warnings alike.
+
+    C++ code writes to descriptor 2 whatever Python's sys.stderr is, so nothing less is quiet. Our
+    own lines go to stdout, and errors are printed after this context has ended.
     """
     if verbose:
         yield

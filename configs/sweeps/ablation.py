@@ -1,4 +1,6 @@
-"""What each part of Cerebra adds: compression alone, the router, sampler, pruning, 8 bits; beside dense and chance.
+"""What each part of Cerebra adds: compression alone, the router, sampler, pruning, 8 bits.
+
+Beside dense and chance.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py --dry
@@ -7,16 +9,17 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/ablation.py --dry
     tabular, tabular-smoke             a table (configs/tabular.py): made-up rents
     salaries                           the same of salaries, with --config.task.path=salaries.csv
 
-24 runs: 8 rows of 3 seeds. A pruned run computes with zeros to its end: `executed` is that of the whole model, and
-kept_rel_flops in result.json ("test") what it costs after `shrink`. 8 bits take the extra quant. What came out,
-with times, stands in benchmarks/results/README.md.
+24 runs: 8 rows of 3 seeds. A pruned run computes with zeros to its end: `executed` is that of the
+whole model, and kept_rel_flops in result.json ("test") what it costs after `shrink`. 8 bits take
+the extra quant. What came out, with times, stands in benchmarks/results/README.md.
 """
 
 from cerebra_jax.errors import UserError
 
 SAMPLER = {"sampler.beta": 0.5, "sampler.gamma": 2.0}
 PRUNE = {"prune.keep": 0.75}
-# at 17m most FLOPs are those of the logits, which stay; pruned layers differ in width, so they are not scanned over
+# At 17m most FLOPs are those of the logits, which stay. Pruned layers differ in width, so they are
+# not scanned over.
 PRUNE_AT = {"17m": {"prune.keep": 0.94}, "400m": PRUNE | {"net.scan": False}}
 ROWS = {
     "dense": {"twin": "dense"},

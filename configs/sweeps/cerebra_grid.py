@@ -6,10 +6,10 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/cerebra_grid.py:encoder
     smoke, cpu (default), 17m, 400m    text at that size of configs/wikitext.py: 81 runs
     encoder, encoder-smoke             recall by an encoder (configs/longseq.py): 27 runs
 
-The paper crosses λ with a fixed k. A fixed k costs the same whatever λ is (the gradient of its cost is exactly 0, and
-such a run is refused), so the two are apart here. In text the threshold is learned and λ moves it, from k of every 64
-tokens on; which k tokens are the best of all, only an encoder can know. Not measured yet: 81 runs at the cpu size are
-about ten hours of two cores.
+The paper crosses λ with a fixed k. A fixed k costs the same whatever λ is (the gradient of its cost
+is exactly 0, and such a run is refused), so the two are apart here. In text the threshold is
+learned and λ moves it, from k of every 64 tokens on; which k tokens are the best of all, only an
+encoder can know. Not measured yet: 81 runs at the cpu size are about ten hours of two cores.
 """
 
 import itertools

@@ -1,13 +1,16 @@
-"""What should be pruned first: loss change per FLOP saved, loss change alone, small weights, or any; at equal FLOPs.
+"""What should be pruned first: loss change per FLOP saved, loss change alone, small weights, or
+any; at equal FLOPs.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/pruning.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/pruning.py:tabular --dry
 
     smoke, cpu (default)    text at that size of configs/wikitext.py
-    tabular, salaries       a table (configs/tabular.py): rents, or salaries with --config.task.path=salaries.csv
+    tabular                 a table (configs/tabular.py): made-up rents
+    salaries                the same of salaries, with --config.task.path=salaries.csv
 
-15 runs: nothing pruned, and four scores at 0.75 (text) or 0.4 (table) of the executed FLOPs, 3 seeds each. The dense
-Transformer for a text, Cerebra for a table: in both, a head and a hidden feature cost different amounts.
+15 runs: nothing pruned, and four scores at 0.75 (text) or 0.4 (table) of the executed FLOPs, 3
+seeds each. The dense Transformer for a text, Cerebra for a table: in both, a head and a hidden
+feature cost different amounts.
 """
 
 from cerebra_jax.errors import UserError

@@ -1,15 +1,17 @@
-"""Long-range recall by every model: dense, window, SSM, LSTM, and Cerebra with its router, an oracle and chance.
+"""Long-range recall by every model: dense, window, SSM, LSTM, and Cerebra with its router, an
+oracle and chance.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/recall.py:selective --dry
 
-    mqar (default)        L = 128, 8 pairs, 256 symbols           selective    L = 128, 16 data tokens
-    mqar-L, selective-L   any other L: of mqar L/16 pairs and a vocabulary that filler leaves room in
+    mqar (default)        L = 128, 8 pairs, 256 symbols
+    selective             L = 128, 16 data tokens
+    mqar-L, selective-L   any other L; of mqar, L/16 pairs and at least 2 L symbols
     smoke                 mqar in seconds
 
-24 runs: 8 rows of 3 seeds, at configs/longseq.py's length of training (--config.train.duration=... for another).
-Cerebra, the oracles and chance end at half the dense FLOPs; in oracle-all every token is a key, in the other three the
-kept ones are. Window: L/4.
+24 runs: 8 rows of 3 seeds, as long as configs/longseq.py trains (--config.train.duration=... for
+another). Cerebra, the oracles and chance end at half the dense FLOPs; in oracle-all every token is
+a key, in the other three the kept ones are. Window: L/4.
 """
 
 from cerebra_jax.errors import UserError

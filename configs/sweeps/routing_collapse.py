@@ -1,15 +1,17 @@
-"""Routing collapse: which of three operators CHIAR's tokens take while it trains, with and without a reward for all.
+"""Routing collapse: which of three operators CHIAR's tokens take while it trains, with and without
+a reward for all.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/routing_collapse.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/routing_collapse.py --dry
 
     smoke, cpu (default), 17m, 400m    text at that size of configs/wikitext.py
 
-18 runs: threshold, hard and soft, each without the reward and with it, of 3 seeds. `report RUNS --uses=FILE.svg` draws
-the shares of the operators in each layer over training. The threshold is the paper's: calibrated at the start and after
-a tenth of the steps, it stays where it is while the features move on. Its decisions have no gradient: there the reward
-teaches the features. A third of the tokens for each operator at the start; slots for twice as many, as far as a
-learned choice may grow before tokens fall back to the filter.
+18 runs: threshold, hard and soft, each without the reward and with it, of 3 seeds. `report RUNS
+--uses=FILE.svg` draws the shares of the operators in each layer over training. The threshold is the
+paper's: calibrated at the start and after a tenth of the steps, it stays where it is while the
+features move on. Its decisions have no gradient: there the reward teaches the features. A third of
+the tokens for each operator at the start; slots for twice as many, as far as a learned choice may
+grow before tokens fall back to the filter.
 """
 
 from cerebra_jax.errors import UserError

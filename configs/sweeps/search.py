@@ -1,11 +1,14 @@
-"""A search with Optuna: learning rate and heavy share of Cerebra, for validation perplexity and executed FLOPs at once.
+"""A search with Optuna: learning rate and heavy share of Cerebra, for validation perplexity and
+executed FLOPs at once.
 
-python -m cerebra_jax.main sweep --config=configs/sweeps/search.py:smoke --jobs=2   # pip install "cerebra-jax[sweep]"
+python -m cerebra_jax.main sweep --config=configs/sweeps/search.py:smoke --jobs=2   # pip install
+"cerebra-jax[sweep]"
 
     smoke, cpu (default), 17m, 400m    text at that size of configs/wikitext.py
 
-The same command goes on with the study in the sweep's folder, on as many machines as see it. One seed a trial: confirm
-what it finds with more of them. Not measured yet: 30 trials of 600 steps are about four hours of two cores.
+The same command goes on with the study in the sweep's folder, on as many machines as see it. One
+seed a trial: confirm what it finds with more of them. Not measured yet: 30 trials of 600 steps are
+about four hours of two cores.
 """
 
 from cerebra_jax.errors import UserError

@@ -38,15 +38,13 @@ def tokenizers() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def facts() -> Callable[..., dict[str, Any]]:
-    """facts(text, tokenizer, layers=…): what the command knows of a text, half of the tokens kept."""
+    """facts(text, tokenizer, layers=…): what the command knows of a text; half of it is kept."""
 
     def make(text: str, tok: Any, layers: int = 3, seed: int = 0) -> dict[str, Any]:
         ids = [tok.bos, *map(int, tok.encode_each([text])[0])]
         rng = np.random.RandomState(seed)
-        score_RxT, kept_RxT = (
-            rng.standard_normal((layers, len(ids))),
-            rng.randint(0, 2, (layers, len(ids))),
-        )
+        score_RxT = rng.standard_normal((layers, len(ids)))
+        kept_RxT = rng.randint(0, 2, (layers, len(ids)))
         return {
             "run": "runs/x",
             "steps": 40,

@@ -1,4 +1,6 @@
-"""calibrate on a small run: thresholds stand where numpy puts them, and eval, generate and certify take them."""
+"""calibrate on a small run: thresholds stand where numpy puts them, and eval, generate and certify
+take them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,19 @@ from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import experiment as session
 from cerebra_jax.training.checkpoint import Checkpoints
 
-KEYS = ["task.tokenizer=bytes", "task.seq_len=32", "net.depth=4", "net.width=16", "net.heads=2", "net.ffn_width=16",
-        "train.batch_size=8", "train.duration=6 steps", "train.eval_every=3 steps", "net.route.kv=routed",
-        "train.devices=1"]  # fmt: skip
+KEYS = [
+    "task.tokenizer=bytes",
+    "task.seq_len=32",
+    "net.depth=4",
+    "net.width=16",
+    "net.heads=2",
+    "net.ffn_width=16",
+    "train.batch_size=8",
+    "train.duration=6 steps",
+    "train.eval_every=3 steps",
+    "net.route.kv=routed",
+    "train.devices=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +53,7 @@ def model(run):
     """(session, its task, the state of the run's best checkpoint), as what only reads gets it."""
     cfg = config.parse((run / "run" / "config.json").read_text())
     task = build(cfg, lambda line: None)
-    s = session.Session(cfg, task)
+    s = session.prepare(cfg, task)
 
     def state(as_trained=False):
         checkpoints = Checkpoints(run / "run" / "checkpoints", print, read_only=True)
@@ -123,7 +135,8 @@ def test_a_share_of_another_text_is_kept_there(run):
     found = json.loads((workdir / "thresholds.json").read_text())
     (workdir / "thresholds.json").unlink()
     assert found["tokens"] == len(other.read_bytes()) + 1 and found["data"] == str(other)
-    assert all(abs(row["above_now"] - 0.25) < 0.02 for row in found["layers"])
+    # equal tokens have equal scores in the first routed layer: a quantile falls between two of them
+    assert all(abs(row["above_now"] - 0.25) < 0.03 for row in found["layers"])
 
 
 def test_what_a_threshold_keeps_too_much_or_too_little_is_said_and_what_finds_no_slot():

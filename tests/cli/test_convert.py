@@ -1,4 +1,4 @@
-"""convert: the folder of a run whose weights are int8, which every command for finished runs takes."""
+"""convert: the folder of a run whose weights are int8, which every other command takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.main import main
 from cerebra_jax.models import model as models
 from cerebra_jax.tasks.registry import build
-from cerebra_jax.training import certificate
+from cerebra_jax.training import certificate, finished
 from cerebra_jax.training import trainer as loop
 from cerebra_jax.trees import named_leaves
 
@@ -38,8 +38,16 @@ def runs(tiny_cfg, Screen, tmp_path_factory):
     }
     train, quant = {"duration": "4 steps", "devices": 1}, {"bits": 8, "start": "2 steps"}
     prune = {"unstructured": 0.5, "start": "1 steps", "end": "2 steps", "rounds": 2}
-    cfg = tiny_cfg({"task.data_dir": str(folder), "net": net, "objective": {"lam": 0.1, "buckets": 2},
-                    "train": train, "quant": quant, "prune": prune})  # fmt: skip
+    cfg = tiny_cfg(
+        {
+            "task.data_dir": str(folder),
+            "net": net,
+            "objective": {"lam": 0.1, "buckets": 2},
+            "train": train,
+            "quant": quant,
+            "prune": prune,
+        }
+    )
     run, eight = folder / "run", folder / "int8"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config.to_dict(cfg)))
@@ -86,14 +94,19 @@ def test_a_converted_run_is_small_and_answers_alike(converted, capsys):
 def test_operations_in_int8_are_counted_apart_and_certified(converted):
     cfg = config.parse((converted[1] / "config.json").read_text())
     task = build(cfg, print)
-    state = certificate.trained(cfg, task, converted[1], print)
+    state = finished.load(cfg, task, converted[1], print).state
     found = certificate.Variant(cfg, task, state)
     row = found.row | {"masked_flops": None}
     assert list(found.runs) == ["forward"] and row["counted_train_flops"] is None
     assert row["counted_flops"] + row["counted_int8"] == row["executed_flops"]
     assert row["counted_int8"] > row["counted_flops"] / 10 > 0
-    plain = {"counted_flops": row["executed_flops"], "counted_int8": 0, "executed_flops": row["executed_flops"],
-             "counted_train_flops": 1, "counted_train_int8": 0}  # fmt: skip
+    plain = {
+        "counted_flops": row["executed_flops"],
+        "counted_int8": 0,
+        "executed_flops": row["executed_flops"],
+        "counted_train_flops": 1,
+        "counted_train_int8": 0,
+    }
     (problem,) = certificate.verdict(
         {"model": row, "dense": plain}
     )  # int8 alone is no saving of FLOPs
@@ -104,9 +117,9 @@ def test_operations_in_int8_are_counted_apart_and_certified(converted):
     }
     assert certificate.verdict({"model": row, "dense": more}) == []
     trained = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))
-    s = certificate.Session(trained, task)
-    s.adopt(0, True)
-    counted = jaxpr.count(certificate._forward(s), s.like, task.example(2))
+    s = certificate.prepare(trained, task)
+    forward = certificate.forward_pass(s, s.sizes.model(0, 0, True))
+    counted = jaxpr.count(forward, s.like, task.example(2))
     assert counted.int8 == 2 * row["counted_int8"] and counted.flops == 2 * row["counted_flops"]
 
 

@@ -1,4 +1,6 @@
-"""export --format=stablehlo: a file that runs without this package and gives our logits, for any number of rows."""
+"""export --format=stablehlo: a file that runs without this package and gives our logits, for any
+number of rows.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,13 @@ def runs(tiny_cfg, Screen, tmp_path_factory):
         task = {"data_dir": str(top), "tokenizer": "bpe", "vocab_size": 262}
         if name == "encoder":
             task = {"name": "tabular", "path": str(top / "t.csv"), "target": "y", "seq_len": 0}
-        cfg = tiny_cfg({"task": task, "net": {"width": 16, "ffn_width": 32} | net,
-                        "train": {"duration": "2 steps", "batch_size": 4, "devices": 1}})  # fmt: skip
+        cfg = tiny_cfg(
+            {
+                "task": task,
+                "net": {"width": 16, "ffn_width": 32} | net,
+                "train": {"duration": "2 steps", "batch_size": 4, "devices": 1},
+            }
+        )
         found[name] = top / name
         found[name].mkdir()
         (found[name] / "config.json").write_text(json.dumps(config.to_dict(cfg)))
@@ -72,7 +79,9 @@ def runs(tiny_cfg, Screen, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(runs, clean_env, tmp_path_factory):
-    """name -> (folder of its program, which ran there on `batch.npz`, the run, that batch, what export said)."""
+    """name -> (folder of its program, which ran there on `batch.npz`, the run, that batch, what
+    export said).
+    """
     found = {}
     for name, workdir in runs.items():
         folder = tmp_path_factory.mktemp(name)
@@ -144,8 +153,10 @@ def test_int8_weights_go_into_a_program(runs, exported, tmp_path, capsys):
         == 0
     )
     assert "int8 in linear layers" in Path(f"{to}.md").read_text()
-    weights = [float(re.search(r"(\S+) kB of it weights", said)[1]) for said in
-               (exported["cerebra"][3], capsys.readouterr().out)]  # fmt: skip
+    weights = [
+        float(re.search(r"(\S+) kB of it weights", said)[1])
+        for said in (exported["cerebra"][3], capsys.readouterr().out)
+    ]
     assert weights[1] < 0.8 * weights[0]  # a tiny one is mostly embeddings
     batch, loaded = exported["cerebra"][2], cerebra_jax.load(small)
     want = np.asarray(loaded._logits(loaded.variables, batch))
@@ -160,7 +171,7 @@ def test_what_cannot_be_exported_is_one_line(runs, tmp_path, capsys, monkeypatch
     )
     run = f"--workdir={runs['transformer']}"
     for words, line in (
-        (["--format=tflite"], "choose one of safetensors, stablehlo, onnx"),
+        (["--format=tflite"], "choose safetensors, stablehlo or onnx"),
         (["--format=stablehlo", "--platforms=gpu"], "choose among cpu, cuda, tpu"),
         (["--format=onnx"], "jax2onnx is not installed; pip install jax2onnx"),
         (["--format=onnx", "--rows=0"], "--rows is '0'"),

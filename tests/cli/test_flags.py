@@ -1,9 +1,13 @@
-"""The command line: every mistake is one line with its mend, exit 2, before JAX; and what is right is read right."""
+"""The command line: a mistake is one line with a hint, exit 2, before JAX.
+
+The rest is read right.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import string
 import subprocess
 import sys
@@ -11,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import cerebra_jax
 from cerebra_jax import config
-from cerebra_jax.cli import flags
+from cerebra_jax.cli import commands, flags
+from cerebra_jax.config import names
 from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
 
@@ -50,7 +56,11 @@ C = f"--config={CONFIG}"
 BAD = {
     "": "--config is missing",
     "trian --config=x": "did you mean train?",
-    "xyzzy": "commands are train, eval, cost, certify",
+    "xyzzy": "commands are train, cost, eval, generate",
+    "test --workdir=x": "did you mean eval?",
+    "infer --workdir=x": "did you mean predict?",
+    "sample": "did you mean generate?",
+    f"resume {C}": "did you mean train?",
     f"{C} stray": "unexpected argument 'stray'",
     f"train {C} eval": "unexpected argument 'eval'",
     "--config": "write --config=VALUE",
@@ -83,7 +93,30 @@ BAD = {
     f"certify {C} --out=": "--out is empty",
     f"{C} --out=x": "train takes no --out",
     f"{C} --net.depth=3": "did you mean --config.net.depth?",
-    f"{C} --depth=3": "unknown option --depth",
+    f"{C} --depth=3": "did you mean --config.net.depth?",
+    f"{C} --batch-size=3": "did you mean --config.train.batch_size?",
+    f"{C} --learning_rate=1e-3": "train takes no --learning_rate; did you mean --config.train.lr?",
+    f"{C} --output_dir=x": "did you mean --workdir?",
+    f"{C} --overwrite": "did you mean --fresh?",
+    f"{C} --config.optimizer.learning_rate=1": "did you mean --config.train.lr?",
+    f"{C} --config.net.hidden_size=64": "did you mean --config.net.width?",
+    f"{C} --config.train.epochs=3": "did you mean --config.train.duration?",
+    f"{C} --config.zzzzzz=3": "`cerebra keys` lists all keys",
+    f"{C} --config.net.kept.heads=1,x": "give whole numbers with commas: 1,0,2",
+    f"{C} --config.net.route.by_layer=a": "give numbers with commas: 0.5,1.5",
+    f"{C} --verbose=3": "--verbose takes no value; write --verbose",
+    "keys nothing": "no key has nothing in its name",
+    "report": "report: the following arguments are required: RUN; `cerebra report --help`",
+    "report x --config.seed=3": "report cannot change seed; it takes no --config.KEY",
+    "report x --also=y": "--also is 'y'; write --also=NAME:FIGURE",
+    "generate --workdir=x --max_tokens=0": "--max_tokens is '0'; give a whole number of at least 1",
+    "generate --workdir=x --temperature=hot": "--temperature is 'hot'; give a number of at least 0",
+    "generate --workdir=x --prompt": "--prompt needs a value; write --prompt=VALUE",
+    "export --workdir=x --to=y --format=pdf": "choose safetensors, stablehlo or onnx",
+    "export --workdir=x --to=y --rows=2": "use --format=onnx",
+    "export --workdir=x --to=y --platforms=tpu,abacus": "choose among cpu, cuda, tpu",
+    "import --to=y": "--from is missing",
+    "calibrate --workdir=x --share=1": "give the share of tokens to route: --share=0.25",
     f"{C} --config.net.dpeth=3": "did you mean --config.net.depth?",
     f"{C} --config.depth=3": "did you mean --config.net.depth?",
     f"{C} --config.net=3": "net is a section, not a key",
@@ -129,7 +162,9 @@ def test_a_mistake_is_one_line_that_says_how_to_mend_it(words, files, capsys):
 
 
 def test_a_mistyped_key_is_recognised(files, capsys):
-    """Typos at edit distance 1 of every key: the right suggestion at least 95 times of 100, an error always."""
+    """Typos at edit distance 1 of every key: the right suggestion at least 95 times of 100, an
+    error always.
+    """
     rng, right, total = random.Random(0), 0, 0
     for key in KEYS:
         for _ in range(3):
@@ -145,7 +180,7 @@ def test_a_mistyped_key_is_recognised(files, capsys):
             with pytest.raises(UserError) as e:
                 flags.parse([C, f"--config.{typo}=1"])
             total += 1
-            right += f"--config.{key}?" in e.value.mend
+            right += f"--config.{key}?" in e.value.hint
     assert total > 100 and right / total >= 0.95
 
 
@@ -156,6 +191,7 @@ def test_every_key_refuses_a_wrong_type_and_what_is_out_of_range():
             float: ["x", "nan", "inf"],
             bool: ["maybe"],
             str: [],
+            tuple: [] if f.metadata["item"] is str else ["x", "1;2"],
         }[type(f.default)]
         for value in bad + (["no-such-choice"] if f.metadata["of"] else []):
             with pytest.raises(UserError, match=key.replace(".", r"\.")):
@@ -166,9 +202,13 @@ def test_mistakes_are_found_without_jax(files, clean_env):
     """All of the table in one process that may not import JAX."""
     code = (
         "import json, sys\nfrom cerebra_jax.main import main\n"
-        "assert [main(words) for words in json.loads(sys.argv[1])] == [2] * len(json.loads(sys.argv[1]))\n"
-        "assert main(['--help']) == 0\n"
-        "assert not {'jax', 'flax', 'optax', 'orbax', 'tensorflow'} & set(sys.modules), 'JAX was imported'\n"
+        "table = json.loads(sys.argv[1])\n"
+        "assert [main(words) for words in table] == [2] * len(table)\n"
+        "from cerebra_jax.cli.commands import COMMANDS\n"
+        "for words in [], ['keys'], *([name] for name in COMMANDS):\n"
+        "    assert main([*words, '--help']) == 0\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'tensorflow'}\n"
+        "assert not heavy & set(sys.modules), 'JAX was imported'\n"
     )
     table = json.dumps([words.split(" ") if words else [] for words in BAD])
     done = subprocess.run(
@@ -177,25 +217,76 @@ def test_mistakes_are_found_without_jax(files, clean_env):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_help_lists_every_key_with_its_type_default_and_meaning(capsys):
-    assert main(["--help"]) == 0
+def test_keys_lists_every_key_with_its_type_default_and_meaning(capsys):
+    assert main(["keys"]) == 0
     rows = {
         row.split()[0]: row
         for row in capsys.readouterr().out.splitlines()
         if row.startswith("  ") and row.split()
     }
     for key, f in KEYS.items():
-        assert type(f.default).__name__ in rows[key] and f.metadata["doc"] in rows[key]
-        assert str(f.default) in rows[key]
+        is_list = f.metadata["item"] is not None
+        kind = f.metadata["item"] if is_list else type(f.default)
+        assert kind.__name__ in rows[key] and f.metadata["doc"] in rows[key]
+        default = json.dumps(f.default) if isinstance(f.default, bool) else str(f.default)
+        assert ("empty" if is_list else default) in rows[key]
         assert all(str(value) in rows[key] for value in f.metadata["of"])
+    assert main(["keys", "net.kept"]) == 0
+    shown = [row for row in capsys.readouterr().out.splitlines() if row.startswith("  ")]
+    assert len(shown) == 4 and all("net.kept." in row and "list of int" in row for row in shown)
+
+
+def test_help_names_every_command_and_says_where_the_keys_are(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, command in commands.COMMANDS.items():
+        assert f"  {name} " in shown and command.help in shown
+    assert "`cerebra keys`" in shown and "exit status: 0 done" in shown.splitlines()[-1]
+    assert main(["help"]) == 0 and capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_of_a_command_shows_its_own_options_only(name, capsys):
+    assert main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: cerebra {name} ") and commands.COMMANDS[name].help in shown
+    options = set(re.findall(r"--([a-z][\w-]*)", shown.partition("options:")[2])) - {"help"}
+    assert options | {"config"} == {*flags._parser(name).options(), "config"}
+    others = {"prompt": "generate", "jobs": "sweep", "fresh": "train", "share": "calibrate"}
+    assert all(owner == name or option not in options for option, owner in others.items())
+    takes_keys = name not in ("export", "report", "keys")
+    assert ("--config.KEY=VALUE" in shown.replace("\n  ", " ")) == takes_keys
+    assert main(["help", name]) == 0 and capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("words", [["-m", "cerebra_jax"], ["-m", "cerebra_jax.main"]])
+def test_the_package_runs_as_a_module_and_tells_its_version(words, clean_env):
+    done = subprocess.run(
+        [sys.executable, *words, "--version"], env=clean_env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"cerebra_jax {cerebra_jax.__version__}\n")
+
+
+def test_every_word_of_another_library_means_a_key_command_or_option_of_ours():
+    assert set(names.KEYS.values()) <= set(KEYS) and not set(names.KEYS) & set(KEYS)
+    assert set(names.COMMANDS.values()) <= set(commands.COMMANDS)
+    assert not set(names.COMMANDS) & set(commands.COMMANDS)
+    options = {option for name in commands.COMMANDS for option in flags._parser(name).options()}
+    assert set(names.OPTIONS.values()) <= options
 
 
 def test_values_are_typed_and_the_last_one_wins(files):
     words = ["--config.net.depth=3", "--config.train.lr", "1", "--config.net.depth", "5"]
-    words += ["--noconfig.task.offline_fallback", "--config.net.scan", "--config.task.data_dir="]
+    words += ["--noconfig.task.offline_fallback", "--config.net.remat", "--config.task.data_dir="]
+    words += ["--config.task.ignore=a, b", "--config.net.kept.heads", "1,0,2,3,4"]
     got = flags.parse([C, *words, "--fresh", "-v"])
     assert (got.command, got.fresh, got.verbose, got.cfg.net.depth) == ("train", True, True, 5)
-    assert (got.cfg.train.lr, got.cfg.task.offline_fallback, got.cfg.net.scan) == (1.0, False, True)
+    assert (got.cfg.task.ignore, got.cfg.net.kept.heads) == (("a", "b"), (1, 0, 2, 3, 4))
+    assert (got.cfg.train.lr, got.cfg.task.offline_fallback, got.cfg.net.remat) == (
+        1.0,
+        False,
+        True,
+    )
 
 
 def test_json_is_read_as_data_and_may_be_overridden(files):

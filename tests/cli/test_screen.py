@@ -1,4 +1,6 @@
-"""What a person sees: a bar on a terminal, plain lines elsewhere, and a run that outlives its reader."""
+"""What a person sees: a bar on a terminal, plain lines elsewhere, and a run that outlives its
+reader.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cerebra_jax.cli import flags
 from cerebra_jax.cli import sweep as command
 from cerebra_jax.cli import sweep_points as points
 from cerebra_jax.cli import sweep_pool as pool
@@ -20,7 +22,7 @@ from cerebra_jax.errors import PointsFailed, Preempted, UserError
 from cerebra_jax.main import main
 from cerebra_jax.training import workdir as folder
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import fcntl, json, os, signal, sys, time
 from pathlib import Path
@@ -49,7 +51,8 @@ HOWS = {hows}
 def get_sweep():
     for how in HOWS:
         for seed in range(2):
-            yield {{"config": "configs/wikitext.py:smoke", "name": how, "task.gpt2_dir": how, "seed": seed}}
+            base = {{"config": "configs/wikitext.py:smoke", "name": how}}
+            yield base | {{"task.gpt2_dir": how, "seed": seed}}
 """
 
 
@@ -63,13 +66,16 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.delenv("NPROC")  # of these tests
     monkeypatch.setattr(pool, "_cores", lambda: 4)
     monkeypatch.setattr(
-        command, "prices", lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
+        command,
+        "prices",
+        lambda cfgs: [{"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0} for _ in cfgs],
     )
 
     def run(*hows: str, into: str = "runs", jobs: int = 2) -> Path:
         file = tmp_path / "mine.py"
         file.write_text(SWEEP.format(hows=hows))
-        command.run(["sweep", f"--config={file}", f"--workdir={tmp_path / into}", f"--jobs={jobs}"])
+        words = [f"--config={file}", f"--workdir={tmp_path / into}", f"--jobs={jobs}"]
+        command.run(flags.parse(["sweep", *words]))
         return tmp_path / into
 
     return run
@@ -187,14 +193,18 @@ BAD = {
     "def get_sweep(:": "SyntaxError",
     'def get_sweep(): return [{"config": "nowhere.py"}]': "there is no nowhere.py",
     "def get_sweep(): return [%s, 'net.dpeth': 3}]": "did you mean --config.net.depth?",
-    "def get_sweep(): return [%s}, {'config': 'x.py', 'net.depth': '3'}]": "point 2 of sweep.py: net.depth is '3'",
+    "def get_sweep(): return [%s}, {'config': 'x.py', 'net.depth': '3'}]": "net.depth is '3'",
     "def get_sweep(): return [%s, 'train.lr': True}]": "train.lr is True; it must be of type float",
     "def get_sweep(): return [%s, 'net.heads': 3}]": "not divisible by net.heads",
     "def get_sweep(): return [%s, 'name': 3}]": "its name is 3",
     "def get_sweep(): return [%s}, %s}]": "points 1 and 2 of sweep.py are the same configuration",
-    "def get_sweep(): return [%s, 'name': 'b'}, %s, 'name': 'b', 'net.depth': 5}]": "are both called b-s0",
+    "def get_sweep(): return [%s, 'name': 'b'}, %s, 'name': 'b', 'seed': 0, 'net.depth': 5}]": (
+        "are both called b-s0"
+    ),
     "def get_sweep():\n  while True: yield 0": "no dict",
-    "import itertools\ndef get_sweep(): return (%s, 'seed': i} for i in itertools.count())": "more than 10 points",
+    "import itertools\ndef get_sweep(): return (%s, 'seed': i} for i in itertools.count())": (
+        "more than 10 points"
+    ),
 }
 
 
@@ -236,7 +246,7 @@ def test_a_folder_with_another_run_is_refused_before_the_start(sweep, tmp_path):
     root = sweep("ok")
     file = tmp_path / "mine.py"
     with pytest.raises(UserError, match="train.lr 0.002 -> 0.003"):
-        command.run(["sweep", f"--config={file}", f"--workdir={root}", "--config.train.lr=0.003"])
+        flags.parse(["sweep", f"--config={file}", f"--workdir={root}", "--config.train.lr=0.003"])
 
 
 def test_names_do_not_depend_on_the_other_points():
@@ -250,14 +260,39 @@ def test_a_dry_run_prices_and_writes_nothing_and_needs_no_jax(tmp_path, clean_en
     code = (
         "import sys\nfrom cerebra_jax.main import main\n"
         "assert main(sys.argv[1:]) == 0\n"
-        "assert not {'jax', 'flax', 'optax', 'orbax', 'tensorflow'} & set(sys.modules), 'JAX was imported'\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'tensorflow'}\n"
+        "assert not heavy & set(sys.modules), 'JAX was imported'\n"
     )
     words = ["sweep", f"--config={ROOT / 'configs' / 'sweeps' / 'ablation.py'}:smoke", "--dry"]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, env=clean_env, capture_output=True,
-                          text=True)  # fmt: skip
+    line = [sys.executable, "-c", code, *words]
+    done = subprocess.run(line, cwd=tmp_path, env=clean_env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(tmp_path.iterdir())
     *rows, total = done.stdout.splitlines()
     assert len(rows) == 24 and total.startswith("24 of 24 points to run") and "960 steps" in total
     dense = next(row for row in rows if " dense-s0 " in row)
     assert dense.startswith("new ") and "40 steps · 8.05 GFLOP · 1.000 of dense" in dense
+
+
+def test_a_dry_run_of_epochs_of_a_text_says_what_it_knows_and_what_it_does_not(
+    tmp_path, monkeypatch, capsys
+):
+    """How many steps an epoch of a text has, only the prepared text tells; a step has its price."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    base = ROOT / "configs" / "wikitext.py"
+    (tmp_path / "mine.py").write_text(
+        f"def get_sweep():\n    return [{{'config': '{base}:chiar-17m', 'name': 'mine'}}]\n"
+    )
+    assert main(["sweep", "--config=mine.py", "--dry"]) == 0
+    row, total, why = capsys.readouterr().out.splitlines()
+    assert " 0 steps" not in row + total and " 0 FLOP" not in row + total
+    flops = re.search(r"mine-s0  5 epochs · ([\d.]+) TFLOP a step · 0\.\d+ of dense", row)[1]
+    assert total.endswith("in runs/mine: 1 of them for epochs of their data")
+    assert "is not known before the text is prepared" in why and "train.duration" in why
+    # so many steps cost so much
+    words = ["sweep", "--config=mine.py", "--dry", "--config.train.duration=1000 steps"]
+    assert main(words) == 0
+    row, total = capsys.readouterr().out.splitlines()
+    assert f"1,000 steps · {float(flops):g} PFLOP" in row
+    assert total.endswith(f"1,000 steps · {float(flops):g} PFLOP at most")

@@ -1,4 +1,6 @@
-"""The sweep files of this repository: every point is a model that can be built, and costs what its name says."""
+"""The sweep files of this repository: every point is a model that can be built, and costs what its
+name says.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ import pytest
 from cerebra_jax.cli import sweep_points as points
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as build
+from cerebra_jax.models.controls import control
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 V = 512
 
 
@@ -19,7 +22,7 @@ def models(name: str, arg: str):
     spec = f"{ROOT / 'configs' / 'sweeps' / name}.py:{arg}"
     found = points.load(spec, points.call(spec, ("get_sweep",))[1], {}, Path("runs"))
     assert {p.cfg.seed for p in found} == {0, 1, 2} and len(found) % 3 == 0
-    return {p.name[:-3]: build.build(build.twin(p.cfg, V), V) for p in found if p.cfg.seed == 0}
+    return {p.name[:-3]: build.build(control(p.cfg, V), V) for p in found if p.cfg.seed == 0}
 
 
 def attention(model, layer: str = "layer_01/attention") -> int:

@@ -1,4 +1,4 @@
-"""A sweep of a real run: killed on the way and run again it is done, and cost what was said before."""
+"""A sweep of a real run: killed and run again it is done, and it cost what was said before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SWEEP = """
 def get_sweep():
     yield {"config": "configs/wikitext.py:cerebra-smoke", "name": "mine", "task.tokenizer": "bytes",
@@ -29,8 +29,13 @@ def test_a_killed_run_goes_on_and_costs_what_was_said(tmp_path, clean_env):
         )
         (tmp_path / "text" / f"{split}.txt").write_text("\n".join(rows) + "\n")
     (tmp_path / "mine.py").write_text(SWEEP)
-    words = ["sweep", f"--config={tmp_path / 'mine.py'}", f"--config.task.data_dir={tmp_path / 'text'}",
-             f"--workdir={tmp_path / 'runs'}", "--jobs=2"]  # fmt: skip
+    words = [
+        "sweep",
+        f"--config={tmp_path / 'mine.py'}",
+        f"--config.task.data_dir={tmp_path / 'text'}",
+        f"--workdir={tmp_path / 'runs'}",
+        "--jobs=2",
+    ]
 
     def start(**env: str) -> subprocess.CompletedProcess:
         line = [sys.executable, "-m", "cerebra_jax.main", *words]

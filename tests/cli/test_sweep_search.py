@@ -1,4 +1,6 @@
-"""Searches: shared by processes, resumed where they were killed, and exactly as many trials as were asked for."""
+"""Searches: shared by processes, resumed where they were killed, and exactly as many trials as were
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from cerebra_jax.cli import flags
 from cerebra_jax.cli import sweep as command
 from cerebra_jax.cli import sweep_pool as pool
 from cerebra_jax.cli import sweep_search as search
 from cerebra_jax.errors import PointsFailed, UserError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import fcntl, json, math, os, signal, sys, time
 from pathlib import Path
@@ -35,10 +38,12 @@ with open(here / "run.lock", "a+") as lock:
     with open(here.parent / "begun.txt", "a") as f:
         f.write(here.name + "\\n")
     (here / "metrics.jsonl").touch()
-    if cfg["task"]["gpt2_dir"] == "hang" and here.name.startswith("trial-0002") and not (here / "hung").exists():
+    how, first = cfg["task"]["gpt2_dir"], not (here / "hung").exists()
+    if how == "hang" and here.name.startswith("trial-0002") and first:
         (here / "hung").touch()
         time.sleep(600)
-    if cfg["task"]["gpt2_dir"] == "die" and here.name.startswith("trial-0001") and not (here / "died").exists():
+    first = not (here / "died").exists()
+    if how == "die" and here.name.startswith("trial-0001") and first:
         (here / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if cfg["task"]["gpt2_dir"] == "diverge" and here.name.startswith("trial-0001"):
@@ -53,17 +58,21 @@ with open(here / "run.lock", "a+") as lock:
 """
 RUN = """
 import os, sys
-from cerebra_jax.cli.sweep import command, pool
+from cerebra_jax.cli import flags, sweep, sweep_pool
 child = os.environ["CHILD"]
-pool.command = lambda workdir: [sys.executable, "-ISc", child, str(workdir)]
-command.prices = lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
-command.run(sys.argv[1:])
+sweep_pool.command = lambda workdir: [sys.executable, "-ISc", child, str(workdir)]
+price = {"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0}
+sweep.prices = lambda cfgs: [price for _ in cfgs]
+sweep.run(flags.parse(sys.argv[1:]))
 """
 SEARCH = """
 def get_search():
     return {{
         "config": "configs/wikitext.py:dense-smoke", "task.gpt2_dir": "{how}",
-        "ranges": {{"train.lr": {{"low": 1e-5, "high": 1.0, "log": True}}, "net.depth": {{"low": 1, "high": 3}}}},
+        "ranges": {{
+            "train.lr": {{"low": 1e-5, "high": 1.0, "log": True}},
+            "net.depth": {{"low": 1, "high": 3}},
+        }},
         "trials": {trials}, "objectives": {objectives},
     }}
 """
@@ -98,9 +107,11 @@ def here(monkeypatch):
         pool, "command", lambda workdir: [sys.executable, "-ISc", CHILD, str(workdir)]
     )
     monkeypatch.setattr(
-        command, "prices", lambda cfgs: [{"steps": 1, "flops": 1, "executed": 1.0} for _ in cfgs]
+        command,
+        "prices",
+        lambda cfgs: [{"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0} for _ in cfgs],
     )
-    return command.run
+    return lambda words: command.run(flags.parse(words))
 
 
 @pytest.fixture
@@ -110,15 +121,22 @@ def process(clean_env):
 
     def start(words: list[str]) -> subprocess.Popen:
         line = [sys.executable, "-c", RUN, *words]
-        return subprocess.Popen(line, env=clean_env | {"CHILD": CHILD}, cwd=ROOT, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            line,
+            env=clean_env | {"CHILD": CHILD},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     return start
 
 
 def trials(words: list[str]):
     """The trials of the study, read from its file."""
-    study = search.Study(command.parse(words).search)
+    study = search.Study(flags.parse(words).sweep.search)
     return study._study.get_trials()
 
 
@@ -202,9 +220,9 @@ def test_values_that_do_not_go_together_fail_their_trial_only(words, here, tmp_p
         text.replace("[2, 24]", "[2, 32]")
     )  # the first width with the last number of heads
     with pytest.raises(UserError, match="net.width 48 is not divisible by net.heads 32"):
-        command.parse(made)
+        flags.parse(made)
     file.write_text(text)  # 32 is not divisible by 24, which no single end of a range shows
-    search.Study(command.parse(made).search)._study.enqueue_trial(
+    search.Study(flags.parse(made).sweep.search)._study.enqueue_trial(
         {"net.width": 32, "net.heads": 24, "train.lr": 0.1}
     )
     with pytest.raises(PointsFailed, match="trial-0000"):
@@ -229,7 +247,7 @@ def test_without_optuna_it_is_one_line(words, monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match=r"a search needs Optuna; pip install .cerebra-jax\[sweep\]."
     ):
-        search.Study(command.parse(words()).search)
+        search.Study(flags.parse(words()).sweep.search)
 
 
 BAD = {
@@ -241,12 +259,24 @@ BAD = {
     "{'config': C, 'trials': 3, 'ranges': {'train.lr': [20.0]}}": "0 <= train.lr <= 10",
     "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 1}}}": "the range of train.lr",
     "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 1, 'high': 0}}}": "low < high",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 0, 'high': 1, 'log': True}}}": "0 < low for a log",
-    "{'config': C, 'trials': 3, 'ranges': {'net.depth': {'low': 1.5, 'high': 2}}}": "int, low < high",
-    "{'config': C, 'trials': 3, 'ranges': {'net.ffn': {'low': 1, 'high': 2}}}": "write a list of choices",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'train.lr': 0.1}": "searched and set",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'objectives': ['speed']}": "choose from quality",
-    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'net.dpeth': 3}": "did you mean --config.net.depth?",
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': {'low': 0, 'high': 1, 'log': True}}}": (
+        "0 < low for a log"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'net.depth': {'low': 1.5, 'high': 2}}}": (
+        "int, low < high"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'net.ffn': {'low': 1, 'high': 2}}}": (
+        "write a list of choices"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'train.lr': 0.1}": (
+        "searched and set"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'objectives': ['speed']}": (
+        "choose from quality"
+    ),
+    "{'config': C, 'trials': 3, 'ranges': {'train.lr': [0.1]}, 'net.dpeth': 3}": (
+        "did you mean --config.net.depth?"
+    ),
 }
 
 
@@ -257,5 +287,5 @@ def test_a_mistake_in_a_search_is_one_line_before_anything_starts(value, tmp_pat
         f"C = 'configs/wikitext.py:smoke'\ndef get_search():\n    return {value}\n"
     )
     with pytest.raises(UserError) as e:
-        command.parse(["sweep", f"--config={tmp_path / 's.py'}", f"--workdir={tmp_path / 'runs'}"])
+        flags.parse(["sweep", f"--config={tmp_path / 's.py'}", f"--workdir={tmp_path / 'runs'}"])
     assert BAD[value] in str(e.value) and not (tmp_path / "runs").exists()

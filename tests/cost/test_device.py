@@ -1,5 +1,6 @@
 """The device table and the roofline; no times are asserted."""
 
+import jax
 import pytest
 
 from cerebra_jax.cost import device
@@ -35,6 +36,18 @@ def test_roofline_is_the_slower_of_the_two():
 )
 def test_device_kinds(kind, name):
     assert device.kind_to_name(kind) == name
+
+
+def test_every_row_has_a_platform_and_other_names_that_of_this_machine(monkeypatch):
+    platforms = {name: device.platform_of(name) for name in device.DEVICES}
+    gpus = dict.fromkeys(("t4", "a100", "h100", "h200"), "gpu")
+    assert platforms == {"cpu": "cpu"} | gpus | dict.fromkeys(("v5e", "v6e"), "tpu")
+    assert device.platform_of("NVIDIA H100 80GB HBM3") == "gpu"
+    assert device.platform_of("TPU v5 lite") == "tpu"
+    assert device.present_platform() == jax.default_backend()
+    monkeypatch.setattr(device, "present_platform", lambda: "here")
+    found = [device.platform_of(name) for name in ("", "1e12/1e9", "h100", "cpu")]
+    assert found == ["here", "here", "gpu", "cpu"]
 
 
 def test_unknown_name_is_the_users_mistake():

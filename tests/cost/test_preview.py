@@ -6,20 +6,15 @@ import pytest
 
 from cerebra_jax.cli import cost as command
 from cerebra_jax.cost import device, preview
+from cerebra_jax.cost.preview import Batches
 from cerebra_jax.types import Cost
 
 CHIP = device.Device("chip", float32=1e12, bfloat16=2e12, bandwidth=1e9, memory=1 << 30)
 
 
 def test_equal_neighbours_share_a_row_and_sums_are_kept():
-    parts = {
-        "layer_00/a": 1,
-        "layer_01/a": 5,
-        "layer_02/a": 5,
-        "layer_03/a": 5,
-        "layer_04/a": 1,
-        "head": 7,
-    }
+    layers = {f"layer_{i:02d}/a": price for i, price in enumerate((1, 5, 5, 5, 1))}
+    parts = layers | {"head": 7}
     cost = Cost(parts, {k: 2 * v for k, v in parts.items()})
     found = preview.rows(cost, Cost({}, {"head": 3}))
     assert [(r.block, r.count, r.model, r.executed) for r in found] == [
@@ -44,27 +39,26 @@ W = jax.ShapeDtypeStruct((8, 16), jnp.float32)
 
 
 def test_a_small_step_is_timed_and_scales_with_accumulation():
-    one = preview.step(product, W, batch_of, 4, 1, CHIP, "float32", float("inf"))
-    two = preview.step(product, W, batch_of, 4, 2, CHIP, "float32", float("inf"))
+    one = preview.step(product, W, Batches(batch_of, 4, 1), CHIP, "float32", float("inf"))
+    two = preview.step(product, W, Batches(batch_of, 4, 2), CHIP, "float32", float("inf"))
     assert one.timed and one.seconds > 0
-    assert (
-        two.flops == 2 * one.flops == 2 * 2 * (2 * 4 * 8 * 16)
-    )  # forward and the gradient of the weights
+    forward = 2 * 4 * 8 * 16
+    assert one.flops == 2 * forward  # and the gradient of the weights
+    assert two.flops == 2 * one.flops
 
 
 def test_a_step_too_slow_to_time_whole_is_timed_in_part():
     slow = CHIP._replace(float32=1e3)
-    step = preview.step(product, W, batch_of, 64, 1, slow, "float32", float("inf"))
+    step = preview.step(product, W, Batches(batch_of, 64, 1), slow, "float32", float("inf"))
     assert step.timed == 1
-    whole = preview.step(product, W, batch_of, 64, 1, CHIP, "float32", 0.0)
+    whole = preview.step(product, W, Batches(batch_of, 64, 1), CHIP, "float32", 0.0)
     assert step.flops == whole.flops and step.activations >= whole.activations * 63 // 64
 
 
 def test_seconds_of_a_cut_batch_are_scaled_to_the_step(monkeypatch):
     monkeypatch.setattr(preview, "_timed", lambda *_: (0.5, 1000))
-    step = preview.step(
-        product, W, batch_of, 64, 3, CHIP._replace(float32=1e3), "float32", float("inf")
-    )
+    slow = CHIP._replace(float32=1e3)
+    step = preview.step(product, W, Batches(batch_of, 64, 3), slow, "float32", float("inf"))
     assert (step.timed, step.seconds) == (1, 3 * 0.5 * 64)
 
 
@@ -72,7 +66,8 @@ def test_seconds_of_a_cut_batch_are_scaled_to_the_step(monkeypatch):
 def test_otherwise_the_roofline(late, monkeypatch):
     if not late:
         monkeypatch.setattr(preview, "SMALL_PARAMS", 1)
-    step = preview.step(product, W, batch_of, 4, 1, CHIP, "float32", 0.0 if late else float("inf"))
+    deadline = 0.0 if late else float("inf")
+    step = preview.step(product, W, Batches(batch_of, 4), CHIP, "float32", deadline)
     assert not step.timed
     assert (
         step.seconds == device.roofline_seconds(step.flops, step.bytes, CHIP) / preview.EFFICIENCY
@@ -88,54 +83,26 @@ def test_the_command_prints_what_it_returns(name, tiny_cfg, monkeypatch):
     found = command.preview(cfg, lines.append)
     text = "\n".join(lines)
     assert ("DCT by fft" in text) == (name == "chiar")
-    rows = found["blocks"]
-    assert sum(r["executed"] for r in rows) == round(
-        found["flops_per_token"]["executed"] * cfg.task.seq_len
-    )
-    assert sum(r["model"] for r in rows) == round(
-        found["flops_per_token"]["model"] * cfg.task.seq_len
-    )
+    for kind in ("executed", "model"):
+        of_rows = sum(row[kind] for row in found["blocks"])
+        assert of_rows == round(found["flops_per_token"][kind] * cfg.task.seq_len)
     assert (found["rel_flops"]["executed"] == 1.0) == (name == "transformer")
     assert found["total_flops"] == 8 * found["flops_per_token"]["train_step"] * 8 * 32
     assert found["timed_examples"] == 8 and "(timed here)" in text
-    for word in (
-        "params",
-        "head",
-        "attention",
-        "memory",
-        "tokens/s",
-        "checkpoints",
-        "1 MAC = 2 FLOPs",
-    ):
-        assert word in text
+    words = ("params", "head", "attention", "memory", "tokens/s", "checkpoints", "1 MAC = 2 FLOPs")
+    assert all(word in text for word in words)
     assert "\x1b" not in text  # not a terminal: no control codes
 
 
 def test_a_large_model_is_previewed_from_its_shapes(tiny_cfg):
     lines = []
-    net = {
-        "name": "transformer",
-        "depth": 28,
-        "width": 1024,
-        "heads": 16,
-        "ffn_width": 4096,
-        "scan": True,
-    }
-    cfg = tiny_cfg(
-        {
-            "net": net,
-            "task.tokenizer": "bpe",
-            "task.vocab_size": 50257,
-            "train.duration": "5 epochs",
-        }
-    )
+    net = {"name": "transformer", "depth": 28, "width": 1024, "heads": 16, "ffn_width": 4096}
+    task = {"tokenizer": "bpe", "vocab_size": 50257}
+    cfg = tiny_cfg({"net": net | {"scan": True}, "task": task, "train.duration": "5 epochs"})
     before = len(jax.live_arrays())
     found = command.preview(cfg, lines.append)
-    assert (
-        4.0e8 < found["params"] < 4.1e8
-        and not found["timed_examples"]
-        and found["total_flops"] is None
-    )
+    assert 4.0e8 < found["params"] < 4.1e8
+    assert not found["timed_examples"] and found["total_flops"] is None
     assert sum(a.nbytes for a in jax.live_arrays()[before:]) < 1 << 20
     assert "a guess" in "\n".join(lines) and "per million tokens" in "\n".join(lines)
 

@@ -14,20 +14,14 @@ from cerebra_jax.cost import prices
     "got, hand",
     [
         (prices.matmul_flops(8, 16, 4), 1024),  # 8 x 4 results of 16 multiply-adds
-        (prices.linear_flops(256, 1024), 524_288),
-        (prices.ffn_flops(256, 1024, "gelu"), 1_048_576),  # 4 D F
-        (prices.ffn_flops(256, 1024, "gated"), 1_572_864),  # 6 D F
-        (prices.attention_scores_flops(1, 256, 128), 131_072),  # 4 n D for one query
+        (prices.attention_pairs_flops(256, 128), 131_072),  # 4 n D for one query
         (prices.attention_pairs_flops(prices.causal_pairs(3), 8), 192),  # 6 pairs of 3 positions
         (prices.causal_pairs(4096), 8_390_656),
         (prices.fft_flops(8), 120),  # 5 x 8 x 3
         (prices.fft_flops(1), 0),
         (prices.fft_flops(1000), 49_829),  # 5000 x 9.965784
         (prices.rfft_flops(1000), 24_914),
-        (prices.dct_flops(1024, "fft"), 25_600),  # half of 5 x 1024 x 10
-        (prices.dct_flops(1024, "matmul"), 2_097_152),
-        (prices.filter_flops(1024, "fft"), 51_200),
-        (prices.filter_flops(1024, "folded"), 2_097_152),
+        (prices.rfft_flops(1024), 25_600),  # half of 5 x 1024 x 10
         (prices.conv_flops(10, 3, 4, 8), 1920),  # 2 x 10 x 3 x 4 x 8
         (prices.conv_flops(10, 3, 8, 8, groups=8), 480),  # depthwise: 2 x 10 x 3 x 8
     ],
@@ -48,15 +42,11 @@ def test_fft_prices_grow_and_real_is_half(n):
 
 
 def test_no_overflow_at_long_context():
-    # traced int32 gives 0 here (house.md, pitfall 4)
-    assert prices.attention_scores_flops(4096, 4096, 4096) * 16 == 4_398_046_511_104
+    # traced int32 gives 0 here
+    assert prices.attention_pairs_flops(4096 * 4096, 4096) * 16 == 4_398_046_511_104
 
 
-def test_unknown_kinds_are_refused():
-    with pytest.raises(ValueError, match="matmul"):
-        prices.dct_flops(8, "magic")
-    with pytest.raises(KeyError):
-        prices.ffn_flops(8, 8, "relu6")
+def test_an_empty_transform_is_refused():
     with pytest.raises(ValueError, match="0 points"):
         prices.fft_flops(0)
 

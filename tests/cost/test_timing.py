@@ -16,11 +16,8 @@ seconds = st.floats(1e-3, 1e3)
 
 
 def test_a_ratio_is_paired_by_round():
-    a = [
-        Cell(2.0, 8.0),
-        Cell(20.0, 8.0),
-        Cell(200.0, 8.0),
-    ]  # the load grows tenfold a round, the ratio stays
+    # the load grows tenfold a round, the ratio stays
+    a = [Cell(2.0, 8.0), Cell(20.0, 8.0), Cell(200.0, 8.0)]
     b = [Cell(1.0, 2.0), Cell(10.0, 2.0), Cell(100.0, 2.0)]
     assert compare(a, b) == (2.0, 2.0, 2.0, 2.0, 4.0, False)
 
@@ -55,10 +52,8 @@ def test_a_steady_drift_cancels_in_every_round(variants, rounds):
     names = [f"v{i}" for i in range(variants)]
     for order in palindrome(names, rounds):
         assert sorted(order) == sorted(2 * names)
-        means = {
-            name: statistics.mean(t for t, n in enumerate(order) if n == name) for name in names
-        }
-        assert len(set(means.values())) == 1
+        turns = [[turn for turn, n in enumerate(order) if n == name] for name in names]
+        assert len(set(map(statistics.mean, turns))) == 1
     firsts = {order[0] for order in palindrome(names, rounds)}
     assert len(firsts) == min(2, rounds, variants)
 

@@ -1,6 +1,8 @@
-"""Makes the five small runs of this folder. They were written before the inside was rebuilt, and must still be read.
+"""Makes the five small runs of this folder. They were written before the inside was rebuilt, and
+must still be read.
 
-python tests/data/make_runs.py     (only to add a run: those that are here stay as the old code wrote them)
+python tests/data/make_runs.py (only to add a run: those that are here stay as the old code wrote
+them)
 """
 
 from __future__ import annotations
@@ -20,12 +22,23 @@ from record import TABLE, TEXT, write_data  # noqa: E402
 SMALL = ("--config.net.width=16", "--config.net.ffn_width=32")
 RUNS = {
     "chiar": ("configs/wikitext.py:chiar-smoke", *TEXT, *SMALL),
-    "cerebra": ("configs/wikitext.py:cerebra-smoke", *TEXT, *SMALL, "--config.net.route.tau=learned",
-                "--config.objective.budget=0.85", "--config.net.depth=2"),
+    "cerebra": (
+        "configs/wikitext.py:cerebra-smoke",
+        *TEXT,
+        *SMALL,
+        "--config.net.route.tau=learned",
+        "--config.objective.budget=0.85",
+        "--config.net.depth=2",
+    ),
     "dense": ("configs/wikitext.py:dense-smoke", *TEXT, *SMALL, "--config.net.depth=2"),
     "stopped": ("configs/wikitext.py:mod-smoke", *TEXT, *SMALL, "--config.sampler.beta=0.5"),
-    "table": ("configs/tabular.py:smoke", *TABLE, "--config.net.width=16", "--config.net.ffn_width=32"),
-}  # fmt: skip
+    "table": (
+        "configs/tabular.py:smoke",
+        *TABLE,
+        "--config.net.width=16",
+        "--config.net.ffn_width=32",
+    ),
+}
 
 
 def main() -> None:

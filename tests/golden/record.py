@@ -2,8 +2,9 @@
 
     python tests/golden/record.py [NAME ...]     writes tests/golden/NAME.json
 
-Each run goes through the command line, so the recording does not depend on how the package is built inside. Losses,
-gradient norms, costs and the share of tokens on the heavy path are kept for every step, costs for the end.
+Each run goes through the command line, so the recording does not depend on how the package is built
+inside. Losses, gradient norms, costs and the share of tokens on the heavy path are kept for every
+step, costs for the end.
 """
 
 from __future__ import annotations
@@ -20,9 +21,18 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 STEPS = 8
-TEXT = ("--config.task.data_dir={text}", "--config.task.tokenizer=bytes", "--config.task.vocab_size=260",
-        "--config.task.seq_len=32", "--config.net.depth=3", "--config.net.width=32", "--config.net.heads=2",
-        "--config.net.ffn_width=64", "--config.train.batch_size=8", "--config.net.loss_chunk=64")  # fmt: skip
+TEXT = (
+    "--config.task.data_dir={text}",
+    "--config.task.tokenizer=bytes",
+    "--config.task.vocab_size=260",
+    "--config.task.seq_len=32",
+    "--config.net.depth=3",
+    "--config.net.width=32",
+    "--config.net.heads=2",
+    "--config.net.ffn_width=64",
+    "--config.train.batch_size=8",
+    "--config.net.loss_chunk=64",
+)
 TABLE = ("--config.task.path={table}", "--config.task.target=y", "--config.train.batch_size=16")
 LEARNT = (
     "--config.net.route.tau=learned",
@@ -32,24 +42,48 @@ LEARNT = (
 RUNS: dict[str, tuple[str, ...]] = {
     "dense": ("configs/wikitext.py:dense-smoke", *TEXT, "--config.net.local=3"),
     "chiar": ("configs/wikitext.py:chiar-smoke", *TEXT),
-    "chiar-demand": ("configs/wikitext.py:chiar-smoke", *TEXT, "--config.net.route.mode=hard",
-                     "--config.objective.lam=0.1", "--config.net.route.kv=routed"),
-    "chiar-three-operators": ("configs/wikitext.py:chiar-smoke", *TEXT, "--config.net.route.rbf=0.3"),
-    "cerebra-budget": ("configs/wikitext.py:cerebra-smoke", *TEXT, *LEARNT, "--config.objective.budget=0.8",
-                       "--config.objective.buckets=2"),
-    "cerebra-full": ("configs/wikitext.py:cerebra-full-smoke", *TEXT, "--config.prune.rounds=2",
-                     "--config.prune.tile=2"),
+    "chiar-demand": (
+        "configs/wikitext.py:chiar-smoke",
+        *TEXT,
+        "--config.net.route.mode=hard",
+        "--config.objective.lam=0.1",
+        "--config.net.route.kv=routed",
+    ),
+    "chiar-three-operators": (
+        "configs/wikitext.py:chiar-smoke",
+        *TEXT,
+        "--config.net.route.rbf=0.3",
+    ),
+    "cerebra-budget": (
+        "configs/wikitext.py:cerebra-smoke",
+        *TEXT,
+        *LEARNT,
+        "--config.objective.budget=0.8",
+        "--config.objective.buckets=2",
+    ),
+    "cerebra-full": (
+        "configs/wikitext.py:cerebra-full-smoke",
+        *TEXT,
+        "--config.prune.rounds=2",
+        "--config.prune.tile=2",
+    ),
     "mod": ("configs/wikitext.py:mod-smoke", *TEXT),
     "window": ("configs/wikitext.py:window-smoke", *TEXT, "--config.net.window=9"),
     "ssm": ("configs/wikitext.py:ssm-smoke", *TEXT),
     "lstm": ("configs/wikitext.py:lstm-smoke", *TEXT),
     "cnn": ("configs/wikitext.py:cnn-smoke", *TEXT),
     "table": ("configs/tabular.py:smoke", *TABLE),
-    "table-sampled": ("configs/tabular.py:full-smoke", *TABLE, "--config.quant.bits=0", "--config.prune.tile=2",
-                      "--config.sampler.start=2 steps", "--config.prune.rounds=2"),
+    "table-sampled": (
+        "configs/tabular.py:full-smoke",
+        *TABLE,
+        "--config.quant.bits=0",
+        "--config.prune.tile=2",
+        "--config.sampler.start=2 steps",
+        "--config.prune.rounds=2",
+    ),
     "table-fnet": ("configs/tabular.py:dense-smoke", *TABLE, "--config.net.name=fnet"),
     "table-mlp": ("configs/tabular.py:dense-smoke", *TABLE, "--config.net.name=mlp"),
-}  # fmt: skip
+}
 KEPT = ("loss", "grad_norm", "lr", "lam", "multiplier", "budget_target")
 
 
@@ -88,7 +122,9 @@ def train(name: str, folder: Path, env: dict[str, str] | None = None) -> Path:
 
 
 def read(workdir: Path) -> dict[str, Any]:
-    """Returns the figures that a rebuild may not change: per step, of both evaluations, and of the end."""
+    """Returns the figures that a rebuild may not change: per step, of both evaluations, and of the
+    end.
+    """
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = []
     for line in lines:

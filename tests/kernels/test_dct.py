@@ -27,10 +27,7 @@ def test_dct_is_scipy_ortho_and_idct_its_inverse(D, method):
 @pytest.mark.parametrize("D", [7, 64])
 def test_gradient_is_the_transposed_transform(transform, method, D):
     rng = np.random.RandomState(0)
-    x, c = (
-        rng.standard_normal((2, D)).astype(np.float32),
-        rng.standard_normal((2, D)).astype(np.float32),
-    )
+    x, c = (rng.standard_normal((2, D)).astype(np.float32) for _ in range(2))
     got = jax.grad(lambda x: (c * transform(x, method)).sum())(x)
     basis = np.stack([np.asarray(transform(e, method)) for e in np.eye(D, dtype=np.float32)])
     np.testing.assert_allclose(got, c @ basis.T, atol=2e-5)
@@ -40,17 +37,11 @@ def test_gradient_is_the_transposed_transform(transform, method, D):
 @pytest.mark.parametrize("D", [2, 7, 64, 100])
 def test_the_filter_and_both_its_gradients_are_those_of_scipy(method, D):
     rng = np.random.RandomState(D)
-    x, c, w = (
-        rng.standard_normal((3, 5, D)),
-        rng.standard_normal((3, 5, D)),
-        1 + 0.5 * rng.standard_normal(D),
-    )
+    x, c = (rng.standard_normal((3, 5, D)) for _ in range(2))
+    w = 1 + 0.5 * rng.standard_normal(D)
     X, C = (scipy.fft.dct(a, norm="ortho") for a in (x, c))
-    want = (
-        scipy.fft.idct(w * X, norm="ortho"),
-        scipy.fft.idct(w * C, norm="ortho"),
-        (X * C).sum((0, 1)),
-    )
+    of_x, of_c = (scipy.fft.idct(w * A, norm="ortho") for A in (X, C))
+    want = (of_x, of_c, (X * C).sum((0, 1)))
     y, pull = jax.vjp(lambda x, w: spectral.filtered(x, w, method), jnp.float32(x), jnp.float32(w))
     for got, exact in zip((y, *pull(jnp.float32(c))), want, strict=True):
         np.testing.assert_allclose(got, exact, atol=1e-5 * np.abs(exact).max())
@@ -71,15 +62,12 @@ def test_a_folded_filter_is_one_symmetric_matrix_given_or_made(D):
 @pytest.mark.parametrize("method", spectral.METHODS)
 def test_a_filter_keeps_bfloat16(method):
     rng = np.random.RandomState(0)
-    x, w = (
-        jnp.asarray(rng.standard_normal((4, 64)), jnp.bfloat16),
-        jnp.float32(1 + 0.1 * rng.standard_normal(64)),
-    )
+    x = jnp.asarray(rng.standard_normal((4, 64)), jnp.bfloat16)
+    w = jnp.float32(1 + 0.1 * rng.standard_normal(64))
     y = spectral.filtered(x, w, method)
     assert y.dtype == jnp.bfloat16
-    want = scipy.fft.idct(
-        np.asarray(w) * scipy.fft.dct(np.asarray(x, np.float64), norm="ortho"), norm="ortho"
-    )
+    X = scipy.fft.dct(np.asarray(x, np.float64), norm="ortho")
+    want = scipy.fft.idct(np.asarray(w) * X, norm="ortho")
     np.testing.assert_allclose(np.asarray(y, np.float64), want, atol=0.05)
 
 
@@ -101,7 +89,10 @@ def test_entropy_of_gaussian_vectors_matches_the_closed_form(D):
 
 @pytest.mark.parametrize("D", [1024, 4096])
 def test_entropy_of_gaussian_vectors_matches_the_published_limit(D):
-    """1 − (ψ(3/2) + ln 2)/ln D, to 3 decimals; and our closed form is the exact (ψ(D/2 + 1) − ψ(3/2))/ln D."""
+    """That is 1 − (ψ(3/2) + ln 2)/ln D, to 3 decimals.
+
+    And our closed form is the exact (ψ(D/2 + 1) − ψ(3/2))/ln D.
+    """
     x = np.random.RandomState(3).standard_normal((1, 20_000_000 // D, D)).astype(np.float32)
     got = float(spectral.spectral_entropy(spectral.dct(x)).mean())
     assert abs(got - (1 - (scipy.special.psi(1.5) + np.log(2)) / np.log(D))) < 5e-4
@@ -112,7 +103,7 @@ def test_entropy_of_gaussian_vectors_matches_the_published_limit(D):
 
 @pytest.mark.parametrize("D", [7, 64])
 def test_published_coefficients_are_those_of_the_unnormalised_dct(D):
-    """The published code divides twice scipy's default DCT by √(2D): no orthonormal one, whatever it says."""
+    """The published code divides twice scipy's default DCT by √(2D), which is not orthonormal."""
     x = np.random.RandomState(4).standard_normal((1, 3, D))
     want = 2 * scipy.fft.dct(x) / np.sqrt(2 * D)
     X = spectral.published_scale(D)[None, None] * np.asarray(spectral.dct(x.astype(np.float32)))
@@ -127,10 +118,10 @@ def test_entropy_agrees_with_scipy_and_stays_in_range():
     p = scipy.fft.dct(x, norm="ortho") ** 2
     p /= p.sum(-1, keepdims=True)
     want = -(p * np.log(p)).sum(-1) / np.log(96)
-    np.testing.assert_allclose(
-        spectral.spectral_entropy(spectral.dct(x.astype(np.float32))), want, rtol=1e-5
-    )
-    flat, peak = np.ones((1, 1, 8), np.float32), np.eye(8, dtype=np.float32)[None, :1]
+    got = spectral.spectral_entropy(spectral.dct(x.astype(np.float32)))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    flat = np.ones((1, 1, 8), np.float32)
+    peak = np.eye(8, dtype=np.float32)[None, :1]
     assert abs(float(spectral.spectral_entropy(flat)[0, 0]) - 1) < 1e-6
     assert abs(float(spectral.spectral_entropy(peak)[0, 0])) < 1e-6
 

@@ -1,4 +1,4 @@
-"""The random-feature kernel: it estimates the Gaussian one, and its chunks are the plain sum over the past."""
+"""The random-feature kernel estimates the Gaussian one, and its chunks sum over the past."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.cost import count, prices
 from cerebra_jax.kernels import rfa as rbf
 
 B, H, C = 2, 3, 8
 
 
 def drawn(N: int, seed: int = 0, width: int = C) -> np.ndarray:
-    """Vectors of length 1."""
+    """Returns vectors of length 1."""
     x = np.random.RandomState(seed).standard_normal((B, H, N, width))
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -33,7 +33,7 @@ def test_features_estimate_the_gaussian_kernel_ever_better():
 
 @pytest.mark.parametrize("N", [1, 7, 64, 65, 200])
 def test_chunks_are_the_sum_over_all_keys_so_far(N):
-    """Against a loop over pairs in float64, with a share of the keys left out; and split in two by a state."""
+    """Against all pairs in float64, with some keys left out; also split in two by a state."""
     rng = np.random.RandomState(N)
     fq, fk, v = (rng.standard_normal((B, H, N, n)) for n in (6, 6, 5))
     key = rng.random((B, N)) < 0.7
@@ -55,16 +55,23 @@ def test_chunks_are_the_sum_over_all_keys_so_far(N):
 @pytest.mark.parametrize("carried", [False, True])
 @pytest.mark.parametrize("N", [1, 64, 150])
 def test_the_price_of_the_sums_is_what_is_counted(N, carried):
-    S = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
-    args = [S(B, H, N, 6), S(B, H, N, 6), S(B, H, N, 5), *([S(B, H, 6, 5)] if carried else [])]
-    assert jaxpr.count(rbf.prefix, *args).flops == B * rbf.prefix_flops(N, H, 6, 5, carried)
-    assert jaxpr.count(lambda x: rbf.features(x, 9), S(B, H, N, C)).flops == B * rbf.features_flops(
-        N, H * C, 9
-    )
+    """Of features of width F and values of width E: pairs inside chunks of c tokens, 2 c² (F + E);
+    additions to and readings of the state, 2 c F E each."""
+    F, E = 6, 5
+    c = min(N, rbf.CHUNK)
+    chunks = -(-N // c)
+    inside = chunks * 2 * c * c * (F + E)
+    across = (chunks - (not carried)) * 2 * 2 * c * F * E
+    shapes = [(B, H, N, F), (B, H, N, F), (B, H, N, E), (B, H, F, E)]
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes[: 3 + carried]]
+    assert count.count(rbf.prefix, *args).flops == B * H * (inside + across)
+    x = jax.ShapeDtypeStruct((B, H, N, C), jnp.float32)
+    features = count.count(lambda x: rbf.features(x, 9), x)
+    assert features.flops == B * prices.matmul_flops(N, H * C, 9)
 
 
 def test_an_average_stays_among_its_values_and_is_zero_without_keys():
-    """The estimate of Σκ is never below e⁻² per key, so that few features cannot blow the quotient up."""
+    """The estimate of Σκ is at least e⁻² per key: few features cannot blow the quotient up."""
     N, M = 40, 4
     q, k, v = (jnp.float32(drawn(N, seed)) for seed in (3, 4, 5))
     key = np.random.RandomState(6).random((B, N)) < 0.5

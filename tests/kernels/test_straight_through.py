@@ -1,4 +1,4 @@
-"""Straight-through threshold: hard forward, declared surrogate backward, non-zero; and the pair-count moment."""
+"""Straight-through decisions: hard forward, declared surrogate backward, not zero; and E[pairs]."""
 
 import itertools
 
@@ -40,6 +40,5 @@ def test_expected_pairs_is_the_mean_over_all_outcomes():
     for keep in itertools.product([0, 1], repeat=4):
         chance = np.prod(np.where(keep, p, 1 - p))
         mean += chance * sum(keep[i] * keep[j] for i in range(4) for j in range(i + 1))
-    np.testing.assert_allclose(
-        expected_pairs(jnp.asarray(p[None], jnp.float32))[0], mean, rtol=1e-6
-    )
+    got = expected_pairs(jnp.asarray(p[None], jnp.float32))[0]
+    np.testing.assert_allclose(got, mean, rtol=1e-6)

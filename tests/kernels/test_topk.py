@@ -1,4 +1,7 @@
-"""Top-k: exactly k ones forward, the declared surrogate backward, not zero; Gumbel noise draws without replacement."""
+"""Top-k: exactly k ones forward, the declared surrogate backward, not zero; and Gumbel noise.
+
+The noise draws without replacement.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +44,11 @@ def test_the_cost_of_a_fixed_count_has_no_gradient():
 
 
 def test_gumbel_noise_is_keyed_by_the_example_and_samples_the_softmax():
-    key, s = jax.random.key(0), jnp.broadcast_to(jnp.log(jnp.array([0.6, 0.3, 0.1])), (4000, 3))
+    key = jax.random.key(0)
+    s = jnp.broadcast_to(jnp.log(jnp.array([0.6, 0.3, 0.1])), (4000, 3))
     ex = jnp.arange(4000)
     noisy = topk.gumbel(key, ex, s, 1.0)
     np.testing.assert_array_equal(noisy[5:8], topk.gumbel(key, ex[5:8], s[5:8], 1.0))
     np.testing.assert_array_equal(topk.gumbel(key, ex, s, 0.0), s)
-    share = np.bincount(np.asarray(noisy.argmax(1)), minlength=3) / 4000
-    np.testing.assert_allclose(share, [0.6, 0.3, 0.1], atol=0.03)  # 4 standard deviations
+    fraction = np.bincount(np.asarray(noisy.argmax(1)), minlength=3) / 4000
+    np.testing.assert_allclose(fraction, [0.6, 0.3, 0.1], atol=0.03)  # 4 standard deviations

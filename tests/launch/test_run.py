@@ -1,4 +1,7 @@
-"""launch/run.sh with an interpreter that only says what it was asked: nothing is installed here (CI does that)."""
+"""launch/run.sh with an interpreter that only says what it was asked.
+
+Nothing is installed here; CI does that.
+"""
 
 from __future__ import annotations
 
@@ -101,9 +104,13 @@ def test_one_line_where_it_cannot_go_on(call, tmp_path):
         (call(PYTHON=str(no_venv), VENV=fresh), "apt install python3-venv"),
         (call(VENV=str(mine.parent)), "this script did not make it"),
     ):
-        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
-        assert done.stderr.startswith("error: ") and "; " in done.stderr
-    assert mine.exists() and not Path(fresh).exists()
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("error: ")
+        assert "; " in done.stderr
+    assert mine.exists()
+    assert not Path(fresh).exists()
 
 
 def test_a_failed_installation_is_tried_again(call, tmp_path):

@@ -1,4 +1,4 @@
-"""Decoding with a cache, beside the contract: segments, the end of the context, cache sizes, what cannot be decoded."""
+"""Decoding beside the contract: segments, the end of the context, cache sizes, refusals."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cerebra_jax.errors import UserError
+from cerebra_jax.models import registry
 from cerebra_jax.models.model import build, neutral_knobs
 from cerebra_jax.testing import assert_decodes
 
@@ -15,33 +16,41 @@ V = 20
 
 
 def made(cfg):
-    """A model, random variables, and its decoding step with logits."""
+    """Returns a model, random variables, and its decoding step with logits."""
     model = build(cfg, V)
     ids = np.zeros((1, cfg.task.seq_len), np.int32)
     batch = {"inputs_BxL": ids, "ex_B": np.zeros(1, np.int32)}
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), batch))
     rng = np.random.RandomState(0)
-    fill = lambda path, s: jnp.asarray(  # noqa: E731
-        (path[-1].key in ("scale", "w")) + 0.2 * rng.standard_normal(s.shape), jnp.float32
-    )
+
+    def fill(path, s):
+        centre = 1.0 if path[-1].key in ("scale", "w") else 0.0
+        return jnp.asarray(centre + 0.2 * rng.standard_normal(s.shape), jnp.float32)
+
     params = jax.tree_util.tree_map_with_path(fill, variables["params"])
-    routing = (
-        model.init(jax.random.key(0), batch)["routing"] if "tau" in variables["routing"] else {}
-    )
+    routing = registry.init_routing(cfg.net)
     variables = {"params": params, "routing": routing}
 
     def decode(cache, ids_Bxn, new_B=None):
         out, cache = model.decode(variables, cache, ids_Bxn, new_B)
-        return jnp.einsum("bld,vd->blv", out.h.astype(jnp.float32), out.head_VxD), cache
+        return out.logits(), cache
 
     return model, variables, decode
 
 
-@pytest.mark.parametrize("net", [
-    {"name": "chiar", "depth": 3},
-    {"name": "cerebra", "depth": 2, "route": {"mode": "random", "kv": "routed"}, "compress": {"r": 0.07}},
-    {"name": "cerebra", "depth": 2, "route": {"mode": "random", "kv": "routed", "by_layer": "0.1,2"}},
-])  # fmt: skip
+RANDOM = {"mode": "random", "kv": "routed"}
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"name": "chiar", "depth": 3},
+        {"name": "cerebra", "depth": 2, "route": RANDOM, "compress": {"r": 0.07}},
+        {"name": "cerebra", "depth": 2, "route": RANDOM | {"by_layer": "0.1,2"}},
+        {"name": "cerebra", "depth": 1, "heavy": "gla", "light": "ssm", "route": RANDOM},
+        {"name": "cerebra", "depth": 1, "heavy": "ssm", "light": "none", "route": RANDOM},
+    ],
+)
 def test_every_segment_has_its_own_slots(net, tiny_cfg):
     """1,100 tokens are two segments; more want the heavy path than there are slots."""
     L = 1100
@@ -56,12 +65,9 @@ def test_every_segment_has_its_own_slots(net, tiny_cfg):
 
     @jax.jit
     def full(ids):
-        out, aux = model.apply(
-            variables, {"inputs_BxL": ids, "ex_B": jnp.arange(2)}, neutral_knobs()
-        )
-        return (jnp.einsum("bld,vd->blv", out.h, out.head_VxD), aux.scores["kept"]), aux.stats[
-            "overflow"
-        ]
+        batch = {"inputs_BxL": ids, "ex_B": jnp.arange(2)}
+        out, aux = model.apply(variables, batch, neutral_knobs())
+        return (out.logits(), aux.scores["kept"]), aux.stats["overflow"]
 
     def watched(ids):
         outputs, over = full(ids)
@@ -79,30 +85,22 @@ def test_a_full_row_changes_no_more_and_prompts_of_any_length_share_a_batch(tiny
     step, ids = jax.jit(decode), np.random.RandomState(0).randint(0, V, (3, 12)).astype(np.int32)
     cache = model.init_cache(jnp.arange(3))
     _, cache = step(cache, ids, jnp.array([0, 5, 12]))
-    np.testing.assert_array_equal(
-        cache.pos_B, [0, 5, 8]
-    )  # 12 tokens in a context of 8: the rest leaves no trace
+    # 12 tokens in a context of 8: the rest leaves no trace
+    np.testing.assert_array_equal(cache.pos_B, [0, 5, 8])
     y, after = step(cache, ids, jnp.array([3, 0, 12]))
     np.testing.assert_array_equal(after.pos_B, [3, 5, 8])
     assert np.isfinite(y).all()
+    # rows that read nothing, or are full, stay as they are
     for old, new in zip(jax.tree.leaves(cache.layers), jax.tree.leaves(after.layers), strict=True):
-        np.testing.assert_array_equal(
-            old[1:], new[1:]
-        )  # rows that read nothing, or are full, stay as they are
+        np.testing.assert_array_equal(old[1:], new[1:])
     first, _ = step(model.init_cache(jnp.arange(3)), ids, jnp.array([3, 3, 3]))
     np.testing.assert_array_equal(y[0, :3], first[0, :3])
 
 
 def test_the_cache_of_routed_keys_is_as_small_as_its_slots(tiny_cfg):
     def size(name, kv):
-        cfg = tiny_cfg(
-            {
-                "net.name": name,
-                "net.route.kv": kv,
-                "net.route.capacity": 1.0,
-                "net.compress.r": 0.05,
-            }
-        )
+        route = {"kv": kv, "capacity": 1.0}
+        cfg = tiny_cfg({"net.name": name, "net.route": route, "net.compress.r": 0.05})
         leaves = jax.eval_shape(lambda: build(cfg, V).init_cache(jnp.arange(2))).layers
         return sum(x.size for x in jax.tree.leaves(leaves) if x.ndim == 4)
 

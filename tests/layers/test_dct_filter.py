@@ -1,4 +1,4 @@
-"""A filter by any method is the same filter; its cost, and where it is one matrix, follow from the configuration."""
+"""A filter by any method is the same one; where it is one matrix follows from the settings."""
 
 import dataclasses
 
@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from cerebra_jax.kernels import dct as spectral
-from cerebra_jax.layers import dct_filter as parts
-from cerebra_jax.models import model as build
+from cerebra_jax.layers.dct_filter import SpectralFilter
+from cerebra_jax.layers.rows import ranks, tokens
+from cerebra_jax.models import registry
 from cerebra_jax.models import sampling as sample
+from cerebra_jax.models.model import build, neutral_knobs
 
 V, B, L = 50, 4, 32
 
 
 def model_of(tiny_cfg, dct, keys):
     route = {"dct": dct, **keys.get("net.route", {})}
-    return build.build(tiny_cfg({**keys, "net.route": route}), V)
+    return build(tiny_cfg({**keys, "net.route": route}), V)
 
 
 def batch():
@@ -26,12 +28,15 @@ def batch():
 
 
 def variables_of(model):
-    """With filters that do something."""
+    """Returns variables whose filters do something."""
     made = jax.jit(lambda: model.init(jax.random.key(0), batch()))()
-    uneven = lambda w: w + jnp.broadcast_to(0.3 * jnp.cos(jnp.arange(w.shape[-1])), w.shape)  # noqa: E731
-    params = jax.tree_util.tree_map_with_path(
-        lambda at, x: uneven(x) if at[-1].key == "w" else x, made["params"]
-    )
+
+    def uneven(path, leaf):
+        if path[-1].key != "w":
+            return leaf
+        return leaf + jnp.broadcast_to(0.3 * jnp.cos(jnp.arange(leaf.shape[-1])), leaf.shape)
+
+    params = jax.tree_util.tree_map_with_path(uneven, made["params"])
     return made | {"params": params}
 
 
@@ -51,14 +56,15 @@ def test_a_folded_model_is_the_same_model_and_has_the_same_gradients(kind, tiny_
     models = {dct: model_of(tiny_cfg, dct, KINDS[kind]) for dct in ("fft", "folded")}
     variables = variables_of(models["fft"])
 
-    def loss(dct, params, **folded):
-        out, _ = models[dct].apply(
-            variables | {"params": params} | folded, batch(), build.neutral_knobs()
-        )
+    def loss(dct, params, folded=None):
+        given = variables | {"params": params}
+        if folded is not None:
+            given["folded"] = folded
+        out, _ = models[dct].apply(given, batch(), neutral_knobs())
         return jnp.square(out.h[..., ::2]).sum(), out.h
 
-    both = {dct: jax.jit(jax.value_and_grad(lambda p, dct=dct: loss(dct, p), has_aux=True))(variables["params"])
-            for dct in models}  # fmt: skip
+    slope = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True), static_argnums=0)
+    both = {dct: slope(dct, variables["params"]) for dct in models}
     (_, want), gradients = both["fft"]
     (_, got), folded_gradients = both["folded"]
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
@@ -74,10 +80,8 @@ def test_a_folded_model_is_the_same_model_and_has_the_same_gradients(kind, tiny_
     given = jax.jit(lambda folded: loss("folded", variables["params"], folded=folded)[1])
     np.testing.assert_allclose(given(made), want, atol=1e-5 * np.abs(want).max())
     for name in made:  # they are what is computed with
-        assert (
-            np.abs(given(made | {name: jax.tree.map(jnp.zeros_like, made[name])}) - want).max()
-            > 1e-2
-        )
+        silent = made | {name: jax.tree.map(jnp.zeros_like, made[name])}
+        assert np.abs(given(silent) - want).max() > 1e-2
 
 
 def test_only_filters_that_no_router_sees_are_one_matrix(tiny_cfg):
@@ -95,15 +99,19 @@ def test_only_filters_that_no_router_sees_are_one_matrix(tiny_cfg):
 
 
 def test_matrices_are_made_once_for_all_tokens(tiny_cfg, monkeypatch):
-    """Two folded filters: made before the prompt is read and the scan that writes, in neither of them."""
+    """Two folded filters: made before the prompt is read and before the scan that writes."""
     model = model_of(tiny_cfg, "folded", {"net.route": {"mode": "always_compressed"}})
     variables, made = variables_of(model), []
-    monkeypatch.setattr(
-        spectral, "folded", lambda w, fold=spectral.folded: made.append(w) or fold(w)
-    )
+    fold = spectral.folded
+
+    def counted(w_D):
+        made.append(w_D)
+        return fold(w_D)
+
+    monkeypatch.setattr(spectral, "folded", counted)
     prompt, length = np.ones((2, 3), np.int32), np.array([3, 2], np.int32)
     write = jax.make_jaxpr(lambda *args: sample.generate(model, *args, 5)[0])
-    write(variables, jax.random.key(0), prompt, length)
+    write(variables, jax.random.key(0), sample.Prompts(prompt, length))
     assert len(made) == 2
 
 
@@ -115,18 +123,27 @@ def test_the_method_follows_from_configuration_width_and_backend(tiny_cfg):
             auto, folded = (spectral.methods(choice, D, backend) for choice in ("auto", "folded"))
             assert auto.transform in spectral.TRANSFORMS and auto.filter in spectral.METHODS
             assert folded == (auto.transform, "folded")
-    assert (
-        spectral.methods("auto", 128, "cpu")
-        == ("fft", "fft")
-        == spectral.methods("auto", 128, "another")
-    )
-    assert (
-        spectral.methods("auto", 128, "gpu")
-        == ("matmul", "folded")
-        == spectral.methods("auto", 4096, "tpu")
-    )
+    assert spectral.methods("auto", 128, "cpu") == ("fft", "fft")
+    assert spectral.methods("auto", 128, "another") == ("fft", "fft")
+    assert spectral.methods("auto", 128, "gpu") == ("matmul", "folded")
+    assert spectral.methods("auto", 4096, "tpu") == ("matmul", "folded")
     assert spectral.methods("auto", 512, "gpu") == ("fft", "folded")
     net = tiny_cfg({}).net
-    assert net.route.dct == "auto" and parts.how(net) == "DCT by fft"
+    assert net.route.dct == "auto"
+    assert registry.describe(net, "cpu") == "DCT by fft"
     net = dataclasses.replace(net, route=dataclasses.replace(net.route, dct="folded"))
-    assert parts.how(net) == "DCT by fft, folded where no router looks at it"
+    assert registry.describe(net, "cpu") == "DCT by fft, folded where no router looks at it"
+
+
+def test_the_filter_as_a_light_path_is_its_formula():
+    """iDCT(w ⊙ DCT(x)) in float64, by any method."""
+    D = 8
+    rng = np.random.RandomState(0)
+    x, w = rng.standard_normal((2, 3, D)), rng.standard_normal(D)
+    k, n = np.arange(D)[:, None], np.arange(D)[None]
+    basis = np.cos(np.pi * (2 * n + 1) * k / (2 * D)) * np.where(k == 0, 1, 2**0.5) / D**0.5
+    want = (x @ basis.T * w) @ basis
+    rows = tokens(jnp.float32(x), ranks(3, True), True)
+    for method in spectral.METHODS:
+        got = SpectralFilter(D, method).apply({"params": {"w": jnp.float32(w)}}, rows, rows)
+        np.testing.assert_allclose(got, want, atol=2e-6)

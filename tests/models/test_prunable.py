@@ -1,14 +1,17 @@
-"""Units of a model: masked, and cut away, they leave the same function; their slopes are those of the loss."""
+"""Units of a model: masked or cut away, they leave the same function; slopes are the loss's."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cerebra_jax.models import prunable as units
-from cerebra_jax.models.model import MODELS, build, neutral_knobs
+from cerebra_jax.layers import prunable as units
+from cerebra_jax.models import prunable, registry
+from cerebra_jax.models.model import build, neutral_knobs
 from cerebra_jax.trees import named_leaves
 
 V, B, L = 40, 3, 24
@@ -58,63 +61,33 @@ class Tiny:
             return np.asarray(centre + 0.1 * rng.standard_normal(s.shape), np.float32)
 
         self.params = jax.tree_util.tree_map_with_path(fill, made)
-        self.routing, self.groups = MODELS[cfg.net.name].routing(cfg.net), units.groups(cfg.net)
+        self.routing = registry.init_routing(cfg.net)
+        self.groups = prunable.groups(cfg.net)
         self.run = jax.jit(self.out)
+        # params, units -> loss, (gradients, slopes)
+        self.slopes = jax.jit(jax.value_and_grad(self.masked_loss, argnums=(0, 1)))
 
     def out(self, params, model=None):
-        found, aux = (model or self.model).apply(
-            {"params": params, "routing": self.routing}, self.batch, neutral_knobs()
-        )
+        """Logits, and the sum of the auxiliary losses."""
+        own = {"params": params, "routing": self.routing}
+        found, aux = (model or self.model).apply(own, self.batch, neutral_knobs())
         losses = [x.sum() for x in aux.losses.values()]
-        return jnp.einsum("bld,vd->blv", found.h, found.head_VxD), jnp.stack(
-            [*losses, jnp.zeros(())]
-        ).sum()
+        return found.logits(), jnp.stack([*losses, jnp.zeros(())]).sum()
 
-    def loss(self, params):
-        logits_BxLxV, more = self.out(params)
+    def masked_loss(self, params, masks):
+        logits_BxLxV, more = self.out(units.masked(params, {"units": masks}))
         return jnp.square(jax.nn.logsumexp(logits_BxLxV, -1) - logits_BxLxV[..., 1]).mean() + more
 
     def masks(self, draw):
-        return {"units": {g.name: draw(g).astype(np.float32) for g in self.groups}}
+        return {group.name: draw(group).astype(np.float32) for group in self.groups}
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_cfg):
-    made = {}
-
-    def get(case):
-        if case not in made:
-            made[case] = Tiny(
-                tiny_cfg({"task.seq_len": L, "net.heads": 4, "net.depth": 2} | CASES[case])
-            )
-        return made[case]
-
-    return get
+def ones(group):
+    return np.ones(group.n)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_masked_is_shrunk(case, tiny, tiny_cfg):
-    """To 1e-5, the auxiliary losses too; the shape is in the configuration, and every parameter is accounted for."""
-    m, rng = tiny(case), np.random.RandomState(1)
-
-    def some(g):
-        mask = rng.rand(g.n) < 0.5
-        mask[rng.randint(g.n)] = True
-        return mask
-
-    masks = m.masks(some)
-    params = units.masked(m.params, masks)
-    kept = {name: np.flatnonzero(mask) for name, mask in masks["units"].items()}
-    small = tiny_cfg({"task.seq_len": L, "net.heads": 4, "net.depth": 2} | CASES[case])
-    object.__setattr__(
-        small, "net", units.shape_of(small.net, {name: len(j) for name, j in kept.items()})
-    )
-    model = build(small, V)
-    named = units.cut({f"params/{k}": v for k, v in named_leaves(params).items()}, m.groups, kept)
-    want = jax.eval_shape(model.init, jax.random.key(0), m.batch)["params"]
-    assert {k: v.shape for k, v in named.items()} == {
-        f"params/{k}": v.shape for k, v in named_leaves(want).items()
-    }
+def nested(named):
+    """The tree of parameters with these names, params/…."""
     tree: dict = {}
     for name, leaf in named.items():
         *path, last = name.split("/")[1:]
@@ -122,52 +95,109 @@ def test_masked_is_shrunk(case, tiny, tiny_cfg):
         for key in path:
             node = node.setdefault(key, {})
         node[last] = leaf
-    (got, more), (masked, masked_more) = jax.jit(lambda p: m.out(p, model))(tree), m.run(params)
-    np.testing.assert_allclose(got, masked, atol=1e-5 * float(np.abs(masked).max()))
+    return tree
+
+
+def sizes(params, prefix=""):
+    return {prefix + name: leaf.shape for name, leaf in params.items()}
+
+
+@pytest.fixture(scope="module")
+def configured(tiny_cfg):
+    def get(case):
+        return tiny_cfg({"task.seq_len": L, "net.heads": 4, "net.depth": 2} | CASES[case])
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def tiny(configured):
+    made = {}
+
+    def get(case):
+        if case not in made:
+            made[case] = Tiny(configured(case))
+        return made[case]
+
+    return get
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masked_is_shrunk(case, tiny, configured):
+    """To 1e-5, the auxiliary losses too; every parameter is accounted for.
+
+    The shape that is left is in the configuration.
+    """
+    m, rng = tiny(case), np.random.RandomState(1)
+
+    def some(group):
+        mask = rng.rand(group.n) < 0.5
+        mask[rng.randint(group.n)] = True
+        return mask
+
+    # the smaller model, and its parameters
+    masks = m.masks(some)
+    params = units.masked(m.params, {"units": masks})
+    left = {name: np.flatnonzero(mask) for name, mask in masks.items()}
+    small = configured(case)
+    net = prunable.shape_of(small.net, {name: len(own) for name, own in left.items()})
+    model = build(dataclasses.replace(small, net=net), V)
+    flat = {f"params/{name}": leaf for name, leaf in named_leaves(params).items()}
+    named = units.cut(flat, m.groups, left)
+    want = jax.eval_shape(model.init, jax.random.key(0), m.batch)["params"]
+    assert sizes(named) == sizes(named_leaves(want), "params/")
+
+    # it is the masked model, which is another one than the whole
+    got, more = jax.jit(lambda params: m.out(params, model))(nested(named))
+    masked, masked_more = m.run(params)
+    largest = float(np.abs(masked).max())
+    np.testing.assert_allclose(got, masked, atol=1e-5 * largest)
     np.testing.assert_allclose(more, masked_more, rtol=1e-5)
-    assert np.abs(masked - m.run(m.params)[0]).max() > 1e-2 * np.abs(masked).max()
-    assert model.cost.executed_flops < m.model.cost.executed_flops and model.dense == m.model.dense
-    again = units.groups(small.net)
-    assert {g.name: g.n for g in again if g.kind in units.KINDS} == {
-        g.name: len(kept[g.name]) for g in m.groups if g.kind in units.KINDS
-    }
+    assert np.abs(masked - m.run(m.params)[0]).max() > 1e-2 * largest
+    assert model.cost.executed_flops < m.model.cost.executed_flops
+    assert model.dense == m.model.dense
+
+    # and has the units that are left
+    again = {group.name: group.n for group in prunable.groups(net) if group.kind in units.KINDS}
+    assert again == {g.name: len(left[g.name]) for g in m.groups if g.kind in units.KINDS}
 
 
 @pytest.mark.parametrize("case", ["dense", "cerebra-hybrid-soft", "chiar-soft"])
 def test_a_slope_is_what_scaling_a_unit_does_to_the_loss(case, tiny):
     """dL/dm against central differences, where no decision is a step."""
     m = tiny(case)
-    ones = m.masks(lambda g: np.ones(g.n))
-    loss = jax.jit(lambda u: m.loss(units.masked(m.params, {"units": u})))
-    slopes = jax.jit(jax.grad(loss))(ones["units"])
-    rng = np.random.RandomState(2)
-    for g in m.groups:
-        j, h = rng.randint(g.n), 1e-2
-        moved = [
-            ones["units"] | {g.name: np.where(np.arange(g.n) == j, 1 + s, 1).astype(np.float32)}
-            for s in (h, -h)
-        ]
-        up, down = (float(loss(u)) for u in moved)
-        scale = float(np.abs(slopes[g.name]).max()) + 1e-4
-        assert abs((up - down) / (2 * h) - float(slopes[g.name][j])) < 0.05 * scale, g.name
+    everything = m.masks(ones)
+    slopes = m.slopes(m.params, everything)[1][1]
+    rng, h = np.random.RandomState(2), 1e-2
+    for group in m.groups:
+        j = rng.randint(group.n)
+
+        def loss(scale, group=group, j=j):
+            mask = np.where(np.arange(group.n) == j, scale, 1).astype(np.float32)
+            return float(m.slopes(m.params, everything | {group.name: mask})[0])
+
+        difference = (loss(1 + h) - loss(1 - h)) / (2 * h)
+        size = float(np.abs(slopes[group.name]).max()) + 1e-4
+        assert abs(difference - float(slopes[group.name][j])) < 0.05 * size, group.name
 
 
 def test_slopes_rank_units_like_their_true_removal(tiny):
-    """First order, on a net whose units matter little each: the rank correlation with exact ablation is high."""
+    """First order: on a net whose units matter little each, they rank as exact ablation does."""
     m = tiny("dense")
     small = jax.tree.map(lambda w: w, m.params)
     for i in range(m.cfg.net.depth):
-        small[f"layer_{i:02d}"]["ffn"]["down"]["kernel"] = (
-            0.1 * small[f"layer_{i:02d}"]["ffn"]["down"]["kernel"]
-        )
-    ones = m.masks(lambda g: np.ones(g.n))["units"]
-    loss = jax.jit(lambda u: m.loss(units.masked(small, {"units": u})))
-    slopes, base = jax.jit(jax.grad(loss))(ones), float(loss(ones))
+        down = small[f"layer_{i:02d}"]["ffn"]["down"]
+        down["kernel"] = 0.1 * down["kernel"]
+    everything = m.masks(ones)
+    base, (_, slopes) = m.slopes(small, everything)
     name = "layer_01/ffn/down/kernel"
-    n = len(ones[name])
-    true = [
-        float(loss(ones | {name: (np.arange(n) != j).astype(np.float32)})) - base for j in range(n)
-    ]
+    n = len(everything[name])
+
+    def without(j):
+        mask = (np.arange(n) != j).astype(np.float32)
+        return float(m.slopes(small, everything | {name: mask})[0])
+
+    true = [without(j) - float(base) for j in range(n)]
     ranks = [np.argsort(np.argsort(np.abs(x))) for x in (true, np.asarray(slopes[name]))]
     assert np.corrcoef(*ranks)[0, 1] > 0.95
 
@@ -175,12 +205,9 @@ def test_slopes_rank_units_like_their_true_removal(tiny):
 @pytest.mark.parametrize("case", ["dense", "cerebra", "cerebra-encoder", "chiar"])
 def test_with_everything_pruned_all_is_finite(case, tiny):
     m = tiny(case)
-    none = m.masks(lambda g: np.zeros(g.n))
-    value, (grads, slopes) = jax.jit(
-        jax.value_and_grad(lambda p, u: m.loss(units.masked(p, {"units": u})), argnums=(0, 1))
-    )(m.params, none["units"])
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, grads, slopes)))
-    dead = named_leaves(grads)
+    found = m.slopes(m.params, m.masks(lambda group: np.zeros(group.n)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    dead = named_leaves(found[1][0])
     assert all(np.abs(dead[g.name]).max() == 0 for g in m.groups)  # what is masked learns nothing
 
 

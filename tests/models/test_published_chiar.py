@@ -1,4 +1,4 @@
-"""CHIAR's published code: a float64 forward pass of its own, from the equations, gives the logits of net.compat."""
+"""CHIAR's published code: a float64 pass, from the equations, gives the logits of net.compat."""
 
 import math
 
@@ -22,22 +22,17 @@ def state_dict(
     vocab: int = V,
     meta: bool = True,
 ):
-    """Random float32 tensors by the authors' names; large, so that every term of the equations shows in the logits."""
+    """Random float32 tensors by the authors' names; large: every term shows in the logits."""
     out = {}
 
     def linear(name, rows, cols):
-        out[f"{name}.weight"], out[f"{name}.bias"] = (
-            rng.randn(rows, cols) * cols**-0.5,
-            0.2 * rng.randn(rows),
-        )
+        out[f"{name}.weight"] = rng.randn(rows, cols) * cols**-0.5
+        out[f"{name}.bias"] = 0.2 * rng.randn(rows)
 
-    def norm(
-        name,
-    ):  # features whose mean is far from 0: their first coefficient counts in the entropy
-        out[f"{name}.weight"], out[f"{name}.bias"] = (
-            1 + 0.3 * rng.randn(width),
-            0.3 + 0.2 * rng.randn(width),
-        )
+    def norm(name):
+        # features whose mean is far from 0: their first coefficient counts in the entropy
+        out[f"{name}.weight"] = 1 + 0.3 * rng.randn(width)
+        out[f"{name}.bias"] = 0.3 + 0.2 * rng.randn(width)
 
     out["token_emb.weight"] = 0.15 * rng.randn(vocab, width)
     if meta:
@@ -59,13 +54,14 @@ def state_dict(
 
 
 def forward(sd, ids_BxT, heads):
-    """(logits, thresholds, share that attends), float64. Each threshold is put into a gap of its layer's entropies, so
-    that float32 decides alike, with about half of the tokens on either side."""
+    """(logits, thresholds, share that attends), float64.
+
+    Each threshold is put into a gap of its layer's entropies, so that float32 decides alike, with
+    about half of the tokens on either side.
+    """
     p = {name: a.astype(np.float64) for name, a in sd.items()}
-    D, depth = (
-        p["token_emb.weight"].shape[1],
-        1 + max(int(n.split(".")[1]) for n in p if n.startswith("layers.")),
-    )
+    D = p["token_emb.weight"].shape[1]
+    depth = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("layers."))
     k, n = np.arange(D)[:, None], np.arange(D)[None]
     basis = math.sqrt(2 / D) * np.cos(np.pi * k * (2 * n + 1) / (2 * D))
     basis[0] /= math.sqrt(2)  # orthonormal DCT-II
@@ -97,16 +93,14 @@ def forward(sd, ids_BxT, heads):
         T, C = x.shape[2:]
         angle = np.arange(T)[:, None] / 10_000.0 ** (2 * np.arange(C // 2) / C)
         a, b = x[..., : C // 2], x[..., C // 2 :]
-        return np.concatenate(
-            [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1
-        )
+        first = a * np.cos(angle) - b * np.sin(angle)
+        second = b * np.cos(angle) + a * np.sin(angle)
+        return np.concatenate([first, second], -1)
 
     def attended(x, layer):
         B, T, _ = x.shape
-        q, k, v = (
-            part.reshape(B, T, heads, D // heads).transpose(0, 2, 1, 3)
-            for part in np.split(linear(x, f"{layer}.attn.qkv"), 3, axis=-1)
-        )
+        qkv = np.split(linear(x, f"{layer}.attn.qkv"), 3, axis=-1)
+        q, k, v = (y.reshape(B, T, heads, D // heads).transpose(0, 2, 1, 3) for y in qkv)
         scores = rope(q) @ rope(k).transpose(0, 1, 3, 2) / math.sqrt(D // heads)
         scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -154,29 +148,27 @@ def run(cfg, sd, ids, taus):
     params = nested(chiar.ours(chiar.cleaned(sd)[0], cfg.net))
     routing = {"tau": jnp.asarray(taus, jnp.float32), "spread": jnp.ones(len(taus))}
     batch = {"inputs_BxL": ids, "ex_B": np.arange(len(ids), dtype=np.int32)}
-    out, aux = jax.jit(lambda v: model.apply(v, batch, models.neutral_knobs()))(
-        {"params": params, "routing": routing}
-    )
-    return np.asarray(jnp.einsum("bld,vd->blv", out.h, out.head_VxD)), aux
+
+    @jax.jit
+    def forward(variables):
+        out, aux = model.apply(variables, batch, models.neutral_knobs())
+        return out.logits(), aux
+
+    return forward({"params": params, "routing": routing})
 
 
 PARITY = {"compat": True, "depth": DEPTH, "width": D, "heads": HEADS, "ffn_width": 4 * D}
 
 
-@pytest.mark.parametrize(
-    ("T", "more"),
-    [
-        (17, {"route": {"meta": "batch", "dispatch": False}}),
-        (
-            24,
-            {
-                "route": {"meta": "batch", "rate": 0.8, "capacity": 1.25, "dct": "matmul"},
-                "scan": True,
-            },
-        ),
-        (9, {"route": {"meta": "off", "dispatch": False}}),
-    ],
-)
+FITTED = {"meta": "batch", "rate": 0.8, "capacity": 1.25, "dct": "matmul"}
+CASES = [
+    (17, {"route": {"meta": "batch", "dispatch": False}}),
+    (24, {"route": FITTED, "scan": True}),
+    (9, {"route": {"meta": "off", "dispatch": False}}),
+]
+
+
+@pytest.mark.parametrize(("T", "more"), CASES)
 def test_logits_are_those_of_the_equations_in_float64(T, more, tiny_cfg):
     rng = np.random.RandomState(T)
     cfg = tiny_cfg({"net": PARITY | more, "task.seq_len": T})
@@ -188,10 +180,11 @@ def test_logits_are_those_of_the_equations_in_float64(T, more, tiny_cfg):
     np.testing.assert_allclose(np.asarray(aux.stats["kept"]).mean(1), shares, atol=1e-6)
     assert want.std() > 0.5
     np.testing.assert_allclose(got, want, atol=1e-4)
-    plain, _ = run(
-        tiny_cfg({"net": PARITY | more | {"compat": False}, "task.seq_len": T}), sd, ids, taus
-    )
-    assert np.abs(plain - want).max() > 1e-3  # the published numerics are another model
+
+    # without the published numerics it is another model
+    other = tiny_cfg({"net": PARITY | more | {"compat": False}, "task.seq_len": T})
+    plain, _ = run(other, sd, ids, taus)
+    assert np.abs(plain - want).max() > 1e-3
 
 
 def test_names_go_there_and_back_bit_by_bit(tiny_cfg):
@@ -199,69 +192,69 @@ def test_names_go_there_and_back_bit_by_bit(tiny_cfg):
     for more in ({"compat": True}, {"compat": False}, {"scan": True}):
         net = tiny_cfg({"net": PARITY | {"depth": 5} | more}).net
         ours = chiar.ours(chiar.cleaned(sd)[0], net)
-        assert chiar.fits(ours, net) and not chiar.fits(ours | {"more/w": np.zeros(1)}, net)
+        assert chiar.fits(ours, net)
+        assert not chiar.fits(ours | {"more/w": np.zeros(1)}, net)
         back = chiar.theirs(ours, net)
         assert back.keys() == sd.keys()
-        for name in sd:
-            assert (
-                back[name].tobytes() == sd[name].tobytes() and back[name].shape == sd[name].shape
-            ), name
+        for name, tensor in sd.items():
+            assert back[name].tobytes() == tensor.tobytes(), name
+            assert back[name].shape == tensor.shape, name
 
 
 def test_ours_are_the_parameters_of_the_model(tiny_cfg):
     """Names and shapes, stacked or not, with the MetaRouter and without."""
+    batch = {"inputs_BxL": np.zeros((1, 32), np.int32), "ex_B": np.zeros(1, np.int32)}
     for more in ({}, {"scan": True}, {"route": {"meta": "off"}}):
         cfg = tiny_cfg({"net": PARITY | {"depth": 5} | more})
         sd = state_dict(np.random.RandomState(0), depth=5, meta=cfg.net.route.meta != "off")
         params = nested(chiar.ours(chiar.cleaned(sd)[0], cfg.net))
         model = models.build(cfg, V)
-        batch = {"inputs_BxL": np.zeros((1, 32), np.int32), "ex_B": np.zeros(1, np.int32)}
-        like = jax.eval_shape(lambda: model.init(jax.random.key(0), batch))["params"]  # noqa: B023
+        like = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
         assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda a: a.shape, like)
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        ({"layers.2.attn.qkv.bias": None}, r"layers\.2\.attn\.qkv\.bias is missing"),
-        ({"layers.1.extra": np.zeros(3, np.float32)}, r"layers\.1\.extra is not of a CHIAR-Former"),
-        ({"meta_router.gate_proj.weight": None}, r"meta_router\.gate_proj\.bias is not of"),
-        ({"lm_head.weight": np.zeros((V, D), np.float32)}, r"lm_head\.weight is not token_emb"),
-        ({"layers.1.router.gate_proj.weight": np.zeros((2, D + 1), np.float32)}, "learned gate"),
-        ({"layers.1.rbf_mix.w": np.zeros(3, np.float32)}, "RBF"),
-        ({"layers.9.ffn.0.bias": np.zeros(3, np.float32)}, r"the layers \[0, 1, 2, 3, 9\]"),
-        ({"token_emb.weight": None}, "no matrix token_emb"),
-        ({"layers.3.attn.rope.inv_freq": np.ones(8, np.float32)}, "base 10,000"),
-        (
-            {"layers.3.attn.rope.inv_freq": 1e4 ** (-np.arange(7, dtype=np.float32) / 7)},
-            "heads 14 wide",
-        ),
-    ],
-)
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+def frequencies(half):
+    """RoPE's frequencies of heads twice as wide."""
+    return 1e4 ** (-np.arange(half, dtype=np.float32) / half)
+
+
+REFUSED = [
+    ({"layers.2.attn.qkv.bias": None}, r"layers\.2\.attn\.qkv\.bias is missing"),
+    ({"layers.1.extra": zeros(3)}, r"layers\.1\.extra is not of a CHIAR-Former"),
+    ({"meta_router.gate_proj.weight": None}, r"meta_router\.gate_proj\.bias is not of"),
+    ({"lm_head.weight": zeros(V, D)}, r"lm_head\.weight is not token_emb"),
+    ({"layers.1.router.gate_proj.weight": zeros(2, D + 1)}, "learned gate"),
+    ({"layers.1.rbf_mix.w": zeros(3)}, "RBF"),
+    ({"layers.9.ffn.0.bias": zeros(3)}, r"the layers \[0, 1, 2, 3, 9\]"),
+    ({"token_emb.weight": None}, "no matrix token_emb"),
+    ({"layers.3.attn.rope.inv_freq": zeros(8) + 1}, "base 10,000"),
+    ({"layers.3.attn.rope.inv_freq": frequencies(7)}, "heads 14 wide"),
+]
+
+
+@pytest.mark.parametrize(("change", "line"), REFUSED)
 def test_what_is_not_a_checkpoint_of_theirs_is_refused(change, line, tiny_cfg):
-    sd = {
-        name: a
-        for name, a in (state_dict(np.random.RandomState(0)) | change).items()
-        if a is not None
-    }
+    changed = state_dict(np.random.RandomState(0)) | change
+    sd = {name: a for name, a in changed.items() if a is not None}
     with pytest.raises(UserError, match=line):
         shape = chiar.shape(sd)
         meta = "batch" if shape["meta"] else "off"
-        chiar.ours(chiar.cleaned(sd)[0], tiny_cfg({"net": PARITY | {"route": {"meta": meta}}}).net)
+        net = tiny_cfg({"net": PARITY | {"route": {"meta": meta}}}).net
+        chiar.ours(chiar.cleaned(sd)[0], net)
 
 
 def test_what_their_model_does_not_use_is_left_out_with_a_line():
     sd = state_dict(np.random.RandomState(0))
-    more = {f"layers.{i}.attn.rope.cos_cache": np.ones((40, 16), np.float32) for i in (1, 2, 3)}
-    more |= {
-        f"layers.{i}.attn.rope.inv_freq": 1e4 ** (-np.arange(8, dtype=np.float32) / 8)
-        for i in (1, 2, 3)
-    }
-    more |= {
-        "_cls_head_imdb.weight": np.ones((2, D), np.float32),
-        "layers.0.attn.qkv.bias": np.ones(3 * D, np.float32),
-    }
-    more |= {"layers.3.dct_mix.w": np.ones(D, np.float32)}
+    more = {"_cls_head_imdb.weight": zeros(2, D) + 1}
+    more["layers.0.attn.qkv.bias"] = zeros(3 * D) + 1
+    more["layers.3.dct_mix.w"] = zeros(D) + 1
+    for i in (1, 2, 3):
+        more[f"layers.{i}.attn.rope.cos_cache"] = zeros(40, 16) + 1
+        more[f"layers.{i}.attn.rope.inv_freq"] = frequencies(8)
     assert chiar.shape(sd | more) == chiar.shape(sd) | {"heads": HEADS, "seq_len": 40}
     kept, notes = chiar.cleaned(sd | more)
     assert kept.keys() == sd.keys() - {"lm_head.weight"} and len(notes) == 4

@@ -1,4 +1,4 @@
-"""Training in 8 bits: a program that begins at its step, exact on resume, and a result that is no float model."""
+"""Training in 8 bits begins at its step, resumes exactly, and its result is no float model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import trainer as loop
 from cerebra_jax.training.checkpoint import Checkpoints
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import Experiment, prepare
 
 pytestmark = pytest.mark.usefixtures("eight_bits")
 
@@ -25,12 +25,19 @@ def cfg_of(table):
         "ffn_width": 16,
         "dropout": 0.1,
     }
-    train = {"duration": "8 steps", "batch_size": 8, "eval_every": "2 steps", "checkpoint_every": "3 steps",
-             "devices": 1, "lr": 1e-2}  # fmt: skip
+    train = {
+        "duration": "8 steps",
+        "batch_size": 8,
+        "eval_every": "2 steps",
+        "checkpoint_every": "3 steps",
+        "devices": 1,
+        "lr": 1e-2,
+    }
+    task = {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}
 
     def make(start: str = "5 steps", bits: int = 8):
-        return config.parse({"task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}, "net": net,
-                             "train": train, "quant": {"bits": bits, "start": start}})  # fmt: skip
+        quant = {"bits": bits, "start": start}
+        return config.parse({"task": task, "net": net, "train": train, "quant": quant})
 
     return make
 
@@ -38,6 +45,12 @@ def cfg_of(table):
 @pytest.fixture(scope="module")
 def whole(go, cfg_of, tmp_path_factory):
     return go(cfg_of(), tmp_path_factory.mktemp("eight") / "whole")
+
+
+def after_three():
+    """A run that is stopped when it asks for the fourth time."""
+    questions = iter(range(3))
+    return lambda: next(questions, None) is None
 
 
 def test_a_run_goes_over_to_8_bits_and_resumes_exactly(go, cfg_of, whole, tmp_path):
@@ -52,11 +65,8 @@ def test_a_run_goes_over_to_8_bits_and_resumes_exactly(go, cfg_of, whole, tmp_pa
     assert [x["loss"] for x in train][5:] != same[5:]
     stops = 0
     while True:  # before, at and after the step where it begins
-        questions = iter(range(3))
         try:
-            got, again, _ = go(
-                cfg_of(), tmp_path / "run", stop=lambda q=questions: next(q, None) is None
-            )
+            got, again, _ = go(cfg_of(), tmp_path / "run", stop=after_three())
             break
         except Preempted:
             stops += 1
@@ -67,9 +77,8 @@ def test_a_run_goes_over_to_8_bits_and_resumes_exactly(go, cfg_of, whole, tmp_pa
 
 def test_the_result_is_of_a_model_in_8_bits(go, cfg_of, tmp_path, monkeypatch, Screen):
     """However good the float checkpoints were."""
-    monkeypatch.setattr(
-        Session, "score", lambda self, line: float(line["step"])
-    )  # the earlier, the better
+    # the earlier, the better
+    monkeypatch.setattr(Experiment, "score", lambda self, line: float(line["step"]))
     cfg = cfg_of()
     found, kept, _ = go(cfg, tmp_path / "run")
     assert found["best_step"] == 6 and found["bits"] == 8 and found["test"]["bits"] == 8
@@ -88,4 +97,4 @@ def test_rounding_at_the_end_is_a_start_that_training_never_reaches(go, cfg_of, 
     assert not any("bits" in x for x in kept if x["split"] == "train")
     assert found["best_step"] == 8 and found["test"]["bits"] == 8
     with pytest.raises(UserError, match="step 16 of 8; begin before the end"):
-        Session(cfg_of("2 frac"), build(cfg_of(), lambda line: None))
+        prepare(cfg_of("2 frac"), build(cfg_of(), lambda line: None))

@@ -1,4 +1,6 @@
-"""Length buckets in the loop: short programs, priced one by one, exact on resume, with the sampler and without."""
+"""Length buckets in the loop: short programs, priced one by one, exact on resume, with the sampler
+and without.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from cerebra_jax.models import model as models
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import metrics
 from cerebra_jax.training import trainer as loop
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import prepare
+from cerebra_jax.training.programs import Program, Programs
 
 TIMING = ("tokens_per_s", "step_ms")
 NETS = {
@@ -73,8 +76,15 @@ def cfg_of(texts):
             "subwords": 64,
         }
         net = shape | NETS.get(name, {"name": name}) | more.pop("net", {})
-        return config.parse({"task": of | (task or {}), "net": net,
-                             "train": train | {"devices": 1}, "sampler": sampler or {}} | more)  # fmt: skip
+        return config.parse(
+            {
+                "task": of | (task or {}),
+                "net": net,
+                "train": train | {"devices": 1},
+                "sampler": sampler or {},
+            }
+            | more
+        )
 
     return make
 
@@ -94,6 +104,11 @@ def go(Screen):
     return run
 
 
+def flops_of(s, length: int = 0) -> int:
+    """Forward FLOPs of an example of that length."""
+    return s.sizes.model(0, length).cost.executed_flops
+
+
 @pytest.mark.parametrize("case", ["transformer", "cerebra sampled"])
 def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(
     go, case, cfg_of, tmp_path
@@ -106,25 +121,25 @@ def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(
     unit = "bytes" if sampled else "flops"
     cfg = cfg_of(net, n, on, objective={"unit": unit})
     want, kept, said = go(cfg, tmp_path / "whole")
-    s = Session(cfg, build(cfg, lambda line: None))
+    s = prepare(cfg, build(cfg, lambda line: None))
     known, B = s.task.shape.lengths, 8
     train = [x for x in kept if x["split"] == "train"]
     ran = [x["length"] for x in train]
     assert len(known) == n and len(set(ran)) > 1 and set(ran) <= set(known)
     for length, line in zip(ran, train, strict=True):
-        of_dense = s.built(0, length).cost.executed_flops / s.model.dense.executed_flops
+        of_dense = s.sizes.model(0, length).cost.executed_flops / s.model.dense.executed_flops
         assert line["executed_rel_flops"] == of_dense
-        assert line[f"executed_rel_{unit}"] == s.built(0, length).executed <= s.executed
+        assert line[f"executed_rel_{unit}"] == s.sizes.model(0, length).executed <= s.model.executed
         if net == "transformer":
             assert line["hard_rel_flops"] == pytest.approx(of_dense)
     costs = want["costs"]
-    passes = 3 * B * sum(s.flops_of(0, length) for length in ran)
+    passes = 3 * B * sum(flops_of(s, length) for length in ran)
     assert (
-        costs["train_total"] == passes + costs["sampler"]["train_flops"] < 3 * B * 8 * s.flops_of(0)
+        costs["train_total"] == passes + costs["sampler"]["train_flops"] < 3 * B * 8 * flops_of(s)
     )
     assert want["tokens"] == B * sum(ran) and sum(want["steps_of_length"].values()) == 8
     rows = [int((s.task._groups("test") == i).sum()) for i in range(n)]
-    mean = sum(n * s.flops_of(0, length) for n, length in zip(rows, known, strict=True)) / sum(rows)
+    mean = sum(n * flops_of(s, length) for n, length in zip(rows, known, strict=True)) / sum(rows)
     assert want["costs"]["executed_flops"] * s.model.L == pytest.approx(mean, abs=1)
     compiled = [line for line in said if "compiling" in line]
     programs = {(length, i >= 3 and bool(on)) for i, length in enumerate(ran)}
@@ -151,17 +166,23 @@ def test_every_step_is_charged_for_the_program_that_ran_it_and_resumes_exactly(
 
 
 def test_draws_of_cheap_examples_are_short_programs(cfg_of):
-    """Under a strong gamma the shortest program runs more often than its share; all its rows are of that length."""
+    """Under a strong gamma the shortest program runs more often than its share.
+
+    All its rows are of that length.
+    """
     cfg = cfg_of(sampler={"gamma": 8.0, "start": "0 steps", "floor": 0.01})
-    s = Session(cfg, build(cfg, lambda line: None))
-    drawn, at, ran = None, s.parallel.place(s.fresh()), []
+    s = prepare(cfg, build(cfg, lambda line: None))
+    programs, ran = Programs(s), []
+    at = programs.place(s.fresh())
     drawn = s.drawn(jax.device_get(at), 0)
     for i in range(60):
         rows = drawn[i].index_B
         batch = s.batch(i, drawn)
-        length = s.length(batch)
+        length = s.tokens(batch)
         assert {s.task.shape.lengths[g] for g in s.task.group_N[rows]} == {length}
-        at, sums = s.program(0, length, True).step(at, s.parallel.shard(batch), s.key)
+        at, sums = programs.of(Program(0, length, draws=True)).step(
+            at, programs.shard(batch), s.key
+        )
         drawn[i + 2] = jax.device_get(sums["drawn"])
         ran.append(length)
     short = s.task.shape.lengths[0]
@@ -171,20 +192,20 @@ def test_draws_of_cheap_examples_are_short_programs(cfg_of):
 @pytest.mark.parametrize("net", ["transformer", "window", "lstm", "ssm", "cnn"])
 def test_a_cut_batch_has_the_loss_of_the_whole_one(net, cfg_of):
     cfg = cfg_of(net, net={"dropout": 0.0, "depth": 2})
-    s = Session(cfg, build(cfg, lambda line: None))
+    s = prepare(cfg, build(cfg, lambda line: None))
     full = build(
         dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, buckets=0)), lambda line: None
     )
     rows = np.flatnonzero(s.task.group_N == 0)[:8]
     whole, cut = full.pick(0, 0, rows), s.task.pick(0, 0, rows)
-    short, L = s.length(cut), s.model.L
+    short, L = s.tokens(cut), s.model.L
     assert whole["inputs_BxL"].shape[1] == L > short
     state = s.fresh()
     variables = {"params": jax.tree.map(lambda x: 3 * x, state.params), "routing": state.routing}
 
     @jax.jit
     def loss(params, batch):
-        model = s.built(0, batch["inputs_BxL"].shape[1])
+        model = s.sizes.model(0, batch["inputs_BxL"].shape[1])
         out, aux = model.apply(variables | {"params": params}, batch, models.neutral_knobs())
         return s.task.loss(out, batch, 64)[0], aux.hard_B
 
@@ -194,9 +215,9 @@ def test_a_cut_batch_has_the_loss_of_the_whole_one(net, cfg_of):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), grad_b, grad_a
     )
-    dense = s.built(0, short).dense
+    dense = s.sizes.model(0, short).dense
     np.testing.assert_allclose(
-        cost_b, s.built(0, short).cost.model_flops / dense.model_flops, rtol=1e-6
+        cost_b, s.sizes.model(0, short).cost.model_flops / dense.model_flops, rtol=1e-6
     )
     np.testing.assert_allclose(cost_a, s.model.cost.model_flops / dense.model_flops, rtol=1e-6)
 
@@ -214,12 +235,14 @@ def test_what_cannot_be_bucketed_is_one_line(cfg_of):
         with pytest.raises(UserError, match=words):
             make()
     known = build(cfg_of(), lambda line: None).shape.lengths
-    wide = lambda r: {windows(length, r).idx_MxW.shape[1] for length in known}  # noqa: E731
-    r = next(
-        r for r in (0.3, 0.4, 0.5, 0.6, 0.7) if len(wide(r)) > 1
-    )  # windows whose width L decides
+
+    def widths(r):
+        return {windows(length, r).idx_MxW.shape[1] for length in known}
+
+    # windows whose width L decides
+    r = next(r for r in (0.3, 0.4, 0.5, 0.6, 0.7) if len(widths(r)) > 1)
     cfg = cfg_of("cerebra", net={"compress": {"kind": "conv", "r": r}})
     with pytest.raises(
         UserError, match="cerebra has other parameters for .* use other task.buckets"
     ):
-        Session(cfg, build(cfg, lambda line: None))
+        prepare(cfg, build(cfg, lambda line: None))

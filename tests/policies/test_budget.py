@@ -1,5 +1,6 @@
-"""budget=: the plan pays for no more than the budget, the multiplier lands the cost on it, and what is out of reach is
-refused with the interval."""
+"""budget=: the plan pays for no more than the budget, the multiplier lands the cost on it, and what
+is out of reach is refused with the interval.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +16,42 @@ from hypothesis import strategies as st
 from cerebra_jax.config import NetCfg, ObjectiveCfg, RouteCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.policies import budget
-from cerebra_jax.training.step import plan_budget
+from cerebra_jax.policies.schedule import Length
+from cerebra_jax.training.sizes import plan_budget
 from cerebra_jax.types import Knobs
 
 TOTAL = 1000
+LENGTH = Length(TOTAL, TOTAL)
 
 
 def priced(light: float, heavy: float, L: int, capacity: float):
-    """(executed(rate), hard(share)) of a model that costs `light` with no slots and `heavy` with L."""
+    """The prices of a model that costs `light` with no slots and `heavy` with L."""
 
     def executed(rate: float) -> float:
         return (
             light + (heavy - light) * min(L, int(np.ceil(min(1.0, rate * capacity) * L - 1e-9))) / L
         )
 
-    return executed, lambda share: 0.9 * light + (0.95 * heavy - 0.9 * light) * share
+    def hard(share: float) -> float:
+        return 0.9 * light + (0.95 * heavy - 0.9 * light) * share
+
+    return budget.Prices(executed, hard)
 
 
 def plan_of(wanted=0.6, light=0.3, heavy=1.0, L=256, capacity=1.25, mode="threshold", **extra):
     cfg = ObjectiveCfg(budget=wanted, **extra)
     net = NetCfg(route=RouteCfg(mode=mode, capacity=capacity))
-    return cfg, budget.plan(cfg, net, L, *priced(light, heavy, L, capacity), TOTAL, TOTAL)
+    return cfg, budget.plan(cfg, net, L, priced(light, heavy, L, capacity), LENGTH)
 
 
-@given(st.floats(0.05, 0.6), st.floats(0.2, 1.2), st.integers(64, 2048), st.floats(0.7, 3.0), st.floats(0.02, 0.98),
-       st.integers(1, 6))  # fmt: skip
+@given(
+    st.floats(0.05, 0.6),
+    st.floats(0.2, 1.2),
+    st.integers(64, 2048),
+    st.floats(0.7, 3.0),
+    st.floats(0.02, 0.98),
+    st.integers(1, 6),
+)
 def test_the_last_program_spends_the_budget_and_no_more(light, more, L, capacity, where, buckets):
     heavy = light + more
     wanted = light + more / L + where * (more - more / L) * min(1.0, capacity * (1 - 2 / L))
@@ -69,9 +81,13 @@ def test_programs_shrink_as_the_target_falls_and_never_below_it():
     np.testing.assert_allclose(plan.executed_at(jnp.float32(300)), plan.executed_at(300), rtol=1e-6)
 
 
-def ascend(cfg, plan, dual, plant, carry, steps=3000):
-    """The loop of a run: `plant(carry, knobs, step) -> (carry, hard cost)`; (hard, target, λ) of every step."""
-    control = budget.Control(plan, len(plan.rates) - 1, 1.25, cfg.dual_rate, cfg.lam_max)
+def ascend(cfg, plan, plant, carry, steps=3000):
+    """The loop of a run: `plant(carry, knobs, step) -> (carry, hard cost)`.
+
+    (hard, target, λ) of every step.
+    """
+    control = budget.Budget(plan, len(plan.rates) - 1, 1.25, cfg)
+    dual = control.init({}, jax.random.key(0))
 
     def body(state, step):
         dual, carry = state
@@ -102,8 +118,7 @@ def test_a_penalty_lands_on_the_budget(wanted, taste):
         theta = theta - 0.05 * jnp.clip(jax.grad(J)(theta), -1, 1)
         return theta, 0.27 + (0.95 - 0.27) * jax.nn.sigmoid(theta)
 
-    dual = budget.init(cfg, NetCfg(route=RouteCfg(mode="hard")))
-    hard, target, lam, weight = ascend(cfg, plan, dual, plant, jnp.float32(2.0))
+    hard, target, lam, weight = ascend(cfg, plan, plant, jnp.float32(2.0))
     assert abs(hard[-300:].mean() / target[-1] - 1) < 0.02
     assert (lam >= 0).all() and (weight >= 0).all() and lam[-1] > 0
 
@@ -120,22 +135,15 @@ def test_a_rate_lands_on_the_budget_whatever_the_threshold_misses(bias):
         noise = 0.03 * jax.random.normal(jax.random.fold_in(jax.random.key(0), step))
         return kept, 0.27 + (0.95 - 0.27) * jnp.clip(kept + noise, 0, 1.25 * rate)
 
-    dual = budget.init(cfg, NetCfg())
-    hard, target, lam, weight = ascend(cfg, plan, dual, plant, jnp.float32(0.9))
+    hard, target, lam, weight = ascend(cfg, plan, plant, jnp.float32(0.9))
     assert abs(hard[-300:].mean() / target[-1] - 1) < 0.02
     assert (lam >= 0).all() and (weight == 0).all()
 
 
 def test_a_policy_that_wants_less_is_not_pushed():
     cfg, plan = plan_of(0.7, mode="hard", lam=2.0)
-    dual = budget.init(cfg, NetCfg(route=RouteCfg(mode="hard")))
-    assert float(dual["multiplier"]) == 2.0
-    *_, lam, weight = ascend(cfg, plan, dual, lambda c, k, s: (c, jnp.float32(0.3)), 0.0)
-    assert lam[-1] == weight[-1] == 0.0
-
-
-def test_no_budget_has_no_state():
-    assert budget.init(ObjectiveCfg(), NetCfg()) == {}
+    *_, lam, weight = ascend(cfg, plan, lambda c, k, s: (c, jnp.float32(0.3)), 0.0)
+    assert lam[0] == 2.0 and lam[-1] == weight[-1] == 0.0
 
 
 @pytest.mark.parametrize("wanted", [0.05, 1.5])
@@ -163,7 +171,7 @@ def test_out_of_reach_is_refused_with_the_interval(wanted):
 )
 def test_models_that_cannot_follow_are_refused(tiny_cfg, extra, words):
     with pytest.raises(UserError, match=words):
-        plan_budget(tiny_cfg({"objective.budget": 0.8} | extra), 260, 8, 8)
+        plan_budget(tiny_cfg({"objective.budget": 0.8} | extra), 260, Length(8, 8))
 
 
 def test_a_dense_model_is_refused_before_jax(tiny_cfg):
@@ -183,9 +191,17 @@ def test_the_real_prices_land_within_two_percent(tiny_cfg, mode, kv, unit):
         }
     )
     for wanted in (0.65, 0.75):
-        at = tiny_cfg({"net": {"depth": 6, "width": 64}, "net.route": {"mode": mode, "kv": kv}, "task.seq_len": 256,
-                       "objective.budget": wanted, "objective.unit": unit, "objective.device": "t4"})  # fmt: skip
-        plan = plan_budget(at, 260, 100, 100)
+        at = tiny_cfg(
+            {
+                "net": {"depth": 6, "width": 64},
+                "net.route": {"mode": mode, "kv": kv},
+                "task.seq_len": 256,
+                "objective.budget": wanted,
+                "objective.unit": unit,
+                "objective.device": "t4",
+            }
+        )
+        plan = plan_budget(at, 260, Length(100, 100))
         assert abs(plan.levels[-1] / wanted - 1) < 0.02
         assert plan.table[2][0] < plan.table[2][-1] and plan.light < plan.table[2][0]
-    assert plan_budget(cfg, 260, 100, 100) is None
+    assert plan_budget(cfg, 260, Length(100, 100)) is None

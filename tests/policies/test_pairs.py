@@ -1,7 +1,8 @@
-"""Policies at once: penalty, sampler, pruning, 8 bits in overlapping phases, every pair of their settings in some run.
+"""Policies at once: penalty, sampler, pruning, 8 bits in overlapping phases, every pair of their
+settings in some run.
 
-The runs are rows of an orthogonal array: no pair is left out. Matrices that are pruned to nothing are among them, whose
-largest weight, the scale of 8 bits, is 0.
+The runs are rows of an orthogonal array: no pair is left out. Matrices that are pruned to nothing
+are among them, whose largest weight, the scale of 8 bits, is 0.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ PENALTY = (
         "objective": {"budget": 0.95, "warm": "2 steps", "ramp": "6 steps", "dual_rate": 1.0},
     },
 )
-SAMPLER = ({}, {"sampler": {"beta": 3.0, "gamma": 9.0, "start": "2 steps"}},
-           {"sampler": {"beta": 3.0, "start": "4 steps", "mode": "curriculum"}})  # fmt: skip
+SAMPLER = (
+    {},
+    {"sampler": {"beta": 3.0, "gamma": 9.0, "start": "2 steps"}},
+    {"sampler": {"beta": 3.0, "start": "4 steps", "mode": "curriculum"}},
+)
 ROUNDS = {"start": "2 steps", "end": "9 steps", "rounds": 4, "tile": 1}
 PRUNE = (
     {},

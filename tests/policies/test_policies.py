@@ -5,8 +5,10 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.policies import schedule as phases
-from cerebra_jax.policies import thresholds
+from cerebra_jax.policies import schedule, thresholds
+from cerebra_jax.policies.schedule import Length
+
+LENGTH = Length(total=100, per_epoch=50)
 
 
 def objective(**values) -> config.ObjectiveCfg:
@@ -15,22 +17,22 @@ def objective(**values) -> config.ObjectiveCfg:
 
 def test_lambda_is_zero_while_warm_then_linear_then_constant():
     cfg = objective(lam=0.4, warm="10 steps", ramp="0.2 frac", temperature=2.0, temperature_end=0.5)
-    knobs_at = phases.schedule(cfg, total=100, per_epoch=50)
+    knobs_at = schedule.schedule(cfg, LENGTH)
     lam = [float(knobs_at(s).lam) for s in range(100)]
     np.testing.assert_allclose(lam[:11], 0.0)
     np.testing.assert_allclose(np.diff(lam[10:31]), 0.4 / 20, rtol=1e-4)
     np.testing.assert_allclose(lam[30:], 0.4, rtol=1e-6)
     temperature = [float(knobs_at(s).temperature) for s in (0, 10, 20, 30, 99)]
     np.testing.assert_allclose(temperature, [2, 2, 1, 0.5, 0.5], rtol=1e-5)
-    assert [phases.phase(cfg, s, 100, 50) for s in (0, 9, 10, 29, 30)] == [
+    assert [schedule.phase(cfg, s, LENGTH) for s in (0, 9, 10, 29, 30)] == [
         "warm",
         "warm",
         "ramp",
         "ramp",
         "full",
     ]
-    assert phases.phase(objective(), 50, 100, 50) == "plain"
-    told = [phases.phase(cfg, s, 100, 50, (20, 40), s >= 30) for s in (10, 19, 20, 40, 41)]
+    assert schedule.phase(objective(), 50, LENGTH) == "plain"
+    told = [schedule.phase(cfg, s, LENGTH, (20, 40), s >= 30) for s in (10, 19, 20, 40, 41)]
     assert told == ["ramp", "ramp", "prune", "prune", "qat"]
 
 
@@ -66,7 +68,9 @@ def test_thresholds_start_at_the_first_observation_then_average_then_forget():
 
 
 def test_calibration_goes_layer_by_layer_through_the_decisions_below():
-    """Layer 1's scores move with layer 0's threshold: only in order does each τ fit the inputs it will see."""
+    """Layer 1's scores move with layer 0's threshold: only in order does each τ fit the inputs it
+    will see.
+    """
     base = np.random.RandomState(1).random((4, 64)).astype(np.float32)
 
     def scores_of(routing, batch):

@@ -1,4 +1,6 @@
-"""The sampler in the loop: exact before its start and on resume, the same on any number of devices, in the books."""
+"""The sampler in the loop: exact before its start and on resume, the same on any number of devices,
+in the books.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import pytest
 from cerebra_jax import config
 from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.tasks.registry import build
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import prepare
+from cerebra_jax.training.programs import Program, Programs
 
 ON = {"beta": 1.0, "gamma": 3.0, "start": "3 steps", "floor": 0.2}
 
@@ -34,8 +37,14 @@ def cfg_of(table):
             "eval_every": "4 steps",
             "checkpoint_every": "2 steps",
         }
-        return config.parse({"task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}, "net": net,
-                             "train": every | {"devices": 1} | train, "sampler": sampler or {}})  # fmt: skip
+        return config.parse(
+            {
+                "task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0},
+                "net": net,
+                "train": every | {"devices": 1} | train,
+                "sampler": sampler or {},
+            }
+        )
 
     return make
 
@@ -88,12 +97,14 @@ def test_without_beta_and_gamma_it_is_the_plain_run(go, cfg_of, plain, tmp_path)
 
 
 def _three_steps(cfg):
-    s = Session(cfg, build(cfg, lambda line: None))
-    host = s.fresh()
-    program, drawn = s.program(0, s.model.L, True), s.drawn(host, 0)
-    at = s.parallel.place(host)
+    e = prepare(cfg, build(cfg, lambda line: None))
+    programs = Programs(e)
+    host = e.fresh()
+    program = programs.of(Program(0, e.model.L, draws=True))
+    drawn = e.drawn(host, 0)
+    at = programs.place(host)
     for i in range(3):
-        at, sums = program.step(at, s.parallel.shard(s.batch(i, drawn)), s.key)
+        at, sums = program.step(at, programs.shard(e.batch(i, drawn)), e.key)
         drawn[i + 2] = jax.device_get(sums["drawn"])
     return jax.device_get((at.sampler, at.params))
 
@@ -125,15 +136,19 @@ def test_the_hosts_share_a_draw(cfg_of):
 
 
 def test_what_it_cannot_do_is_one_line(cfg_of, tiny_cfg):
-    cfg = config.parse({"task": {"name": "longseq", "seq_len": 64, "vocab_size": 64, "pairs": 4},
-                        "sampler": {"beta": 1.0}})  # fmt: skip
+    cfg = config.parse(
+        {
+            "task": {"name": "longseq", "seq_len": 64, "vocab_size": 64, "pairs": 4},
+            "sampler": {"beta": 1.0},
+        }
+    )
     with pytest.raises(
-        UserError, match="longseq makes new examples at every step; use sampler.beta=0"
+        UserError, match="long_sequence makes new examples at every step; use sampler.beta=0"
     ):
-        Session(cfg, build(cfg, lambda line: None))
+        prepare(cfg, build(cfg, lambda line: None))
     cfg = cfg_of(ON, batch_size=48)
     with pytest.raises(UserError, match="48 examples for batches of 48"):
-        Session(cfg, build(cfg, lambda line: None))
+        prepare(cfg, build(cfg, lambda line: None))
     with pytest.raises(
         UserError, match="sampler.gamma is set for a dense model; every example costs it the same"
     ):

@@ -1,4 +1,6 @@
-"""The sampler's table and draws: probabilities, batches without repetition, weights that leave no bias."""
+"""The sampler's table and draws: probabilities, batches without repetition, weights that leave no
+bias.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,20 @@ CFG = SamplerCfg(beta=1.5, gamma=2.0, floor=0.05, clip=1e6)
 KEY = jax.random.key(3)
 
 
+def sampling(cfg: SamplerCfg = CFG, examples: int = N, first: int = 0, groups=None):
+    """The policy for batches of B."""
+    return sampler.Sampling(cfg, examples, B, first, groups)
+
+
+def fresh_table(**given) -> sampler.Sampler:
+    """The table before the first step."""
+    return sampling(**given).init({}, KEY)
+
+
 def table(cfg: SamplerCfg = CFG, seen: int = N) -> sampler.Sampler:
     """A table that knows the first `seen` examples."""
     rng = np.random.RandomState(0)
-    s = sampler.init(cfg, N, B, KEY, 0)
+    s = fresh_table(cfg=cfg)
     known = jnp.arange(N) < seen
     loss, cost = rng.gamma(2.0, 1.0, N), rng.uniform(0.2, 1.0, N)
     return s._replace(loss_N=jnp.float32(loss), cost_N=jnp.float32(cost), seen_N=known)
@@ -28,7 +40,8 @@ def table(cfg: SamplerCfg = CFG, seen: int = N) -> sampler.Sampler:
 
 def draws(cfg: SamplerCfg, s: sampler.Sampler, n: int) -> sampler.Drawn:
     """n draws, one for each step, as numpy."""
-    many = jax.jit(jax.vmap(lambda step: sampler.draw(cfg, s, KEY, step)))(jnp.arange(n))
+    policy = sampling(cfg, s.loss_N.size)
+    many = jax.jit(jax.vmap(lambda step: policy.draw(s, KEY, step)))(jnp.arange(n))
     return sampler.Drawn(*map(np.asarray, many))
 
 
@@ -39,7 +52,7 @@ def test_probabilities_are_the_formula():
     want = 0.95 * raw / raw.sum() + 0.05 / N
     np.testing.assert_allclose(sampler.probs(CFG, s), want, rtol=1e-5)
     assert np.asarray(sampler.probs(CFG, s)).min() >= 0.05 / N
-    fresh = sampler.init(CFG, N, B, KEY, 0)
+    fresh = fresh_table()
     np.testing.assert_allclose(sampler.probs(CFG, fresh), 1 / N, rtol=1e-6)
     half = np.asarray(sampler.probs(CFG, table(seen=6)))  # what was never seen is taken for average
     assert np.ptp(half[6:]) == 0 and half[:6].min() < half[6] < half[:6].max()
@@ -55,8 +68,10 @@ def test_a_batch_repeats_nothing_and_follows_the_step_alone():
 
 @pytest.mark.parametrize("mode", ["importance", "curriculum"])
 def test_the_weighted_gradient_is_the_plain_one_in_expectation(mode):
-    """A linear model: the mean over draws of (Σ weight · gradient) / B against the gradient of the mean loss over all
-    examples, in standard errors. B is a third of N, so inclusion is far from B·p; curriculum must be far off."""
+    """A linear model: the mean over draws of (Σ weight · gradient) / B against the gradient of the
+    mean loss over all examples, in standard errors. B is a third of N, so inclusion is far from
+    B·p; curriculum must be far off.
+    """
     cfg = dataclasses.replace(CFG, mode=mode)
     rng = np.random.RandomState(1)
     x_NxD, y_N, theta_D = rng.randn(N, 3), rng.randn(N), rng.randn(3)
@@ -81,12 +96,15 @@ GROUPS = np.array([0, 2, 2, 0, 2, 0, 2, 0, 2, 0, 2, 2], np.int32)  # five exampl
 
 def grouped(cfg: SamplerCfg, s: sampler.Sampler, n: int) -> sampler.Drawn:
     """As `draws`, each of one group."""
-    many = jax.jit(jax.vmap(lambda step: sampler.draw(cfg, s, KEY, step, GROUPS)))(jnp.arange(n))
+    policy = sampling(cfg, groups=GROUPS)
+    many = jax.jit(jax.vmap(lambda step: policy.draw(s, KEY, step)))(jnp.arange(n))
     return sampler.Drawn(*map(np.asarray, many))
 
 
 def test_a_batch_of_one_group_is_drawn_by_its_mass_and_leaves_no_bias():
-    """Groups of B + 1 and of B + 3 examples: the mean over draws of (Σ weight · gradient) / B, in standard errors."""
+    """Groups of B + 1 and of B + 3 examples: the mean over draws of (Σ weight · gradient) / B, in
+    standard errors.
+    """
     s, n = table(), 20_000
     d, p = grouped(CFG, s, n), np.asarray(sampler.probs(CFG, s))
     assert (np.ptp(GROUPS[d.index_B], axis=1) == 0).all() and all(
@@ -99,13 +117,13 @@ def test_a_batch_of_one_group_is_drawn_by_its_mass_and_leaves_no_bias():
     error = np.abs(each.mean(0) - grad_NxD.mean(0)) / (each.std(0) / np.sqrt(n))
     assert error.max() < 4.0
     assert abs(d.weight_B.mean() - 1) < 4 * d.weight_B.mean(1).std() / np.sqrt(n)
-    again, _ = sampler.advance(CFG, s, KEY, 7, GROUPS)
+    again, _ = sampling(groups=GROUPS).advance(s, KEY, 7)
     np.testing.assert_array_equal(again.drawn.index_B[1], grouped(CFG, s, 10).index_B[9])
 
 
 def test_small_batches_of_many_weigh_one_over_n_p():
     """For B ≪ N the inclusion weight is 1/(N·p) up to a factor that all of a batch share."""
-    s = sampler.init(CFG, 4000, B, KEY, 0)
+    s = fresh_table(examples=4000)
     loss = np.random.RandomState(2).uniform(size=4000)
     s = s._replace(loss_N=jnp.float32(loss), seen_N=jnp.ones(4000, bool))
     d, p = draws(CFG, s, 50), np.asarray(sampler.probs(CFG, s))
@@ -117,11 +135,13 @@ def test_small_batches_of_many_weigh_one_over_n_p():
 
 def test_the_table_follows_what_steps_show():
     cfg = dataclasses.replace(CFG, decay=0.75)
-    s = sampler.init(cfg, N, B, KEY, 0)
+    policy = sampling(cfg)
+    s = policy.init({}, KEY)
     index = jnp.array([7, 2, 5, 0])
     real = jnp.array([True, True, True, False])
     for loss in (4.0, 8.0):
-        s = sampler.observe(cfg, s, index, jnp.full(4, loss), jnp.full(4, loss / 10), real)
+        each = sampler.Each(jnp.full(4, loss), jnp.full(4, loss / 10), real)
+        s = policy.learn(s, index, each)
     want = np.zeros(N)
     want[[7, 2, 5]] = 0.75 * 4 + 0.25 * 8
     np.testing.assert_allclose(s.loss_N, want)
@@ -131,12 +151,12 @@ def test_the_table_follows_what_steps_show():
 
 def test_draws_wait_in_a_queue_of_two():
     s = table()
-    first = s.drawn
-    after, new = sampler.advance(CFG, s, KEY, 0)
+    policy, first = sampling(), s.drawn
+    after, new = policy.advance(s, KEY, 0)
     np.testing.assert_array_equal(after.drawn.index_B, np.stack([first.index_B[1], new.index_B]))
-    np.testing.assert_array_equal(new.index_B, sampler.draw(CFG, s, KEY, 2).index_B)
-    begun = sampler.init(CFG, N, B, KEY, 10)
-    np.testing.assert_array_equal(begun.drawn.index_B[1], sampler.draw(CFG, begun, KEY, 11).index_B)
+    np.testing.assert_array_equal(new.index_B, policy.draw(s, KEY, 2).index_B)
+    begun = fresh_table(first=10)
+    np.testing.assert_array_equal(begun.drawn.index_B[1], policy.draw(begun, KEY, 11).index_B)
 
 
 def test_hard_and_cheap_examples_come_more_often():

@@ -1,4 +1,4 @@
-"""A run does not depend on how it is computed: on how many devices, in which dtype, in which phase it is traced."""
+"""A run does not depend on how it is computed: on how many devices, in which dtype or phase."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ import optax
 import pytest
 
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.models.model import MODELS, build
+from cerebra_jax.models import registry
+from cerebra_jax.models.model import build
+from cerebra_jax.policies.schedule import Length
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import parallel, state, step
-from cerebra_jax.training.objective import objective
+from cerebra_jax.training.experiment import policies
+from cerebra_jax.training.objective import Conditions, Objective
 from cerebra_jax.types import Knobs
 
 V, L, B, TOTAL = 40, 16, 8, 20
 CHIAR = {"net.name": "chiar", "net.route.kv": "routed"}
-CAUSAL = {"net": {"name": "cerebra", "depth": 1, "compress": {"kind": "hybrid", "reconstruct": 0.1}},
-          "net.route": {"tau": "learned", "kv": "routed", "floor": 0.1, "ceiling": 0.6}}  # fmt: skip
+CAUSAL = {
+    "net": {"name": "cerebra", "depth": 1, "compress": {"kind": "hybrid", "reconstruct": 0.1}},
+    "net.route": {"tau": "learned", "kv": "routed", "floor": 0.1, "ceiling": 0.6},
+}
 ENCODER = {"net": {"name": "cerebra", "depth": 1}, "encoder": {"mode": "topk", "rate": 0.25}}
+LINEAR = {
+    "net": {"name": "cerebra", "depth": 2, "heavy": "gla", "light": "gla"},
+    "net.route": {"kv": "routed"},
+}
 DENSE = {"net.name": "transformer", "objective.lam": 0.0}
 
 
@@ -32,7 +41,7 @@ class Task:
 
 
 def config(tiny_cfg, what):
-    """The configuration of `what`; encoder: routing keys of an encoder, which no text task accepts."""
+    """Returns the configuration of `what`; encoder: routing keys that no text task accepts."""
     what = dict(what)
     encoder = what.pop("encoder", None)
     base = {
@@ -50,7 +59,7 @@ def config(tiny_cfg, what):
 
 
 def batch_at(i: int, causal: bool) -> dict:
-    """Uneven token counts, and a row of padding only."""
+    """Returns a batch of uneven token counts, with a row of padding only."""
     rng = np.random.RandomState(i)
     ids = rng.randint(0, V, (B, L + 1)).astype(np.int32)
     w = np.ones((B, L), np.float32)
@@ -67,8 +76,9 @@ def batch_at(i: int, causal: bool) -> dict:
 
 def train(cfg, devices: int, steps: int = 4):
     """(state, metric sums of each step, traces): warm, ramp and full phase."""
-    model, optimizer, traces = build(cfg, V), optim.make(cfg.train, TOTAL, TOTAL), []
-    pure = step.make_train_step(model, Task(), optimizer, cfg, TOTAL, TOTAL)
+    model, optimizer, traces = build(cfg, V), optim.make(cfg.train, Length(TOTAL, TOTAL)), []
+    objective = Objective(model, Task(), policies(cfg))
+    pure = step.make_train_step(objective, optimizer, cfg, Length(TOTAL, TOTAL))
 
     def counted(*args, **kwargs):
         traces.append(1)
@@ -86,11 +96,15 @@ def train(cfg, devices: int, steps: int = 4):
 
 
 @pytest.mark.parametrize(
-    ("what", "counts"), [(CAUSAL, (2, 8)), (ENCODER, (8,))], ids=["causal", "encoder"]
+    ("what", "counts"),
+    [(CAUSAL, (2, 8)), (ENCODER, (8,)), (LINEAR, (8,))],
+    ids=["causal", "encoder", "gla"],
 )
 def test_one_device_is_many_in_one_trace_for_all_phases(tiny_cfg, what, counts):
-    """Cerebra (train/test_step.py has CHIAR): dropout, routing noise and penalty on, uneven token counts, a device with
-    nothing but padding (of 8)."""
+    """Dropout, routing noise and penalty are on; of 8 devices one has nothing but padding.
+
+    This is Cerebra; training/test_step.py has CHIAR.
+    """
     cfg = config(tiny_cfg, what)
     one, history, traces = train(cfg, 1)
     assert traces == 1 and [float(m["lam"][0]) for m in history] == [0.0, 0.0, 0.25, 0.5]
@@ -112,31 +126,33 @@ def test_one_device_is_many_in_one_trace_for_all_phases(tiny_cfg, what, counts):
 
 @pytest.mark.parametrize("what", [DENSE, CHIAR, CAUSAL], ids=["dense", "chiar", "cerebra"])
 def test_bfloat16_has_the_loss_and_the_gradients_of_float32(tiny_cfg, what):
-    """Loss and hard cost within 0.2 % (the hard cost steps by more if one token is routed otherwise), the direction of
-    the gradient within a cosine of 0.9995."""
+    """Loss and hard cost within 0.2 %, the direction of the gradient within a cosine of 0.9995.
+
+    The hard cost steps by more if one token is routed otherwise.
+    """
     found = {}
     cfg = config(tiny_cfg, what)
     knobs, batch = Knobs(jnp.float32(0.1), jnp.float32(1), jnp.float32(1)), batch_at(0, True)
     variables = jax.eval_shape(lambda: build(cfg, V).init(jax.random.key(0), batch))
     rng = np.random.RandomState(0)
-    fill = lambda path, s: np.float32(
-        (path[-1].key in ("scale", "w")) + 0.2 * rng.standard_normal(s.shape)
-    )  # noqa: E731
+
+    def fill(path, s):
+        return np.float32((path[-1].key in ("scale", "w")) + 0.2 * rng.standard_normal(s.shape))
+
     params = jax.tree_util.tree_map_with_path(fill, variables["params"])
-    routing = MODELS[cfg.net.name].routing(cfg.net)
+    routing = registry.init_routing(cfg.net)
     for dtype in ("float32", "bfloat16"):
         model = build(dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, dtype=dtype)), V)
 
         @jax.jit
         def both(params, model=model):
-            def J(params):
+            def loss(params):
                 variables = {"params": params, "routing": routing}
-                total, (sums, *_) = objective(
-                    model, Task(), variables, batch, knobs, None, 60.0, 7.0
-                )
+                conditions = Conditions(knobs, None, 60.0, 7.0)
+                total, (sums, *_) = Objective(model, Task())(variables, batch, conditions)
                 return total, sums
 
-            (total, sums), grads = jax.value_and_grad(J, has_aux=True)(params)
+            (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
             return total, sums["hard"][0], jax.flatten_util.ravel_pytree(grads)[0]
 
         found[dtype] = both(params)

@@ -14,7 +14,10 @@ from cerebra_jax import config
 
 @pytest.fixture
 def make_run(tmp_path) -> Callable[..., Path]:
-    """make_run("folder", "chiar", 0, 200.0, {"net.route.rate": 0.5}): a run's folder; `result` goes over its result."""
+    """make_run("folder", "chiar", 0, 200.0, {"net.route.rate": 0.5}): the folder of a run.
+
+    Further keywords replace keys of its result.
+    """
 
     def make(
         folder: str,
@@ -34,12 +37,25 @@ def make_run(tmp_path) -> Callable[..., Path]:
                 inside = inside[section]
             inside[last] = value
         found = {
-            "model": model, "seed": seed, "dataset": "wikitext2", "params": 1_500_000, "steps": 60, "tokens": 6000,
-            "val": {"ppl_word": ppl + 10}, "test": {"ppl_word": ppl, "bits_per_byte": 1.5}, "step_ms": 100.0 + seed,
-            "costs": {"relative": {"expected": 0.9, "hard": 0.8, "executed": 0.7}, "executed": 1.4e6, "dense": 2e6,
-                      "train_total": 6e9},
-            "device": {"device": "cpu", "cores": 2, "jax": "0.10.2"}, "wall_s": 60.0, "commit": "abc",
-        }  # fmt: skip
+            "model": model,
+            "seed": seed,
+            "dataset": "wikitext2",
+            "params": 1_500_000,
+            "steps": 60,
+            "tokens": 6000,
+            "val": {"ppl_word": ppl + 10},
+            "test": {"ppl_word": ppl, "bits_per_byte": 1.5},
+            "step_ms": 100.0 + seed,
+            "costs": {
+                "relative": {"expected": 0.9, "hard": 0.8, "executed": 0.7},
+                "executed": 1.4e6,
+                "dense": 2e6,
+                "train_total": 6e9,
+            },
+            "device": {"device": "cpu", "cores": 2, "jax": "0.10.2"},
+            "wall_s": 60.0,
+            "commit": "abc",
+        }
         (path / "result.json").write_text(json.dumps(found | result))
         (path / "config.json").write_text(json.dumps(cfg))
         lines = [

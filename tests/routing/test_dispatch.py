@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebra_jax.cost import count as jaxpr
+from cerebra_jax.cost import count
 from cerebra_jax.routing import dispatch
 
 
@@ -44,20 +44,15 @@ def test_slots_hold_the_earliest_kept_tokens_of_each_segment_in_order(seed, L, s
 def test_tokens_that_come_in_chunks_get_the_same_slots(seed, L, share, rate):
     rng = np.random.RandomState(seed)
     keep, lay, n = rng.random((2, L)) < rate, dispatch.layout(L, share), -(-L // 4)
-    used, at_B, slot = (
-        jnp.zeros((2, len(lay.tokens)), jnp.int32),
-        np.zeros(2, int),
-        np.full((2, L), -1),
-    )
+    used, at_B = jnp.zeros((2, len(lay.tokens)), jnp.int32), np.zeros(2, int)
+    slot = np.full((2, L), -1)
     while (at_B < L).any():
         take = at_B[:, None] + np.arange(n)[None]
         real = (np.arange(n)[None] < rng.randint(1, n + 1, (2, 1))) & (take < L)
-        wanted = np.where(
-            real, keep[[[0], [1]], np.minimum(take, L - 1)], True
-        )  # a token that is not there wants one too
-        got, used = dispatch.place(
-            jnp.asarray(wanted), jnp.asarray(np.where(real, take, L)), used, lay
-        )
+        # a token that is not there wants one too
+        wanted = np.where(real, keep[[[0], [1]], np.minimum(take, L - 1)], True)
+        pos = jnp.asarray(np.where(real, take, L))
+        got, used = dispatch.place(jnp.asarray(wanted), pos, used, lay)
         assert (np.asarray(got)[~real] == lay.K).all()
         b, i = np.nonzero(real)
         slot[b, take[b, i]] = np.asarray(got)[b, i]
@@ -74,10 +69,6 @@ def test_layout_tiles_the_sequence_and_has_room_for_the_share(L, share):
     assert [a for a, _ in lay.slots] + [lay.K] == [0] + [b for _, b in lay.slots]
     assert share * L <= lay.K <= share * L + len(lay.tokens)
     assert len(lay.slots) == 1 or min(c1 - c0 for c0, c1 in lay.slots) >= dispatch.FEWEST
-    assert (
-        lay.plan("all")[-1] == (lay.slots[-1][0], lay.K, 0, L)
-        and lay.plan("routed")[-1][3] == lay.K
-    )
 
 
 @pytest.mark.parametrize("lowering", ["gather", "onehot"])
@@ -92,12 +83,10 @@ def test_gather_and_scatter_are_transposes_and_undo_each_other(lowering):
     np.testing.assert_array_equal(
         dispatch.scatter(moved, slots), np.where(slots.kept_BxL[..., None], x, 0)
     )
-    np.testing.assert_array_equal(
-        jax.grad(lambda x: (dispatch.gather(x, slots) * y).sum())(x), back
-    )
-    np.testing.assert_array_equal(
-        jax.grad(lambda y: (dispatch.scatter(y, slots) * x).sum())(y), moved
-    )
+    slope_x = jax.grad(lambda x: (dispatch.gather(x, slots) * y).sum())(x)
+    slope_y = jax.grad(lambda y: (dispatch.scatter(y, slots) * x).sum())(y)
+    np.testing.assert_array_equal(slope_x, back)
+    np.testing.assert_array_equal(slope_y, moved)
 
 
 @pytest.mark.parametrize("L", [40, 1100])
@@ -113,8 +102,11 @@ def test_onehot_slots_are_the_same_slots_and_their_moves_are_priced(L):
         dispatch.scatter(x[:, : lay.K], slots), dispatch.scatter(x[:, : lay.K], plain)
     )
     np.testing.assert_array_equal(dispatch.read(order, slots, 77), dispatch.read(order, plain, 77))
-    moved = jaxpr.count(lambda x: dispatch.scatter(dispatch.gather(x, slots), slots), x)
-    assert moved.flops == 3 * 2 * dispatch.move_flops(lay, 5)
+    moved = count.count(lambda x: dispatch.scatter(dispatch.gather(x, slots), slots), x)
+    products = sum(
+        (b - a) * (c1 - c0) for (a, b), (c0, c1) in zip(lay.tokens, lay.slots, strict=True)
+    )
+    assert moved.flops == 3 * 2 * (2 * products * 5)
 
 
 def test_no_float_scatter_in_the_gradient():

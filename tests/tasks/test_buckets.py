@@ -1,4 +1,4 @@
-"""Rows in buckets of similar length: the same rows an epoch, in short batches, whatever the hosts."""
+"""Rows in buckets of similar length: the same rows an epoch, in short batches, on all hosts."""
 
 import collections
 
@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebra_jax.tasks.examples import SPLITS, Examples, lengths
-from cerebra_jax.tasks.task import Shape
+from cerebra_jax.tasks.examples import Examples, lengths
+from cerebra_jax.tasks.task import SPLITS, Shape
 
 
 def padded(tokens_N: np.ndarray, L: int) -> Examples:
@@ -102,13 +102,15 @@ def test_a_batch_follows_seed_and_step_alone_and_hosts_share_it(case, step, host
         task.bucket(buckets, B)
     for s in (step + 9, 0, step + 40):
         used.train_batch(3, s, B)
-    some_steps = range(
-        step, step + used.steps_per_epoch(B)
-    )  # with the batches of two buckets among them
-    wholes = [*(used.train_batch(3, s, B) for s in some_steps), *used.eval_batches("test", B)]
-    parts = [[*(fresh.train_batch(3, s, B, (h, hosts)) for s in some_steps), *fresh.eval_batches("test", B, (h, hosts))]
-             for h in range(hosts)]  # fmt: skip
-    for whole, *some in zip(wholes, *parts, strict=True):
+    # an epoch, with the batches of two buckets among them
+    steps = range(step, step + used.steps_per_epoch(B))
+
+    def batches(task, host):
+        yield from (task.train_batch(3, s, B, host) for s in steps)
+        yield from task.eval_batches("test", B, host)
+
+    per_host = (batches(fresh, (h, hosts)) for h in range(hosts))
+    for whole, *some in zip(batches(used, (0, 1)), *per_host, strict=True):
         for name in whole:  # the same length on every host, too
             np.testing.assert_array_equal(np.concatenate([p[name] for p in some]), whole[name])
 

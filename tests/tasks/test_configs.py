@@ -1,4 +1,4 @@
-"""The configurations of tables and intents: every part is one, and Cerebra runs at most half of the dense FLOPs."""
+"""Configurations of tables and intents: every part is one, Cerebra runs half of the dense FLOPs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
 from cerebra_jax.models.model import build as build_model
-from cerebra_jax.tasks import registry as build
+from cerebra_jax.tasks import registry
 from cerebra_jax.training import pruning_rounds as rounds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,9 +54,10 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
         module("wikitext").get_config("full")
     for part in ("smoke", "cpu", "17m", "400m"):  # the target can be reached
         cfg = config.parse(module("wikitext").get_config(f"cerebra-full-{part}"))
-        task = build.sketch(cfg)
-        cfg, vocab = build.fitted(cfg, task.shape), task.shape.vocab_size
-        assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, 1000, 100).last == 700
+        task = registry.sketch(cfg)
+        cfg, vocab = registry.fitted(cfg, task.shape), task.shape.vocab_size
+        length = rounds.Length(1000, 100)
+        assert rounds.Rounds(cfg, build_model(cfg, vocab), vocab, length).last == 700
     full = config.parse(module("wikitext").get_config("cerebra-full-400m"))
     assert (
         full.prune.on
@@ -68,8 +69,10 @@ def test_the_whole_recipe_is_for_cerebra_and_its_phases_follow_each_other(tmp_pa
     rows = "\n".join(f"{'abc'[i % 3]},{i % 7},{i % 5 + 10 * (i % 3)}" for i in range(200))
     (tmp_path / "t.csv").write_text(f"kind,x,y\n{rows}\n")
     data = [f"--config.task.path={tmp_path / 't.csv'}", "--config.task.target=y"]
-    words = [*data, f"--config={file}:full-smoke", "--config.net.depth=1", "--config.train.duration=20 steps",
-             "--config.train.batch_size=16", "--config.train.devices=1", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    keys = {"net.depth": "1", "train.duration": "20 steps", "train.batch_size": "16"}
+    words = [f"--config={file}:full-smoke", "--config.train.devices=1", *data]
+    words += [f"--config.{key}={value}" for key, value in keys.items()]
+    words += [f"--workdir={tmp_path / 'run'}"]
     assert main(words) == 0
     lines = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -101,9 +104,9 @@ def test_cerebra_executes_at_most_half_of_the_dense_model(name, model, least):
     sizes = {}
     for part, size in itertools.product((model, "dense"), ("", "smoke")):
         cfg = config.parse(make.get_config(f"{part}-{size}"))
-        task = build.build(cfg, lambda line: None)
+        task = registry.build(cfg, lambda line: None)
         sizes[part, size] = build_model(
-            build.fitted(cfg, task.shape), task.shape.vocab_size
+            registry.fitted(cfg, task.shape), task.shape.vocab_size
         ).cost.executed_flops
     for size in ("", "smoke"):
         assert least < sizes[model, size] / sizes["dense", size] <= 0.5

@@ -1,4 +1,7 @@
-"""Rows as batches: every row once, whatever the batch, the epoch and the hosts; splits by the frozen permutation."""
+"""Rows as batches: every row once, whatever the batch, the epoch and the hosts.
+
+Splits by the frozen permutation.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks.examples import SPLITS, Examples, cut, digest
+from cerebra_jax.tasks.examples import Examples, cut, digest
+from cerebra_jax.tasks.task import SPLITS
 
 
 def fake(n: int) -> Examples:
@@ -56,10 +60,13 @@ def test_a_batch_is_a_function_of_seed_and_step_alone(shape, step):
 def test_hosts_share_each_batch_without_overlap_and_without_a_gap(shape, hosts, step):
     n, per_host, seed = shape
     task, size = fake(n), per_host * hosts
-    wholes = [task.train_batch(seed, step, size), *task.eval_batches("test", size)]
-    parts = [[task.train_batch(seed, step, size, (h, hosts)), *task.eval_batches("test", size, (h, hosts))]
-             for h in range(hosts)]  # fmt: skip
-    for whole, *some in zip(wholes, *parts, strict=True):
+
+    def batches(host):
+        yield task.train_batch(seed, step, size, host)
+        yield from task.eval_batches("test", size, host)
+
+    per_host = (batches((h, hosts)) for h in range(hosts))
+    for whole, *some in zip(batches((0, 1)), *per_host, strict=True):
         for name in whole:
             np.testing.assert_array_equal(np.concatenate([p[name] for p in some]), whole[name])
 
@@ -98,7 +105,7 @@ def test_splits_are_disjoint_and_are_all_rows(n, valid, test):
 
 
 def test_the_published_splits():
-    """sha256 of the indices as little-endian int64, for the tables that others publish results on."""
+    """The sha256 of the indices, little-endian int64, for tables that others publish results on."""
     import hashlib
 
     def start(rows):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import listops
-from cerebra_jax.tasks import registry as tasks
+from cerebra_jax.tasks import listops, registry
 
 SAMPLE = Path(__file__).parents[3] / "shared/data/listops_sample/spinn_test_d20s.tsv.gz"
 
@@ -65,7 +64,10 @@ def test_trees_keep_the_rules():
 
 
 def test_the_arena_s_label_shares_and_outermost_operator_score():
-    """Largest class 16.7 %, outermost operator alone 36.1 % (12,000 trees); here 1,500, so ± 3 standard errors."""
+    """Largest class 16.7 %, outermost operator alone 36.1 % (12,000 trees).
+
+    Here 1,500, so ± 3 standard errors.
+    """
     found = listops.arrays(listops.trees(1500, 500, 2000, seed=0), 2000)
     half = (
         {name: x[:750] for name, x in found.items()},
@@ -77,9 +79,9 @@ def test_the_arena_s_label_shares_and_outermost_operator_score():
 
 
 def test_the_task_is_padded_masked_and_split_without_overlap(tiny_cfg):
-    cfg = tiny_cfg({"task": {"name": "listops", "seq_len": 60, "shortest": 10, "rows": 120}, "net.causal": False,
-                    "net.name": "transformer"})  # fmt: skip
-    task = tasks.build(cfg, lambda line: None)
+    sizes = {"name": "listops", "seq_len": 60, "shortest": 10, "rows": 120}
+    cfg = tiny_cfg({"task": sizes, "net.causal": False, "net.name": "transformer"})
+    task = registry.build(cfg, lambda line: None)
     rows = {s: [b for b in task.eval_batches(s, 8)] for s in ("train", "valid", "test")}
     seen = {
         s: {x.tobytes() for b in bs for x in b["inputs_BxL"][b["w_BxL"][:, 0] > 0]}
@@ -94,5 +96,4 @@ def test_the_task_is_padded_masked_and_split_without_overlap(tiny_cfg):
             )
     assert sum(task.info()["splits"]["train"]["label_shares"]) == pytest.approx(1, abs=1e-3)
     with pytest.raises(UserError, match="leaves no length"):
-        tasks.build(tiny_cfg({"task": {"name": "listops", "seq_len": 32}, "net.causal": False,
-                              "net.name": "transformer"}))  # fmt: skip
+        tiny_cfg({"task": {"name": "listops", "seq_len": 32}, "net": {"name": "transformer"}})

@@ -1,4 +1,4 @@
-"""Three tasks in one: rows are those of each task alone, answers are told apart, gates are logged by task."""
+"""Three tasks in one: rows are those of each task alone, answers and gates are told apart."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from cerebra_jax import config
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
-from cerebra_jax.tasks import mixed
-from cerebra_jax.tasks import registry as build
-from cerebra_jax.training.objective import objective
+from cerebra_jax.tasks import mixed, registry
+from cerebra_jax.training.objective import Conditions, Objective
 
 L, B = 40, 7
 
@@ -33,15 +32,23 @@ def cfg(tmp_path_factory):
         *(f"{word} {i},{word}" for i in range(30) for word in ("yes", "no", "perhaps")),
     ]
     (folder / "labelled.csv").write_text("\n".join(labelled) + "\n")
-    task = {"name": "mixed", "data_dir": str(folder), "path": str(folder / "labelled.csv"), "tokenizer": "bytes",
-            "seq_len": L, "rows": 100, "shortest": 6, "cache_dir": str(folder / "cache")}  # fmt: skip
+    task = {
+        "name": "mixed",
+        "data_dir": str(folder),
+        "path": str(folder / "labelled.csv"),
+        "cache_dir": str(folder / "cache"),
+        "tokenizer": "bytes",
+        "seq_len": L,
+        "rows": 100,
+        "shortest": 6,
+    }
     net = {"depth": 3, "width": 16, "heads": 2, "ffn_width": 16, "route": {"meta": "task"}}
     return config.parse({"task": task, "net": net, "train": {"batch_size": B}})
 
 
 @pytest.fixture(scope="module")
 def task(cfg):
-    return build.build(cfg, lambda line: None)
+    return registry.build(cfg, lambda line: None)
 
 
 def part(task, i):
@@ -49,7 +56,10 @@ def part(task, i):
 
 
 def test_each_row_is_one_of_its_own_task_and_asks_for_one_answer(task):
-    """Inputs and labels stand in rows of the table that no other task has; an answer is asked for at the last token."""
+    """Inputs and labels stand in rows of the table that no other task has.
+
+    An answer is asked for at the last token.
+    """
     batch = task.train_batch(0, 2, B)
     np.testing.assert_array_equal(batch["task_B"], np.arange(B) % 3)
     sizes = [part(task, i).shape.vocab_size for i in range(3)]
@@ -112,7 +122,7 @@ def test_figures_are_of_each_task_and_an_answer_is_right_among_its_own_classes(t
 
 
 def test_every_task_has_a_gate_of_its_own_which_is_logged(cfg, task):
-    cfg = build.fitted(cfg, task.shape)
+    cfg = registry.fitted(cfg, task.shape)
     model, batch = models.build(cfg, task.shape.vocab_size), task.train_batch(0, 0, B)
     variables = jax.jit(lambda: model.init(jax.random.key(0), batch))()
     params = variables["params"] | {"meta_router": {"bias": jnp.float32([0.0, 1.0, -2.0])}}
@@ -120,7 +130,7 @@ def test_every_task_has_a_gate_of_its_own_which_is_logged(cfg, task):
 
     def J(params, batch):
         now = variables | {"params": params}
-        total, (metrics, *_) = objective(model, task, now, batch, knobs, None, 1.0, 1.0)
+        total, (metrics, *_) = Objective(model, task)(now, batch, Conditions(knobs, None, 1.0, 1.0))
         return total, metrics
 
     (_, metrics), slope = jax.jit(jax.value_and_grad(J, has_aux=True))(params, batch)
@@ -146,12 +156,12 @@ def test_every_task_has_a_gate_of_its_own_which_is_logged(cfg, task):
 def test_what_needs_several_tasks_says_so(cfg, task):
     one = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, name="text"))
     with pytest.raises(UserError, match="is one task; use task.name=mixed"):
-        build.fitted(one, part(task, 0).shape)
+        registry.fitted(one, part(task, 0).shape)
     with pytest.raises(UserError, match="train.batch_size is 2 for 3 tasks"):
-        mixed.build(
+        mixed.Mixed.build(
             dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=2)), print
         )
-    model = models.build(build.fitted(cfg, task.shape), task.shape.vocab_size)
+    model = models.build(registry.fitted(cfg, task.shape), task.shape.vocab_size)
     assert model.token is None
     with pytest.raises(UserError, match="is of no task"):
         model.init_cache(np.arange(2))

@@ -21,13 +21,18 @@ def made(n: int, outputs: int):
 
 
 def total(parts):
-    return {k: (sum(np.asarray(p[k][0], np.float64) for p in parts), sum(float(p[k][1]) for p in parts))
-            for k in parts[0]}  # fmt: skip
+    found = {}
+    for key in parts[0]:
+        sums = [np.asarray(part[key][0], np.float64) for part in parts]
+        found[key] = (sum(sums), sum(float(part[key][1]) for part in parts))
+    return found
 
 
 def batches(labels, w):
-    return [{"labels_BxL": jnp.asarray(y[:, None]), "w_BxL": jnp.asarray(v[:, None])}
-            for y, v in zip(np.split(labels, 3), np.split(w, 3), strict=True)]  # fmt: skip
+    thirds = zip(np.split(labels, 3), np.split(w, 3), strict=True)
+    return [
+        {"labels_BxL": jnp.asarray(y[:, None]), "w_BxL": jnp.asarray(v[:, None])} for y, v in thirds
+    ]
 
 
 def pieces(out):

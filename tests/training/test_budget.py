@@ -1,20 +1,29 @@
-"""A budget inside the training step of a real model: it lands, on any number of devices, in one trace a program."""
+"""A budget inside the training step of a real model: it lands, on any number of devices, in one
+trace a program.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.layers import shapes
 from cerebra_jax.models import model as build
+from cerebra_jax.models.shapes import layer_shapes
+from cerebra_jax.models.stack import capacity_of
 from cerebra_jax.policies import budget
-from cerebra_jax.routing import routers as router
+from cerebra_jax.policies.schedule import Length
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import parallel, state, step
+from cerebra_jax.training.experiment import policies
+from cerebra_jax.training.objective import Objective
+from cerebra_jax.training.sizes import plan_budget
 
 V, L, B, TOTAL = 40, 32, 8, 160
+LENGTH = Length(TOTAL, TOTAL)
 
 
 class Task:
@@ -25,25 +34,43 @@ class Task:
 
 def batch_at(i: int) -> dict:
     ids = np.random.RandomState(i).randint(0, V, (B, L + 1)).astype(np.int32)
-    return {"inputs_BxL": ids[:, :-1], "labels_BxL": ids[:, 1:], "w_BxL": np.ones((B, L), np.float32),
-            "ex_B": np.arange(B, dtype=np.int32)}  # fmt: skip
+    return {
+        "inputs_BxL": ids[:, :-1],
+        "labels_BxL": ids[:, 1:],
+        "w_BxL": np.ones((B, L), np.float32),
+        "ex_B": np.arange(B, dtype=np.int32),
+    }
+
+
+def last_program(cfg):
+    """The plan of a budget, and objective, training step and fresh state of its last program."""
+    plan = plan_budget(cfg, V, LENGTH)
+    cfg = build.at_rate(cfg, plan.rates[-1])
+    cfg = dataclasses.replace(
+        cfg, objective=dataclasses.replace(cfg.objective, dual_rate=0.05, lam_max=1e3)
+    )
+    control = budget.Budget(plan, len(plan.rates) - 1, cfg.net.route.capacity, cfg.objective)
+    objective = Objective(build.build(cfg, V), Task(), (*policies(cfg), control))
+    optimizer = optim.make(cfg.train, LENGTH)
+    pure = step.make_train_step(objective, optimizer, cfg, LENGTH)
+    fresh = state.init(
+        objective.model, optimizer, batch_at(0), jax.random.key(0), objective.policies
+    )
+    return plan, objective, pure, fresh
 
 
 def train(cfg, steps: int, devices: int = 1, traces: list | None = None):
     """(state, metrics of each step, plan) with the last program of the plan."""
-    plan = step.plan_budget(cfg, V, TOTAL, TOTAL)
-    cfg = build.at_rate(cfg, plan.rates[-1])
-    model, optimizer = build.build(cfg, V), optim.make(cfg.train, TOTAL, TOTAL)
-    control = budget.Control(plan, len(plan.rates) - 1, cfg.net.route.capacity, 0.05, 1e3)
-    pure = step.make_train_step(model, Task(), optimizer, cfg, TOTAL, TOTAL, control)
+    plan, objective, pure, fresh = last_program(cfg)
 
     def counted(*args, **kwargs):
         if traces is not None:
             traces.append(1)
         return pure(*args, **kwargs)
 
-    dp = parallel.DataParallel(counted, step.make_eval_step(model, Task()), jax.devices()[:devices])
-    s = dp.place(state.init(model, optimizer, batch_at(0), jax.random.key(0), cfg.objective))
+    eval_step = step.make_eval_step(objective.model, Task())
+    dp = parallel.DataParallel(counted, eval_step, jax.devices()[:devices])
+    s = dp.place(fresh)
     history = []
     for i in range(steps):
         s, sums = dp.step(s, dp.shard(batch_at(i)), jax.random.key(7))
@@ -84,10 +111,11 @@ def test_a_budget_scales_the_slots_of_layers_with_rates_of_their_own(tiny_cfg):
         tiny_cfg,
         **{"net.name": "cerebra", "net.route.by_layer": "0.25,0.25,0.5,3", "task.seq_len": 128},
     )
-    plan = step.plan_budget(cfg, V, TOTAL, TOTAL)
+    plan = plan_budget(cfg, V, LENGTH)
     assert 0.98 * 0.75 < plan.levels[-1] <= 0.75
     net = build.at_rate(cfg, plan.rates[-1]).net
-    slots = np.array([router.layout(each, 128).K for each in shapes.each(net)])
+    routes = [shape.route for shape in layer_shapes(net)]
+    slots = np.array([capacity_of(net, route, 128, True).layout.K for route in routes])
     assert (
         abs(slots - np.minimum(128, slots[3] / 3 * np.array([0.25, 0.25, 0.5, 3]))) <= 2
     ).all() and slots[3] < 128
@@ -111,12 +139,8 @@ def test_two_devices_are_one(tiny_cfg, mode):
 
 def test_a_step_that_is_not_finite_leaves_the_multiplier(tiny_cfg):
     cfg = config(tiny_cfg)
-    plan = step.plan_budget(cfg, V, TOTAL, TOTAL)
-    cfg = build.at_rate(cfg, plan.rates[-1])
-    model, optimizer = build.build(cfg, V), optim.make(cfg.train, TOTAL, TOTAL)
-    control = budget.Control(plan, len(plan.rates) - 1, cfg.net.route.capacity, 0.05, 1e3)
-    run = jax.jit(step.make_train_step(model, Task(), optimizer, cfg, TOTAL, TOTAL, control))
-    s = state.init(model, optimizer, batch_at(0), jax.random.key(0), cfg.objective)
+    _, _, pure, s = last_program(cfg)
+    run = jax.jit(pure)
     bad = batch_at(0)
     bad["w_BxL"] = np.full_like(bad["w_BxL"], np.inf)
     after, _ = run(s, bad, jax.random.key(7))

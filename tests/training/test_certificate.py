@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 
@@ -13,7 +12,7 @@ from cerebra_jax.errors import NotCertified, UserError
 from cerebra_jax.main import main
 from cerebra_jax.models import model as models
 from cerebra_jax.tasks.registry import build
-from cerebra_jax.training import certificate
+from cerebra_jax.training import certificate, finished
 from cerebra_jax.training import trainer as loop
 
 
@@ -33,8 +32,10 @@ def text(tmp_path_factory):
 @pytest.fixture
 def certify(tiny_cfg, text):
     def run(**more):
-        cfg = tiny_cfg({"task.data_dir": str(text), "train.batch_size": 2} | {k.replace("__", "."): v
-                                                                              for k, v in more.items()})  # fmt: skip
+        cfg = tiny_cfg(
+            {"task.data_dir": str(text), "train.batch_size": 2}
+            | {k.replace("__", "."): v for k, v in more.items()}
+        )
         return certificate.certify(cfg, build(cfg, print), None, rounds=1)
 
     return run
@@ -77,8 +78,10 @@ def test_a_routed_model_is_certified(certify):
         assert words in shown
 
 
-@pytest.mark.parametrize("extra", [{"net__route__dispatch": False}, {"net__name": "transformer"},
-                                   {"net__route__mode": "soft"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [{"net__route__dispatch": False}, {"net__name": "transformer"}, {"net__route__mode": "soft"}],
+)
 def test_what_saves_nothing_is_refused(certify, extra):
     found = certify(**extra)
     assert not found["certified"] and "saves nothing" in " ".join(found["problems"])
@@ -86,13 +89,15 @@ def test_what_saves_nothing_is_refused(certify, extra):
 
 
 def test_a_wrong_price_is_refused(certify, monkeypatch):
-    entry = models.MODELS["chiar"]
+    true_cost = models.cost_of
 
-    def cheaper(net, L, vocab):
-        cost = entry.cost(net, L, vocab)
+    def cheaper(net, *shape):
+        cost = true_cost(net, *shape)
+        if net.name != "chiar":
+            return cost
         return cost._replace(executed=cost.executed | {"head": cost.executed["head"] // 2})
 
-    monkeypatch.setitem(models.MODELS, "chiar", dataclasses.replace(entry, cost=cheaper))
+    monkeypatch.setattr(models, "cost_of", cheaper)
     found = certify()
     assert not found["certified"] and "model: the price" in found["problems"][0]
 
@@ -110,9 +115,9 @@ def test_a_finished_run_is_certified_as_trained(certify, tiny_cfg, text, tmp_pat
     )
     task = build(cfg, print)
     with pytest.raises(UserError, match="train it first"):
-        certificate.trained(cfg, task, tmp_path, print)
+        finished.load(cfg, task, tmp_path, print)
     result = loop.run(cfg, task, tmp_path, Screen())
-    state = certificate.trained(cfg, task, tmp_path, print)
+    state = finished.load(cfg, task, tmp_path, print).state
     found = certificate.certify(cfg, task, state, rounds=1)
     assert (
         found["certified"] and found["trained_steps"] == result["best_step"] and found["batch"] == 2
@@ -147,7 +152,8 @@ def test_the_command_writes_it_and_ends_with_its_status(
         "from cerebra_jax import config\n\n\ndef get_config():\n    c = config.defaults()\n"
         f"    c.task.data_dir, c.task.tokenizer, c.task.vocab_size = {str(text)!r}, 'bytes', 260\n"
         "    c.task.seq_len, c.train.batch_size, c.train.duration = 32, 2, '8 steps'\n"
-        "    c.net.depth, c.net.width, c.net.heads, c.net.ffn_width, c.net.loss_chunk = 3, 32, 2, 64, 64\n"
+        "    c.net.depth, c.net.width, c.net.heads = 3, 32, 2\n"
+        "    c.net.ffn_width, c.net.loss_chunk = 64, 64\n"
         "    return c\n"
     )
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,7 @@
-"""Checkpoints: kept, found, verified; a damaged one is never restored and never hides an intact one."""
+"""Checkpoints: kept, found, verified.
+
+A damaged one is never restored and never hides an intact one.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,9 @@ def delete(path: Path, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("damage", [flip, truncate, zero, delete])
 def test_damage_to_any_file_never_restores_wrong_numbers(saved, tmp_path, damage):
-    """Every file of the newest checkpoint in turn: the newest exactly, or the one before with one warning line."""
+    """Every file of the newest checkpoint in turn: the newest exactly, or the one before with one
+    warning line.
+    """
     names = sorted(
         p.relative_to(saved) for p in (saved / "5").rglob("*") if p.is_file() and p.stat().st_size
     )
@@ -148,7 +153,9 @@ def test_damage_to_any_file_never_restores_wrong_numbers(saved, tmp_path, damage
 
 
 def test_flipped_bits_in_the_arrays_are_seen(saved, tmp_path):
-    """What Orbax restores without a word: most flips land in array bytes, and all of them must be refused."""
+    """What Orbax restores without a word: most flips land in array bytes, and all of them must be
+    refused.
+    """
     big = max(
         (p for p in (saved / "5" / "state").rglob("*") if p.is_file()),
         key=lambda p: p.stat().st_size,

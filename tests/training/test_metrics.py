@@ -136,8 +136,17 @@ def test_slots_that_one_layer_lacks_and_another_has_to_spare_are_told(
         "hard_rel_flops": 0.5,
         "gates": {"wanted": wanted, "kept": kept, "overflow": overflow},
     }
-    r = {"model": "cerebra", "net": net, "test": test, "metrics": [], "best_step": 1, "step_ms": None, "wall_s": 1.0,
-         "costs": {"relative": dict.fromkeys(("expected", "hard", "executed"), 0.5)}, "notice": ""}  # fmt: skip
+    r = {
+        "model": "cerebra",
+        "net": net,
+        "test": test,
+        "metrics": [],
+        "best_step": 1,
+        "step_ms": None,
+        "wall_s": 1.0,
+        "costs": {"relative": dict.fromkeys(("expected", "hard", "executed"), 0.5)},
+        "notice": "",
+    }
     said = [line for line in closing(r, tmp_path) if line.startswith("slots")]
     assert len(said) == bool(want) and want in "".join(said)
     assert not [

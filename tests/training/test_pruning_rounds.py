@@ -1,4 +1,6 @@
-"""Pruning in a run: its targets, one program for all rounds, and a killed run that ends as an uninterrupted one."""
+"""Pruning in a run: its targets, one program for all rounds, and a killed run that ends as an
+uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,18 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import Preempted, UserError
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable as units
 from cerebra_jax.models.model import build
-from cerebra_jax.policies import pruning as prune
+from cerebra_jax.policies import pruning
+from cerebra_jax.policies.schedule import Length
 from cerebra_jax.tasks.registry import build as build_task
 from cerebra_jax.training import imported as outside
 from cerebra_jax.training import metrics, parallel, state, step
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import pruning_rounds as rounds
 from cerebra_jax.training.checkpoint import Checkpoints
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import policies, prepare
+from cerebra_jax.training.objective import Objective
 
 PRUNE = {"keep": 0.6, "start": "3 steps", "end": "10 steps", "rounds": 4, "tile": 1}
 
@@ -42,8 +46,15 @@ def cfg_of(table):
             "eval_every": "2 steps",
             "checkpoint_every": "2 steps",
         }
-        return config.parse({"task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0}, "net": net,
-                             "train": every | {"devices": 1}, "prune": PRUNE | pruned} | more)  # fmt: skip
+        return config.parse(
+            {
+                "task": {"name": "tabular", "path": str(table), "target": "y", "seq_len": 0},
+                "net": net,
+                "train": every | {"devices": 1},
+                "prune": PRUNE | pruned,
+            }
+            | more
+        )
 
     return make
 
@@ -57,13 +68,17 @@ def whole(go, cfg_of, tmp_path_factory):
 def test_a_run_ends_at_its_target_and_says_so(whole, cfg_of):
     found, lines, screen, folder = whole
     cfg = cfg_of({"unstructured": 0.3})
-    s = Session(cfg, build_task(cfg, lambda line: None))
+    s = prepare(cfg, build_task(cfg, lambda line: None))
     share = s.model.dense.executed_flops / s.model.cost.executed_flops
     kept = {
         line["step"]: line["kept_rel_flops"] * share for line in lines if line["split"] == "train"
     }
-    unit = max(abs(s.rounds.flops({g.name: g.n - (g is h) for g in s.rounds.groups}) - s.rounds.full)
-               for h in s.rounds.groups) / s.rounds.full  # fmt: skip
+    rounds = s.rounds
+
+    def without_one_of(group):
+        return rounds.flops({g.name: g.n - (g is group) for g in rounds.groups})
+
+    unit = max(abs(without_one_of(g) - rounds.full) for g in rounds.groups) / rounds.full
     assert s.rounds.plan.steps == (3, 5, 7, 10)
     for i, at in enumerate(s.rounds.plan.steps):
         target = 0.6 + 0.4 * (1 - (i + 1) / 4) ** 3
@@ -85,7 +100,7 @@ def test_a_run_ends_at_its_target_and_says_so(whole, cfg_of):
 def test_masks_are_in_the_checkpoint_and_in_what_goes_out(whole, cfg_of):
     *_, folder = whole
     cfg = cfg_of({"unstructured": 0.3})
-    s = Session(cfg, build_task(cfg, lambda line: None))
+    s = prepare(cfg, build_task(cfg, lambda line: None))
     checkpoints = Checkpoints(folder / "checkpoints", print, read_only=True)
     assert checkpoints.by_validation() == [
         12
@@ -101,8 +116,8 @@ def test_masks_are_in_the_checkpoint_and_in_what_goes_out(whole, cfg_of):
         assert ((np.abs(rows).max(1) > 0) <= (mask > 0)).all()
     for name, mask in best.prune["elements"].items():
         assert abs(mask.mean() - 0.7) < 0.02 and (named[f"params/{name}"][mask == 0] == 0).all()
-    assert any(np.array_equal(x, y) for x, y in [(best.params["layer_00"]["heavy"]["out"]["kernel"],
-                                                   named["params/layer_00/heavy/out/kernel"])])  # fmt: skip
+    kernel = best.params["layer_00"]["heavy"]["out"]["kernel"]
+    assert np.array_equal(kernel, named["params/layer_00/heavy/out/kernel"])
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(go, whole, cfg_of, tmp_path):
@@ -134,8 +149,12 @@ def test_one_program_for_all_rounds_jit_or_not_and_on_any_number_of_devices(tiny
     model = build(cfg, V)
     rng = np.random.RandomState(0)
     ids = rng.randint(0, V, (B, L + 1)).astype(np.int32)
-    batch = {"inputs_BxL": ids[:, :-1], "labels_BxL": ids[:, 1:], "w_BxL": np.ones((B, L), np.float32),
-             "ex_B": np.arange(B, dtype=np.int32)}  # fmt: skip
+    batch = {
+        "inputs_BxL": ids[:, :-1],
+        "labels_BxL": ids[:, 1:],
+        "w_BxL": np.ones((B, L), np.float32),
+        "ex_B": np.arange(B, dtype=np.int32),
+    }
 
     class Task:
         def loss(self, out, batch, chunk):
@@ -144,8 +163,10 @@ def test_one_program_for_all_rounds_jit_or_not_and_on_any_number_of_devices(tiny
             ).sum(-1)
             return nats.sum(), {"loss": (nats.sum(), batch["w_BxL"].sum())}
 
-    optimizer, traces = optim.make(cfg.train, 10, 10), []
-    pure = step.make_train_step(model, Task(), optimizer, cfg, 10, 10)
+    length, traces = Length(10, 10), []
+    optimizer = optim.make(cfg.train, length)
+    objective = Objective(model, Task(), policies(cfg))
+    pure = step.make_train_step(objective, optimizer, cfg, length)
 
     def counted(*args, **kwargs):
         traces.append(1)
@@ -156,12 +177,13 @@ def test_one_program_for_all_rounds_jit_or_not_and_on_any_number_of_devices(tiny
         dp = parallel.DataParallel(
             counted, step.make_eval_step(model, Task()), jax.devices()[:devices]
         )
-        s = state.init(model, optimizer, batch, jax.random.key(0))
-        s = dp.place(s.replace(prune=rounds.init(cfg, s.params)))
+        s = dp.place(state.init(model, optimizer, batch, jax.random.key(0), objective.policies))
         traces.clear()
         for share in (1.0, 0.5):
-            half = {k: prune.least(np.arange(m.size), np.ones(m.shape, np.float32), 1 - share)
-                    for k, m in s.prune["units"].items()}  # fmt: skip
+            half = {
+                name: pruning.least(np.arange(m.size), np.ones(m.shape, np.float32), 1 - share)
+                for name, m in s.prune["units"].items()
+            }
             s = dp.place(s.replace(prune=jax.device_get(s.prune) | {"units": half}))
             s, _ = dp.step(s, dp.shard(batch), jax.random.key(7))
         assert len(traces) == 1
@@ -188,23 +210,23 @@ def test_other_scores_end_at_the_same_cost(score, cfg_of):
     chosen = {}
     for kind in (score, score, "sensitivity"):
         cfg = cfg_of({"score": kind})
-        s = Session(cfg, build_task(cfg, lambda line: None))
+        s = prepare(cfg, build_task(cfg, lambda line: None))
         fresh = s.fresh()
         rng = np.random.RandomState(3)
         slopes = {
             name: rng.rand(*m.shape).astype(np.float32) for name, m in fresh.prune["units"].items()
         }
-        host, _ = s.prune(10, fresh.replace(prune=fresh.prune | {"slopes": slopes}))
-        again = chosen.setdefault(kind, host.prune["units"])
-        assert all((again[name] == mask).all() for name, mask in host.prune["units"].items())
-        assert s.kept * s.model.dense.executed_flops <= 0.6 * s.rounds.full
+        masks, _ = s.rounds.turn(10, fresh.params, fresh.prune | {"slopes": slopes})
+        again = chosen.setdefault(kind, masks["units"])
+        assert all((again[name] == mask).all() for name, mask in masks["units"].items())
+        assert s.rounds.relative(masks) * s.model.dense.executed_flops <= 0.6 * s.rounds.full
     assert any((chosen[score][name] != mask).any() for name, mask in chosen["sensitivity"].items())
 
 
 def test_what_cannot_be_pruned_is_refused(cfg_of):
     with pytest.raises(UserError, match="left with the fewest"):
         cfg = cfg_of({"keep": 0.01})
-        Session(cfg, build_task(cfg, lambda line: None))
+        prepare(cfg, build_task(cfg, lambda line: None))
     for more in ({"net": {"name": "mod"}}, {"net": {"name": "transformer", "scan": True}}):
         with pytest.raises(UserError, match="prune"):
             cfg_of({}, **more)
@@ -215,14 +237,15 @@ def test_what_cannot_be_pruned_is_refused(cfg_of):
 def test_coefficients_of_chiar_end_at_zero_and_save_nothing(tiny_cfg):
     cfg = tiny_cfg({"net.depth": 4, "prune": {"dct": 0.5, "score": "magnitude"}})
     model = build(cfg, 40)
-    s = rounds.Rounds(cfg, model, 40, 100, 10)
+    s = rounds.Rounds(cfg, model, 40, Length(100, 10))
     params = jax.eval_shape(
         model.init,
         jax.random.key(0),
         {"inputs_BxL": np.zeros((1, 32), np.int32), "ex_B": np.zeros(1, np.int32)},
     )
     params = jax.tree.map(lambda x: np.random.RandomState(0).rand(*x.shape), params["params"])
-    masks, line = s.turn(s.last, params, jax.device_get(rounds.init(cfg, params)))
+    masks = rounds.policy(cfg).init({"params": params}, jax.random.key(0))
+    masks, line = s.turn(s.last, params, jax.device_get(masks))
     filters = {g.name for g in s.groups if g.kind == "dct"}
     assert filters == {"first_filter/w", "layer_00/filter/w", "layer_01/filter/w"}
     assert all(m.mean() == (0.5 if name in filters else 1.0) for name, m in masks["units"].items())

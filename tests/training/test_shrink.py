@@ -1,4 +1,4 @@
-"""shrink: a smaller run that answers as the pruned one did, with its optimizer, and that trains on."""
+"""shrink: a smaller run that answers as the pruned one did, and trains on with its optimizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import cerebra_jax
 from cerebra_jax import config, main
-from cerebra_jax.models import prunable as units
+from cerebra_jax.layers import prunable as units
 from cerebra_jax.training import shrink as cut
 from cerebra_jax.training import workdir as record
 from cerebra_jax.training.checkpoint import Checkpoints
@@ -61,7 +61,9 @@ def size(workdir: Path) -> int:
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A run that pruned to 0.6 of its FLOPs, with a tile of 4 (of 1 for the units it cuts one by one)."""
+    """A run that pruned to 0.6 of its FLOPs, with a tile of 4 (of 1 for the units it cuts one by
+    one).
+    """
     path = tmp_path_factory.mktemp("pruned")
     file = write(
         path, NET, prune={"keep": 0.6, "start": "2 steps", "end": "5 steps", "rounds": 3, "tile": 1}
@@ -120,8 +122,10 @@ def test_optimizer_and_weights_are_the_rows_that_are_left(pruned, small):
         assert len(of) == 3  # the parameter, and two moments
         for key in of:
             np.testing.assert_array_equal(after[key], before[key][rows])
-    count = {key: sum(a.size for name, a in x.items() if name.startswith("params/")) for key, x in
-             (("before", before), ("after", after))}  # fmt: skip
+    count = {
+        key: sum(a.size for name, a in x.items() if name.startswith("params/"))
+        for key, x in (("before", before), ("after", after))
+    }
     assert size(small) < (count["after"] / count["before"] + 0.05) * size(pruned)
     assert after["step"] == before["step"] > 5
 
@@ -182,9 +186,7 @@ def test_a_tile_that_is_not_full_is_filled_with_zeros(pruned, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "to fill the tile" in out and "outputs differ by" in out
     kept = config.parse((to / "config.json").read_text()).net.kept
-    left = [
-        int(n) for text in (kept.ffn, kept.rest, kept.channels) for n in text.split(",") if text
-    ]
+    left = [*kept.ffn, *kept.rest, *kept.channels]
     assert left and all(n % 8 == 0 for n in left)
     after = arrays(to)
     rows = after["params/layer_01/ffn_rest/down/kernel"]

@@ -1,4 +1,6 @@
-"""The training step: one device equals many, micro-batches equal one batch, one trace, and the guards."""
+"""The training step: one device equals many, micro-batches equal one batch, one trace, and the
+guards.
+"""
 
 import jax
 import jax.flatten_util
@@ -10,11 +12,14 @@ import pytest
 from cerebra_jax.errors import UserError
 from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.models.model import build, neutral_knobs
+from cerebra_jax.policies.schedule import Length
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import parallel, state, step
-from cerebra_jax.training.objective import objective
+from cerebra_jax.training.experiment import policies
+from cerebra_jax.training.objective import Conditions, Objective
 
-V, L, B, TOTAL = 40, 16, 8, 20
+V, L, B = 40, 16, 8
+LENGTH = Length(total=20, per_epoch=20)
 
 
 class Task:
@@ -39,17 +44,24 @@ def batch_at(i: int) -> dict:
     }
 
 
+def step_of(cfg):
+    """The model, optimizer and training step of a configuration."""
+    model = build(cfg, V)
+    optimizer = optim.make(cfg.train, LENGTH)
+    objective = Objective(model, Task(), policies(cfg))
+    pure = step.make_train_step(objective, optimizer, cfg, LENGTH)
+    return model, optimizer, pure
+
+
 def train(cfg, devices: int, steps: int = 3, traces: list | None = None):
-    model, task = build(cfg, V), Task()
-    optimizer = optim.make(cfg.train, TOTAL, TOTAL)
-    pure = step.make_train_step(model, task, optimizer, cfg, TOTAL, TOTAL)
+    model, optimizer, pure = step_of(cfg)
 
     def counted(*args, **kwargs):
         if traces is not None:
             traces.append(1)
         return pure(*args, **kwargs)
 
-    dp = parallel.DataParallel(counted, step.make_eval_step(model, task), jax.devices()[:devices])
+    dp = parallel.DataParallel(counted, step.make_eval_step(model, Task()), jax.devices()[:devices])
     s = dp.place(state.init(model, optimizer, batch_at(0), jax.random.key(cfg.seed)))
     history = []
     for i in range(steps):
@@ -71,8 +83,11 @@ def config(tiny_cfg, **extra):
 
 
 def assert_same_run(a, b):
-    """Metrics, the gradient norm among them, to 5e-4; parameters as a whole to 2e-3 of their norm (they moved by a
-    third of it): Adam divides gradients that are nearly zero by their own size, which magnifies rounding."""
+    """Metrics, the gradient norm among them, to 5e-4.
+
+    Parameters as a whole to 2e-3 of their norm (they moved by a third of it): Adam divides
+    gradients that are nearly zero by their own size, which magnifies rounding.
+    """
     (sa, ha, ea), (sb, hb, eb) = a, b
     apart = optax.tree.norm(
         jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), sa.params, sb.params)
@@ -133,8 +148,8 @@ def test_the_penalty_lowers_the_expected_cost_of_a_learned_router(tiny_cfg):
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(tiny_cfg):
     cfg = config(tiny_cfg)
-    model, task, optimizer = build(cfg, V), Task(), optim.make(cfg.train, TOTAL, TOTAL)
-    run = jax.jit(step.make_train_step(model, task, optimizer, cfg, TOTAL, TOTAL))
+    model, optimizer, pure = step_of(cfg)
+    run = jax.jit(pure)
     s = state.init(model, optimizer, batch_at(0), jax.random.key(0))
     s, _ = run(s, batch_at(0), jax.random.key(7))
     bad = batch_at(1)
@@ -148,23 +163,24 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(tiny_cfg):
 
 
 def test_gradient_matches_finite_differences(tiny_cfg):
-    """The whole objective, penalty included, along a random direction, in the smooth (soft) model."""
+    """The objective, penalty included, along a random direction, of the smooth (soft) model."""
     cfg = config(tiny_cfg, **{"net.route.mode": "soft", "net.dropout": 0.0})
-    model, task = build(cfg, V), Task()
+    model = build(cfg, V)
+    objective = Objective(model, Task())
     variables = model.init(jax.random.key(0), batch_at(0))
     knobs = neutral_knobs()._replace(lam=jnp.float32(0.5))
 
     @jax.jit
     def J(params):
         one = jnp.float32(100.0)
-        return objective(
-            model, task, variables | {"params": params}, batch_at(0), knobs, None, one, one
-        )[0]
+        conditions = Conditions(knobs, None, one, one)
+        return objective(variables | {"params": params}, batch_at(0), conditions)[0]
 
-    noise = lambda p: (
-        0.05 * np.random.RandomState(p.size).standard_normal(p.shape).astype(np.float32)
-    )  # noqa: E731
-    params = jax.tree.map(lambda p: p + noise(p), variables["params"])
+    def moved(p):
+        noise = np.random.RandomState(p.size).standard_normal(p.shape)
+        return p + 0.05 * noise.astype(np.float32)
+
+    params = jax.tree.map(moved, variables["params"])
     g = jax.jit(jax.grad(J))(params)
     flat, unravel = jax.flatten_util.ravel_pytree(g)
     d = flat / jnp.linalg.norm(flat)
@@ -178,7 +194,7 @@ def test_a_penalty_that_can_move_nothing_is_refused(tiny_cfg):
     cfg = config(
         tiny_cfg, **{"net.depth": 2}
     )  # first and last layer only: no routed layer, constant cost
-    model, optimizer = build(cfg, V), optim.make(cfg.train, TOTAL, TOTAL)
+    model, optimizer = build(cfg, V), optim.make(cfg.train, LENGTH)
     s = state.init(model, optimizer, batch_at(0), jax.random.key(0))
     with pytest.raises(UserError, match="lam"):
         step.check_cost_gradient(model, s, batch_at(0), 0.5)
@@ -193,9 +209,12 @@ def test_a_router_that_keeps_no_more_than_its_floor_is_not_refused(tiny_cfg):
     """Its cost is flat where it stands; the task may move it to where it is not."""
     route = {"mode": "threshold", "tau": "learned", "floor": 0.2}
     cfg = config(tiny_cfg, net={"name": "cerebra", "depth": 2, "route": route})
-    model, optimizer = build(cfg, V), optim.make(cfg.train, TOTAL, TOTAL)
+    model, optimizer = build(cfg, V), optim.make(cfg.train, LENGTH)
     s = state.init(model, optimizer, batch_at(0), jax.random.key(0))
-    low = lambda path, p: p - 20.0 * (path[-2].key == "score" and path[-1].key == "bias")  # noqa: E731
+
+    def low(path, p):
+        return p - 20.0 * (path[-2].key == "score" and path[-1].key == "bias")
+
     params = jax.tree_util.tree_map_with_path(low, s.params)
 
     def cost(params):
@@ -217,7 +236,7 @@ def test_devices_are_chosen_to_divide_the_batch():
 
 def test_the_first_step_learns(tiny_cfg, single):
     cfg = tiny_cfg({"train": {"warmup": "4 steps", "duration": "8 steps"}}).train
-    lr_at = optim.learning_rate(cfg, 8, 8)
+    lr_at = optim.learning_rate(cfg, Length(8, 8))
     np.testing.assert_allclose(
         [float(lr_at(i)) for i in range(4)], [cfg.lr * n / 4 for n in (1, 2, 3, 4)], rtol=1e-6
     )

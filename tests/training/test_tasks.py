@@ -1,4 +1,7 @@
-"""Every task that is not a text, through the common loop: a run, resumed; its figures, its cost, its certificate."""
+"""Every task that is not a text, through the common loop: a run, resumed.
+
+Its figures, its cost, its certificate.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ from cerebra_jax.tasks.registry import build, fitted
 from cerebra_jax.training import certificate, metrics
 from cerebra_jax.training import trainer as loop
 from cerebra_jax.training.closing import closing
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import prepare
+from cerebra_jax.training.lines import Evaluated, evaluate
+from cerebra_jax.training.programs import Programs
 
 
 def _table(folder) -> dict:
@@ -41,8 +46,16 @@ TASKS = {
     "classification": lambda folder: _table(folder) | {"target": "kind"},
     "intent": lambda folder: _texts(folder) | {"oos": True, "word_noise": 0.2},
 }
-NET = {"name": "cerebra", "causal": False, "depth": 2, "width": 16, "heads": 2, "ffn_width": 16, "dropout": 0.1,
-       "route": {"mode": "topk", "part": "block", "kv": "routed"}}  # fmt: skip
+NET = {
+    "name": "cerebra",
+    "causal": False,
+    "depth": 2,
+    "width": 16,
+    "heads": 2,
+    "ffn_width": 16,
+    "dropout": 0.1,
+    "route": {"mode": "topk", "part": "block", "kv": "routed"},
+}
 
 
 @pytest.fixture
@@ -54,8 +67,13 @@ def cfg_of(tmp_path):
             "eval_every": "3 steps",
             "checkpoint_every": "2 steps",
         }
-        return config.parse({"task": {"seq_len": 0} | TASKS[kind](tmp_path), "net": NET | net,
-                             "train": train | {"devices": 1}})  # fmt: skip
+        return config.parse(
+            {
+                "task": {"seq_len": 0} | TASKS[kind](tmp_path),
+                "net": NET | net,
+                "train": train | {"devices": 1},
+            }
+        )
 
     return make
 
@@ -109,25 +127,31 @@ def test_a_run_resumes_exactly_and_reports_what_its_task_declares(name, cfg_of, 
 def test_the_price_of_its_forward_pass_is_what_the_program_has(name, cfg_of):
     cfg = cfg_of(name)
     task = build(cfg, lambda line: None)
-    s = Session(cfg, task)
+    s = prepare(cfg, task)
     batch = task.example(8)
-    counted = jaxpr.count(certificate._forward(s), s.like, batch)
+    counted = jaxpr.count(certificate.forward_pass(s, s.model), s.like, batch)
     assert counted.flops == 8 * s.model.cost.executed_flops
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_sums_over_devices_are_sums_over_examples(name, cfg_of):
-    """A last batch that is mostly padding, on four devices: figures are formed of sums, not of means."""
+    """A last batch that is mostly padding, on four devices: figures are formed of sums, not of
+    means.
+    """
     cfg = cfg_of(name)
     task = build(cfg, lambda line: None)
-    one = Session(cfg, task)
-    state = one.fresh()
-    want = one.evaluate(one.parallel.place(state), 0, "train", lambda: False)
+
+    def figures(cfg, state):
+        programs = Programs(prepare(cfg, task))
+        what = Evaluated(programs.place(state), 0, programs.experiment.first)
+        return evaluate(programs, what, "train", lambda: False)
+
+    state = jax.device_get(prepare(cfg, task).fresh())
+    want = figures(cfg, state)
     more = config.parse(
         config.to_dict(cfg) | {"train": config.to_dict(cfg)["train"] | {"devices": 4}}
     )
-    four = Session(more, task)
-    got = four.evaluate(four.parallel.place(jax.device_get(state)), 0, "train", lambda: False)
+    got = figures(more, state)
     assert got.keys() == want.keys()
     for key in ("loss", *(m.key for m in task.metrics)):
         if key in want:

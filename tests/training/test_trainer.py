@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from cerebra_jax.errors import Diverged, Preempted, UserError
+from cerebra_jax.policies import adaptive_capacity
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import metrics
 from cerebra_jax.training import trainer as loop
 from cerebra_jax.training.checkpoint import Checkpoints
 from cerebra_jax.training.closing import closing
+from cerebra_jax.training.experiment import prepare
 
 TIMING = ("tokens_per_s", "step_ms")
 
@@ -195,7 +197,7 @@ def test_too_many_stop_the_run_and_nothing_broken_is_saved(go, cfg_of, tmp_path)
         with pytest.raises(Diverged, match="step 6.*3 steps in a row"):
             go(cfg, tmp_path / "run", task=task)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", print, read_only=True)
-    s = loop.Session(cfg, task)
+    s = prepare(cfg, task)
     at, state, _ = checkpoints.latest(s.like)
     checkpoints.close()
     assert at <= 6 and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
@@ -217,7 +219,7 @@ def test_other_data_on_resume_is_refused(go, cfg_of, tmp_path, text):
 def test_another_machine_or_another_code_is_said_in_one_line(go, cfg_of, tmp_path, monkeypatch):
     with pytest.raises(Preempted):
         go(cfg_of(), tmp_path / "run", stop=After(3))
-    monkeypatch.setattr(loop.result, "code", lambda: "edited")
+    monkeypatch.setattr(loop.results, "code", lambda: "edited")
     _, screen = go(cfg_of(train__devices=2), tmp_path / "run")
     said = [line for line in screen.lines if line.startswith("warning")]
     assert len(said) == 1 and "devices 1 -> 2" in said[0] and "-> edited" in said[0]
@@ -239,23 +241,33 @@ def test_a_damaged_latest_checkpoint_is_replayed_to_the_same_end(go, cfg_of, tmp
     )
 
 
+def flops_of(s, step: int) -> int:
+    """Forward FLOPs of the program that a budget has at a step."""
+    return s.sizes.model(s.sizes.plan.bucket(step)).cost.executed_flops
+
+
 def test_a_budget_shrinks_the_program_and_resumes_exactly(go, cfg_of, tmp_path):
     """Stopped before and after the switch of programs, multiplier and all; counted in bytes."""
-    cfg = cfg_of(objective__lam=0.0, objective__budget=0.8, objective__buckets=2, objective__ramp="4 steps",
-                 objective__unit="bytes")  # fmt: skip
+    cfg = cfg_of(
+        objective__lam=0.0,
+        objective__budget=0.8,
+        objective__buckets=2,
+        objective__ramp="4 steps",
+        objective__unit="bytes",
+    )
     want, screen = go(cfg, tmp_path / "whole")
-    s = loop.Session(cfg, build(cfg, print))
+    s = prepare(cfg, build(cfg, print))
     assert (
         sum("compiling a smaller program" in line for line in screen.lines)
         == 1
-        == len(s.plan.rates) - 1
+        == len(s.sizes.plan.rates) - 1
     )
     train = lines(tmp_path / "whole", "train")
     assert [x["executed_rel_bytes"] for x in train] == [
-        s.plan.levels[s.plan.bucket(i)] for i in range(8)
+        s.sizes.plan.levels[s.sizes.plan.bucket(i)] for i in range(8)
     ]
     assert [x["executed_rel_flops"] for x in train] == [
-        s.flops_of(s.bucket(i)) / s.model.dense.executed_flops for i in range(8)
+        flops_of(s, i) / s.model.dense.executed_flops for i in range(8)
     ]
     assert all(0 < x["hard_rel_bytes"] < 1 and "hard_rel_flops" not in x for x in train)
     assert want["costs"]["counts"] == "bytes" and any(
@@ -264,7 +276,7 @@ def test_a_budget_shrinks_the_program_and_resumes_exactly(go, cfg_of, tmp_path):
     assert want["costs"]["hard"] == want["costs"]["dense"] * want["test"]["hard_rel_bytes"]
     assert abs(want["costs"]["relative"]["executed"] / 0.8 - 1) < 0.02
     assert len({x["multiplier"] for x in train}) > 4 and all(x["multiplier"] >= 0 for x in train)
-    assert want["costs"]["train_total"] == 3 * 8 * sum(s.flops_of(s.bucket(i)) for i in range(8))
+    assert want["costs"]["train_total"] == 3 * 8 * sum(flops_of(s, i) for i in range(8))
     while True:
         try:
             got, _ = go(cfg, tmp_path / "run", stop=After(4))
@@ -278,8 +290,11 @@ def test_a_budget_shrinks_the_program_and_resumes_exactly(go, cfg_of, tmp_path):
 def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(
     go, cfg_of, tmp_path, monkeypatch, Screen
 ):
-    """One compilation and one line for it; stopped anywhere and resumed, the same programs at the same steps."""
-    monkeypatch.setattr(loop.step.demand, "MEMORY", 0.3)  # 20 steps are enough to see it
+    """One compilation and one line for it.
+
+    Stopped anywhere and resumed, the same programs at the same steps.
+    """
+    monkeypatch.setattr(adaptive_capacity, "MEMORY", 0.3)  # 20 steps are enough to see it
     traces, make = [], loop.step.make_train_step
 
     def counted(*args):
@@ -287,22 +302,32 @@ def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(
         return lambda *a, **k: traces.append(1) or train_step(*a, **k)
 
     monkeypatch.setattr(loop.step, "make_train_step", counted)
-    cfg = cfg_of(net__route__mode="hard", objective__lam=100.0, objective__buckets=2, objective__warm="0 steps",
-                 objective__ramp="1 steps", train__lr=0.05, train__duration="20 steps", train__eval_every="10 steps",
-                 net__route__capacity=2.0)  # fmt: skip
+    cfg = cfg_of(
+        net__route__mode="hard",
+        objective__lam=100.0,
+        objective__buckets=2,
+        objective__warm="0 steps",
+        objective__ramp="1 steps",
+        train__lr=0.05,
+        train__duration="20 steps",
+        train__eval_every="10 steps",
+        net__route__capacity=2.0,
+    )
     want, screen = go(cfg, tmp_path / "whole")
-    s, train = loop.Session(cfg, build(cfg, print)), lines(tmp_path / "whole", "train")
+    s, train = prepare(cfg, build(cfg, print)), lines(tmp_path / "whole", "train")
     ran = [x["program"] for x in train]
     assert ran[0] == 0 and ran[-1] == 1 and ran == sorted(ran)
     assert (
         len(traces) == 2 == 1 + sum("compiling a smaller program" in line for line in screen.lines)
     )
-    assert [x["executed_rel_flops"] for x in train] == [s.built(i).executed for i in ran]
+    assert [x["executed_rel_flops"] for x in train] == [s.sizes.model(i).executed for i in ran]
     assert all(x["gates"]["overflow"][0] < 0.05 for x in train if x["program"] == 1)
-    assert want["costs"]["train_total"] == 3 * 8 * sum(s.flops_of(i) for i in ran)
+    assert want["costs"]["train_total"] == 3 * 8 * sum(
+        s.sizes.model(i).cost.executed_flops for i in ran
+    )
     best = next(x for x in lines(tmp_path / "whole", "valid") if x["step"] == want["best_step"])
     assert want["test"]["program"] == best["program"]
-    assert want["costs"]["relative"]["executed"] == s.built(best["program"]).executed
+    assert want["costs"]["relative"]["executed"] == s.sizes.model(best["program"]).executed
     task = build(cfg, print)
     for more in (5, 0, 0, 0):  # before, while and after the other program was decided on
         with pytest.raises(Preempted):
@@ -313,3 +338,9 @@ def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(
     assert (
         loop.measure(cfg, task, tmp_path / "run", "test", Screen()).items() >= got["test"].items()
     )
+
+
+def test_cudnn_without_a_gpu_is_refused(tiny_cfg, tmp_path, go):
+    cfg = tiny_cfg({"net": {"name": "transformer", "attention": "cudnn"}})
+    with pytest.raises(UserError, match="cudnn.*on a cpu here; use net.attention=auto"):
+        go(cfg, tmp_path / "run")

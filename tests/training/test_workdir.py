@@ -1,4 +1,4 @@
-"""The folder of a run: one run in it, one process at a time, and never another run's configuration."""
+"""The folder of a run: one run, one process at a time, and never another configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cerebra_jax.training import workdir as folder
 HOLD = """
 import sys, time
 from pathlib import Path
-from cerebra_jax.train.record import workdir
+from cerebra_jax.training import workdir
 with workdir.locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -65,6 +65,7 @@ def test_every_changed_key_is_refused_and_named(tmp_path):
             int: lambda v: v + 1,
             float: lambda v: v + 0.5,
             str: lambda v: v + "x",
+            tuple: lambda v: (*v, 1),
         }
         values = config.to_dict(cfg)
         node = values

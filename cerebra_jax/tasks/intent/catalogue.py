@@ -1,15 +1,17 @@
 """Labelled texts of tensorflow-datasets, by name, without TensorFlow.
 
-A data set is downloaded and prepared once, into ArrayRecord files below the cache.
-This module imports tensorflow_datasets (a second): import it only where a data set is asked for by name.
+A data set is downloaded and prepared once, into ArrayRecord files below the cache. This module
+imports tensorflow_datasets (a second): import it only where a data set is asked for by name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import tensorflow_datasets as tfds
@@ -17,143 +19,179 @@ from tensorflow_datasets.core.download import extractor
 
 from cerebra_jax.config import TaskCfg, suggest
 from cerebra_jax.errors import DISK_ERRNOS, DiskError, UserError
+from cerebra_jax.tasks.intent.read import one_column
+from cerebra_jax.tasks.task import Log
 from cerebra_jax.tasks.text import download
 from cerebra_jax.tasks.text.prepare import cache_folder
-from cerebra_jax.tasks.text.wikitext import silenced
+from cerebra_jax.tasks.text.wikitext import quiet
 
-ANSWER_S = 10.0  # how long a server of the data may take to answer: the downloader itself gives up after minutes
-UNLABELLED = -1  # what a ClassLabel holds where the label is not given away
+# how long a server of the data may take to answer: the downloader itself gives up after minutes
+ANSWER_S = 10.0
+UNLABELLED = -1  # what a ClassLabel holds where the label is not published
 
 
 def load(
-    cfg: TaskCfg, splits: Sequence[str], texts: Sequence[str], say: Callable[[str], None]
+    cfg: TaskCfg, splits: Sequence[str], texts: Sequence[str], log: Log
 ) -> dict[str, list[tuple[str, str]]]:
-    """{split: (text, label) pairs} of those splits that task.tfds has, downloaded where it must be; UserError.
+    """Returns {split: (text, label) pairs} of those splits that task.tfds has; raises UserError.
 
-    The text is the only feature of that type, the one named in `texts`, or task.columns; the label is the only
-    ClassLabel, or task.target. Rows without a label are left out, and a split of nothing else.
+    The data set is downloaded where that was not done before.
+
+    The text is the only feature of that type, the one named in `texts`, or task.columns; the label
+    is the only ClassLabel, or task.target. Rows without a label are left out, and a split of
+    nothing else.
     """
+    # the data set
     name = cfg.tfds
-    known = tfds.list_builders(with_community_datasets=False)
-    if (base := name.partition(":")[0].partition("/")[0]) not in known:
-        near = suggest(base, known)
-        mend = near if near.startswith("did") else "tensorflow.org/datasets/catalog lists them"
-        raise UserError(
-            f"tensorflow-datasets has no data set {base!r} that it can make itself", mend
-        )
     folder = cache_folder(cfg) / "tfds"
-    with silenced():
+    builder = _builder(name, folder)
+
+    # which of its features
+    features = builder.info.features
+    text = _Wanted("task.columns", one_column(cfg.columns), f"text of {name}", texts)
+    label = _Wanted("task.target", cfg.target, f"label of {name}", ())
+    text_name = _feature(text, _names_of(features, tfds.features.Text))
+    label_name = _feature(label, _names_of(features, tfds.features.ClassLabel))
+
+    # its rows
+    if not builder.is_prepared():
+        log(f"preparing {name} with tensorflow-datasets (once, kept in {folder})")
+        _prepare(builder, name, folder)
+    found = {}
+    for split in builder.info.splits:
+        if split in splits:
+            rows = _rows(builder, split, text_name, label_name)
+            if rows:
+                found[split] = rows
+    return found
+
+
+def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
+    """Returns what makes a data set.
+
+    Raises UserError where there is none of this name, configuration or version.
+    """
+    known = tfds.list_builders(with_community_datasets=False)
+    base = name.partition(":")[0].partition("/")[0]
+    if base not in known:
+        hint = suggest(base, known)
+        if not hint.startswith("did you mean"):
+            hint = "tensorflow.org/datasets/catalog lists them"
+        what = f"tensorflow-datasets has no data set {base!r} that it can make itself"
+        raise UserError(what, hint)
+    with quiet():
         try:
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-            ready = builder.is_prepared()
-        except (
-            ValueError,
-            AssertionError,
-        ) as e:  # what it says of a wrong configuration or version
-            raise UserError(f"task.tfds is {name}: {_said(e)}", f"use task.tfds={base}") from None
-    features = builder.info.features
-    text = _feature(
-        cfg.columns, "task.columns", _of(features, tfds.features.Text), texts, f"text of {name}"
-    )
-    label = _feature(
-        cfg.target, "task.target", _of(features, tfds.features.ClassLabel), (), f"label of {name}"
-    )
-    if not ready:
-        say(f"preparing {name} with tensorflow-datasets (once, kept in {folder})")
-        _prepare(builder, name, folder)
-    found = {
-        split: _rows(builder, split, text, label)
-        for split in builder.info.splits
-        if split in splits
-    }
-    return {split: rows for split, rows in found.items() if rows}
+            builder.is_prepared()  # reads what is there
+        # what it says of a wrong configuration or version
+        except (ValueError, AssertionError) as e:
+            what = f"task.tfds is {name}: {_first_line(e)}"
+            raise UserError(what, f"use task.tfds={base}") from None
+    return builder
 
 
-def _of(features, kind: type) -> list[str]:
-    """The names of the features of a kind; those of examples that are no mapping have none."""
-    return (
-        [k for k, f in features.items() if isinstance(f, kind)]
-        if isinstance(features, tfds.features.FeaturesDict)
-        else []
-    )
+def _names_of(features: tfds.features.FeatureConnector, kind: type) -> list[str]:
+    """Returns the names of the features of a kind.
+
+    Those of examples that are no mapping have none.
+    """
+    if not isinstance(features, tfds.features.FeaturesDict):
+        return []
+    return [name for name, feature in features.items() if isinstance(feature, kind)]
 
 
-def _feature(given: str, key: str, found: list[str], usual: Iterable[str], what: str) -> str:
-    if given:
-        if given not in found:
-            raise UserError(
-                f"{key} is {given!r}, which is no {what}",
-                f"choose one of {', '.join(found) or 'none'}",
-            )
-        return given
+class _Wanted(NamedTuple):
+    """A feature that is looked for."""
+
+    key: str  # of the configuration, which may name it
+    given: str  # its value; "": none
+    what: str  # for messages
+    usual: Sequence[str]  # names that it usually has
+
+
+def _feature(wanted: _Wanted, found: list[str]) -> str:
+    """Returns which of the features that were found is wanted.
+
+    Raises UserError where that is not clear.
+    """
+    if wanted.given:
+        if wanted.given not in found:
+            what = f"{wanted.key} is {wanted.given!r}, which is no {wanted.what}"
+            raise UserError(what, f"choose one of {', '.join(found) or 'none'}")
+        return wanted.given
     if len(found) == 1:
         return found[0]
-    for name in usual:
+    for name in wanted.usual:
         if name in found:
             return name
     if not found:
-        raise UserError(
-            f"no feature is a {what}",
-            "choose another task.tfds: it must have texts and class labels",
-        )
-    raise UserError(
-        f"{len(found)} features may be the {what}", f"choose --config.{key}={'|'.join(found)}"
-    )
+        hint = "choose another task.tfds: it must have texts and class labels"
+        raise UserError(f"no feature is a {wanted.what}", hint)
+    hint = f"choose --config.{wanted.key}={'|'.join(found)}"
+    raise UserError(f"{len(found)} features may be the {wanted.what}", hint)
 
 
-def _prepare(builder, name: str, folder) -> None:
+def _prepare(builder: tfds.core.DatasetBuilder, name: str, folder: Path) -> None:
     """Downloads and writes a data set; UserError or DiskError where that fails."""
-    hosts = {
-        urlsplit(url).hostname: url for url in builder.url_infos or ()
-    }  # one pinned download of each server
-    live, why = download.answering(list(hosts.values()), ANSWER_S)
-    if hosts and not live:
-        reasons = "; ".join(f"{urlsplit(url).hostname}: {said}" for url, said in why.items())
-        raise UserError(f"cannot download {name} ({reasons})", _ELSEWHERE.format(folder=folder))
+    elsewhere = f"run it where there is a network, and copy {folder} here"
+    another = "choose another --config.task.cache_dir"
+
+    # one pinned download of each server
+    url_of_host = {urlsplit(url).hostname: url for url in builder.url_infos or ()}
+    live, reasons = download.answering(list(url_of_host.values()), ANSWER_S)
+    if url_of_host and not live:
+        why = "; ".join(f"{urlsplit(url).hostname}: {reason}" for url, reason in reasons.items())
+        raise UserError(f"cannot download {name} ({why})", elsewhere)
+
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with silenced(), _local_files():
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-            )
+        with quiet(), _local_files():
+            builder.download_and_prepare(download_config=config)
     except OSError as e:
-        mend = "choose another --config.task.cache_dir"
         if e.errno in DISK_ERRNOS:
-            raise DiskError(f"cannot write {folder} ({e.strerror})", mend) from e
+            raise DiskError(f"cannot write {folder} ({e.strerror})", another) from e
         if isinstance(e, PermissionError | NotADirectoryError | FileExistsError):
-            raise UserError(f"cannot use {folder} ({e.strerror})", mend) from e
-        raise UserError(
-            f"cannot download {name} ({_said(e)})", _ELSEWHERE.format(folder=folder)
-        ) from e
-    except Exception as e:  # each builder has its own: a missing package, files to be fetched by hand, a wrong checksum
-        raise UserError(
-            f"tensorflow-datasets cannot prepare {name} ({_said(e)})", "choose another task.tfds"
-        ) from e
-
-
-_ELSEWHERE = "run it where there is a network, and copy {folder} here"
+            raise UserError(f"cannot use {folder} ({e.strerror})", another) from e
+        raise UserError(f"cannot download {name} ({_first_line(e)})", elsewhere) from e
+    # each builder has its own: a missing package, files to be fetched by hand, a wrong checksum
+    except Exception as e:
+        what = f"tensorflow-datasets cannot prepare {name} ({_first_line(e)})"
+        raise UserError(what, "choose another task.tfds") from e
 
 
 @contextlib.contextmanager
 def _local_files() -> Iterator[None]:
-    """tfds opens the archives it has downloaded through TensorFlow (its issue 11058); Python can open them too."""
-    files = SimpleNamespace(io=SimpleNamespace(gfile=SimpleNamespace(GFile=open)),
-                            compat=SimpleNamespace(as_text=os.fsdecode))  # fmt: skip
-    before, extractor.tf = extractor.tf, files
+    """Lets Python open the archives that tfds has downloaded.
+
+    tfds does it through TensorFlow (its issue 11058).
+    """
+    files = SimpleNamespace(
+        io=SimpleNamespace(gfile=SimpleNamespace(GFile=open)),
+        compat=SimpleNamespace(as_text=os.fsdecode),
+    )
+    before = extractor.tf
+    extractor.tf = files
     try:
         yield
     finally:
         extractor.tf = before
 
 
-def _said(e: Exception) -> str:
-    """The first line of a message of the library, without the arguments it repeats."""
+def _first_line(e: Exception) -> str:
+    """Returns the first line of a message of the library, without the arguments it repeats."""
     lines = str(e).rpartition('}": ')[2].strip().splitlines()
     return lines[0][:200] if lines else type(e).__name__
 
 
-def _rows(builder, split: str, text: str, label: str) -> list[tuple[str, str]]:
-    source, classes = builder.as_data_source(split=split), builder.info.features[label]
-    examples = (source[i] for i in range(len(source)))
-    return [
-        (x[text].decode(), classes.int2str(x[label])) for x in examples if x[label] != UNLABELLED
-    ]
+def _rows(
+    builder: tfds.core.DatasetBuilder, split: str, text: str, label: str
+) -> list[tuple[str, str]]:
+    """Returns the (text, label) pairs of a split that have a label."""
+    source = builder.as_data_source(split=split)
+    classes = builder.info.features[label]
+    rows = []
+    for i in range(len(source)):
+        example = source[i]
+        if example[label] != UNLABELLED:
+            rows.append((example[text].decode(), classes.int2str(example[label])))
+    return rows

@@ -1,5 +1,1 @@
-"""Synthetic long-range recall; `build` is its entry in the table of tasks."""
-
-from cerebra_jax.tasks.long_sequence.task import build
-
-__all__ = ["build"]
+"""Synthetic long-range recall: how its sequences are made, and the task."""

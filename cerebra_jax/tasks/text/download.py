@@ -1,4 +1,7 @@
-"""Downloads one pinned file: several mirrors, resumed where it stopped, checked by sha256, renamed into place."""
+"""Downloads one pinned file from several mirrors.
+
+A stopped download is resumed; the file is checked by its sha256 and then renamed into place.
+"""
 
 from __future__ import annotations
 
@@ -9,60 +12,61 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-AGENT = {
-    "User-Agent": "Mozilla/5.0 (compatible; cerebra_jax)"
-}  # a mirror answers 403 to urllib's own name
-ANSWER_S = 2.0  # how long a mirror may take to answer the first byte: without a network, the user should not wait
+from cerebra_jax.tasks.task import Log
+
+# a mirror answers 403 to urllib's own name
+AGENT = {"User-Agent": "Mozilla/5.0 (compatible; cerebra_jax)"}
+# how long a mirror may take to answer the first byte: without a network, the user should not wait
+ANSWER_S = 2.0
 STALL_S = 20.0  # how long a running download may stand still
 TRIES = 3  # per mirror; each goes on where the last one stopped
+CHUNK = 1 << 16  # bytes
 
 
 class Unavailable(Exception):
     """No mirror gave the file; the text says why."""
 
 
-def fetch(
-    urls: Sequence[str], target: Path, sha256: str, limit: int, say: Callable[[str], None] = print
-) -> Path:
-    """`target`, downloaded from the first of `urls` that gives at most `limit` bytes of this sha256.
+def fetch(urls: Sequence[str], target: Path, sha256: str, limit: int, log: Log = print) -> Path:
+    """Returns `target`, from the first of `urls` that gives at most `limit` bytes of this sha256.
 
-    A stopped download stays beside it as NAME.part and is resumed, from any mirror. Raises Unavailable.
+    A stopped download stays beside it as NAME.part and is resumed, from any mirror. Raises
+    Unavailable.
     """
     if target.exists() and digest(target) == sha256:
         return target
     part = target.with_name(target.name + ".part")
-    live, reasons = answering(urls)
+    live, reasons = answering(urls, ANSWER_S)
     for url in live:
-        say(f"downloading {url}")
+        log(f"downloading {url}")
         for _ in range(TRIES):
             resumed = part.exists()
             try:
                 _pull(url, part, limit)
             except (OSError, http.client.HTTPException) as err:
-                reasons[url] = _why(err)
+                reasons[url] = _reason(err)
                 continue
             if digest(part) == sha256:
                 os.replace(part, target)
                 return target
             part.unlink()
             reasons[url] = "wrong sha256"
-            if (
-                not resumed
-            ):  # a whole fresh copy is wrong: the mirror is; else what it was resumed from may be
+            # if a fresh copy is wrong, so is the mirror; else it may be what was resumed
+            if not resumed:
                 break
     raise Unavailable("; ".join(f"{url.split('/')[2]}: {why}" for url, why in reasons.items()))
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, in hex."""
+    """Returns the sha256 of a file, in hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _why(err: Exception) -> str:
+def _reason(err: Exception) -> str:
     return str(getattr(err, "reason", None) or err) or type(err).__name__
 
 
@@ -70,10 +74,11 @@ def _request(url: str, start: int, stop: str = "") -> urllib.request.Request:
     return urllib.request.Request(url, headers=AGENT | {"Range": f"bytes={start}-{stop}"})
 
 
-def answering(urls: Sequence[str], seconds: float = ANSWER_S) -> tuple[list[str], dict[str, str]]:
-    """The mirrors that answer, in order, and why the others do not; all asked at once.
+def answering(urls: Sequence[str], seconds: float) -> tuple[list[str], dict[str, str]]:
+    """Returns the mirrors that answer, in order, and why the others do not; all are asked at once.
 
-    In threads, because looking up a host name has no time limit of its own; daemons, so that none outlives the run.
+    In threads, because looking up a host name has no time limit of its own; daemons, so that none
+    outlives the run.
     """
     found: dict[str, str] = {}
 
@@ -83,46 +88,47 @@ def answering(urls: Sequence[str], seconds: float = ANSWER_S) -> tuple[list[str]
                 answer.read(1)
             found[url] = ""
         except (OSError, http.client.HTTPException) as err:
-            found[url] = _why(err)
+            found[url] = _reason(err)
 
     threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]
-    for t in threads:
-        t.start()
+    for thread in threads:
+        thread.start()
     end = time.monotonic() + seconds
-    for t in threads:
-        t.join(max(0.0, end - time.monotonic()))
-    state = {url: found.get(url, "no answer") for url in urls}
-    return [u for u in urls if not state[u]], {u: why for u, why in state.items() if why}
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    reasons = {url: found.get(url, "no answer") for url in urls}
+    live = [url for url in urls if not reasons[url]]
+    return live, {url: reason for url, reason in reasons.items() if reason}
 
 
 def _pull(url: str, part: Path, limit: int) -> None:
-    """Appends what is missing to `part`; OSError where the connection ends early or the file is too large."""
+    """Appends what is missing to `part`.
+
+    OSError where the connection ends early or the file is too large.
+    """
     start = part.stat().st_size if part.exists() else 0
     try:
         answer = urllib.request.urlopen(_request(url, start), timeout=STALL_S)
     except urllib.error.HTTPError as err:
-        if (
-            err.code == 416 and start
-        ):  # nothing is missing, or the part is not of this file: the sha256 decides
+        # nothing is missing, or the part is not of this file: the sha256 decides
+        if err.code == 416 and start:
             return
         raise
+
     with answer:
-        if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(
-            f"bytes {start}-"
-        ):
-            raise OSError(
-                f"asked for bytes from {start}, was sent {answer.headers.get('Content-Range')}"
-            )
-        have = (
-            start if answer.status == 206 else 0
-        )  # 200: the mirror cannot resume and sends it all
-        expected = have + int(answer.headers.get("Content-Length") or 0)
-        with open(part, "ab" if have else "wb") as f:
-            while data := answer.read(1 << 16):
-                have += len(data)
-                if have > limit:
+        # 206: the rest of the file; 200: the mirror cannot resume and sends it all
+        resumed = answer.status == 206
+        sent_range = answer.headers.get("Content-Range", "")
+        if resumed and not sent_range.startswith(f"bytes {start}-"):
+            raise OSError(f"asked for bytes from {start}, was sent {sent_range or None}")
+        size = start if resumed else 0
+        expected = size + int(answer.headers.get("Content-Length") or 0)
+        with open(part, "ab" if size else "wb") as f:
+            while data := answer.read(CHUNK):
+                size += len(data)
+                if size > limit:
                     f.truncate(0)
                     raise OSError(f"larger than {limit} bytes")
                 f.write(data)
-    if have < expected:
-        raise OSError(f"connection closed after {have} of {expected} bytes")
+    if size < expected:
+        raise OSError(f"connection closed after {size} of {expected} bytes")

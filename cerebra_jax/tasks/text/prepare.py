@@ -1,8 +1,10 @@
 """Text -> ArrayRecord -> memory-mapped token files, once; afterwards they are only opened.
 
 CACHE/text/KEY      the tfds data set of a text, and its counts
-CACHE/tokens/KEY    train.bin valid.bin test.bin (uint16, or uint32 if vocab_size > 65,536), tokenizer.json, meta.json
-Keys are hashes of the content and of all settings that matter. A folder has its name only when it is complete.
+CACHE/tokens/KEY    train.bin valid.bin test.bin, tokenizer.json, meta.json
+
+Tokens are uint16, or uint32 if vocab_size > 65,536. Keys are hashes of the content and of all
+settings that matter. A folder has its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -11,23 +13,29 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import DiskError, UserError
+from cerebra_jax.tasks.task import SPLITS, Log
 from cerebra_jax.tasks.text import corpus, tokenizer
-from cerebra_jax.tasks.text.corpus import SPLITS, Count, Source
+from cerebra_jax.tasks.text.corpus import Source
+from cerebra_jax.tasks.text.scan import Count, scan
 
 FORMAT = 1  # of everything below CACHE; a new number prepares anew
 GROUP = 16  # blocks that are tokenised together: about 1 MiB of text in Python objects at once
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 class Prepared(NamedTuple):
@@ -42,67 +50,76 @@ class Prepared(NamedTuple):
     tokenizer: tokenizer.Bytes | tokenizer.Bpe
 
     def memmap(self, split: str) -> np.ndarray:
+        """Returns the tokens of a split, read from disk where they are looked at."""
         return np.memmap(self.folder / f"{split}.bin", self.dtype, "r")
 
 
 def digest(ready: Prepared) -> str:
-    """One sha256 for the text of all splits."""
-    return hashlib.sha256(
-        "\n".join(ready.counts[split].sha256 for split in SPLITS).encode()
-    ).hexdigest()
+    """Returns one sha256 for the text of all splits."""
+    hashes = "\n".join(ready.counts[split].sha256 for split in SPLITS)
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def cache_folder(cfg: TaskCfg) -> Path:
-    """Where prepared data is kept."""
-    return Path(
-        cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax"
-    ).expanduser()
+    """Returns the folder where prepared data is kept."""
+    folder = cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax"
+    return Path(folder).expanduser()
 
 
-def prepare(cfg: TaskCfg, say: Callable[[str], None]) -> Prepared:
-    """The tokens of the text that `cfg` asks for. Raises UserError (text, settings) or DiskError (cache)."""
+def prepare(cfg: TaskCfg, log: Log) -> Prepared:
+    """Returns the tokens of the text that `cfg` asks for.
+
+    Raises UserError (text, settings) or DiskError (cache).
+    """
     cache = cache_folder(cfg)
     try:
         (cache / "text").mkdir(parents=True, exist_ok=True)
         (cache / "tokens").mkdir(exist_ok=True)
         with _alone(cache / "lock"):  # two runs that start together prepare once
-            return _prepare(cfg, cache, say)
+            return _prepare(cfg, cache, log)
     except OSError as err:
         where = err.filename or cache
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(
-                f"no space left for {where}", "free some, or choose another task.cache_dir"
-            ) from err
-        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"cannot use {where}: {err.strerror}", "choose another --config.task.cache_dir"
-            ) from err
+        if err.errno in _FULL:
+            hint = "free some, or choose another task.cache_dir"
+            raise DiskError(f"no space left for {where}", hint) from err
+        if err.errno in _UNUSABLE:
+            hint = "choose another --config.task.cache_dir"
+            raise UserError(f"cannot use {where}: {err.strerror}", hint) from err
         raise
 
 
-def _prepare(cfg: TaskCfg, cache: Path, say: Callable[[str], None]) -> Prepared:
+def _prepare(cfg: TaskCfg, cache: Path, log: Log) -> Prepared:
     def text_folder(key: str) -> Path:
         return cache / "text" / _key("text", key)
 
-    source = corpus.find(
-        cfg, lambda key: _meta(text_folder(key)) is not None, cache / "downloads", say
-    )
+    def is_prepared(key: str) -> bool:
+        return _meta(text_folder(key)) is not None
+
+    # which text, and where its tokens belong
+    source = corpus.find(cfg, is_prepared, cache / "downloads", log)
     settings = tokenizer.settings(cfg, source.dataset == corpus.OFFLINE)
     tokens = cache / "tokens" / _key(source.key, json.dumps(settings, sort_keys=True))
+
+    # what is missing is made
     meta = _meta(tokens)
     if meta is None:
-        say(f"preparing {source.origin} (once, kept in {cache})")
+        log(f"preparing {source.origin} (once, kept in {cache})")
         text = text_folder(source.key)
-        if _meta(text) is None:
-            _write_text(
-                source, corpus.scan(source), text
-            )  # scan: refuses broken files before the slow imports
+        if not is_prepared(source.key):
+            counts = scan(source)  # refuses broken files before the slow imports
+            _write_text(source, counts, text)
         _write_tokens(text, settings, cfg, tokens)
         meta = _meta(tokens)
+
     counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
-    tok = tokenizer.load(tokens, settings["name"])
     return Prepared(
-        tokens, source, corpus.name_of(source, counts), counts, meta["tokens"], meta["dtype"], tok
+        folder=tokens,
+        source=source,
+        dataset=corpus.name_of(source, counts),
+        counts=counts,
+        tokens=meta["tokens"],
+        dtype=meta["dtype"],
+        tokenizer=tokenizer.load(tokens, settings["name"]),
     )
 
 
@@ -110,61 +127,72 @@ def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:
     from cerebra_jax.tasks.text import wikitext
 
     with _new_folder(target) as folder:
-        data = wikitext.write(source, {split: c.blocks for split, c in counts.items()}, folder)
+        n_blocks = {split: count.blocks for split, count in counts.items()}
+        data = wikitext.write(source, n_blocks, folder)
         meta = {
-            "counts": {split: c._asdict() for split, c in counts.items()},
+            "counts": {split: count._asdict() for split, count in counts.items()},
             "data": str(data.relative_to(folder)),
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 
 
-def _write_tokens(text: Path, settings: dict, cfg: TaskCfg, target: Path) -> None:
+def _write_tokens(text: Path, settings: dict[str, Any], cfg: TaskCfg, target: Path) -> None:
     from cerebra_jax.tasks.text import wikitext
 
     meta = _meta(text)
+    records = text / meta["data"]
     counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
     with _new_folder(target) as folder:
+        # the tokenizer
         if settings["name"] == "bpe":
-            train = wikitext.read(text / meta["data"], "train")
-            some = _evenly(train, counts["train"], settings["bytes"])
-            (folder / "tokenizer.json").write_text(
-                tokenizer.train_bpe(some, cfg.vocab_size), encoding="utf-8"
-            )
+            some = _evenly(wikitext.read(records, "train"), counts["train"], settings["bytes"])
+            found = tokenizer.train_bpe(some, cfg.vocab_size)
+            (folder / "tokenizer.json").write_text(found, encoding="utf-8")
         elif settings["name"] == "gpt2":
-            (folder / "tokenizer.json").write_text(
-                tokenizer.gpt2(Path(cfg.gpt2_dir).expanduser()), encoding="utf-8"
-            )
+            found = tokenizer.gpt2(Path(cfg.gpt2_dir).expanduser())
+            (folder / "tokenizer.json").write_text(found, encoding="utf-8")
         tok = tokenizer.load(folder, settings["name"])
+
+        # the tokens of each split
         dtype = "uint16" if tok.vocab_size <= 1 << 16 else "uint32"
         tokens = {}
         for split in SPLITS:
-            records, sha256 = wikitext.read(text / meta["data"], split), hashlib.sha256()
+            sha256 = hashlib.sha256()
             with open(folder / f"{split}.bin", "wb") as f:
-                while group := [record for _, record in zip(range(GROUP), records, strict=False)]:
+                for group in _groups(wikitext.read(records, split)):
                     for record in group:
                         sha256.update(record)
                     f.write(tok.encode_blocks(group).astype(dtype).tobytes())
                 tokens[split] = f.tell() // np.dtype(dtype).itemsize
             if sha256.hexdigest() != counts[split].sha256:
-                raise DiskError(
-                    f"{text} differs from the text it was made of", "the disk damaged it: delete it"
-                )
+                what = f"{text} differs from the text it was made of"
+                raise DiskError(what, "the disk damaged it: delete it")
+
         done = {"counts": meta["counts"], "tokens": tokens, "dtype": dtype, "tokenizer": settings}
         (folder / "meta.json").write_text(json.dumps(done, indent=1))
 
 
+def _groups(records: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Yields GROUP records at a time, in order."""
+    while group := list(itertools.islice(records, GROUP)):
+        yield group
+
+
 def _evenly(blocks: Iterable[bytes], count: Count, size: int) -> Iterator[bytes]:
-    """Every n-th block, so that about `size` bytes come from all over the text."""
+    """Returns every n-th block, so that about `size` bytes come from all over the text."""
     step = max(1, -(-count.bytes // size))
-    return (block for i, block in enumerate(blocks) if i % step == 0)
+    return itertools.islice(blocks, 0, None, step)
 
 
 def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join((str(FORMAT), *parts)).encode()).hexdigest()[:24]
 
 
-def _meta(folder: Path) -> dict | None:
-    """meta.json of a complete folder; None where there is none or where a token file has another size than written."""
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """Returns meta.json of a complete folder, else None.
+
+    A folder is not complete where a token file has another size than was written.
+    """
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -184,7 +212,9 @@ def _alone(path: Path) -> Iterator[None]:
     except OSError as err:
         if err.errno not in (errno.EROFS, errno.EACCES):
             raise
-        yield  # a shared cache that nobody here can write: what is in it can be used, a write raises its own error
+        # a shared cache that nobody here can write: what is in it can be used, a write raises its
+        # own error
+        yield
         return
     with f:
         fcntl.flock(f, fcntl.LOCK_EX)
@@ -193,7 +223,10 @@ def _alone(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that gets its name when it is complete; what a killed run or a damaged disk left is replaced."""
+    """Gives a folder its name when it is complete.
+
+    What a killed run or a damaged disk left is replaced.
+    """
     for stale in target.parent.glob(f"{target.name}*"):
         shutil.rmtree(stale)
     folder = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))

@@ -1,4 +1,4 @@
-"""A text of the user's as a model reads it: its tokens, the characters that each covers, and batches of them."""
+"""A user's text as a model reads it: its tokens, the characters that each covers, and batches."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cerebra_jax.checks import need
+from cerebra_jax.errors import UserError
 from cerebra_jax.types import Batch
 
 Span = tuple[int, int]
 
 
 class Reading(NamedTuple):
-    """Token i stands at position i % L of row i // L of the batch, and covers characters [start, end) of the text,
-    some of them in part only: a byte of a character. What no token covers is not seen by the model."""
+    """A text as tokens. Token i stands at position i % L of row i // L of the batch.
+
+    It covers characters [start, end) of the text, some of them in part only: a byte of a character.
+    The model does not see what no token covers.
+    """
 
     ids: list[int]
     spans: list[Span]
@@ -23,27 +26,39 @@ class Reading(NamedTuple):
 
 
 def covered(units: Iterable[int], tokens: Iterable[Span]) -> list[Span]:
-    """Tokens as ranges of characters, whole or in part, from ranges of units (bytes, say); `units` of each character.
+    """Returns tokens as ranges of characters, whole or in part, from ranges of units (bytes, say).
+
+    `units` has the number of units of each character.
 
     >>> covered([1, 2, 1], [(0, 2), (2, 4)])  # the second character is shared
     [(0, 2), (1, 3)]
     """
-    at = np.repeat(np.arange(len(units := list(units))), units)  # unit -> character
-    end = len(units)
-    return [(int(at[a]), int(at[b - 1]) + 1) if a < b else (s := int(at[a]) if a < len(at) else end, s)
-            for a, b in tokens]  # fmt: skip
+    units = list(units)
+    character = np.repeat(np.arange(len(units)), units).tolist()  # unit -> character
+    spans = []
+    for first, end in tokens:
+        if first < end:
+            spans.append((character[first], character[end - 1] + 1))
+        else:  # it covers nothing, before the character of this unit
+            place = character[first] if first < len(character) else len(units)
+            spans.append((place, place))
+    return spans
 
 
 def spans_of(text: str, pieces: Sequence[bytes]) -> list[Span]:
-    """The characters that tokens of these bytes cover; ValueError where they are not the text."""
+    """Returns the characters that tokens of these bytes cover.
+
+    Raises ValueError where they are not the text.
+    """
     if b"".join(pieces) != text.encode():
         raise ValueError("the tokens of a text are not its bytes")
-    ends = np.cumsum([len(p) for p in pieces]).tolist()
-    return covered([len(c.encode()) for c in text], zip([0, *ends[:-1]], ends, strict=True))
+    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+    bytes_per_character = [len(character.encode()) for character in text]
+    return covered(bytes_per_character, zip([0, *ends[:-1]], ends, strict=True))
 
 
 def windows(ids: Sequence[int], L: int) -> Batch:
-    """Tokens in rows of L, the last one filled up with token 0: `inputs_BxL` and `ex_B`."""
+    """Returns tokens in rows of L, the last one filled up with token 0: `inputs_BxL` and `ex_B`."""
     rows = -(-len(ids) // L)
     inputs = np.zeros(rows * L, np.int32)
     inputs[: len(ids)] = ids
@@ -51,17 +66,14 @@ def windows(ids: Sequence[int], L: int) -> Batch:
 
 
 def readable(text: str) -> str:
-    """The text; UserError for what is no text."""
-    need(bool(text), "the text is empty", "give some words")
-    need(
-        "\0" not in text,
-        f"the text holds a NUL byte (character {text.find(chr(0)) + 1})",
-        "remove it",
-    )
-    lone = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-    need(
-        lone is None,
-        f"the text is not UTF-8 (character {(lone or 0) + 1})",
-        "convert it: iconv -f LATIN1 -t UTF-8",
-    )
+    """Returns the text; UserError for what is no text."""
+    if not text:
+        raise UserError("the text is empty", "give some words")
+    if "\0" in text:
+        where = text.find("\0") + 1
+        raise UserError(f"the text holds a NUL byte (character {where})", "remove it")
+    for i, character in enumerate(text):
+        if "\ud800" <= character <= "\udfff":  # half of a pair, which stands for no character
+            hint = "convert it: iconv -f LATIN1 -t UTF-8"
+            raise UserError(f"the text is not UTF-8 (character {i + 1})", hint)
     return text

@@ -1,7 +1,8 @@
 """A tensorflow-datasets builder for any text in three splits; needs no TensorFlow.
 
-Records are blocks of whole lines, in the order of the text, in ArrayRecord files. Joined, they are the text.
-This module imports tensorflow_datasets (a second): import it only where a text must be prepared.
+Records are blocks of whole lines, in the order of the text, in ArrayRecord files. Joined, they are
+the text. This module imports tensorflow_datasets (a second): import it only where a text must be
+prepared.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ import io
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from cerebra_jax.tasks.text.corpus import BLOCK, SPLITS, Source, blocks
+from cerebra_jax.tasks.task import SPLITS
+from cerebra_jax.tasks.text.corpus import Source
+from cerebra_jax.tasks.text.scan import blocks
 
-PART = 1024  # blocks; tfds keeps the records of a split in memory before it writes them, so a large split has parts
+# blocks, 64 MiB: tfds keeps the records of a split in memory before it writes them, so a large
+# split has parts
+PART = 1024
 
 
 class Wikitext(tfds.core.GeneratorBasedBuilder):
@@ -40,9 +46,8 @@ class Wikitext(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         out = {}
         for split in SPLITS:
-            numbered = enumerate(
-                self._read(split)
-            )  # shared: each part goes on where the one before stopped
+            # shared: each part goes on where the one before stopped
+            numbered = enumerate(self._read(split))
             for name in part_names(split, self._parts[split]):
                 out[name] = self._generate_examples(numbered)
         return out
@@ -60,14 +65,17 @@ class Wikitext(tfds.core.GeneratorBasedBuilder):
 
 
 def part_names(split: str, parts: int) -> list[str]:
-    """The tfds splits that hold one split of the text."""
+    """Returns the tfds splits that hold one split of the text."""
     return [split] if parts == 1 else [f"{split}_{i:03d}" for i in range(parts)]
 
 
 def write(source: Source, n_blocks: dict[str, int], folder: Path) -> Path:
-    """Writes the records of a text below `folder`; the folder of the tfds data set (for `read`)."""
+    """Writes the records of a text below `folder`.
+
+    Returns the folder of the tfds data set (for `read`).
+    """
     parts = {split: -(-n // PART) for split, n in n_blocks.items()}
-    with silenced():
+    with quiet():
         builder = Wikitext(source, parts, data_dir=folder)
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_config=config, download_dir=folder / "unused")
@@ -75,8 +83,11 @@ def write(source: Source, n_blocks: dict[str, int], folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Without the progress bars, log lines and prints of tfds: it tells where it writes, several times."""
+def quiet() -> Iterator[None]:
+    """Keeps progress bars, log lines and prints of tfds from the screen.
+
+    tfds tells where it writes, several times.
+    """
     tfds.disable_progress_bar()
     absl = logging.getLogger("absl")
     level = absl.level
@@ -89,13 +100,10 @@ def silenced() -> Iterator[None]:
 
 
 def read(folder: Path, split: str) -> Iterator[bytes]:
-    """The records of a split, in the order of the text."""
+    """Yields the records of a split, in the order of the text."""
     builder = tfds.builder_from_directory(os.fspath(folder))
-    names = [n for n in builder.info.splits if n == split or n.startswith(split + "_")]
+    names = [name for name in builder.info.splits if re.fullmatch(rf"{split}(_\d+)?", name)]
     for name in sorted(names):
         source = builder.as_data_source(split=name)
         for i in range(len(source)):
             yield source[i]["text"]
-
-
-assert PART * BLOCK == 64 << 20

@@ -15,12 +15,12 @@ import pytest
 from cerebra_jax import config
 from cerebra_jax.tasks.registry import build
 from cerebra_jax.training.checkpoint import Checkpoints
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.training.experiment import prepare
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_cfg) -> Callable[..., Path]:
-    """trained({"net.name": "cerebra"}): the folder of a run on a made-up text, or on what the keys say."""
+    """trained({"net.name": "cerebra"}): the folder of a run on a made-up text, or on other data."""
     folder = tmp_path_factory.mktemp("runs")
     rng = random.Random(0)
     words = ["the", "cat", "sat", "naïve", "12", "7", "and", ",", ".", "Der", "Hügel"]
@@ -45,7 +45,7 @@ def trained(tmp_path_factory, tiny_cfg) -> Callable[..., Path]:
             made[name].mkdir()
             (made[name] / "config.json").write_text(json.dumps(config.to_dict(cfg)))
             task = build(cfg, lambda line: None)
-            state = Session(cfg, task).fresh().replace(step=np.int32(2))
+            state = prepare(cfg, task).fresh().replace(step=np.int32(2))
             meta = {
                 "step": 2,
                 "score": 1.0,

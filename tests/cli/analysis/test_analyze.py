@@ -1,4 +1,4 @@
-"""The command on a run: figures as JSON and as tables, by the run's own decisions, and one line for a mistake."""
+"""The command on a run: figures as JSON and tables, by its own decisions; a mistake is one line."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_windows_come_from_all_over_the_split(trained):
     [
         ({"net": {"name": "transformer"}}, [], "the run is of a dense model"),
         (
-            {"net": {"name": "cerebra"}, "task": {"name": "listops"}},
+            {"net": {"name": "cerebra"}, "task": {"name": "listops", "seq_len": 600}},
             [],
             "the run's task is listops",
         ),

@@ -1,4 +1,4 @@
-"""The command on finished runs: a page, its figures, the same on screen, and one line for what it cannot show."""
+"""The command on finished runs: a page, its figures, the same on screen; a mistake is one line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import json
 import numpy as np
 import pytest
 
-from cerebra_jax.analysis import heatmap, terminal
+from cerebra_jax.analysis import heatmap
 from cerebra_jax.main import main
 
 TEXT = 'The naïve cat 😀 sat\non 12 mats; <b>"then"</b> & שלום.\n'
-INTENT = {"task.name": "intent", "task.tokenizer": "words", "task.seq_len": 8, "net.name": "cerebra",
-          "net.causal": False, "net.route.mode": "topk", "task.subwords": 64}  # fmt: skip
+INTENT = {
+    "task.name": "intent",
+    "task.tokenizer": "words",
+    "task.seq_len": 8,
+    "net.name": "cerebra",
+    "net.causal": False,
+    "net.route.mode": "topk",
+    "task.subwords": 64,
+}
 
 
 def test_a_run_on_text_gives_a_page_and_the_same_on_screen(trained, tmp_path, capsys):
@@ -37,9 +44,11 @@ def test_a_run_on_text_gives_a_page_and_the_same_on_screen(trained, tmp_path, ca
     assert np.shape(found["kept"]) == np.shape(found["scores"]) == (2, n)
     for line in heatmap.summary(found):
         assert line in shown
-    marks = ["".join(line[len("layer 1 ") :] for line in shown.splitlines() if line.startswith(f"layer {i} "))
-             for i in (1, 2)]  # fmt: skip
-    assert [[c == terminal.KEPT for c in row] for row in marks] == np.array(
+    shown_lines = shown.splitlines()
+    marks = []
+    for start in ("layer 1 ", "layer 2 "):
+        marks.append("".join(x[len(start) :] for x in shown_lines if x.startswith(start)))
+    assert [[c == heatmap.KEPT for c in row] for row in marks] == np.array(
         found["kept"], bool
     ).tolist()
     assert f"written: {page}" in shown and "<b>" not in page.read_text().split('<div class="t">')[1]
@@ -61,7 +70,7 @@ def test_an_encoder_shows_what_it_read_and_says_what_it_did_not(trained, capsys)
 
 def test_nothing_of_a_text_can_steer_a_terminal(facts_of):
     shown = "\n".join(
-        line.plain for line in terminal.lines(facts_of("\x1b[2Ja\u202eb\x07c\r\x9b\n"), 80)
+        line.plain for line in heatmap.lines(facts_of("\x1b[2Ja\u202eb\x07c\r\x9b\n"), 80)
     )
     assert not [
         c for c in shown if c != "\n" and (c < " " or "\x7f" <= c <= "\x9f" or c == "\u202e")
@@ -121,7 +130,10 @@ def test_a_mistake_is_one_line(words, what, trained, capsys):
         ({"net": {"name": "lstm"}}, "the run is of lstm, which routes nothing"),
         ({"net": {"name": "cerebra"}, "twin": "dense"}, "the run is of a dense model"),
         ({"net": {"name": "cerebra", "route": {"mode": "always_full"}}}, "nothing is decided"),
-        ({"net": {"name": "cerebra"}, "task": {"name": "listops"}}, "the run's task is listops"),
+        (
+            {"net": {"name": "cerebra"}, "task": {"name": "listops", "seq_len": 600}},
+            "the run's task is listops",
+        ),
     ],
 )
 def test_what_has_no_decisions_or_no_text_is_refused(keys, what, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""tensorflow-datasets by name: prepared once without TensorFlow, official splits, features found, one line of error."""
+"""Data sets of tensorflow-datasets: prepared once, without TensorFlow, in their official splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from etils import epath
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
+from cerebra_jax.tasks import registry
 from cerebra_jax.tasks.examples import cut
 from cerebra_jax.tasks.intent import read
 
@@ -106,7 +106,10 @@ def find(name: str, folder, said=None, **more):
 def test_a_data_set_by_name_has_its_own_splits_and_validation_from_train(tmp_path, capfd):
     said = []
     found = find("tiny_reviews", tmp_path, said)
-    row = lambda split, i: (f"né {split} {i}", ("neg", "pos")[i % 2])  # noqa: E731
+
+    def row(split, i):
+        return f"né {split} {i}", ("neg", "pos")[i % 2]
+
     parts = cut(30, 0.1, 0.0)
     assert found.rows == {
         "train": [row("train", i) for i in parts["train"]],
@@ -134,7 +137,7 @@ def test_features_are_named_where_they_are_not_clear(tmp_path):
         UserError, match=r"2 features may be the text.*task.columns=premise\|second"
     ):
         find("tiny_pair", tmp_path)
-    found = find("tiny_pair", tmp_path, columns="second")
+    found = find("tiny_pair", tmp_path, columns=("second",))
     parts = cut(20, 0.1, 0.1)
     assert {s: [text for text, _ in rows] for s, rows in found.rows.items()} == {
         s: [f"s {i}" for i in rows] for s, rows in parts.items()
@@ -144,7 +147,7 @@ def test_features_are_named_where_they_are_not_clear(tmp_path):
         UserError,
         match="task.target is 'premise', which is no label of tiny_pair; choose one of label",
     ):
-        find("tiny_pair", tmp_path, columns="second", target="premise")
+        find("tiny_pair", tmp_path, columns=("second",), target="premise")
 
 
 def test_bytes_are_cut_at_the_length_and_the_notice_says_how_much(tmp_path):
@@ -157,7 +160,7 @@ def test_bytes_are_cut_at_the_length_and_the_notice_says_how_much(tmp_path):
             "seq_len": L,
         }
         net = {"name": "transformer", "causal": False}
-        return build.build(config.parse({"task": task, "net": net}), lambda line: None)
+        return registry.build(config.parse({"task": task, "net": net}), lambda line: None)
 
     whole, short = task_of(40), task_of(12)
     assert (whole.dataset, whole.notice, whole.shape[:3]) == (

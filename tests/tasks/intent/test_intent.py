@@ -1,4 +1,4 @@
-"""Short texts as tokens: their splits, k-shot, the out-of-scope class, tokens of training texts alone, padding."""
+"""Short texts: their splits, k-shot, the out-of-scope class, tokens of training texts, padding."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 from cerebra_jax.models.model import build as build_model
 from cerebra_jax.models.model import neutral_knobs
-from cerebra_jax.tasks import registry as build
-from cerebra_jax.tasks.examples import SPLITS, cut
-from cerebra_jax.tasks.intent import read
-from cerebra_jax.tasks.intent import synthetic as made
+from cerebra_jax.tasks import registry
+from cerebra_jax.tasks.examples import cut
+from cerebra_jax.tasks.intent import read, synthetic
 from cerebra_jax.tasks.intent.words import Words
+from cerebra_jax.tasks.task import SPLITS
 
 LABELS = ["card", "loan", "rate"]
 
 
 def rows_of(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Makes (text, label) pairs; each text ends in its own number."""
     rng = random.Random(seed)
-    say = lambda: " ".join(
-        rng.choice("why is my a the card loan now not ok".split()) for _ in range(rng.randint(1, 9))
-    )  # noqa: E731
-    return [(f"{say()}, no. {i}", rng.choice(LABELS)) for i in range(n)]
+    words = "why is my a the card loan now not ok".split()
+    rows = []
+    for i in range(n):
+        text = " ".join(rng.choice(words) for _ in range(rng.randint(1, 9)))
+        rows.append((f"{text}, no. {i}", rng.choice(LABELS)))
+    return rows
 
 
 def csv_of(path: Path, rows, header: str = "text,label") -> Path:
@@ -45,14 +48,14 @@ def task_of(path="", **more):
         "tokenizer": "words",
         "min_count": 1,
     } | more
-    return build.build(
+    return registry.build(
         config.parse({"task": task, "net": {"name": "transformer", "causal": False}}),
         lambda line: None,
     )
 
 
 def numbers(task, split: str) -> list[int]:
-    """Which rows of `rows_of` a split of bytes holds: each ends in its own number."""
+    """Returns which rows of `rows_of` a split of bytes holds."""
     rows = zip(task._splits[split]["inputs_BxL"], task._splits[split]["mask_BxL"], strict=True)
     return [int(task._tok.decode(ids[mask]).rsplit(" ", 1)[1]) for ids, mask in rows]
 
@@ -82,15 +85,13 @@ def test_a_folder_without_validation_rows_takes_them_from_its_training_file(tmp_
         list(range(9)),
     ]
     assert task.dataset == "intent:bank"
-    (folder / "test.csv").rename(
-        folder / "valid.csv"
-    )  # as SNIPS has it: one held-out file is the test
+    # as SNIPS has it: one held-out file is the test
+    (folder / "test.csv").rename(folder / "valid.csv")
     assert numbers(task_of(folder, **LONG), "test") == list(range(9))
     csv_of(folder / "test.csv", rows_of(7, 6), "text,category")
     task = task_of(folder, **LONG)
-    assert [len(numbers(task, s)) for s in SPLITS] == [40, 9, 7] and sorted(
-        numbers(task, "train")
-    ) == list(range(40))
+    assert [len(numbers(task, s)) for s in SPLITS] == [40, 9, 7]
+    assert sorted(numbers(task, "train")) == list(range(40))
 
 
 def clinc(path: Path) -> Path:
@@ -106,14 +107,10 @@ def clinc(path: Path) -> Path:
 def test_clinc_keeps_its_splits_and_adds_the_class_without_intent_on_demand(tmp_path):
     path = clinc(tmp_path / "data_small.json.gz")
     task, whole = task_of(path, **LONG), task_of(path, oos=True, **LONG)
-    assert task.size == {"train": 30, "valid": 8, "test": 10} and whole.size == {
-        "train": 36,
-        "valid": 10,
-        "test": 14,
-    }
-    assert sorted(numbers(task, "train")) == list(range(30)) and numbers(task, "test") == list(
-        range(10)
-    )
+    assert task.size == {"train": 30, "valid": 8, "test": 10}
+    assert whole.size == {"train": 36, "valid": 10, "test": 14}
+    assert sorted(numbers(task, "train")) == list(range(30))
+    assert numbers(task, "test") == list(range(10))
     assert (task.shape.outputs, whole.shape.outputs) == (3, 4)
     assert [m.key for m in whole.metrics][:2] == ["accuracy_in_scope", "oos_recall"]
     # card, loan, oos, rate: 10 texts of intents and 4 of none, of which 6 and 1 are right
@@ -124,9 +121,8 @@ def test_clinc_keeps_its_splits_and_adds_the_class_without_intent_on_demand(tmp_
         "loss": (1.0, 14.0),
     }
     got = whole.report("test", sums)
-    assert got["accuracy_in_scope"] == pytest.approx(0.6) and got["oos_recall"] == pytest.approx(
-        0.25
-    )
+    assert got["accuracy_in_scope"] == pytest.approx(0.6)
+    assert got["oos_recall"] == pytest.approx(0.25)
     assert got["accuracy"] == pytest.approx(0.5)
     assert got["macro_f1"] == pytest.approx(np.mean([6 / 9, 4 / 6, 2 / 6, 2 / 7]))
 
@@ -157,9 +153,8 @@ def test_nothing_is_learnt_from_validation_or_test_texts(tmp_path, kind, size):
     for name, x in here._splits["train"].items():
         np.testing.assert_array_equal(x, there._splits["train"][name])
     if kind == "words":
-        assert set(there._splits["test"]["inputs_BxL"][0, 1:].tolist()) == {
-            0
-        }  # one id for all that was never seen
+        # one id for all that was never seen
+        assert set(there._splits["test"]["inputs_BxL"][0, 1:].tolist()) == {0}
 
 
 def test_words_are_lower_case_frequent_and_few():
@@ -179,9 +174,8 @@ def test_a_text_is_a_summary_token_its_own_tokens_and_padding(tmp_path):
         for split in SPLITS:
             ids, mask = task._splits[split]["inputs_BxL"], task._splits[split]["mask_BxL"]
             assert ids.shape[1] == L and (ids[:, 0] == task._tok.bos).all()
-            assert (mask == (ids != pad)).all() and (
-                np.diff(mask.astype(int), axis=1) <= 0
-            ).all()  # padding comes last
+            assert (mask == (ids != pad)).all()
+            assert (np.diff(mask.astype(int), axis=1) <= 0).all()  # padding comes last
         short = task_of(path, tokenizer=kind, vocab_size=300, seq_len=4)
         np.testing.assert_array_equal(
             short._splits["test"]["inputs_BxL"], task._splits["test"]["inputs_BxL"][:, :4]
@@ -199,31 +193,30 @@ def test_padding_changes_no_output(tmp_path):
         cfg = config.parse(
             {"task": {"name": "intent", "seq_len": 0}, "net": net | {"route": {"mode": "topk"}}}
         )
-        cfg = build.fitted(cfg, task.shape)
+        cfg = registry.fitted(cfg, task.shape)
         model = build_model(cfg, task.shape.vocab_size)
         batch = task.example(8)
-        variables = model.init(jax.random.key(0), batch)
-        run = jax.jit(lambda batch, m=model, v=variables: m.apply(v, batch, neutral_knobs())[0].h)
+        variables = jax.jit(model.init)(jax.random.key(0), batch)
+        apply = jax.jit(model.apply)
         other = batch | {
             "inputs_BxL": np.where(batch["mask_BxL"], batch["inputs_BxL"], 3).astype(np.int32)
         }
         assert (other["inputs_BxL"] != batch["inputs_BxL"]).any()
-        np.testing.assert_allclose(run(batch), run(other), rtol=1e-5, atol=1e-6)
+        h, other_h = (apply(variables, rows, neutral_knobs())[0].h for rows in (batch, other))
+        np.testing.assert_allclose(h, other_h, rtol=1e-5, atol=1e-6)
 
 
 def test_word_noise_hides_other_training_words_at_every_step_and_none_elsewhere(tmp_path):
-    rows = [
-        (f"one two three four five six seven {label}", label) for label in LABELS * 20
-    ]  # all of one length
+    # all of one length
+    rows = [(f"one two three four five six seven {label}", label) for label in LABELS * 20]
     path = csv_of(tmp_path / "t.csv", rows)
     plain, noisy = task_of(path, seq_len=12), task_of(path, word_noise=0.3, seq_len=12)
     share, steps = [], []
     for step in range(20):
         a, b = plain.train_batch(1, step, 16), noisy.train_batch(1, step, 16)
         hidden = a["inputs_BxL"] != b["inputs_BxL"]
-        assert (b["inputs_BxL"][hidden] == noisy._tok.bos).all() and not hidden[
-            ~a["mask_BxL"]
-        ].any()
+        assert (b["inputs_BxL"][hidden] == noisy._tok.bos).all()
+        assert not hidden[~a["mask_BxL"]].any()
         share.append(hidden[:, 1:].sum() / a["mask_BxL"][:, 1:].sum())
         steps.append(hidden.tobytes())
         again = [noisy.train_batch(1, step, 16, (h, 2))["inputs_BxL"] for h in range(2)]
@@ -234,16 +227,17 @@ def test_word_noise_hides_other_training_words_at_every_step_and_none_elsewhere(
 
 
 def test_the_made_up_utterances_are_the_same_everywhere():
-    rows = made.utterances()
-    assert len(rows) == len(set(rows)) > 2000 and {label for _, label in rows} == set(made.INTENTS)
+    rows = synthetic.utterances()
+    assert len(rows) == len(set(rows)) > 2000
+    assert {label for _, label in rows} == set(synthetic.INTENTS)
     assert len({text for text, _ in rows}) == len(rows)  # no text has two intents
     assert all("{" not in text and text == " ".join(text.split()) for text, _ in rows)
     assert rows[0] == ("shut in the bathroom", "lock"), (
         f"{rows[0]}: other texts. Intended? Say why in the commit."
     )
     task = task_of()
-    assert task.shape.outputs == len(made.INTENTS) - 1 and "made-up" in task.notice
-    assert task_of(oos=True).shape.outputs == len(made.INTENTS)
+    assert task.shape.outputs == len(synthetic.INTENTS) - 1 and "made-up" in task.notice
+    assert task_of(oos=True).shape.outputs == len(synthetic.INTENTS)
 
 
 @pytest.mark.parametrize(
@@ -267,12 +261,17 @@ def test_a_mistake_is_one_line(tmp_path, text, more, what):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError) as e:
         task_of(tmp_path / "t.csv", **more)
-    assert what in str(e.value) and e.value.mend
+    assert what in str(e.value) and e.value.hint
 
 
 def test_a_broken_folder_or_json_is_one_line(tmp_path):
-    broken = ["{", "[]", '{"train": []}', '{"train": [["a"]], "val": [], "test": []}',
-              '{"train": [["a", 1]], "val": [], "test": []}']  # fmt: skip
+    broken = [
+        "{",
+        "[]",
+        '{"train": []}',
+        '{"train": [["a"]], "val": [], "test": []}',
+        '{"train": [["a", 1]], "val": [], "test": []}',
+    ]
     for i, text in enumerate(broken):
         path = tmp_path / f"{i}.json"
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""Character n-grams of words: which ones, where they stand in a batch, and that words never seen have them."""
+"""Character n-grams of words: which ones, where they stand in a batch, also of unseen words."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
+from cerebra_jax.tasks import registry
 from cerebra_jax.tasks.intent import subwords
+from cerebra_jax.tasks.table import Table
 
 BUCKETS = 1000
 WORDS = "transfer transfers card cards why don't zürich a 42 , internationalisation".split()
@@ -25,7 +26,7 @@ def task_of(path, **more):
         "tokenizer": "words",
         "min_count": 2,
     } | more
-    return build.build(
+    return registry.build(
         config.parse({"task": task, "net": {"name": "transformer", "causal": False}}),
         lambda line: None,
     )
@@ -33,7 +34,10 @@ def task_of(path, **more):
 
 @pytest.fixture
 def texts(tmp_path):
-    """60 texts of 2 to 5 words; each ends in one of its own, which is known by its n-grams alone."""
+    """60 texts of 2 to 5 words.
+
+    Each ends in one of its own, which is known by its n-grams alone.
+    """
     rng = np.random.RandomState(0)
     rows = [" ".join([*rng.choice(WORDS[:-2], rng.randint(1, 5)), f"own{i}"]) for i in range(60)]
     path = tmp_path / "t.csv"
@@ -77,16 +81,13 @@ def test_a_token_has_the_n_grams_of_its_word(texts):
         batch = next(task.eval_batches(split, 6))
         ids, mask, rows = batch["inputs_BxL"], batch["mask_BxL"], batch["subwords_BxLxG"]
         np.testing.assert_array_equal(ids, next(plain.eval_batches(split, 6))["inputs_BxL"])
-        assert (
-            rows.shape == (*ids.shape, subwords.MOST)
-            and rows.dtype == np.int32
-            and "words_BxL" not in batch
-        )
-        assert (rows[:, 0] == -1).all() and (
-            rows[~mask] == -1
-        ).all()  # the summary token and padding are no words
-        texts_here = [[parts[frozenset(r[r >= 0].tolist())] for r, m in zip(row[1:], real[1:], strict=True) if m]
-                      for row, real in zip(rows, mask, strict=True)]  # fmt: skip
+        assert rows.shape == (*ids.shape, subwords.MOST) and rows.dtype == np.int32
+        assert "words_BxL" not in batch
+        # the summary token and padding are no words
+        assert (rows[:, 0] == -1).all() and (rows[~mask] == -1).all()
+        texts_here = []
+        for row, real in zip(rows[:, 1:], mask[:, 1:], strict=True):
+            texts_here.append([parts[frozenset(word[word >= 0].tolist())] for word in row[real]])
         assert all(text in seen for text in texts_here)
         assert (ids[:, 1:][mask[:, 1:]] == 0).any()  # never seen in training, and yet read
 
@@ -118,3 +119,15 @@ def test_the_n_grams_are_part_of_what_a_run_must_find_again(texts):
 def test_only_words_have_n_grams(task):
     with pytest.raises(UserError, match="task.subwords is set"):
         config.parse({"task": task | {"subwords": 10}})
+
+
+def test_a_table_to_be_predicted_may_have_words_that_are_new(texts):
+    task = task_of(texts, subwords=BUCKETS)
+    rows = task.inputs(Table("new", {"text": ["zebra quagga okapi"]}))
+    (batch,) = task.given(rows).eval_batches("given", 1)
+    found = {frozenset(word[word >= 0].tolist()) for word in batch["subwords_BxLxG"][0, 1:4]}
+    first = task._tok.vocab_size + 1
+    words = subwords.Subwords(BUCKETS, first)
+    words.rows(["zebra", "quagga", "okapi"])
+    wanted = {frozenset(word[word >= 0].tolist()) for word in words.table()[1:]}
+    assert found == wanted

@@ -12,10 +12,12 @@ import pytest
 from cerebra_jax import config
 from cerebra_jax.cli.flags import parse
 from cerebra_jax.errors import UserError
+from cerebra_jax.layers.rows import ranks, tokens
 from cerebra_jax.models import model as models
+from cerebra_jax.models.stack import capacity_of
 from cerebra_jax.routing import routers as router
-from cerebra_jax.tasks import registry as tasks
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.tasks import registry
+from cerebra_jax.training.experiment import prepare
 
 L, K = 40, 5  # mqar: 3 K tokens are needed
 
@@ -32,17 +34,20 @@ def session(tiny_cfg):
                 "net.route": {"mode": "oracle"} | net,
             }
         )
-        return Session(cfg, tasks.build(cfg))
+        return prepare(cfg, registry.build(cfg))
 
     return make
 
 
 def decided(s):
     batch, state = s.task.train_batch(0, 0, 4), s.fresh()
-    run = lambda batch: s.model.apply(
-        {"params": state.params, "routing": {}}, batch, models.neutral_knobs()
-    )[1]  # noqa: E731
-    return batch, jax.jit(run)(batch)
+
+    @jax.jit
+    def run(batch):
+        variables = {"params": state.params, "routing": {}}
+        return s.model.apply(variables, batch, models.neutral_knobs())[1]
+
+    return batch, run(batch)
 
 
 @pytest.mark.parametrize("kv", ["all", "routed"])
@@ -80,12 +85,10 @@ def test_too_few_slots_hold_the_first_of_them_and_the_rest_is_reported(session):
 
 
 def test_padding_is_never_kept():
-    net = config.NetCfg(
-        name="cerebra", width=8, heads=2, causal=False, route=config.RouteCfg(mode="oracle")
-    )
     mask = np.arange(L)[None] < np.array([[L], [7], [0]])
-    args = (jnp.ones((3, L, 8)), 0.0, 1.0, 1.0, 0, jnp.arange(3), mask, np.ones((3, L), bool))
-    np.testing.assert_array_equal(router.Router(net).apply({}, *args).wanted, mask)
+    rows = tokens(jnp.ones((3, L, 8)), ranks(L, False, mask), False, mask)
+    now = router.Circumstances(None, 0, 1.0, jnp.arange(3), np.ones((3, L), bool))
+    np.testing.assert_array_equal(router.OracleRouter().apply({}, rows, now).wanted, mask)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -93,8 +96,9 @@ def test_an_oracle_has_the_slots_of_the_others_wherever_its_tokens_stand(causal)
     net = config.NetCfg(name="cerebra", causal=causal, route=config.RouteCfg(mode="random"))
     oracle = dataclasses.replace(net, route=config.RouteCfg(mode="oracle"))
     for n in (128, 2048):
-        assert router.layout(oracle, n).K == router.layout(net, n).K
-        assert router.layout(oracle, n).tokens == ((0, n),)
+        found = capacity_of(oracle, oracle.route, n, True).layout
+        assert found.K == capacity_of(net, net.route, n, True).layout.K
+        assert found.tokens == ((0, n),)
 
 
 def test_who_marks_nothing_gets_no_oracle(tiny_cfg, session):
@@ -106,7 +110,7 @@ def test_who_marks_nothing_gets_no_oracle(tiny_cfg, session):
             {"net.name": "cerebra", "net.route.mode": "oracle", "task.name": name} | more
         )
         with pytest.raises(UserError, match=f"oracle, but task.name={name} does not mark"):
-            tasks.fitted(cfg, tasks.sketch(cfg).shape)
+            registry.fitted(cfg, registry.sketch(cfg).shape)
     with pytest.raises(UserError, match="oracle for chiar"):
         tiny_cfg({"net.name": "chiar", "net.route.mode": "oracle"})
     model = session().model

@@ -1,9 +1,10 @@
-"""The recall task: batches are pure, held-out examples are every seed's, scores are what NumPy counts."""
+"""The recall task: pure batches, held-out examples for every seed, scores that NumPy counts too."""
 
 from __future__ import annotations
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,23 +12,23 @@ import pytest
 from cerebra_jax.cli.flags import parse
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.models import model as models
-from cerebra_jax.tasks import registry as tasks
-from cerebra_jax.training.experiment import Session
+from cerebra_jax.tasks import registry
+from cerebra_jax.training.experiment import prepare
 from cerebra_jax.types import Out
 
 
 @pytest.fixture
 def cfg(tiny_cfg):
     def make(**more):
-        return tiny_cfg({"task.name": "longseq", "task.seq_len": 40, "task.pairs": 5, "task.vocab_size": 30,
-                         "task.kind": "mqar"} | {k.replace("__", "."): v for k, v in more.items()})  # fmt: skip
+        task = {"name": "longseq", "kind": "mqar", "seq_len": 40, "pairs": 5, "vocab_size": 30}
+        return tiny_cfg({"task": task} | {k.replace("__", "."): v for k, v in more.items()})
 
     return make
 
 
 @pytest.mark.parametrize("kind", ["mqar", "selective", "copy", "masked", "induction"])
 def test_batches_are_pure_and_hosts_share_them(kind, cfg):
-    task = tasks.build(cfg(task__kind=kind))
+    task = registry.build(cfg(task__kind=kind))
     whole = task.train_batch(7, 3, 8)
     halves = [task.train_batch(7, 3, 8, (i, 2)) for i in range(2)]
     for name, x in whole.items():
@@ -37,7 +38,7 @@ def test_batches_are_pure_and_hosts_share_them(kind, cfg):
 
 
 def test_every_held_out_example_counts_once_and_none_is_trained_on(cfg):
-    task = tasks.build(cfg())
+    task = registry.build(cfg())
     seen = {}
     for split, n in (("valid", 1000), ("test", 3000)):
         rows = [b["inputs_BxL"][b["w_BxL"].any(1)] for b in task.eval_batches(split, 64)]
@@ -48,7 +49,7 @@ def test_every_held_out_example_counts_once_and_none_is_trained_on(cfg):
 
 
 def test_scores_are_what_numpy_counts(cfg):
-    task = tasks.build(cfg())
+    task = registry.build(cfg())
     batch = task.train_batch(0, 0, 6)
     batch["w_BxL"][4:] = 0.0
     rng = np.random.RandomState(0)
@@ -66,9 +67,8 @@ def test_scores_are_what_numpy_counts(cfg):
     p = np.exp(h @ head.T) / np.exp(h @ head.T).sum(-1, keepdims=True)
     want = -np.log(np.take_along_axis(p, batch["labels_BxL"][..., None], -1))[:4].sum()
     np.testing.assert_allclose(nats, want, rtol=1e-5)
-    assert found["accuracy"] == pytest.approx(right.mean()) and found["solved"] == pytest.approx(
-        right.all(1).mean()
-    )
+    assert found["accuracy"] == pytest.approx(right.mean())
+    assert found["solved"] == pytest.approx(right.all(1).mean())
     for i in range(4):
         mine = batch["quarter_BxQ"][:4] == i
         assert (f"accuracy_q{i + 1}" in found) == mine.any()
@@ -78,8 +78,8 @@ def test_scores_are_what_numpy_counts(cfg):
 
 @pytest.mark.parametrize("net", ["transformer", "cerebra", "chiar"])
 def test_only_what_is_asked_gets_logits_and_is_paid_for(net, cfg):
-    """The price of the head is that of Q positions, the program agrees, and the answers read the right places."""
-    s = Session(cfg(net__name=net), tasks.build(cfg()))
+    """The price of the head is that of Q positions, which the program reads and pays for."""
+    s = prepare(cfg(net__name=net), registry.build(cfg()))
     assert s.model.net.answers == 5 and s.model.cost.executed["head"] == 5 * 2 * 32 * 30
     batch, state = s.task.example(3), s.fresh()
 
@@ -92,9 +92,10 @@ def test_only_what_is_asked_gets_logits_and_is_paid_for(net, cfg):
     assert jaxpr.count(forward, state.params, batch).flops == 3 * s.model.cost.executed_flops
     plain = models.build(cfg(net__name=net), 30)
     variables = {"params": state.params, "routing": state.routing}
-    whole = plain.apply(variables, batch, models.neutral_knobs())[0].h
+    whole = jax.jit(plain.apply)(variables, batch, models.neutral_knobs())[0].h
     asked = np.take_along_axis(np.asarray(whole), batch["at_BxQ"][..., None], axis=1)
-    np.testing.assert_array_equal(forward(state.params, batch)[2], asked)
+    found = jax.jit(forward)(state.params, batch)[2]
+    np.testing.assert_allclose(found, asked, rtol=1e-5, atol=1e-6)
 
 
 def test_every_part_of_the_configuration_goes_with_every_task():

@@ -1,4 +1,4 @@
-"""Tables as tokens: what a row becomes, that nothing is learnt from other rows than training ones, and its mistakes."""
+"""Tables as tokens: what a row becomes, that only training rows are learnt from, and mistakes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
-from cerebra_jax.tasks.examples import SPLITS, cut
-from cerebra_jax.tasks.tabular import synthetic as made
+from cerebra_jax.tasks import registry
+from cerebra_jax.tasks.examples import cut
+from cerebra_jax.tasks.tabular import synthetic
+from cerebra_jax.tasks.task import SPLITS
 
 N = 60
 HEADER = ["city", "age", "plan", "price"]
@@ -22,15 +23,22 @@ HEADER = ["city", "age", "plan", "price"]
 
 def rows_of(n: int = N, seed: int = 0) -> list[list[str]]:
     rng = random.Random(seed)
-    rows = [[rng.choice(["Köln", "a,b", 'say "x"', "Rome"]), f"{rng.gauss(40, 9):.2f}", rng.choice("xyz"),
-             f"{rng.gauss(9, 3):.3f}"] for _ in range(n)]  # fmt: skip
+    rows = []
+    for _ in range(n):
+        city, age = rng.choice(["Köln", "a,b", 'say "x"', "Rome"]), rng.gauss(40, 9)
+        plan, price = rng.choice("xyz"), rng.gauss(9, 3)
+        rows.append([city, f"{age:.2f}", plan, f"{price:.3f}"])
     rows[3][1] = rows[7][1] = ""
     rows[5][0] = "NA"
     return rows
 
 
 def write(path: Path, rows: list[list[str]], header=None, delimiter: str = ",") -> str:
-    quote = lambda x: '"' + x.replace('"', '""') + '"' if set(x) & set(f'"\n{delimiter}') else x  # noqa: E731
+    def quote(field):
+        if not set(field) & set(f'"\n{delimiter}'):
+            return field
+        return '"' + field.replace('"', '""') + '"'
+
     text = "".join(delimiter.join(map(quote, row)) + "\n" for row in [header or HEADER, *rows])
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return str(path)
@@ -39,7 +47,7 @@ def write(path: Path, rows: list[list[str]], header=None, delimiter: str = ",") 
 def task_of(path: str, target: str = "price", said: list | None = None, **more):
     task = {"name": "tabular", "seq_len": 0, "path": path, "target": target} | more
     cfg = config.parse({"task": task, "net": {"name": "transformer", "causal": False}})
-    return build.build(cfg, said.append if said is not None else lambda line: None)
+    return registry.build(cfg, said.append if said is not None else lambda line: None)
 
 
 def arrays(task) -> list[np.ndarray]:
@@ -77,8 +85,12 @@ def test_a_row_is_a_token_per_column_behind_a_summary_token(table):
     assert max(owner) < task.shape.vocab_size == 1 + 2 + (2 + 4) + (2 + 3)
     batch = task.example(5)
     assert {k: x.shape for k, x in batch.items()} == {
-        "inputs_BxL": (5, 4), "values_BxL": (5, 4), "labels_BxL": (5, 1), "w_BxL": (5, 1), "ex_B": (5,)
-    }  # fmt: skip
+        "inputs_BxL": (5, 4),
+        "values_BxL": (5, 4),
+        "labels_BxL": (5, 1),
+        "w_BxL": (5, 1),
+        "ex_B": (5,),
+    }
 
 
 def test_columns_in_another_order_are_the_same_task(tmp_path, table):
@@ -148,8 +160,10 @@ def test_quantile_scaling_puts_equal_values_in_the_middle_of_their_quantiles(tmp
 
 def test_types_are_inferred_or_given(table):
     assert {n: c["kind"] for n, c in task_of(table).info()["columns"].items()} == {
-        "age": "number", "city": "category", "plan": "category"
-    }  # fmt: skip
+        "age": "number",
+        "city": "category",
+        "plan": "category",
+    }
     kinds = task_of(table, types="*:category").info()["columns"]
     assert {c["kind"] for c in kinds.values()} == {"category"}
     task = task_of(table, target="plan", ignore="age")
@@ -166,8 +180,11 @@ def test_types_are_inferred_or_given(table):
 
 def test_semicolons_tabs_gzip_and_a_byte_order_mark_are_read(tmp_path, table):
     want = arrays(task_of(table))
-    paths = [write(tmp_path / "s.csv", rows_of(), delimiter=";"), write(tmp_path / "t.tsv", rows_of(), delimiter="\t"),
-             write(tmp_path / "z.csv.gz", rows_of())]  # fmt: skip
+    paths = [
+        write(tmp_path / "s.csv", rows_of(), delimiter=";"),
+        write(tmp_path / "t.tsv", rows_of(), delimiter="\t"),
+        write(tmp_path / "z.csv.gz", rows_of()),
+    ]
     bom = tmp_path / "b.csv"
     bom.write_bytes(b"\xef\xbb\xbf" + Path(table).read_bytes().replace(b"\n", b"\r\n"))
     for path in (*paths, str(bom)):
@@ -251,7 +268,7 @@ def test_a_broken_table_is_one_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError) as e:
         task_of(str(path))
-    assert BROKEN[text] in str(e.value) and e.value.mend
+    assert BROKEN[text] in str(e.value) and e.value.hint
 
 
 @pytest.mark.parametrize(
@@ -273,7 +290,7 @@ def test_a_broken_table_is_one_line(tmp_path, text):
 def test_a_setting_that_does_not_fit_the_table_is_one_line(table, more, what):
     with pytest.raises(UserError) as e:
         task_of(**({"path": table} | more))
-    assert what in str(e.value) and e.value.mend
+    assert what in str(e.value) and e.value.hint
 
 
 def test_a_file_that_is_not_text_is_one_line(tmp_path):
@@ -288,7 +305,7 @@ def test_a_file_that_is_not_text_is_one_line(tmp_path):
 
 
 def test_the_made_up_table_is_the_same_everywhere_and_its_noise_is_known():
-    (table, noise), (again, _) = made.table(400), made.table(400)
+    (table, noise), (again, _) = synthetic.table(400), synthetic.table(400)
     assert table.columns == again.columns and table.rows == len(noise) == 400
     first = [column[0] for column in table.columns.values()]
     assert first == ["D03", "flat", "0", "gas", "no", "57.9", "2005", "5.63", "530.57"], (
@@ -297,12 +314,14 @@ def test_the_made_up_table_is_the_same_everywhere_and_its_noise_is_known():
     whole = task_of("", target="")
     assert (
         whole.shape.seq_len == 9
-        and sum(whole.size.values()) == made.ROWS
+        and sum(whole.size.values()) == synthetic.ROWS
         and "made-up" in whole.notice
     )
     floors = whole.info()["target"]["floor"]
-    assert all(abs(floors[split] / made.NOISE - 1) < 0.05 for split in SPLITS)
-    assert 1 - (made.NOISE / whole.info()["target"]["sd"]) ** 2 > 0.8  # what can be learnt of it
+    assert all(abs(floors[split] / synthetic.NOISE - 1) < 0.05 for split in SPLITS)
+    assert (
+        1 - (synthetic.NOISE / whole.info()["target"]["sd"]) ** 2 > 0.8
+    )  # what can be learnt of it
 
 
 def test_salaries_beside_the_checkout_have_the_published_splits_and_bounds():
@@ -314,12 +333,10 @@ def test_salaries_beside_the_checkout_have_the_published_splits_and_bounds():
     assert task.size == {"train": 12_162, "valid": 1_520, "test": 1_521} and task.shape.seq_len == 9
     labels = task.info()["target"]
     assert labels["floor"]["test"] == pytest.approx(51_759, abs=1)
-    miss = task._splits["test"]["labels_BxL"].astype(
-        np.float64
-    )  # of a model that says the training mean
+    # of a model that says the training mean
+    miss = task._splits["test"]["labels_BxL"].astype(np.float64)
     sums = {"loss": (np.square(miss).sum(), miss.size), "absolute": (np.abs(miss).sum(), miss.size)}
     got = task.report("test", sums)
     assert (round(got["rmse"]), round(got["mae"])) == (69_377, 53_122)
-    assert task_of(str(path), target="salary_in_usd", dedup=True, **more).size == {
-        "train": 7_463, "valid": 932, "test": 934
-    }  # fmt: skip
+    distinct = task_of(str(path), target="salary_in_usd", dedup=True, **more)
+    assert distinct.size == {"train": 7_463, "valid": 932, "test": 934}

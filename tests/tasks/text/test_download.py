@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from cerebra_jax.config import TaskCfg
+from cerebra_jax.tasks.task import SPLITS
 from cerebra_jax.tasks.text import corpus, download
 
 DATA = bytes(i * i % 251 for i in range(200_000))
@@ -14,7 +15,7 @@ LIMIT = 300_000
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Paths: /good /noranges /cut (closes after 50 kB each time) /corrupt /huge /liar (wrong range) /gone."""
+    """Serves /good /noranges /cut (closes after 50 kB) /corrupt /huge /liar (wrong range) /gone."""
 
     def do_GET(self):
         kind = self.path.strip("/")
@@ -69,9 +70,16 @@ def fetch(server, target, *kinds):
 
 
 MIXES = (
-    ["good"], ["noranges"], ["gone", "good"], ["corrupt", "good"], ["huge", "good"], ["cut", "good"], ["liar", "good"],
-    ["cut", "cut"], ["corrupt", "cut", "noranges"],
-)  # fmt: skip
+    ["good"],
+    ["noranges"],
+    ["gone", "good"],
+    ["corrupt", "good"],
+    ["huge", "good"],
+    ["cut", "good"],
+    ["liar", "good"],
+    ["cut", "cut"],
+    ["corrupt", "cut", "noranges"],
+)
 
 
 @pytest.mark.parametrize("kinds", MIXES)
@@ -154,7 +162,7 @@ def test_a_mirror_that_never_answers_does_not_hold_the_others_up(server, tmp_pat
 def test_wikitext_is_read_from_the_pinned_zip_and_nothing_else_is_written(
     server, tmp_path, monkeypatch
 ):
-    texts = {split: f" {split} <unk> text \n".encode() for split in corpus.SPLITS}
+    texts = {split: f" {split} <unk> text \n".encode() for split in SPLITS}
     with zipfile.ZipFile(tmp_path / "made.zip", "w") as z:
         z.writestr("../evil.txt", "out")
         for split, text in texts.items():

@@ -9,10 +9,8 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import DiskError, UserError
-from cerebra_jax.tasks import registry as build
-from cerebra_jax.tasks.text import corpus, prepare, tokenizer, wikitext
-
-SPLITS = corpus.SPLITS
+from cerebra_jax.tasks.task import SPLITS
+from cerebra_jax.tasks.text import corpus, prepare, scan, tokenizer, wikitext
 
 
 def text(n, seed):
@@ -58,13 +56,13 @@ def test_tokens_give_the_text_back_byte_for_byte(cfg, folder, name):
 def test_records_joined_are_the_text_in_order_also_in_parts(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(wikitext, "PART", 2)
     source = corpus.folder(folder)
-    counts = corpus.scan(source)
+    counts = scan.scan(source)
     assert counts["train"].blocks == 4
     data = wikitext.write(source, {s: c.blocks for s, c in counts.items()}, tmp_path / "out")
     for split in SPLITS:
         records = list(wikitext.read(data, split))
         assert b"".join(records) == (folder / f"{split}.txt").read_bytes()
-        assert all(len(r) <= corpus.BLOCK for r in records) and len(records) == counts[split].blocks
+        assert all(len(r) <= scan.BLOCK for r in records) and len(records) == counts[split].blocks
     assert len(list(data.glob("*train*array_record*"))) == 2
 
 
@@ -145,10 +143,11 @@ def test_large_vocabulary_uses_32_bits(cfg, monkeypatch):
 SCRIPT = """
 import json, sys
 from cerebra_jax import config
-from cerebra_jax.tasks import build
-task = build.build(config.parse({"task": json.loads(sys.argv[1])}), lambda line: None)
+from cerebra_jax.tasks import registry
+task = registry.build(config.parse({"task": json.loads(sys.argv[1])}), lambda line: None)
 task.train_batch(0, 0, 2)
-loaded = [m for m in ("jax", "tensorflow", "tensorflow_datasets", "tokenizers", "torch") if m in sys.modules]
+heavy = ("jax", "tensorflow", "tensorflow_datasets", "tokenizers", "torch")
+loaded = [m for m in heavy if m in sys.modules]
 print(json.dumps([loaded, task.info()]))
 """
 
@@ -170,9 +169,9 @@ def test_jax_and_tensorflow_stay_out_and_tfds_after_the_first_time(cfg, clean_en
 REFUSED = """
 import json, sys
 from cerebra_jax import config, errors
-from cerebra_jax.tasks import build
+from cerebra_jax.tasks import registry
 try:
-    build.build(config.parse({"task": json.loads(sys.argv[1])}), lambda line: None)
+    registry.build(config.parse({"task": json.loads(sys.argv[1])}), lambda line: None)
 except errors.UserError as err:
     print([m for m in ("jax", "tensorflow_datasets") if m in sys.modules], err)
 """
@@ -183,7 +182,3 @@ def test_broken_data_is_refused_before_the_slow_imports(cfg, folder, clean_env):
     command = [sys.executable, "-c", REFUSED, json.dumps(vars(cfg))]
     out = subprocess.run(command, env=clean_env, capture_output=True, text=True, timeout=60)
     assert out.stdout.startswith("[] ") and "train.txt:1:2 holds a NUL" in out.stdout, out.stderr
-
-
-def test_build_is_a_table_of_tasks():
-    assert set(build.TASKS) == set(config.fields()["task.name"].metadata["of"])

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import registry as build
-from cerebra_jax.tasks.text import corpus
+from cerebra_jax.tasks import registry
+from cerebra_jax.tasks.task import SPLITS
+from cerebra_jax.tasks.text import corpus, scan
 from cerebra_jax.tasks.text.task import TextTask
 
 BOS = 60_000
@@ -24,8 +25,8 @@ def fake(n_tokens, seq_len, eval_context=0):
         tokenizer=SimpleNamespace(bos=BOS, vocab_size=BOS + 1),
         source=SimpleNamespace(notice=""),
         dataset="fake",
-        tokens=dict.fromkeys(corpus.SPLITS, n_tokens),
-        counts=dict.fromkeys(corpus.SPLITS, corpus.Count(2000, 30, 470, 1, "", "")),
+        tokens=dict.fromkeys(SPLITS, n_tokens),
+        counts=dict.fromkeys(SPLITS, scan.Count(2000, 30, 470, 1, "", "")),
     )
     return TextTask(ready, seq_len, eval_context)
 
@@ -186,7 +187,7 @@ def real(tmp_path_factory):
         "vocab_size": 280,
         "seq_len": 16,
     }
-    return build.build(config.parse({"task": task}), lambda line: None), folder
+    return registry.build(config.parse({"task": task}), lambda line: None), folder
 
 
 def test_a_real_text_through_the_whole_path(real):
@@ -259,7 +260,7 @@ def test_wikitext2_beside_the_checkout_has_the_published_counts(tmp_path):
     if not folder.is_dir():
         pytest.skip("no WikiText-2 beside the checkout")
     source = corpus.folder(folder)
-    counts = corpus.scan(source)
+    counts = scan.scan(source)
     assert {s: c.words + c.lines for s, c in counts.items()} == {
         "train": 2_088_628,
         "valid": 217_646,

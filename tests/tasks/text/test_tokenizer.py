@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks.text import corpus, tokenizer
+from cerebra_jax.tasks.text import scan, tokenizer
 
 WORDS = [
     "the",
@@ -89,7 +89,7 @@ def test_every_text_comes_back(all_three, name, parts):
 @settings(max_examples=200, deadline=None)
 def test_blocks_of_lines_have_the_tokens_of_the_whole(all_three, name, parts, size):
     tok, data = all_three[name], "".join(p[:3] + "\n" for p in parts).encode() + b"end"
-    blocks = list(corpus.blocks(io.BytesIO(data), size))
+    blocks = list(scan.blocks(io.BytesIO(data), size))
     if not all(b.endswith(b"\n") for b in blocks[:-1]):  # a line longer than a block: the next test
         return
     assert tok.encode_blocks(blocks).tolist() == tok.encode_blocks([data]).tolist()
@@ -99,7 +99,7 @@ def test_a_line_longer_than_a_block_has_the_tokens_of_the_whole(all_three):
     data = some_text().replace("\n", " x").replace("\t", "").encode()
     for tok in all_three.values():
         for size in (61, 64, 97):
-            blocks = list(corpus.blocks(io.BytesIO(data), size))
+            blocks = list(scan.blocks(io.BytesIO(data), size))
             assert len(blocks) > 100
             assert tok.encode_blocks(blocks).tolist() == tok.encode_blocks([data]).tolist()
 
@@ -139,7 +139,7 @@ def test_broken_gpt2_files_are_refused(tmp_path, bpe, damage):
         (folder / "vocab.json").write_text(json.dumps(vocab))
     with pytest.raises(UserError) as err:
         tokenizer.gpt2(folder)
-    assert str(folder) in err.value.what and err.value.mend
+    assert str(folder) in err.value.what and err.value.hint
 
 
 def test_settings_hold_all_that_decides_the_tokens(tmp_path, bpe):

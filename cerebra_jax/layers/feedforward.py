@@ -1,0 +1,44 @@
+"""The position-wise feed-forward layer."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from cerebra_jax.layers.linear import linear
+from cerebra_jax.layers.prunable import Group, Member
+
+
+class FeedForward(nn.Module):
+    """Computes W_down·act(W_up x) for each row: (…, D) -> (…, D).
+
+    The activation is GELU (tanh form; `exact`: with the error function), or with kind="gated" a
+    SiLU gate, W_down(silu(W_gate x) ⊙ W_up x) (Shazeer 2020, arXiv:2002.05202).
+    """
+
+    width: int
+    hidden: int
+    kind: str = "gelu"
+    bias: bool = False
+    std: float = 0.02
+    out_scale: float = 1.0
+    exact: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        h = linear(x, self.hidden, self.std, "up", bias=self.bias)
+        if self.kind == "gated":
+            gate = linear(x, self.hidden, self.std, "gate", bias=self.bias)
+            h = jax.nn.silu(gate) * h
+        else:
+            h = jax.nn.gelu(h, approximate=not self.exact)
+        return linear(h, self.width, self.std * self.out_scale, "down", bias=self.bias)
+
+    def prunable(self, place: str, layer: int, kind: str = "ffn") -> list[Group]:
+        """Returns its hidden features, which pruning may remove; `place` is its parameter path."""
+        makers = ("up", "gate") if self.kind == "gated" else ("up",)
+        members = [Member(f"{place}/{name}/kernel", 1) for name in makers]
+        if self.bias:
+            members += [Member(f"{place}/{name}/bias", 0) for name in makers]
+        down = Member(f"{place}/down/kernel", 0)
+        return [Group(down.name, layer, kind, self.hidden, (down, *members))]
