@@ -26,7 +26,7 @@ from cerebra_jax.layers.rows import Rows
 from cerebra_jax.layers.scan_layers import Repeat, scan_layers
 from cerebra_jax.layers.short_conv import ShortConv
 from cerebra_jax.models import light, stack
-from cerebra_jax.models.pricing import Block, Part, PriceList
+from cerebra_jax.models.pricing import Part, PriceList
 from cerebra_jax.models.registry import register
 from cerebra_jax.models.shapes import LayerShape, layer_shapes
 from cerebra_jax.models.stack import Decisions, Own, Shared
@@ -263,10 +263,7 @@ class Cerebra(nn.Module):
     @staticmethod
     def price_list(net: NetCfg, L: int, vocab: int, platform: str) -> PriceList:
         """Returns its blocks with prices."""
-        first, last = stack.ends(net, L, vocab)
-        layers = enumerate(blocks(net, L, platform))
-        middle = (Block(f"layer_{i:02d}", layer.parts(net)) for i, layer in layers)
-        return PriceList((first, *middle, last))
+        return stack.listed(net, L, vocab, blocks(net, L, platform))
 
     @staticmethod
     def init_cache(net: NetCfg, L: int, ex_B, platform: str) -> cached.Cache:
@@ -278,8 +275,7 @@ class Cerebra(nn.Module):
     @staticmethod
     def prunable(net: NetCfg, L: int) -> list[Group]:
         """Returns what pruning may remove, layer by layer."""
-        layers = enumerate(blocks(net, L, "cpu"))
-        return [unit for i, layer in layers for unit in layer.prunable(f"layer_{i:02d}", i)]
+        return stack.prunable_of(blocks(net, L, "cpu"))
 
     @staticmethod
     def routed(net: NetCfg) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from cerebra_jax.layers.norm import Norm
 from cerebra_jax.layers.rows import Rows
 from cerebra_jax.layers.scan_layers import Repeat, scan_layers
 from cerebra_jax.models import light, stack
-from cerebra_jax.models.pricing import Block, Part, PriceList
+from cerebra_jax.models.pricing import Part, PriceList
 from cerebra_jax.models.registry import register
 from cerebra_jax.models.shapes import layer_shapes
 from cerebra_jax.models.stack import Decisions, Own, Shared
@@ -210,12 +210,9 @@ class Mod(nn.Module):
     @staticmethod
     def price_list(net: NetCfg, L: int, vocab: int, platform: str) -> PriceList:
         """Returns its blocks with prices."""
-        first, end = stack.ends(net, L, vocab)
         pairs, last = blocks(net, L, platform)
         layers = [layer for pair in pairs for layer in (pair.dense, pair.routed)]
-        layers += [] if last is None else [last]
-        found = [Block(f"layer_{i:02d}", layer.parts(net)) for i, layer in enumerate(layers)]
-        return PriceList((first, *found, end))
+        return stack.listed(net, L, vocab, layers if last is None else [*layers, last])
 
     @staticmethod
     def init_cache(net: NetCfg, L: int, ex_B, platform: str) -> cached.Cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,9 +17,10 @@ from cerebra_jax.layers.embedding import embed
 from cerebra_jax.layers.feedforward import FeedForward
 from cerebra_jax.layers.head import finish
 from cerebra_jax.layers.norm import Norm
+from cerebra_jax.layers.prunable import Group
 from cerebra_jax.layers.rows import Rows, ranks, token_segments, tokens
 from cerebra_jax.models import pricing
-from cerebra_jax.models.pricing import Block, Part
+from cerebra_jax.models.pricing import Block, Part, PriceList
 from cerebra_jax.routing import dispatch
 from cerebra_jax.routing.decision_cost import mean_cost, pairs
 from cerebra_jax.routing.routed import Capacity
@@ -258,6 +260,19 @@ class _Ends(nn.Module):
         if x_BxLxD is None:
             return embed(self.net, self.vocab, batch)
         return finish(self.net, self.vocab, x_BxLxD, table_VxD, batch)
+
+
+def listed(net: NetCfg, L: int, vocab: int, layers: Iterable[Any]) -> PriceList:
+    """Returns embedding, layer_00, layer_01, … and head with prices, of layers with `parts`."""
+    first, last = ends(net, L, vocab)
+    middle = (Block(f"layer_{i:02d}", layer.parts(net)) for i, layer in enumerate(layers))
+    return PriceList((first, *middle, last))
+
+
+def prunable_of(layers: Iterable[Any]) -> list[Group]:
+    """Returns what pruning may remove from layer_00, layer_01, …"""
+    named = enumerate(layers)
+    return [unit for i, layer in named for unit in layer.prunable(f"layer_{i:02d}", i)]
 
 
 def _batch(net: NetCfg, L: int) -> dict[str, jax.ShapeDtypeStruct]:
