@@ -1,10 +1,11 @@
 """Counts a program: walks its jaxpr and prices every operation, in Python integers.
 
-The prices are those of `cost/prices.py`. Scan bodies are multiplied by their length, `cond` costs
-its dearest branch (or the mean under given weights), jit, remat and custom derivatives are entered
-once, code whose results nobody uses is left out (XLA removes it too), and an operation without a
-price raises. What is counted is what the program runs: a masked full square of attention is a full
-square. Nothing is allocated or compiled, and arguments may be `jax.ShapeDtypeStruct`.
+The prices are those of `cost/primitives.py`, by the conventions of `cost/prices.py`. Scan bodies
+are multiplied by their length, `cond` costs its dearest branch (or the mean under given weights),
+jit, remat and custom derivatives are entered once, code whose results nobody uses is left out (XLA
+removes it too), and an operation without a price raises. What is counted is what the program runs:
+a masked full square of attention is a full square. Nothing is allocated or compiled, and arguments
+may be `jax.ShapeDtypeStruct`.
 
 Three name scopes (`jax.named_scope`) change what is counted inside them:
 
@@ -32,53 +33,23 @@ from typing import Any, NamedTuple, TypeGuard
 import jax
 
 from cerebra_jax.cost import prices
+from cerebra_jax.cost.primitives import (
+    ELEMENTWISE,
+    MOVES,
+    PRICES,
+    REDUCTIONS,
+    RELABELS,
+    bytes_of,
+    complex_work,
+    itemsize_of,
+    size_of,
+)
 from cerebra_jax.cost.units import Op
 from cerebra_jax.errors import RunError
-
-ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp clz complex conj cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt
-    igamma igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min
-    mul mulhi ne neg nextafter not or polygamma population_count pow real reduce_precision rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
-    sub tan tanh xor zeta psum psum2 psum_invariant pmax pmin random_bits random_gamma
-    rng_bit_generator rng_uniform threefry2x32""".split()
-)
-"""One operation per element of the result."""
-
-REDUCTIONS = frozenset(
-    """argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max
-    reduce_min reduce_or reduce_prod reduce_sum reduce_xor""".split()
-)
-"""One operation per element of the (first) operand."""
-
-MOVES = frozenset(
-    """all_gather all_gather_invariant all_to_all axis_index bitcast_convert_type broadcast_in_dim
-    concatenate convert_element_type copy copy_p create_token debug_callback debug_print device_put
-    dynamic_slice dynamic_update_slice empty empty2 expand_dims gather iota layout_constraint
-    mesh_cast name optimization_barrier pad pbroadcast pcast platform_index ppermute pvary
-    random_clone random_fold_in random_seed random_split random_unwrap random_wrap reshape reshard
-    rev scatter sharding_constraint slice split squeeze stack stop_gradient tile transpose
-    unstack""".split()
-)
-"""Data movement, bookkeeping and key arithmetic: 0 FLOPs."""
-
-RELABELS = frozenset(
-    """bitcast_convert_type broadcast_in_dim concatenate convert_element_type copy copy_p
-    dynamic_slice expand_dims layout_constraint mesh_cast name pad pbroadcast pcast pvary reshape
-    reshard rev sharding_constraint slice split squeeze stack stop_gradient tile transpose
-    unstack""".split()
-)
-"""Moves after which a weight is still that weight; they are fused into what uses it."""
 
 RECURRENCE = "diagonal_recurrence"
 FUSED_ATTENTION = "fused_attention"
 FUSED_CAUSAL_ATTENTION = "fused_causal_attention"
-
-CUDNN_CAUSAL = (2, 3)  # values of MaskType.CAUSAL and PADDING_CAUSAL in JAX's cuDNN binding
-
-_COMPLEX_PRODUCTS = frozenset("cumprod div integer_pow mul reduce_prod square".split())
-"""Elementwise operations on complex numbers with 6 real ones an element; the others have 2."""
 
 
 class Counts(NamedTuple):
@@ -145,7 +116,7 @@ def operations(fn: Callable, params: Any, *args: Any, **kwargs: Any) -> list[Cou
     program = jax.make_jaxpr(lambda p, a, k: fn(p, *a, **k))(params, args, kwargs)
     jaxpr = _jaxpr(program)
     held = len(jax.tree.leaves(params))
-    weights = [_Weight(_size(v.aval)) if i < held else None for i, v in enumerate(jaxpr.invars)]
+    weights = [_Weight(size_of(v.aval)) if i < held else None for i, v in enumerate(jaxpr.invars)]
     return _all(jaxpr, weights, _Context(constants=True))
 
 
@@ -240,7 +211,7 @@ def _walk(
     """Returns the operations that the wanted results need, and which results are weights."""
     env: _Env = {v: w for v, w in zip(jaxpr.invars, weights, strict=True) if w is not None}
     if context.constants:
-        env.update((v, _Weight(_size(v.aval))) for v in jaxpr.constvars)
+        env.update((v, _Weight(size_of(v.aval))) for v in jaxpr.constvars)
     live = _live(jaxpr, wanted)
 
     # the equations of a fused region are one group, which stands where the last of them does
@@ -345,27 +316,27 @@ def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | 
 
     # elementwise work, which is FLOPs in a recurrence
     if name in ELEMENTWISE or name in REDUCTIONS:
-        amount = sum(map(_size, outs)) if name in ELEMENTWISE else _size(ins[0])
+        amount = sum(map(size_of, outs)) if name in ELEMENTWISE else size_of(ins[0])
         op = Op() if name in ELEMENTWISE else _traffic(eqn.invars, eqn.outvars, env, context)
         if RECURRENCE not in context.scope:
             kind = "elementwise" if name in ELEMENTWISE else "move"
             return kind, op, amount
-        return "scan", op._replace(flops=times * amount * _complex_work(name, ins)), 0
+        return "scan", op._replace(flops=times * amount * complex_work(name, ins)), 0
 
     # what moves
     if name in MOVES:
         return "move", _move(eqn, env, context), 0
     if name.startswith("scatter"):  # scatter-add, scatter_mul …: the old values are read too
-        return "move", Op(bytes=3 * times * _bytes(ins[2:])), _size(ins[2])
+        return "move", Op(bytes=3 * times * bytes_of(ins[2:])), size_of(ins[2])
     if name in ("sort", "top_k", "approx_top_k"):
         length = max(ins[0].shape[eqn.params.get("dimension", -1)], 1)
         steps = max(1, (length - 1).bit_length())
-        return "move", _traffic(eqn.invars, eqn.outvars, env, context), steps * _size(ins[0])
+        return "move", _traffic(eqn.invars, eqn.outvars, env, context), steps * size_of(ins[0])
 
     # what has a price
-    if name not in _PRICES:
+    if name not in PRICES:
         return None
-    kind, price = _PRICES[name]
+    kind, price = PRICES[name]
     amount = times * price(eqn.params, ins, outs)
     if kind == "dot" and FUSED_CAUSAL_ATTENTION in context.scope:
         amount = _visible(amount, eqn)
@@ -392,7 +363,7 @@ def _enter(
     if len(bodies) != 1:
         raise UnpricedOp(
             f"the operation {name!r} has no price",
-            "add it to cerebra_jax/cost/count.py, with a test",
+            "add it to cerebra_jax/cost/primitives.py, with a test",
         )
     (body,) = bodies
 
@@ -481,10 +452,10 @@ def _traffic(operands: Sequence, results: Sequence, env: _Env, context: _Context
     read = weights = 0
     for v, weight in zip(operands, held, strict=True):
         if weight is None:
-            read += context.times * _bytes([v.aval])
+            read += context.times * bytes_of([v.aval])
         else:
-            weights += weight.elements * weight.slices * _itemsize(v.aval)
-    written = _bytes([v.aval for v in results])
+            weights += weight.elements * weight.slices * itemsize_of(v.aval)
+    written = bytes_of([v.aval for v in results])
     if _only_weights(held):
         return Op(weights=weights + written * max(weight.slices for weight in held))
     return Op(bytes=read + context.times * written, weights=weights)
@@ -495,11 +466,11 @@ def _move(eqn: Any, env: _Env, context: _Context) -> Op:
     name = eqn.primitive.name
     held = [_held(v, env, context) for v in eqn.invars]
     if name == "gather" or (name == "dynamic_slice" and held[0] is None):
-        moved = _bytes([v.aval for v in eqn.outvars])
+        moved = bytes_of([v.aval for v in eqn.outvars])
     elif name == "dynamic_update_slice":
-        moved = _bytes([eqn.invars[1].aval])
+        moved = bytes_of([eqn.invars[1].aval])
     elif name == "scatter":
-        moved = _bytes([v.aval for v in eqn.invars[2:]])
+        moved = bytes_of([v.aval for v in eqn.invars[2:]])
     else:
         return Op()  # also a slice of a stack of weights, which what uses it reads
     if _only_weights(held):
@@ -511,7 +482,7 @@ def _held(v: Any, env: _Env, context: _Context) -> _Weight | None:
     """Returns what a variable holds of the weights; a literal is a constant."""
     if _is_var(v):
         return env.get(v)
-    return _Weight(_size(v.aval)) if context.constants else None
+    return _Weight(size_of(v.aval)) if context.constants else None
 
 
 def _only_weights(held: list[_Weight | None]) -> TypeGuard[list[_Weight]]:
@@ -534,10 +505,10 @@ def _results(eqn: Any, env: _Env, context: _Context) -> list[_Weight | None]:
             return [None] * len(outs)
         elements = sum(weight.elements for weight in sources)
         slices = max(weight.slices for weight in sources)
-        return [_Weight(min(elements, _size(out)), slices) for out in outs]
+        return [_Weight(min(elements, size_of(out)), slices) for out in outs]
     if not _only_weights(held):
         return [None] * len(outs)
-    return [_Weight(_size(out), max(weight.slices for weight in held)) for out in outs]
+    return [_Weight(size_of(out), max(weight.slices for weight in held)) for out in outs]
 
 
 def _passed(inner: Sequence, outer: Sequence, env: _Env, context: _Context) -> list[_Weight | None]:
@@ -549,7 +520,7 @@ def _passed(inner: Sequence, outer: Sequence, env: _Env, context: _Context) -> l
     for var, v in zip(inner, outer, strict=True):
         weight = _held(v, env, context)
         if weight is not None:
-            parts = max(1, _size(v.aval) // max(1, _size(var.aval)))
+            parts = max(1, size_of(v.aval) // max(1, size_of(var.aval)))
             weight = _Weight(-(-weight.elements // parts), weight.slices * parts)
         found.append(weight)
     return found
@@ -621,55 +592,13 @@ def _region(stack: str) -> str | None:
     return None
 
 
-# prices
-
-
-def _dot(params: dict, ins: list, outs: list) -> int:
-    (contract, _), _ = params["dimension_numbers"]
-    depth = math.prod(ins[0].shape[i] for i in contract)
-    return _real_products(ins) * prices.matmul_flops(_size(outs[0]), depth, 1)
-
-
-def _conv(params: dict, ins: list, outs: list) -> int:
-    """Returns FLOPs of a convolution.
-
-    Taps in the padding are counted, the zeros that `lhs_dilation` inserts (transposed
-    convolutions) are not.
-    """
-    kernel = ins[1].shape
-    taps = _size(ins[1]) // max(1, kernel[params["dimension_numbers"].rhs_spec[0]])
-    flops = prices.conv_flops(_size(outs[0]), taps, 1, 1) // math.prod(params["lhs_dilation"])
-    return _real_products(ins) * flops
-
-
-def _real_products(ins: list) -> int:
-    """Returns how many real multiply-adds one of these two operands is: 4 if both are complex."""
-    return math.prod(2 if _is_complex(aval) else 1 for aval in ins[:2])
-
-
-def _complex_work(name: str, ins: list) -> int:
-    """Returns how many real operations one elementwise operation is."""
-    if not any(map(_is_complex, ins)):
-        return 1
-    return 6 if name in _COMPLEX_PRODUCTS else 2
-
-
-def _fft(params: dict, ins: list, outs: list) -> int:
-    points = math.prod(params["fft_lengths"])
-    kind = getattr(params["fft_type"], "name", str(params["fft_type"])).upper()
-    price = prices.rfft_flops(points) if "RFFT" in kind else prices.fft_flops(points)
-    # the side with `points` entries a transform; IRFFT has its half spectrum on the other
-    full = outs[0] if kind.endswith("IRFFT") else ins[0]
-    return _size(full) // max(1, points) * price
-
-
 def _visible(flops: int, eqn: Any) -> int:
     """Returns the FLOPs of the visible pairs, of those of a product over all L x L pairs."""
     (contract, _), (batch, _) = eqn.params["dimension_numbers"]
     left, right = (v.aval for v in eqn.invars)
     depth = math.prod(left.shape[i] for i in contract)
     kept = depth * math.prod(left.shape[i] for i in batch)
-    sizes = [depth, _size(left) // max(1, kept), _size(right) // max(1, kept)]
+    sizes = [depth, size_of(left) // max(1, kept), size_of(right) // max(1, kept)]
     L = next((size for size in sizes if sizes.count(size) > 1), None)
     if L is None:
         raise UnpricedOp(
@@ -677,34 +606,6 @@ def _visible(flops: int, eqn: Any) -> int:
             f"name the scope {FUSED_ATTENTION!r}, or give it as many keys as queries",
         )
     return flops * prices.causal_pairs(L) // max(1, L * L)
-
-
-def _fused_attention(params: dict, ins: list, _: list) -> int:
-    """Returns FLOPs of cuDNN attention, whose causal kernel skips the upper half of the square.
-
-    Queries are (B, L, H, C), or with layout 1 (B, H, L, C).
-    """
-    (B, a, b, C), key = ins[0].shape, ins[1].shape
-    q, H, k = (b, a, key[2]) if params["layout"] == 1 else (a, b, key[1])
-    causal = getattr(params["mask_type"], "value", params["mask_type"]) in CUDNN_CAUSAL
-    pairs = prices.causal_pairs(min(q, k)) + max(0, q - k) * k if causal else q * k
-    return B * prices.attention_pairs_flops(pairs, H * C)
-
-
-def _fused_attention_bwd(params: dict, ins: list, outs: list) -> int:
-    """Returns FLOPs of five matmuls, of two in the forward pass: scores are computed again."""
-    return _fused_attention(params, ins, outs) * 5 // 2
-
-
-_PRICES: dict[str, tuple[str, Callable[[dict, list, list], int]]] = {
-    "dot_general": ("dot", _dot),
-    "conv_general_dilated": ("conv", _conv),
-    "fft": ("fft", _fft),
-    "dot_product_attention_fwd": ("attention", _fused_attention),
-    "dot_product_attention_fwd_wrapper": ("attention", _fused_attention),
-    "dot_product_attention_bwd": ("attention", _fused_attention_bwd),
-    "dot_product_attention_bwd_wrapper": ("attention", _fused_attention_bwd),
-}
 
 
 # parts of jaxprs
@@ -730,19 +631,3 @@ def _bodies(params: dict) -> list:
 
 def _is_var(v: Any) -> bool:
     return not hasattr(v, "val")  # literals carry their value
-
-
-def _is_complex(aval: Any) -> bool:
-    return jax.numpy.issubdtype(getattr(aval, "dtype", bool), jax.numpy.complexfloating)
-
-
-def _size(aval: Any) -> int:
-    return math.prod(getattr(aval, "shape", ()))
-
-
-def _itemsize(aval: Any) -> int:
-    return getattr(getattr(aval, "dtype", None), "itemsize", 0)
-
-
-def _bytes(avals: list) -> int:
-    return sum(_size(a) * _itemsize(a) for a in avals)

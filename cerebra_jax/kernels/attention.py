@@ -106,11 +106,6 @@ def segments_for(L: int) -> int:
     return max(1, min(8, L // 64))
 
 
-def causal_layout(L: int) -> Layout:
-    """Returns the layout of plain causal attention: segments see the keys up to their own end."""
-    return tuple(Segment(a, b, 0, b) for a, b in segment_bounds(L, segments_for(L)))
-
-
 def window_layout(L: int, reach: Reach) -> Layout:
     """Returns the layout of attention in a window: segments see the keys in their reach.
 

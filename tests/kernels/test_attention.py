@@ -12,6 +12,14 @@ from hypothesis import strategies as st
 from cerebra_jax.cost import count, device, prices
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.kernels.attention import Blocks, Keys, Queries
+from cerebra_jax.layers.rows import block_layout, ranks, tokens
+
+
+def causal_layout(L):
+    """Returns the layout of all tokens of a causal model, as its layers make it."""
+    x = jnp.zeros((1, L, 1))
+    rows = tokens(x, ranks(L, True), True)
+    return block_layout(rows, rows)
 
 
 def plain(q, k, v, qrank, krank):
@@ -56,7 +64,7 @@ def of_ranks(qrank, krank, blocks, null=None):
 def dense(L, kernel):
     """Returns (causal attention of L tokens, the textbook's)."""
     rank = jnp.arange(L)[None]
-    mine = of_ranks(rank, rank, Blocks(att.causal_layout(L), kernel))
+    mine = of_ranks(rank, rank, Blocks(causal_layout(L), kernel))
     return mine, lambda q, k, v: plain(q, k, v, rank, rank)
 
 
@@ -170,7 +178,7 @@ def test_a_window_is_masked_attention_and_costs_what_its_layout_visits(L, reach,
     assert_close(compiled(mine, q, k, v, do), compiled(textbook, q, k, v, do), 1e-5)
     assert count.count(mine, q, k, v).flops == 4 * 16 * visited(layout)
     if L == 700 and back < 64:  # far from the whole square, and from the causal half of it
-        assert visited(layout) < 0.4 * visited(att.causal_layout(L))
+        assert visited(layout) < 0.4 * visited(causal_layout(L))
 
 
 @pytest.mark.parametrize("keys", [129, 257, 512, 1024])
@@ -195,7 +203,7 @@ def test_chunks_of_more_queries_change_nothing(keys):
 @pytest.mark.parametrize("L", [2048, 4096])
 def test_long_sequences_never_hold_all_scores(L):
     B, H, C = 1, 2, 8
-    kernel = att.score_kernel(att.causal_layout(L), "cpu")
+    kernel = att.score_kernel(causal_layout(L), "cpu")
     mine, textbook = dense(L, kernel)
     x = jax.ShapeDtypeStruct((B, H, L, C), jnp.float32)
 
@@ -235,7 +243,7 @@ def sizes(jaxpr):
 def test_the_pairs_of_its_layout_are_counted(L, heads, kernel):
     mine, _ = dense(L, kernel)
     x = jax.ShapeDtypeStruct((1, heads, L, 8), jnp.float32)
-    assert count.count(mine, x, x, x).flops == 4 * heads * 8 * visited(att.causal_layout(L))
+    assert count.count(mine, x, x, x).flops == 4 * heads * 8 * visited(causal_layout(L))
 
 
 @pytest.mark.parametrize("L", [64, 256])
@@ -245,7 +253,7 @@ def test_the_backward_pass_costs_two_forward_ones_and_half_of_one_to_form_the_we
     mine, _ = dense(L, kernel)
     x = jax.ShapeDtypeStruct((1, 2, L, 8), jnp.float32)
     both = count.count(lambda *args: with_gradients(mine, *args), x, x, x, x).flops
-    assert both == (3 if kernel == "full" else 3.5) * 4 * 16 * visited(att.causal_layout(L))
+    assert both == (3 if kernel == "full" else 3.5) * 4 * 16 * visited(causal_layout(L))
 
 
 def test_few_scores_are_kept_many_are_formed_again():
@@ -321,7 +329,7 @@ def test_pieces_tile_the_segments_in_whole_chunks(Q, K):
 
 @given(st.integers(1, 5000))
 def test_causal_layouts_tile_the_queries(L):
-    layout = att.causal_layout(L)
+    layout = causal_layout(L)
     ends = [segment.q1 for segment in layout]
     assert [segment.q0 for segment in layout] == [0, *ends[:-1]] and ends[-1] == L
     assert all((k0, k1) == (0, q1) for _, q1, k0, k1 in layout)
