@@ -12,7 +12,7 @@ from cerebra_jax.layers.cache import Place
 from cerebra_jax.layers.rows import Rows, ranks, tokens
 
 B, H, C, D = 2, 2, 3, 6
-LENGTHS = (1, 15, 16, 17, 40)  # no whole chunks among them
+LENGTHS = (1, 15, 16, 17, 40)  # whole chunks and others
 
 
 def recurrence(q, k, v, log_gate):
