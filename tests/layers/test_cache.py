@@ -114,7 +114,7 @@ def test_what_cannot_be_decoded_is_refused_in_one_line(tiny_cfg):
         ({"causal": False}, "encoder"),
         ({"causal": False, "route": dataclasses.replace(cfg.net.route, mode="topk")}, "encoder"),
         ({"outputs": 3}, "logits"),
-        ({"name": "lstm"}, "no cache"),
+        ({"name": "cnn"}, "no cache"),
         ({"name": "chiar", "route": dataclasses.replace(cfg.net.route, meta="batch")}, "batch"),
     ):
         model = build(dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, **changes)), V)
