@@ -25,7 +25,7 @@ from cerebra_jax.kernels import attention as att
 from cerebra_jax.layers.attention import Attention
 from cerebra_jax.layers.norm import Norm
 from cerebra_jax.layers.rows import ranks
-from cerebra_jax.models import cerebra, transformer
+from cerebra_jax.models import cerebra, cerebra_block, dense_block
 from cerebra_jax.models.model import cost_of, dense_of, neutral_knobs
 from cerebra_jax.models.shapes import layer_shapes
 from cerebra_jax.models.stack import Own, Shared
@@ -110,7 +110,7 @@ class FixedAttention(Attention):
 
 
 class DenseAttention(nn.Module):
-    """x + attention(LN x): the first half of `transformer.DenseBlock`."""
+    """x + attention(LN x): the first half of `dense_block.DenseBlock`."""
 
     attention: FixedAttention
     attention_norm: Norm
@@ -123,7 +123,7 @@ class DenseAttention(nn.Module):
         return x_BxLxD + self.attention(rows, rows), None
 
 
-class RoutedAttention(cerebra.RoutedBlock):
+class RoutedAttention(cerebra_block.RoutedBlock):
     """A routed block without its FFN."""
 
     def _ffn(self, h_BxLxD, *_):
@@ -139,7 +139,7 @@ def dense_layer(g: Group, net: NetCfg, blocks: att.Blocks) -> nn.Module:
     if g.part == "attention":
         return DenseAttention(attention, Norm(parent=None), g.L, net.causal)
     shape = layer_shapes(dense_of(net))[0]
-    dense = transformer.block(dense_of(net), shape, g.L, present_platform())
+    dense = dense_block.block(dense_of(net), shape, g.L, present_platform())
     return dense.clone(attention=attention)
 
 
@@ -276,7 +276,7 @@ def routed_programs(g: Group, inputs: Inputs) -> Iterator[tuple[str, Program]]:
 
 def _layer(g: Group, net: NetCfg) -> nn.Module:
     """Returns the routed layer of a group."""
-    (made,) = cerebra.blocks(net, g.L, present_platform())
+    (made,) = cerebra.Cerebra.blocks(net, g.L, present_platform())
     if g.part == "block":
         return made
     names = [name for name in made.__dataclass_fields__ if name not in ("parent", "name")]

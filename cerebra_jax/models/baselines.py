@@ -20,18 +20,19 @@ from cerebra_jax.layers.dropout import Drop
 from cerebra_jax.layers.feedforward import FeedForward
 from cerebra_jax.layers.fnet import FourierMixing
 from cerebra_jax.layers.gated_conv import GatedConv
-from cerebra_jax.layers.head import finish, pool
+from cerebra_jax.layers.head import pool
 from cerebra_jax.layers.linear import linear
 from cerebra_jax.layers.lstm import Lstm
 from cerebra_jax.layers.norm import Norm
 from cerebra_jax.layers.rows import Rows, mask_out
-from cerebra_jax.layers.scan_layers import Repeat, scan_layers
 from cerebra_jax.layers.ssm import EXPAND, SelectiveStateSpace
 from cerebra_jax.models import pricing, stack
+from cerebra_jax.models.dense_block import reading
 from cerebra_jax.models.pricing import Block, Part, PriceList
 from cerebra_jax.models.registry import register
 from cerebra_jax.models.stack import Decisions, Own, Shared
-from cerebra_jax.models.transformer import reading
+from cerebra_jax.models.stack_model import Pass, StackModel
+from cerebra_jax.routing.report import NOTHING
 
 
 class ResidualBlock(nn.Module):
@@ -53,14 +54,18 @@ class ResidualBlock(nn.Module):
         if decoding:
             place = cached.Place(shared.pos, self.length)
             y_BxnxD, after = self.layer.decode(rows, cache, place)
-            return x_BxLxD + y_BxnxD, ({}, after)
+            return x_BxLxD + y_BxnxD, (None, after)
         more = {"number": own.number} if isinstance(self.layer, GatedConv) else {}
         y_BxLxD = self.layer(rows, rows, **more, **reading(self.layer, self.causal, own))
-        return x_BxLxD + self.drop(shared.ex_B, y_BxLxD), {}
+        return x_BxLxD + self.drop(shared.ex_B, y_BxLxD), NOTHING
 
-    def parts(self, net: NetCfg, name: str) -> tuple[Part, ...]:
+    def init_cache(self, batch: int):
+        """Returns the state of rows that have read nothing."""
+        return self.layer.init_cache(batch, 0, self.length)
+
+    def parts(self, net: NetCfg) -> tuple[Part, ...]:
         """Returns what it is made of, with prices."""
-        L = self.length
+        L, name = self.length, PARTS[net.name]
         if isinstance(self.layer, GatedConv):
             price = _convolving(self.layer, net.width, net.dtype, L)
             return stack.norm_part(net, L), Part(name, price)
@@ -102,9 +107,9 @@ class FnetBlock(nn.Module):
         drop = Drop(self.dropout)
         rows = shared.rows(self.mix_norm(x_BxLxD), self.length, False, decoding=False)
         x_BxLxD += drop(shared.ex_B, self.mixing(rows, rows))
-        return x_BxLxD + drop(shared.ex_B, self.ffn(self.ffn_norm(x_BxLxD))), {}
+        return x_BxLxD + drop(shared.ex_B, self.ffn(self.ffn_norm(x_BxLxD))), NOTHING
 
-    def parts(self, net: NetCfg, name: str) -> tuple[Part, ...]:
+    def parts(self, net: NetCfg) -> tuple[Part, ...]:
         """Returns what it is made of, with prices; a transform over tokens is counted whole."""
         L = self.length
         mixing = Part("mix", _transforming(self.mixing, net.width, net.dtype, L))
@@ -130,14 +135,14 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_Bx1xD, own: Own, shared: Shared):
-        return x_Bx1xD + Drop(self.dropout)(shared.ex_B, self.ffn(self.norm(x_Bx1xD))), {}
+        return x_Bx1xD + Drop(self.dropout)(shared.ex_B, self.ffn(self.norm(x_Bx1xD))), NOTHING
 
-    def parts(self, net: NetCfg, name: str) -> tuple[Part, ...]:
+    def parts(self, net: NetCfg) -> tuple[Part, ...]:
         """Returns what it is made of, with prices."""
-        return stack.norm_part(net, 1), stack.rows_part(net, name, self.ffn, 1, None)
+        return stack.norm_part(net, 1), stack.rows_part(net, "ffn", self.ffn, 1, None)
 
 
-PARTS = {"ssm": "scan", "lstm": "lstm", "cnn": "conv", "fnet": "mix", "mlp": "ffn"}
+PARTS = {"ssm": "scan", "lstm": "lstm", "cnn": "conv"}
 
 
 def block(net: NetCfg, L: int, platform: str) -> nn.Module:
@@ -162,74 +167,62 @@ def block(net: NetCfg, L: int, platform: str) -> nn.Module:
     return ResidualBlock(layer, norm, L, net.causal, drop, parent=None)
 
 
-@register("cnn", "fnet", "mlp")
-class Baseline(nn.Module):
-    """Language model, or encoder, without routing; (B, L) tokens -> `Out`, `Aux`."""
-
-    net: NetCfg
-    vocab: int
-    decisions: Decisions
-    platform: str = "cpu"
-
-    @nn.compact
-    def __call__(self, batch, knobs, routing, cache: cached.Cache | None = None):
-        net = self.net
-        x_BxLxD, table_VxD = stack.embedded(net, self.vocab, batch)
-        B, n = x_BxLxD.shape[:2]
-        L, shared = stack.shared_of(net, batch, knobs, cache, n)
-        if net.name == "mlp":
-            x_BxLxD, batch = self._flat(x_BxLxD, batch)
-        layout = (block(net, L, self.platform),) * net.depth
-        own, mode = stack.owns({}, net.depth), Repeat(net.scan, net.remat)
-        memory = None if cache is None else cache.layers
-        x_BxLxD, y = scan_layers(layout, mode, x_BxLxD, own, shared, memory)
-        out = finish(net, self.vocab, x_BxLxD, table_VxD, batch)
-        if cache is not None:
-            return out, cached.advance(cache, shared.pos, y[1], None, {})
-        return out, stack.aux_of(net, L, self.decisions, None, B)
-
-    def _flat(self, x_BxLxD, batch):
-        """Returns one row of all tokens: a linear map of the L · D features, or their pool."""
-        net, (B, L, D) = self.net, x_BxLxD.shape
-        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
-        rest = {name: x for name, x in batch.items() if name != "mask_BxL"}
-        if net.pool:
-            return pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype), rest
-        flat_Bx1xLD = mask_out(x_BxLxD, mask_BxL).reshape(B, 1, L * D)
-        return linear(flat_Bx1xLD, D, (L * D) ** -0.5, "flat", bias=True), rest
+class Baseline(StackModel):
+    """Language model, or encoder, of alike blocks without routing."""
 
     @staticmethod
-    def price_list(net: NetCfg, L: int, vocab: int, platform: str) -> PriceList:
-        """Returns its blocks with prices.
-
-        UserError where every token needs an answer of its own.
-        """
-        first, last = stack.ends(net, L, vocab)
-        found = [first]
-        if net.name == "mlp":
-            _, last = stack.ends(net, 1, vocab)  # of one row of all tokens
-            require(
-                net.outputs > 0,
-                "net.name is mlp, which gives one answer per example, not per token",
-                "use another model",
-            )
-            if not net.pool:
-                found.append(Block("flat", (Part("", _flattening(net, L)),)))
-        parts = block(net, L, platform).parts(net, PARTS[net.name])
-        found += [Block(f"layer_{i:02d}", parts) for i in range(net.depth)]
-        return PriceList((*found, last))
+    def blocks(
+        net: NetCfg, L: int, platform: str, decisions: Decisions | None = None
+    ) -> tuple[nn.Module, ...]:
+        """Returns the blocks, in order."""
+        return (block(net, L, platform),) * net.depth
 
 
 @register("ssm", "lstm")
 class Recurrent(Baseline):
     """A baseline that reads its tokens one after the other: it decodes with its state."""
 
-    @staticmethod
-    def init_cache(net: NetCfg, L: int, ex_B, platform: str) -> cached.Cache:
-        """Returns the cache of rows that have read nothing."""
-        layer = block(net, L, platform).layer
-        made = tuple(layer.init_cache(len(ex_B), 0, L) for _ in range(net.depth))
-        return cached.empty(L, ex_B, 0, made, net.scan, {})
+
+@register("cnn", "fnet")
+class Whole(Baseline):
+    """A baseline that needs all tokens at once."""
+
+    decodes = False
+
+
+@register("mlp")
+class Mlp(Whole):
+    """One row of all tokens, and FFNs of it: one answer per example."""
+
+    def enter(self, now: Pass) -> Pass:
+        """Makes one row of all tokens: a linear map of the L · D features, or their pool."""
+        net, x_BxLxD, batch = self.net, now.x_BxLxD, now.batch
+        B, L, D = x_BxLxD.shape
+        mask_BxL = batch["mask_BxL"] if "mask_BxL" in batch else None
+        rest = {name: x for name, x in batch.items() if name != "mask_BxL"}
+        if net.pool:
+            row_Bx1xD = pool(net.pool, x_BxLxD, mask_BxL).astype(x_BxLxD.dtype)
+        else:
+            flat_Bx1xLD = mask_out(x_BxLxD, mask_BxL).reshape(B, 1, L * D)
+            row_Bx1xD = linear(flat_Bx1xLD, D, (L * D) ** -0.5, "flat", bias=True)
+        return now._replace(x_BxLxD=row_Bx1xD, batch=rest)
+
+    @classmethod
+    def price_list(cls, net: NetCfg, L: int, vocab: int, platform: str) -> PriceList:
+        """Returns its blocks with prices.
+
+        UserError where every token needs an answer of its own.
+        """
+        require(
+            net.outputs > 0,
+            "net.name is mlp, which gives one answer per example, not per token",
+            "use another model",
+        )
+        # embedding of all tokens; blocks and head of one row
+        first, _ = stack.ends(net, L, vocab)
+        flat = () if net.pool else (Block("flat", (Part("", _flattening(net, L)),)),)
+        _, *rest = stack.listed(net, 1, vocab, cls.blocks(net, L, platform)).blocks
+        return PriceList((first, *flat, *rest))
 
 
 def _flattening(net: NetCfg, L: int) -> pricing.Price:

@@ -97,6 +97,12 @@ def feed_forward(net: NetCfg, hidden: int, out: float, *, bias: bool = False) ->
     return FeedForward(*sizes, parent=None)
 
 
+def costs_of(decisions: Decisions | None, count: int) -> tuple[LayerDecision, ...]:
+    """Returns what a decision costs in each of `count` routed blocks, 0 where it is not known."""
+    known = decisions is not None and decisions.cost.layers
+    return decisions.cost.layers if known else (LayerDecision(),) * count
+
+
 class Decisions(NamedTuple):
     """What becomes of the decisions of a model: their cost, and the weights of their losses."""
 
@@ -149,11 +155,6 @@ def capacity_of(net: NetCfg, route: Any, L: int, gathers: bool) -> Capacity:
         K = selected_tokens(route, L) if exact else slots
         layout = dispatch.Layout(((0, L),), ((0, K),))
     return Capacity(L, layout, True, route.lowering, route.kv)
-
-
-def embedded(net: NetCfg, vocab: int, batch):
-    """Returns (features (B, L, D), token table); to be called inside a compact method."""
-    return embed(net, vocab, batch)
 
 
 # prices
@@ -271,7 +272,7 @@ def listed(net: NetCfg, L: int, vocab: int, layers: Iterable[Any]) -> PriceList:
 
 def prunable_of(layers: Iterable[Any]) -> list[Group]:
     """Returns what pruning may remove from layer_00, layer_01, …"""
-    named = enumerate(layers)
+    named = [(i, layer) for i, layer in enumerate(layers) if hasattr(layer, "prunable")]
     return [unit for i, layer in named for unit in layer.prunable(f"layer_{i:02d}", i)]
 
 

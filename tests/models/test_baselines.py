@@ -17,7 +17,7 @@ from cerebra_jax.cost import count
 from cerebra_jax.kernels.cross_entropy import chunked_xent
 from cerebra_jax.layers import fnet, gated_conv, lstm, ssm
 from cerebra_jax.layers.rows import ranks
-from cerebra_jax.models import mod, stack, transformer
+from cerebra_jax.models import dense_block, mod, mod_block, stack
 from cerebra_jax.models.model import Model, build, neutral_knobs
 
 V, B, L = 30, 3, 40
@@ -264,7 +264,7 @@ def test_a_window_bounds_how_far_a_token_sees(tiny_cfg):
     """One layer: the token sees window − 1 others; as an encoder, half of them on each side."""
     for causal, reach in ((True, (6, 0)), (False, (3, 3))):
         model = made(tiny_cfg, "window", causal, **{"net.depth": 1})
-        assert transformer.reach(model.net) == reach
+        assert dense_block.reach(model.net) == reach
         seen = range(20 - reach[1], 20 + reach[0] + 1)
         assert moved_by(model, 20).nonzero()[0].tolist() == list(seen)
 
@@ -272,13 +272,13 @@ def test_a_window_bounds_how_far_a_token_sees(tiny_cfg):
 class Layer(NamedTuple):
     """One routed block of Mixture-of-Depths with random weights, and what it is given."""
 
-    block: mod.RoutedBlock
+    block: mod_block.RoutedBlock
     own: stack.Own
     shared: stack.Shared
 
 
 def routed_layer(net: NetCfg) -> Layer:
-    pairs, _ = mod.blocks(net, L, "cpu")
+    pairs = mod.Mod.blocks(net, L, "cpu")
     own = jax.tree.map(lambda x: x[0], stack.owns({}, 1))
     place_1xL = jnp.arange(L)[None]
     one = jnp.float32(1)
