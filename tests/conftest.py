@@ -59,12 +59,55 @@ QUICK = (
 )
 
 
+# what `-m floor` runs with the oldest versions we promise: one variant of each kind of program
+FLOOR = (
+    "test_smoke.py",
+    "test_contract.py",
+    "test_costs.py::test_analytic_equals_counted[",
+    "test_costs.py::test_a_decoded_token_costs_what_is_counted[",
+)
+FLOOR_VARIANTS = (
+    "dense",
+    "dense-kept",
+    "dense-gated-scan-remat",
+    "window",
+    "chiar-hard-kv-routed",
+    "chiar-rbf-threshold",
+    "chiar-scan-remat",
+    "cerebra-threshold",
+    "cerebra-kv-all",
+    "cerebra-hybrid-odd",
+    "cerebra-onehot",
+    "cerebra-scan-remat",
+    "cerebra-gla-gla",
+    "cerebra-heavy-ssm",
+    "mod-learned",
+    "lstm-scan-remat",
+    "ssm",
+    "cnn",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of the quick subset."""
+    """Marks the tests of the subsets, and lets those of one variant follow each other.
+
+    A model that one test has made and compiled then serves the next ones.
+    """
     for item in items:
         name = item.path.relative_to(ROOT / "tests").as_posix()
         if name.startswith(QUICK):
             item.add_marker(pytest.mark.quick)
+        whole = f"{name}::{item.name}"
+        if whole.startswith(FLOOR) and _variant(item) in (None, *FLOOR_VARIANTS):
+            item.add_marker(pytest.mark.floor)
+    files = {item.path: i for i, item in enumerate(items)}
+    items.sort(key=lambda item: (files[item.path], _variant(item) or ""))
+
+
+def _variant(item: pytest.Item) -> str | None:
+    """Returns the name of the model's variant that a test is of, if it is of one."""
+    call = getattr(item, "callspec", None)
+    return call.params.get("name") if call else None
 
 
 _LOCAL = {"127.0.0.1", "::1", "localhost", ""}
