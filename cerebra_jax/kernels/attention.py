@@ -16,9 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.cost import device
-from cerebra_jax.cost.count import FUSED_CAUSAL_ATTENTION
-
 Reach = tuple[int | None, int]
 """(back, ahead): a query at p sees keys at p − back … p + ahead; back None: all before it."""
 
@@ -211,9 +208,11 @@ def attend_blocks(
     chex.assert_rank((queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC), 4)
     chex.assert_rank((queries.rank_BxQ, keys.rank_BxK), 2)
     chex.assert_equal_shape((keys.k_BxHxKxC, keys.v_BxHxKxC))
-    if blocks.kernel == "cudnn":
-        return _cudnn(queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC)
-    return _segments(blocks, queries, keys, null)
+    if blocks.kernel in ("cudnn", "splash"):
+        from cerebra_jax.kernels import fused_attention  # which is made of this file
+
+        return fused_attention.attend(blocks, queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC)
+    return masked(blocks, queries, keys, null)
 
 
 def attend(q, k, v, qrank, krank, layout, kernel, reach=PAST, null=None):  # noqa: PLR0913
@@ -222,22 +221,9 @@ def attend(q, k, v, qrank, krank, layout, kernel, reach=PAST, null=None):  # noq
     return attend_blocks(Queries(q, qrank), Keys(k, v, krank), blocks, null)
 
 
-def _cudnn(q_BxHxLxC, k_BxHxLxC, v_BxHxLxC) -> jax.Array:
-    """Returns causal attention by cuDNN.
-
-    Without a GPU at hand it is the formula of the same kernel under its name, so that a program for
-    a GPU can be counted anywhere.
-    """
-    if device.present_platform() == "gpu":
-        q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxLxC, k_BxHxLxC, v_BxHxLxC))
-        o = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-        return o.swapaxes(1, 2)
-    L = q_BxHxLxC.shape[2]
-    with jax.named_scope(FUSED_CAUSAL_ATTENTION):
-        rank_1xL = jnp.arange(L)[None]
-        blocks = Blocks((Segment(0, L, 0, L),), "cudnn")
-        keys = Keys(k_BxHxLxC, v_BxHxLxC, rank_1xL)
-        return _segments(blocks, Queries(q_BxHxLxC, rank_1xL), keys, None)
+def masked(blocks: Blocks, queries: Queries, keys: Keys, null: Null | None = None) -> jax.Array:
+    """Returns the same by masks, on any platform."""
+    return _segments(blocks, queries, keys, null)
 
 
 class _Residuals(NamedTuple):
