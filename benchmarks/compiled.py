@@ -2,10 +2,12 @@
 
 python benchmarks/compiled.py [--targets=h100,h100x8,v5e] [--models=dense,chiar,cerebra,mod]
                               [--cells=256x64x28,4096x8x6,65536x1x4,decode] [--set=KEY=VALUE]
-                              [--out=FILE.json]
+                              [--out=FILE.json] [--against=FILE.json]
+python benchmarks/compiled.py --gate
 
 It needs the extra `accel` (Python 3.11 or later). benchmarks/README.md says how the times are
-modelled, and what the columns mean.
+modelled, and what the columns mean. With --against it ends with status 1 where a program takes more
+than in that file. --gate judges programs before compilation, and needs no extra.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ TARGETS = {
 }
 CELLS = ("256x64x28", "4096x8x6", "65536x1x4", "decode")
 ONLY = {"h100x8": ("256x64x28",), "v5e": ("256x64x28", "4096x8x6")}  # others have every cell
+TOLERANCE = 1.05  # of a figure to that of an earlier file
 VERSIONS = ("jax", "jaxlib", "flax", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12", "libtpu")
 
 
@@ -90,6 +93,8 @@ def row(name: str, model: str, cell_name: str, settings: dict[str, Any]) -> dict
     """Compiles one program, and returns its figures."""
     import target_programs
 
+    from cerebra_jax.kernels.fused_attention import lowering_for
+
     target = TARGETS[name]
     devices = topology(name)
     cell = target_programs.Cell.of(cell_name)
@@ -99,7 +104,7 @@ def row(name: str, model: str, cell_name: str, settings: dict[str, Any]) -> dict
 
     # compile
     start = time.monotonic()
-    with target_programs.lowering_to(target.platform):
+    with lowering_for(target.platform):
         program = target_programs.program(cfg, cell, target.platform, devices)
         lowered = program.lower()
     traced = time.monotonic() - start
@@ -232,6 +237,8 @@ def options() -> argparse.Namespace:
     add("--models", type=common.words, default="dense,chiar,cerebra,mod")
     add("--cells", type=common.words, default=",".join(CELLS))
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a configuration key")
+    add("--against", type=Path, metavar="FILE", help="figures that must not get worse")
+    add("--gate", action="store_true", help="judge the programs before compilation alone")
     add("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     for target in args.targets:
@@ -261,6 +268,28 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def worse(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[str]:
+    """Returns what the rows take more of than the rows of an earlier file, one line a figure."""
+    earlier = {_key(row): row for row in before}
+    found = []
+    for row in rows:
+        old = earlier.get(_key(row))
+        name = " ".join(_key(row))
+        if old is None or "error" in old:
+            continue
+        if "error" in row:
+            found.append(f"{name}: {row['error']}")
+            continue
+        for figure in ("peak_bytes", "kernels", "bytes", "seconds"):
+            if row[figure] > TOLERANCE * old[figure]:
+                found.append(f"{name}: {figure} {old[figure]:.4g} before, {row[figure]:.4g} now")
+    return found
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["target"], row["cell"], row["model"]
+
+
 def _installed(name: str) -> bool:
     try:
         importlib.metadata.version(name)
@@ -275,12 +304,20 @@ def main() -> None:
         target, model, cell = args.row.split(":")
         print(json.dumps(row(target, model, cell, dict(map(setting, args.set)))))
         return
+    if args.gate:
+        import gate
+
+        sys.exit(bool(gate.judge(args.models)))
     for target in args.targets:
         if packages := missing(target):
             raise UserError(
                 f"compiling for {target} needs {packages}", "pip install -e '.[accel]', see README"
             )
-    measure(args)
+    rows = measure(args)
+    if args.against:
+        found = worse(rows, json.loads(args.against.read_text(encoding="utf-8"))["rows"])
+        print("\n".join(found) or f"no figure is worse than in {args.against.name}")
+        sys.exit(bool(found))
 
 
 if __name__ == "__main__":

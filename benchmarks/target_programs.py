@@ -5,10 +5,9 @@ Nothing is allocated. Import `common` before it, which finds the package.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cerebra_jax import config
 from cerebra_jax.config import RunCfg
-from cerebra_jax.cost import device
 from cerebra_jax.models import sampling
 from cerebra_jax.tasks.registry import sketch
 from cerebra_jax.training.experiment import Experiment, prepare
@@ -156,24 +154,3 @@ def program(cfg: RunCfg, cell: Cell, platform: str, devices: Sequence[Any] = ())
     """Returns the program of a cell."""
     e = experiment(cfg, platform)
     return decoding(e, devices) if cell.decodes else train_step(e, devices)
-
-
-@contextlib.contextmanager
-def lowering_to(platform: str) -> Iterator[None]:
-    """Lets a GPU's own calls into a program that is lowered where there is no GPU."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    patches = (
-        (device, "present_platform", lambda: platform),
-        (cudnn, "check_cudnn_version", lambda: 91200),
-        (cudnn, "check_compute_capability", lambda _: True),
-        (cudnn, "is_cuda_compute_capability_equal", lambda _: False),
-    )
-    before = [getattr(module, name) for module, name, _ in patches]
-    for module, name, value in patches:
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name, _), value in zip(patches, before, strict=True):
-            setattr(module, name, value)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from cerebra_jax.errors import UserError
+from cerebra_jax.kernels.fused_attention import lowering_for
 
 SMALL = {"task.vocab_size": 260, "net.width": 32, "net.heads": 2, "net.ffn_width": 64}
 
@@ -18,16 +19,16 @@ def programs(script):
 
 def test_a_program_is_made_for_the_platform_that_is_asked_for(programs, script):
     facts = script("lowered_program")
-    cell = programs.Cell(64, 2, 2)
+    cell = programs.Cell(96, 2, 2)
     cfg = programs.configuration("dense", cell, SMALL, "smoke")
     texts = {}
     for platform, lowering in (("cpu", "cpu"), ("gpu", "cuda")):
-        with programs.lowering_to(platform):
+        with lowering_for(platform):
             made = programs.program(cfg, cell, platform)
             texts[platform] = made.lower_for(lowering).as_text()
     assert facts.fused_calls(texts["gpu"], "gpu") == 2  # forward and backward
     assert facts.fused_calls(texts["cpu"], "gpu") == 0
-    assert facts.squares(texts["cpu"], 64) and not facts.squares(texts["gpu"], 64)
+    assert facts.squares(texts["cpu"], 96) and not facts.squares(texts["gpu"], 96)
     (scatter,) = facts.float_scatters(texts["gpu"])  # the gradient of the embedding
     assert scatter == ((260, 32), "f32")
     assert facts.wide_dots(texts["gpu"]) == 0 < sum(flops for _, flops in facts.dots(texts["gpu"]))
