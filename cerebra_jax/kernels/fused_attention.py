@@ -1,6 +1,14 @@
 """Attention by the fused kernels that ship with JAX: cuDNN's on a GPU, Splash on a TPU.
 
-What is traced depends on where the program will run:
+They know causality, lengths and no other mask. `attend` brings the attention of a layer into that
+form, which is `Blocks.form`:
+
+    causal    all rows in order; each sees those up to itself
+    windows   W queries a key, and a null key before them: a query sees the keys of the windows
+              that end at or before it, which is W causal calls, made as one with W times the heads
+    all       every query sees every key that is real, and the null key if there is one
+
+All forms end in one call, `_call`. What is traced there depends on where the program will run:
 
 - On the platform that the kernel is made for, the kernel itself.
 - Elsewhere the formula of the same result, under the name scope of a fused region: it has the
@@ -19,28 +27,53 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.cost import device
-from cerebra_jax.cost.count import FUSED_CAUSAL_ATTENTION
+from cerebra_jax.cost import device, prices
+from cerebra_jax.cost.count import FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION
+from cerebra_jax.errors import UserError
 from cerebra_jax.kernels import attention, cudnn
+from cerebra_jax.kernels.attention import Blocks, Keys, Null, Queries, Segment
 
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 """The kernels, each with the platform that it is made for."""
 
-_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+AMPERE = (8, 0)
+"""The compute capability from which cuDNN has the kernel."""
+
+EVEN = 8
+"""An odd number of rows is padded to a multiple of this: cuDNN's backward pass wants even ones."""
+
+LANES = 128
+"""Splash works on blocks of this many rows, or a multiple; head widths below it waste the rest."""
+
+
+# where the program will run
+
+
+class _Target(NamedTuple):
+    """Says for which platform programs are traced, and by which of JAX's implementations."""
+
+    platform: str
+    implementation: str
+
+
+_target: contextvars.ContextVar[_Target | None] = contextvars.ContextVar("target", default=None)
 
 
 @contextlib.contextmanager
-def lowering_for(platform: str) -> Iterator[None]:
+def lowering_for(platform: str, implementation: str = "cudnn") -> Iterator[None]:
     """Lets programs traced inside hold the kernels of that platform, cpu, gpu or tpu.
 
-    JAX keeps what it has traced, so its caches are cleared on the way in and out.
+    JAX keeps what it has traced, so its caches are cleared on the way in and out. implementation:
+    how JAX computes what cuDNN would; with "xla" the calls for a GPU run on a CPU.
     """
-    token = _target.set(platform)
+    token = _target.set(_Target(platform, implementation))
     absent = platform == "gpu" and device.present_platform() != "gpu"
     jax.clear_caches()
     try:
@@ -51,33 +84,228 @@ def lowering_for(platform: str) -> Iterator[None]:
         jax.clear_caches()
 
 
-def is_lowered_for(platform: str) -> bool:
-    """Returns whether the program that is traced now will run on that platform."""
-    return (_target.get() or device.present_platform()) == platform
+@contextlib.contextmanager
+def as_formulas() -> Iterator[None]:
+    """Lets what is traced inside, to be counted, hold the formula of every kernel."""
+    token = _target.set(_Target("", ""))
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
-def attend(blocks: attention.Blocks, q_BxHxQxC, k_BxHxKxC, v_BxHxKxC) -> jax.Array:
+def _traced_for() -> _Target:
+    """Returns where the program that is traced now will run."""
+    return _target.get() or _Target(device.present_platform(), "cudnn")
+
+
+# whether there is one
+
+
+def fused_kernel(choice: str, dtype: str, head_width: int, platform: str) -> str:
+    """Returns the fused kernel of a platform (cpu, gpu or tpu) that net.attention stands for.
+
+    It is "cudnn" or "splash"; "" says that there is none. `auto` takes one where it fits: in 16
+    bits, with heads whose width is a multiple of 8 up to 128, and on a GPU from Ampere on. "cudnn"
+    insists: it raises UserError where it does not fit.
+    """
+    if choice == "cudnn":
+        problem = _problem(dtype, head_width, "gpu")
+        if problem:
+            raise UserError(f"net.attention is cudnn, {problem}", "use net.attention=auto")
+        return "cudnn"
+    found = {platform: name for name, platform in PLATFORMS.items()}.get(platform, "")
+    fits = choice == "auto" and not _problem(dtype, head_width, platform)
+    return found if fits else ""
+
+
+def _problem(dtype: str, head_width: int, platform: str) -> str:
+    """Returns why the kernel of a platform cannot be taken; "" where it can."""
+    if dtype not in ("bfloat16", "float16"):
+        return f"which computes in 16 bits, and net.dtype is {dtype}"
+    if head_width % 8 or head_width > 128:
+        return f"and a head is {head_width} wide, which is no multiple of 8 up to 128"
+    if platform == "gpu" and not _is_able():
+        return "which needs a GPU of compute capability 8.0 or more, and this one has less"
+    return ""
+
+
+@functools.cache
+def _capability() -> tuple[int, ...] | None:
+    """Returns the compute capability of the GPU here; None where there is none, or not NVIDIA's."""
+    if device.present_platform() != "gpu":
+        return None
+    text = getattr(jax.local_devices()[0], "compute_capability", "")
+    return tuple(map(int, text.split("."))) if text.replace(".", "").isdigit() else None
+
+
+def _is_able() -> bool:
+    """Returns whether the GPU here is new enough; one that is not here is taken to be."""
+    found = _capability()
+    return found is None or found >= AMPERE
+
+
+def is_windowed(queries: int, keys: int) -> bool:
+    """Returns whether so many windows tile the queries equally: form "windows" is then theirs."""
+    return keys > 0 and queries % keys == 0
+
+
+def pairs_of(blocks: Blocks) -> tuple[int, int, int]:
+    """Returns (queries, keys, pairs of them that the kernel computes), the null key left out."""
+    Q = blocks.layout[-1][1]
+    K = max(segment[3] for segment in blocks.layout)
+    if blocks.form == "windows":  # each query has a pair with the null key, and W are padding
+        return Q, K, Q // K * prices.causal_pairs(K + 1) - Q
+    return Q, K, prices.causal_pairs(Q) if blocks.form == "causal" else Q * K
+
+
+# attention
+
+
+def attend(blocks: Blocks, queries: Queries, keys: Keys, null: Null | None = None) -> jax.Array:
     """Returns the attention of `Blocks` by a fused kernel: (B, H, Q, C)."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxQxC, k_BxHxKxC, v_BxHxKxC))
-    return _call(blocks.kernel, q, k, v).swapaxes(1, 2)
+    if blocks.form == "windows":
+        assert null is not None, "the first queries see no other key"
+        return _windows(blocks.kernel, queries.x_BxHxQxC, keys, null)
+    if blocks.form == "all":
+        return _all(blocks, queries, keys, null)
+    q, k, v = (x.swapaxes(1, 2) for x in (queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC))
+    return _call(blocks.kernel, q, k, v, causal=True).swapaxes(1, 2)
 
 
-def _call(kernel: str, q_BxQxHxC, k_BxKxHxC, v_BxKxHxC) -> jax.Array:
-    """Returns causal attention: by the kernel where the program will run on its platform."""
-    if is_lowered_for(PLATFORMS[kernel]):
-        return jax.nn.dot_product_attention(
-            q_BxQxHxC, k_BxKxHxC, v_BxKxHxC, is_causal=True, implementation="cudnn"
-        )
-    return _formula(q_BxQxHxC, k_BxKxHxC, v_BxKxHxC)
+def _windows(kernel: str, q_BxHxLxC, keys: Keys, null: Null) -> jax.Array:
+    """Returns attention of L queries to the M windows of W tokens before them.
+
+    The query at place r of window a sees the null key and windows 0 … a−1: row a of a causal
+    triangle of M + 1 keys. At the last place it sees window a too: row a + 1. So the queries at
+    each place are one head of a causal call, whose rows are the windows.
+    """
+    B, H, L, C = q_BxHxLxC.shape
+    M = keys.k_BxHxKxC.shape[2]
+    W = L // M
+    k, v = _after_null(keys, null)
+
+    # queries at the last place stand a row later than the others
+    q_BxMxHxWxC = q_BxHxLxC.reshape(B, H, M, W, C).transpose(0, 2, 1, 3, 4)
+    early = jnp.pad(q_BxMxHxWxC[:, :, :, : W - 1], ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
+    late = jnp.pad(q_BxMxHxWxC[:, :, :, W - 1 :], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+    rows = jnp.concatenate([early, late], axis=3).reshape(B, M + 1, H * W, C)
+
+    o = _call(kernel, rows, k, v, causal=True).reshape(B, M + 1, H, W, C)
+    o = jnp.concatenate([o[:, :M, :, : W - 1], o[:, 1:, :, W - 1 :]], axis=3)
+    return o.transpose(0, 2, 1, 3, 4).reshape(B, H, L, C)
 
 
-def _formula(q_BxQxHxC, k_BxKxHxC, v_BxKxHxC) -> jax.Array:
-    """Returns what the kernel computes, as a fused region."""
-    with jax.named_scope(FUSED_CAUSAL_ATTENTION):
-        q, k, v = (x.swapaxes(1, 2) for x in (q_BxQxHxC, k_BxKxHxC, v_BxKxHxC))
-        L = q.shape[2]
-        rank_1xL = jnp.arange(L)[None]
-        layout = (attention.Segment(0, L, 0, L),)
-        queries, keys = attention.Queries(q, rank_1xL), attention.Keys(k, v, rank_1xL)
-        o = attention.masked(attention.Blocks(layout, "fused"), queries, keys)
+def _all(blocks: Blocks, queries: Queries, keys: Keys, null: Null | None) -> jax.Array:
+    """Returns attention to every real key.
+
+    Their order is of no account, so the real ones are moved to the front and counted.
+    """
+    B = queries.x_BxHxQxC.shape[0]
+    lengths_B = None
+    if blocks.padding != "none":
+        real_BxK = jnp.broadcast_to(keys.rank_BxK == 0, (B, keys.rank_BxK.shape[1]))
+        if blocks.padding == "anywhere":
+            keys = _real_first(keys, real_BxK)
+        # a query without a key would be NaN; its row is thrown away
+        lengths_B = jnp.maximum(real_BxK.sum(1, dtype=jnp.int32), 0 if null else 1)
+        lengths_B = lengths_B if null is None else lengths_B + 1
+    if null is None:
+        k, v = keys.k_BxHxKxC.swapaxes(1, 2), keys.v_BxHxKxC.swapaxes(1, 2)
+    else:
+        k, v = _after_null(keys, null)
+    q = queries.x_BxHxQxC.swapaxes(1, 2)
+    return _call(blocks.kernel, q, k, v, causal=False, lengths_B=lengths_B).swapaxes(1, 2)
+
+
+def _after_null(keys: Keys, null: Null) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values with those of the null key before them, (B, 1 + K, H, C)."""
+    found = []
+    for x_BxHxKxC, x_HxC in zip((keys.k_BxHxKxC, keys.v_BxHxKxC), null, strict=True):
+        B, H, _, C = x_BxHxKxC.shape
+        first = jnp.broadcast_to(x_HxC[None, None].astype(x_BxHxKxC.dtype), (B, 1, H, C))
+        found.append(jnp.concatenate([first, x_BxHxKxC.swapaxes(1, 2)], axis=1))
+    return found[0], found[1]
+
+
+def _real_first(keys: Keys, real_BxK) -> Keys:
+    """Returns the same keys and values, the real ones first.
+
+    Where each goes, and from where each comes, are known, so that the gradient is a gather too.
+    """
+    from_BxK = jnp.argsort(~real_BxK, axis=1, stable=True)
+    to_BxK = jnp.argsort(from_BxK, axis=1)
+    k, v = (_moved(x, from_BxK, to_BxK) for x in (keys.k_BxHxKxC, keys.v_BxHxKxC))
+    return Keys(k, v, keys.rank_BxK)
+
+
+@jax.custom_vjp
+def _moved(x_BxHxKxC, from_BxK, to_BxK):
+    return jnp.take_along_axis(x_BxHxKxC, from_BxK[:, None, :, None], axis=2)
+
+
+_moved.defvjp(
+    lambda x, from_BxK, to_BxK: (_moved(x, from_BxK, to_BxK), (from_BxK, to_BxK)),
+    lambda places, d: (_moved(d, places[1], places[0]), None, None),
+)
+
+
+# the call
+
+
+def _call(kernel: str, q_BxQxNxC, k_BxKxHxC, v_BxKxHxC, *, causal: bool, lengths_B=None):
+    """Returns softmax(q·kᵀ/√C)·v of N query heads, N / H for each of H heads of keys: (B, Q, N, C).
+
+    causal: as many queries as keys, each sees those up to its own row. lengths_B: so many of the
+    keys, int32 and at least 1, are seen.
+    """
+    Q, K = q_BxQxNxC.shape[1], k_BxKxHxC.shape[1]
+    target = _traced_for()
+    if target.platform != PLATFORMS[kernel]:
+        return _formula(q_BxQxNxC, k_BxKxHxC, v_BxKxHxC, causal, lengths_B)
+
+    # rows that no real query sees, or whose results are thrown away
+    size = EVEN if kernel == "cudnn" else LANES
+    odd = 2 if kernel == "cudnn" else LANES
+    q = _padded(q_BxQxNxC, size, odd)
+    k, v = (_padded(x, size, odd) for x in (k_BxKxHxC, v_BxKxHxC))
+    if k.shape[1] > K and not causal and lengths_B is None:
+        lengths_B = jnp.full(q.shape[0], K, jnp.int32)
+
+    if kernel == "splash":
+        from cerebra_jax.kernels import splash  # imports Pallas, which takes a second
+
+        return splash.attend(q, k, v, causal, lengths_B)[:, :Q]
+    o = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=causal,
+        key_value_seq_lengths=lengths_B,
+        implementation=target.implementation,
+    )
+    return o[:, :Q]
+
+
+def _padded(x_BxLxHxC, size: int, odd: int):
+    """Returns x with rows of zeros up to a multiple of `size`, unless `odd` divides its rows."""
+    L = x_BxLxHxC.shape[1]
+    more = -L % size if L % odd else 0
+    return jnp.pad(x_BxLxHxC, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x_BxLxHxC
+
+
+def _formula(q_BxQxNxC, k_BxKxHxC, v_BxKxHxC, causal: bool, lengths_B) -> jax.Array:
+    """Returns what the kernels compute, by masks, as a fused region."""
+    Q, K, groups = q_BxQxNxC.shape[1], k_BxKxHxC.shape[1], q_BxQxNxC.shape[2] // k_BxKxHxC.shape[2]
+    with jax.named_scope(FUSED_CAUSAL_ATTENTION if causal else FUSED_ATTENTION):
+        q = q_BxQxNxC.swapaxes(1, 2)
+        k, v = (jnp.repeat(x.swapaxes(1, 2), groups, axis=1) for x in (k_BxKxHxC, v_BxKxHxC))
+        place_1xK = jnp.arange(K)[None]
+        if causal:
+            ranks = jnp.arange(Q)[None], place_1xK
+        else:
+            last_Bx1 = jnp.full((1, 1), K) if lengths_B is None else lengths_B[:, None]
+            ranks = jnp.zeros((1, Q), jnp.int32), (place_1xK >= last_Bx1).astype(jnp.int32)
+        blocks = Blocks((Segment(0, Q, 0, K),), "fused")
+        o = attention.masked(blocks, Queries(q, ranks[0]), Keys(k, v, ranks[1]))
         return o.swapaxes(1, 2)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels import attention as kernels
+from cerebra_jax.kernels.fused_attention import fused_kernel
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
 from cerebra_jax.layers.prunable import Group, Member
@@ -113,10 +114,18 @@ class Attention(nn.Module):
             blocks = masked_blocks(self.kernel, layout, self.platform)
             return blocks._replace(reach=self.reach)
         layout = block_layout(queries, keys)
-        able = kernels.fused(self.kernel, self.dtype, self.head_width, self.platform)
-        if queries.plain and keys.plain and able:
-            return kernels.Blocks(layout, "cudnn")
+        kernel = fused_kernel(self.kernel, self.dtype, self.head_width, self.platform)
+        if kernel and not queries.causal:
+            return kernels.Blocks(layout, kernel, form="all", padding=keys.padding)
+        if kernel and queries.plain and keys.plain:
+            return kernels.Blocks(layout, kernel)
         return masked_blocks(self.kernel, layout, self.platform)
+
+    @property
+    def fused(self) -> bool:
+        """Returns whether a fused kernel computes it where its rows are plain."""
+        able = fused_kernel(self.kernel, self.dtype, self.head_width, self.platform)
+        return bool(able) and self.reach == kernels.PAST
 
     def prunable(self, place: str, layer: int) -> list[Group]:
         """Returns its heads, which pruning may remove; `place` is its parameter path."""

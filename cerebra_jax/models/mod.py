@@ -154,13 +154,14 @@ def blocks(net: NetCfg, L: int, platform: str, decisions: Decisions | None = Non
     for i in range(net.depth // 2):
         known = decisions is not None and decisions.cost.layers
         cost = decisions.cost.layers[i] if known else LayerDecision()
+        heavy = mixer(net.heavy, net, net.heads, scale, platform)
         routed = RoutedBlock(
             router_of(net.width, net.route, net.causal),
-            mixer(net.heavy, net, net.heads, scale, platform),
+            heavy,
             stack.feed_forward(net, net.ffn_width, scale),
             Norm(parent=None),
             Norm(parent=None),
-            stack.capacity_of(net, net.route, L, net.route.dispatch),
+            stack.capacity_of(net, net.route, L, net.route.dispatch).suited(heavy),
             Reporter(net.route, net.causal, cost),
             net.dropout,
             parent=None,

@@ -266,14 +266,6 @@ def test_few_scores_are_kept_many_are_formed_again():
 # cuDNN's kernel
 
 
-def test_cudnn_is_chosen_for_the_platform_that_is_asked_about():
-    assert att.fused("auto", "bfloat16", 64, "gpu")
-    assert not any(att.fused("auto", "bfloat16", 64, platform) for platform in ("cpu", "tpu"))
-    assert not att.fused("auto", "float32", 64, "gpu")
-    assert not any(att.fused("auto", "bfloat16", width, "gpu") for width in (60, 136))
-    assert att.fused("cudnn", "float32", 64, "cpu") and not att.fused("full", "bfloat16", 64, "gpu")
-
-
 def test_without_a_gpu_cudnn_is_its_formula_and_has_its_price():
     L, H, C = 48, 2, 8
     mine, textbook = dense(L, "cudnn")

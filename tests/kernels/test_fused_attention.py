@@ -1,0 +1,132 @@
+"""Attention by fused kernels: each form is what masks compute, and a kernel in the program."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cerebra_jax.errors import UserError
+from cerebra_jax.kernels import attention as att
+from cerebra_jax.kernels import fused_attention as fused
+from cerebra_jax.kernels.attention import Blocks, Keys, Queries
+
+B, H, C = 2, 3, 8
+
+
+def drawn(seed, *shapes):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def case(form, Q, K, padding="none", null=False):
+    """Returns (blocks, ranks of the queries, ranks of the keys, whether there is a null key)."""
+    layout = ((0, Q, 0, K),)
+    q, k = jnp.arange(Q)[None], jnp.arange(K)[None]
+    if form == "windows":
+        k = (k + 1) * (Q // K) - 1
+    if form == "all":
+        q, k = 0 * q, 0 * k
+        if padding == "last":
+            k = jnp.where(jnp.arange(K)[None] < jnp.array([[K - 3], [1]]), 0, Q)
+        elif padding == "anywhere":
+            k = jnp.where(jax.random.uniform(jax.random.key(1), (B, K)) < 0.4, Q, 0)
+    return Blocks(layout, "cudnn", form=form, padding=padding), q, k, null
+
+
+CASES = {
+    "causal": case("causal", 24, 24),
+    "causal, an odd length": case("causal", 27, 27),
+    "windows of 4": case("windows", 32, 8, null=True),
+    "windows of 3, an odd number of rows": case("windows", 30, 10, null=True),
+    "windows of one": case("windows", 9, 9, null=True),
+    "all": case("all", 24, 16),
+    "all, odd lengths": case("all", 21, 17),
+    "all, a null key": case("all", 24, 16, null=True),
+    "all, padding last": case("all", 24, 16, "last"),
+    "all, padding anywhere": case("all", 24, 17, "anywhere"),
+    "all, padding anywhere, a null key": case("all", 24, 17, "anywhere", null=True),
+}
+
+
+def both(blocks, q_rank, k_rank, null):
+    """Returns (the fused form, masks) as functions that give results and all gradients."""
+
+    def of(blocks):
+        def run(q, k, v, null, do):
+            def f(q, k, v, null):
+                return att.attend_blocks(Queries(q, q_rank), Keys(k, v, k_rank), blocks, null)
+
+            o, back = jax.vjp(f, q, k, v, null)
+            return o, *back(do)
+
+        return run
+
+    return of(blocks), of(Blocks(blocks.layout, "full"))
+
+
+def args_of(blocks, null, seed=0):
+    (_, Q, _, K), W = blocks.layout[0], (H, C)
+    q, k, v, do, *nulls = drawn(seed, (B, H, Q, C), *[(B, H, K, C)] * 2, (B, H, Q, C), W, W)
+    return q, k, v, tuple(nulls) if null else None, do
+
+
+def assert_close(got, want, bound):
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        error = np.abs(np.float64(one) - np.float64(other)).max()
+        assert error <= bound * max(1, np.abs(other).max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_form_is_what_masks_compute_with_its_gradients(name):
+    blocks, *ranks, null = CASES[name]
+    mine, masks = both(blocks, *ranks, null)
+    args = args_of(blocks, null)
+    assert_close(jax.jit(mine)(*args), jax.jit(masks)(*args), 5e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_so_is_the_call_for_a_gpu_as_jax_computes_it_elsewhere(name):
+    blocks, *ranks, null = CASES[name]
+    mine, masks = both(blocks, *ranks, null)
+    args = args_of(blocks, null)
+    with fused.lowering_for("gpu", "xla"):
+        found = jax.jit(mine)(*args)
+    assert_close(found, jax.jit(masks)(*args), 5e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_each_form_is_one_call_of_cudnn_and_one_back(name):
+    blocks, *ranks, null = CASES[name]
+    mine, _ = both(blocks, *ranks, null)
+    args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), args_of(blocks, null))
+    with fused.lowering_for("gpu"):
+        text = jax.jit(mine).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    assert "dot_general" not in text
+
+
+def test_a_kernel_is_chosen_for_the_platform_that_is_asked_about():
+    chosen = {p: fused.fused_kernel("auto", "bfloat16", 64, p) for p in ("cpu", "gpu", "tpu")}
+    assert chosen == {"cpu": "", "gpu": "cudnn", "tpu": "splash"}
+    assert not fused.fused_kernel("auto", "float32", 64, "gpu")
+    assert not any(fused.fused_kernel("auto", "bfloat16", width, "gpu") for width in (60, 136))
+    assert fused.fused_kernel("cudnn", "bfloat16", 64, "cpu") == "cudnn"
+    assert not fused.fused_kernel("full", "bfloat16", 64, "gpu")
+
+
+def test_one_that_is_asked_for_and_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="16 bits, and net.dtype is float32"):
+        fused.fused_kernel("cudnn", "float32", 64, "gpu")
+    with pytest.raises(UserError, match="a head is 60 wide"):
+        fused.fused_kernel("cudnn", "bfloat16", 60, "gpu")
+
+
+def test_an_old_gpu_has_none(monkeypatch):
+    monkeypatch.setattr(fused, "_capability", lambda: (7, 5))
+    assert not fused.fused_kernel("auto", "bfloat16", 64, "gpu")
+    with pytest.raises(UserError, match="compute capability 8.0"):
+        fused.fused_kernel("cudnn", "bfloat16", 64, "gpu")
+    monkeypatch.setattr(fused, "_capability", lambda: (9, 0))
+    assert fused.fused_kernel("auto", "bfloat16", 64, "gpu") == "cudnn"
