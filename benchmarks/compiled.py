@@ -106,6 +106,7 @@ def row(name: str, model: str, cell_name: str, settings: dict[str, Any]) -> dict
     start = time.monotonic()
     with lowering_for(target.platform):
         program = target_programs.program(cfg, cell, target.platform, devices)
+        estimated = estimate(program, target, cell)
         lowered = program.lower()
     traced = time.monotonic() - start
     # without a device nothing can be tuned: matmuls are calls of cuBLAS, as in most tuned programs
@@ -137,10 +138,24 @@ def row(name: str, model: str, cell_name: str, settings: dict[str, Any]) -> dict
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         **found,
+        **estimated,
         "layers_a_turn": 2 if model == "mod" else 1,
         "trace_seconds": traced,
         "compile_seconds": time.monotonic() - start - traced,
     }
+
+
+def estimate(program: Any, target: Target, cell: Any) -> dict[str, Any]:
+    """Returns what `cost` would say of a training step on one GPU; nothing of other programs."""
+    import jax
+
+    from cerebra_jax.cost import traffic
+
+    if target.platform != "gpu" or target.devices > 1 or cell.decodes:
+        return {}
+    traced = jax.make_jaxpr(program.function)(*program.arguments)
+    found = traffic.estimate(traced, DEVICES[target.chip])
+    return {f"estimated_{name}": value for name, value in found._asdict().items()}
 
 
 def figures(
@@ -207,17 +222,21 @@ def show(row: dict[str, Any], dense: dict[str, Any] | None) -> str:
         return f"{head} {row['error']}"
     milliseconds = [1e3 * row[f"{which}seconds"] for which in ("", "flop_floor_", "byte_floor_")]
     ratio = row["seconds"] / dense["seconds"] if dense and "seconds" in dense else float("nan")
+    known = ""
+    if "estimated_bytes" in row:
+        known = f"{row['estimated_bytes'] / row['bytes']:8.2f}"
     layer = row["kernels_a_turn"] / row["layers_a_turn"]
     return (
         f"{head} {row['rows']:5} {row['peak_bytes'] / GIB:7.1f} {row['kernels']:8,} {layer:7.0f} "
         f"{row['conditionals']:5} {row['bytes'] / 1e9:9.2f} {row['flops'] / 1e12:8.3f} "
-        f"{milliseconds[0]:9.2f} {milliseconds[1]:8.2f} {milliseconds[2]:8.2f} {ratio:6.2f}"
+        f"{milliseconds[0]:9.2f} {milliseconds[1]:8.2f} {milliseconds[2]:8.2f} {ratio:6.2f} {known}"
     )
 
 
 HEADING = (
     f"{'target':7} {'cell':10} {'model':8} {'rows':>5} {'GiB':>7} {'kernels':>8} {'a layer':>7} "
-    f"{'cond':>5} {'GB':>9} {'TFLOP':>8} {'ms':>9} {'FLOPs':>8} {'bytes':>8} {'dense':>6}"
+    f"{'cond':>5} {'GB':>9} {'TFLOP':>8} {'ms':>9} {'FLOPs':>8} {'bytes':>8} "
+    f"{'dense':>6} {'estimate':>8}"
 )
 
 

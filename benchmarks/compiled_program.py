@@ -15,12 +15,17 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 _SIZES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
-_SHAPE = re.compile(r"\b(pred|token|opaque|[suc]\d+|bf16|f\d+\w*)\[([\d,]*)\]")
+_SHAPE = re.compile(
+    r"\b(pred|token|opaque|[suc]\d+|bf16|f\d+\w*)\[([\d,]*)\]"
+    r"(?:\{([^}]*)\})?"
+)
+_ON_CHIP = "S(1)"  # in the layout of an array in a TPU's vector memory
 _FREE = frozenset(
     """parameter constant tuple get-tuple-element bitcast partition-id replica-id after-all
-    opt-barrier add-dependency async-done async-update copy-done domain all-reduce-done
+    opt-barrier add-dependency async-done async-update copy-done slice-done domain all-reduce-done
     all-gather-done collective-permute-done""".split()
 )
+_FREE_CALLS = ('"ConcatBitcast"', '"AllocateBuffer"')  # of a TPU: names for what is there
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -139,13 +144,18 @@ def _attribute(instruction: Instruction, key: str) -> str:
 def shapes(type_: str) -> list[tuple[str, list[int]]]:
     """Returns (dtype, sizes) of each array of a type."""
     return [
-        (dtype, [int(n) for n in sizes.split(",") if n]) for dtype, sizes in _SHAPE.findall(type_)
+        (dtype, [int(n) for n in sizes.split(",") if n])
+        for dtype, sizes, _ in _SHAPE.findall(type_)
     ]
 
 
 def bytes_of(type_: str) -> int:
-    """Returns the bytes of all arrays of a type."""
-    return sum(_itemsize(dtype) * math.prod(sizes) for dtype, sizes in shapes(type_))
+    """Returns the bytes of all arrays of a type; what stays on the chip moves nothing."""
+    return sum(
+        _itemsize(dtype) * math.prod(int(n) for n in sizes.split(",") if n)
+        for dtype, sizes, layout in _SHAPE.findall(type_)
+        if _ON_CHIP not in layout
+    )
 
 
 def _itemsize(dtype: str) -> int:
@@ -176,7 +186,7 @@ def _kernels(program: Program, body: Computation, place: _Place) -> Iterator[Ker
     types = {instruction.name: instruction.type for instruction in body}
     for instruction in body:
         op = instruction.op
-        if op in _FREE:
+        if op in _FREE or any(name in instruction.attributes for name in _FREE_CALLS):
             continue
         if op == "while":
             turns = trip_count(program, instruction)
@@ -291,10 +301,39 @@ def _dot(instruction: Instruction, types: dict[str, str]) -> int:
 
 
 def _convolution(instruction: Instruction, types: dict[str, str]) -> int:
-    kernel = shapes(types[instruction.operands[1]])[0][1]
-    labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.attributes)
-    out = kernel[labels.group(1).index("o")] if labels else 1
-    return 2 * math.prod(shapes(instruction.type)[0][1]) * math.prod(kernel) // max(1, out)
+    """Returns the FLOPs of a convolution: taps that meet a number, not padding or a hole.
+
+    A TPU's matmuls are convolutions, and batches of them have windows of mostly holes.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    assert labels, f"{instruction.name}: a convolution without dim_labels"
+    left, kernel = (shapes(types[name])[0][1] for name in instruction.operands[:2])
+    out = shapes(instruction.type)[0][1]
+    total = 2 * kernel[labels.group(2).index("i")]
+    total *= math.prod(out[labels.group(3).index(letter)] for letter in "bf")
+    window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    settings = dict(word.split("=") for word in window.group(1).split()) if window else {}
+    for axis in sorted(set(labels.group(1)) - set("bf")):
+        i = int(axis)
+        numbers = {key: int(text.split("x")[i]) for key, text in settings.items() if key != "pad"}
+        pads = settings.get("pad", "").split("x")
+        low = int(pads[i].split("_")[0]) if i < len(pads) and pads[i] else 0
+        total *= _meetings(
+            out[labels.group(3).index(axis)],
+            kernel[labels.group(2).index(axis)],
+            left[labels.group(1).index(axis)],
+            low,
+            numbers,
+        )
+    return total
+
+
+def _meetings(out: int, taps: int, size: int, low: int, numbers: dict[str, int]) -> int:
+    """Returns how many (result, tap) pairs of one axis meet one of its `size` numbers."""
+    stride, hole = numbers.get("stride", 1), numbers.get("lhs_dilate", 1)
+    dilate = numbers.get("rhs_dilate", 1)
+    places = (o * stride + k * dilate - low for o in range(out) for k in range(taps))
+    return sum(0 <= place <= (size - 1) * hole and place % hole == 0 for place in places)
 
 
 def _fused_attention(instruction: Instruction, types: dict[str, str]) -> int:
@@ -381,9 +420,11 @@ def _writes(body: Computation) -> int:
 def seconds(kernel: Kernel, rates: Rates) -> float:
     """Returns the modelled time of one run of a kernel.
 
-    Where the compiler estimates cycles these are it; else the dearer of FLOPs and bytes, and the
-    start.
+    Where the compiler estimates cycles these are it, and transfers that it starts early are free;
+    else it is the dearer of FLOPs and bytes, and the start.
     """
+    if rates.clock and kernel.label in ("copy-start", "slice-start"):
+        return 0.0
     if kernel.cycles and rates.clock:
         return kernel.cycles / rates.clock
     rate = rates.matmul.get(kernel.dtype, rates.matmul["f32"])

@@ -95,6 +95,16 @@ def platform_of(name: str) -> str:
     return _PLATFORMS[row] if row else present_platform()
 
 
+def is_present(name: str) -> bool:
+    """Returns whether a device is what JAX computes on here; "" and numbers of a user's are."""
+    if name not in DEVICES:
+        return True
+    import jax
+
+    here = kind_to_name(jax.devices()[0].device_kind)
+    return name == (here or ("cpu" if present_platform() == "cpu" else ""))
+
+
 def lookup(name: str) -> Device:
     """Returns the table's row of that name. Raises UserError, which lists the names."""
     if name not in DEVICES:
