@@ -202,6 +202,7 @@ def in_process(name: str, model: str, cell: str, settings: Sequence[str]) -> dic
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     command = [sys.executable, __file__, f"--row={name}:{model}:{cell}"]

@@ -60,7 +60,8 @@ class Estimate(NamedTuple):
     seconds: float = 0.0  # each kernel: the dearer of FLOPs and bytes, and its start
 
     def plus(self, other: Estimate) -> Estimate:
-        return Estimate(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        kernels, moved = self.kernels + other.kernels, self.bytes + other.bytes
+        return Estimate(kernels, moved, self.seconds + other.seconds)
 
     def times(self, n: int) -> Estimate:
         return Estimate(n * self.kernels, n * self.bytes, n * self.seconds)
