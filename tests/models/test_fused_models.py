@@ -24,12 +24,14 @@ CASES = {
     "dense-encoder": {"net.name": "transformer", "net.causal": False},
     "dense-odd-length": {"net.name": "transformer", "task.seq_len": 35},
     "cerebra": CEREBRA | {"net.route.kv": "routed"},
-    "cerebra-attention": CEREBRA | {"net.route": {"kv": "routed", "part": "attention"}},
+    "cerebra-every-token-a-key": CEREBRA | {"net.route": {"kv": "all", "part": "attention"}},
     "cerebra-windows-of-other-sizes": CEREBRA | {"net.route.kv": "routed", "net.compress.r": 0.3},
     "cerebra-encoder": CEREBRA | {"net.causal": False, "task.seq_len": 96},
     "cerebra-encoder-routed": CEREBRA
     | {"net.causal": False, "net.route.kv": "routed", "task.seq_len": 96},
     "mod": {"net.name": "mod", "net.depth": 2, "task.seq_len": 1024, "net.route.kv": "routed"},
+    "chiar": {"task.seq_len": 1024},
+    "chiar-short": {"task.seq_len": 96},
     "chiar-routed": {"net.route.kv": "routed", "task.seq_len": 1024},
 }
 
