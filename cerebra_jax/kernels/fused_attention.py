@@ -19,8 +19,8 @@ All forms end in one call, `_call`, but for that merge (`_forward`, `_backward`)
 there depends on where the program will run:
 
 - On the platform that the kernel is made for, the kernel itself.
-- Elsewhere the formula of the same result, under the name scope of a fused region: it has the
-  price of the kernel, so that a program for a GPU can be counted, and tested, on a CPU.
+- Elsewhere, and wherever a program is counted, the formula of the same result, under the name scope
+  of a fused region: it has the price of the kernel.
 - Inside `with lowering_for("gpu"):` (or "tpu") the kernel, wherever that is. So a program is made
   for a device that is not there, by `jax.jit(f).trace(…).lower(lowering_platforms=("cuda",))`, by
   `jax.export` or by `jax.experimental.topologies`. The caller also builds its model for that
@@ -96,18 +96,10 @@ def lowering_for(platform: str, implementation: str = "cudnn") -> Iterator[None]
         jax.clear_caches()
 
 
-@contextlib.contextmanager
-def as_formulas() -> Iterator[None]:
-    """Lets what is traced inside, to be counted, hold the formula of every kernel."""
-    token = _target.set(_Target("", ""))
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
 def _traced_for() -> _Target:
     """Returns where the program that is traced now will run."""
+    if device.is_counting():
+        return _Target("", "")
     return _target.get() or _Target(device.present_platform(), "cudnn")
 
 

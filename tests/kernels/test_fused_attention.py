@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cerebra_jax.cost import count
 from cerebra_jax.errors import UserError
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.kernels import fused_attention as fused
+from cerebra_jax.kernels import splash
 from cerebra_jax.kernels.attention import Blocks, Keys, Queries
 from cerebra_jax.routing import dispatch
 
@@ -161,6 +163,21 @@ def test_on_a_gpu_they_are_calls_of_cudnn_alone(name):
     assert "dot_general" not in text and "scatter" not in text
 
 
+def test_what_was_counted_is_not_what_runs():
+    """The formula that a count has traced is not kept for the program."""
+    mine, _ = gathered_both("eight segments")
+    args = gathered_args("eight segments", jnp.bfloat16)
+
+    def calls():
+        text = jax.jit(lambda *a: mine(*a)).trace(*args).lower(lowering_platforms=("cuda",))
+        return text.as_text().count("@__cudnn$fmhaSoftmax(")
+
+    with fused.lowering_for("gpu"):
+        counted = count.count(mine, *args)
+        assert calls() == 4
+        assert count.count(mine, *args) == counted and counted.by["attention"] == counted.flops
+
+
 def args_of(blocks, null, seed=0):
     (_, Q, _, K), W = blocks.layout[0], (H, C)
     q, k, v, do, *nulls = drawn(seed, (B, H, Q, C), *[(B, H, K, C)] * 2, (B, H, Q, C), W, W)
@@ -225,3 +242,26 @@ def test_an_old_gpu_has_none(monkeypatch):
         fused.fused_kernel("cudnn", "bfloat16", 64, "gpu")
     monkeypatch.setattr(fused, "_capability", lambda: (9, 0))
     assert fused.fused_kernel("auto", "bfloat16", 64, "gpu") == "cudnn"
+
+
+SPLASH = ["causal, an odd length", "windows of 3, an odd number of rows", "all, padding last"]
+
+
+@pytest.mark.parametrize("name", SPLASH)
+def test_on_a_tpu_splash_computes_the_same(name, monkeypatch):
+    monkeypatch.setattr(splash, "INTERPRET", True)
+    blocks, *ranks, null = CASES[name]
+    mine, masks = both(blocks._replace(kernel="splash"), *ranks, null)
+    args = args_of(blocks, null)
+    with fused.lowering_for("tpu"):
+        found = jax.jit(mine)(*args)
+    assert_close(found, jax.jit(masks)(*args), 5e-6)
+
+
+def test_its_program_for_a_tpu_holds_splash_forward_and_back():
+    blocks, *ranks, null = CASES["windows of 4"]
+    mine, _ = both(blocks._replace(kernel="splash"), *ranks, null)
+    args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), args_of(blocks, null))
+    with fused.lowering_for("tpu"):
+        text = jax.jit(mine).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3  # forward; dq; dk and dv
