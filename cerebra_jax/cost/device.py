@@ -8,9 +8,12 @@ predictions for a CPU, and for a device that is not in the table, start from `me
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import os
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from cerebra_jax.errors import UserError
@@ -72,6 +75,27 @@ _KINDS = {
 
 _PLATFORMS = {"cpu": "cpu"} | dict.fromkeys(("t4", "a100", "h100", "h200"), "gpu")
 _PLATFORMS |= dict.fromkeys(("v5e", "v6e"), "tpu")
+
+
+_counting: contextvars.ContextVar[bool] = contextvars.ContextVar("counting", default=False)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[None]:
+    """Says that what is traced inside is counted and never run.
+
+    A fused kernel is then its formula, whose operations have prices.
+    """
+    token = _counting.set(True)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
+
+
+def is_counting() -> bool:
+    """Returns whether what is traced now is counted and never run."""
+    return _counting.get()
 
 
 def present_platform() -> str:

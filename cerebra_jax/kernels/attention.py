@@ -71,6 +71,7 @@ class Queries(NamedTuple):
 
     x_BxHxQxC: jax.Array
     rank_BxQ: jax.Array  # int32, (B or 1, Q)
+    row_BxK: jax.Array | None = None  # form "gathered": the query of each key, Q where it has none
 
 
 class Keys(NamedTuple):

@@ -7,12 +7,20 @@ form, which is `Blocks.form`:
     windows   W queries a key, and a null key before them: a query sees the keys of the windows
               that end at or before it, which is W causal calls, made as one with W times the heads
     all       every query sees every key that is real, and the null key if there is one
+    gathered  queries that were gathered from among the rows of the keys, segment by segment; each
+              sees the keys up to its own row
 
-All forms end in one call, `_call`. What is traced there depends on where the program will run:
+The first three are one call, and so is the fourth where it has one segment: its queries stand at
+their rows again, between rows of zeros. Of more segments that computes what nobody asks for, so
+they are halved: every query of the second half sees all keys of the first, which needs no mask, and
+each half is attention of the same kind. Results are merged by their sums of exp(score).
+
+All forms end in one call, `_call`, but for that merge (`_forward`, `_backward`). What is traced
+there depends on where the program will run:
 
 - On the platform that the kernel is made for, the kernel itself.
-- Elsewhere the formula of the same result, under the name scope of a fused region: it has the
-  price of the kernel, so that a program for a GPU can be counted, and tested, on a CPU.
+- Elsewhere, and wherever a program is counted, the formula of the same result, under the name scope
+  of a fused region: it has the price of the kernel.
 - Inside `with lowering_for("gpu"):` (or "tpu") the kernel, wherever that is. So a program is made
   for a device that is not there, by `jax.jit(f).trace(…).lower(lowering_platforms=("cuda",))`, by
   `jax.export` or by `jax.experimental.topologies`. The caller also builds its model for that
@@ -33,6 +41,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from cerebra_jax.cost import device, prices
 from cerebra_jax.cost.count import FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION
@@ -42,6 +51,9 @@ from cerebra_jax.kernels.attention import Blocks, Keys, Null, Queries, Segment
 
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 """The kernels, each with the platform that it is made for."""
+
+NAME = "fused_attention"
+"""What a remat policy calls results and sums that were merged (`jax.ad_checkpoint`)."""
 
 AMPERE = (8, 0)
 """The compute capability from which cuDNN has the kernel."""
@@ -84,18 +96,10 @@ def lowering_for(platform: str, implementation: str = "cudnn") -> Iterator[None]
         jax.clear_caches()
 
 
-@contextlib.contextmanager
-def as_formulas() -> Iterator[None]:
-    """Lets what is traced inside, to be counted, hold the formula of every kernel."""
-    token = _target.set(_Target("", ""))
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
 def _traced_for() -> _Target:
     """Returns where the program that is traced now will run."""
+    if device.is_counting():
+        return _Target("", "")
     return _target.get() or _Target(device.present_platform(), "cudnn")
 
 
@@ -150,10 +154,19 @@ def is_windowed(queries: int, keys: int) -> bool:
     return keys > 0 and queries % keys == 0
 
 
-def pairs_of(blocks: Blocks) -> tuple[int, int, int]:
-    """Returns (queries, keys, pairs of them that the kernel computes), the null key left out."""
+def calls_of(blocks: Blocks) -> tuple[tuple[int, int, int], ...]:
+    """Returns (queries, keys, pairs that are computed) of each call, the null key left out."""
     Q = blocks.layout[-1][1]
     K = max(segment[3] for segment in blocks.layout)
+    if blocks.form == "gathered":
+        levels = halvings(blocks)
+        parts = 2**levels
+        halves = [(Q // 2, K // 2, Q * K // 4 >> level) for level in range(levels)]
+        return (K, K, parts * prices.causal_pairs(K // parts)), *halves
+    return (_pairs_of(blocks, Q, K),)
+
+
+def _pairs_of(blocks: Blocks, Q: int, K: int) -> tuple[int, int, int]:
     if blocks.form == "windows":  # each query has a pair with the null key, and W are padding
         return Q, K, Q // K * prices.causal_pairs(K + 1) - Q
     return Q, K, prices.causal_pairs(Q) if blocks.form == "causal" else Q * K
@@ -169,6 +182,8 @@ def attend(blocks: Blocks, queries: Queries, keys: Keys, null: Null | None = Non
         return _windows(blocks.kernel, queries.x_BxHxQxC, keys, null)
     if blocks.form == "all":
         return _all(blocks, queries, keys, null)
+    if blocks.form == "gathered":
+        return _gathered(blocks, queries, keys)
     q, k, v = (x.swapaxes(1, 2) for x in (queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC))
     return _call(blocks.kernel, q, k, v, causal=True).swapaxes(1, 2)
 
@@ -250,7 +265,215 @@ _moved.defvjp(
 )
 
 
+# gathered queries
+
+
+class _Places(NamedTuple):
+    """Says where queries stand among the rows of the keys, and which query each row has."""
+
+    of_queries_BxQ: jax.Array  # L of a query that is none
+    of_rows_BxL: jax.Array  # Q of a row without a query
+
+
+def halvings(blocks: Blocks) -> int:
+    """Returns how often the layout of gathered queries is halved into equal parts.
+
+    Parts have whole segments and an even number of keys. On a TPU there is one part: Splash gives
+    no sums to merge by.
+    """
+    queries = {q1 - q0 for q0, q1, _, _ in blocks.layout}
+    ends = [0, *(segment[3] for segment in blocks.layout)]
+    keys = {b - a for a, b in zip(ends[:-1], ends[1:], strict=True)}
+    if len(queries) > 1 or len(keys) > 1 or blocks.kernel != "cudnn" or not cudnn.is_known():
+        return 0
+    levels, parts = 0, len(blocks.layout)
+    while parts % 2 == 0 and (ends[-1] >> levels + 1) % 2 == 0:
+        levels, parts = levels + 1, parts // 2
+    return levels
+
+
+def _gathered(blocks: Blocks, queries: Queries, keys: Keys) -> jax.Array:
+    """Returns attention of queries that stand among the rows of the keys."""
+    assert queries.row_BxK is not None, "it needs the query of each row"
+    places = _Places(queries.rank_BxQ, queries.row_BxK)
+    q, k, v = (x.swapaxes(1, 2) for x in (queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC))
+    levels = halvings(blocks)
+    if levels:
+        return _halved((blocks.kernel, levels), q, k, v, places).swapaxes(1, 2)
+    at_rows = _placed(q, places.of_rows_BxL, places.of_queries_BxQ)
+    o = _call(blocks.kernel, at_rows, k, v, causal=True)
+    return _placed(o, places.of_queries_BxQ, places.of_rows_BxL).swapaxes(1, 2)
+
+
+def _rows_at(x_BxNxHxC, at_BxM):
+    """Returns rows of x, zeros where the place is N."""
+    N = x_BxNxHxC.shape[1]
+    at_BxMx1x1 = at_BxM[:, :, None, None]
+    rows = jnp.take_along_axis(x_BxNxHxC, jnp.minimum(at_BxMx1x1, N - 1), axis=1)
+    return jnp.where(at_BxMx1x1 < N, rows, jnp.zeros((), rows.dtype))
+
+
+@jax.custom_vjp
+def _placed(x_BxNxHxC, at_BxM, back_BxN):
+    """Returns rows of x, zeros where the place is N; no row twice, so its gradient is a gather."""
+    return _rows_at(x_BxNxHxC, at_BxM)
+
+
+_placed.defvjp(
+    lambda x, at, back: (_rows_at(x, at), back),
+    lambda back, d: (_rows_at(d, back), None, None),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _halved(static: tuple[str, int], q_BxQxHxC, k_BxLxHxC, v_BxLxHxC, places: _Places):
+    """Returns attention by parts; static: (kernel, how often the rows are halved)."""
+    return _halved_fwd(static, q_BxQxHxC, k_BxLxHxC, v_BxLxHxC, places)[0]
+
+
+def _halved_fwd(static, q_BxQxHxC, k_BxLxHxC, v_BxLxHxC, places: _Places):
+    """Returns Σᵢ exp(lᵢ − l) oᵢ of the parts i that a query sees, l = log Σᵢ exp(lᵢ)."""
+    kernel, levels = static
+
+    # each part on its own, at its rows
+    q = _parts(_rows_at(q_BxQxHxC, places.of_rows_BxL), levels)
+    k, v = _parts(k_BxLxHxC, levels), _parts(v_BxLxHxC, levels)
+    o_PxTxHxC, lse_PxTxHx1 = _forward(kernel, q, k, v, causal=True)
+    o = _rows_at(o_PxTxHxC.reshape(k_BxLxHxC.shape), places.of_queries_BxQ)
+    lse = lse_PxTxHx1.reshape(*k_BxLxHxC.shape[:3], 1)
+    lse = _rows_at(lse, places.of_queries_BxQ)
+    o = o.astype(lse.dtype)
+
+    # the second half of the queries sees the first half of the keys, at every level
+    for level in range(levels):
+        second = _half(q_BxQxHxC, level, 1)
+        k, v = _half(k_BxLxHxC, level, 0), _half(v_BxLxHxC, level, 0)
+        more_o, more_lse = _forward(kernel, second, k, v, causal=False)
+        old_o, old_lse = _half(o, level, 1), _half(lse, level, 1)
+        both = jnp.logaddexp(old_lse, more_lse)
+        merged = jnp.exp(old_lse - both) * old_o + jnp.exp(more_lse - both) * more_o
+        o, lse = _with_half(o, level, 1, merged), _with_half(lse, level, 1, both)
+
+    o = checkpoint_name(o.astype(v_BxLxHxC.dtype), NAME)
+    lse = checkpoint_name(lse, NAME)
+    return o, (q_BxQxHxC, k_BxLxHxC, v_BxLxHxC, places, o, lse)
+
+
+def _halved_bwd(static, residuals, do_BxQxHxC):
+    """Returns the gradients: those of each part, with the sums and results of the whole.
+
+    With these, the weights that the kernel forms again are those of the whole softmax, and so is
+    Σ do·o: nothing is left to correct.
+    """
+    kernel, levels = static
+    q_BxQxHxC, k_BxLxHxC, v_BxLxHxC, places, o, lse = residuals
+    rows_BxQ = (q_BxQxHxC, lse, o, do_BxQxHxC)
+
+    # each part on its own; rows without a query are zeros, whose gradients are zeros
+    rows = tuple(_parts(_rows_at(x, places.of_rows_BxL), levels) for x in rows_BxQ)
+    k, v = _parts(k_BxLxHxC, levels), _parts(v_BxLxHxC, levels)
+    dq, dk, dv = _backward(kernel, rows, k, v, causal=True)
+    dq = _rows_at(dq.reshape(k_BxLxHxC.shape), places.of_queries_BxQ).astype(lse.dtype)
+    dk, dv = (x.reshape(k_BxLxHxC.shape).astype(lse.dtype) for x in (dk, dv))
+
+    # the halves
+    for level in range(levels):
+        second = tuple(_half(x, level, 1) for x in rows_BxQ)
+        k, v = _half(k_BxLxHxC, level, 0), _half(v_BxLxHxC, level, 0)
+        more_q, more_k, more_v = _backward(kernel, second, k, v, causal=False)
+        dq = _with_half(dq, level, 1, _half(dq, level, 1) + more_q)
+        dk = _with_half(dk, level, 0, _half(dk, level, 0) + more_k)
+        dv = _with_half(dv, level, 0, _half(dv, level, 0) + more_v)
+    dtype = q_BxQxHxC.dtype
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), None
+
+
+_halved.defvjp(_halved_fwd, _halved_bwd)
+
+
+def _parts(x_BxLxHxC, levels: int):
+    """Returns the parts as examples, (B · 2^levels, L / 2^levels, H, C)."""
+    B, L, *rest = x_BxLxHxC.shape
+    return x_BxLxHxC.reshape(B << levels, L >> levels, *rest)
+
+
+def _half(x_BxLxHxC, level: int, which: int):
+    """Returns the first or the second half of each part of a level, as examples."""
+    B, L, *rest = x_BxLxHxC.shape
+    halves = x_BxLxHxC.reshape(B << level, 2, L >> level + 1, *rest)
+    return halves[:, which]
+
+
+def _with_half(x_BxLxHxC, level: int, which: int, half):
+    """Returns x with another half in each part of a level."""
+    pair = [_half(x_BxLxHxC, level, 0), _half(x_BxLxHxC, level, 1)]
+    pair[which] = half.astype(x_BxLxHxC.dtype)
+    return jnp.stack(pair, axis=1).reshape(x_BxLxHxC.shape)
+
+
+def _forward(kernel: str, q_BxQxHxC, k_BxKxHxC, v_BxKxHxC, *, causal: bool):
+    """Returns (attention, log Σ exp(scores) in float32, (B, Q, H, 1))."""
+    Q = q_BxQxHxC.shape[1]
+    if _is_real(kernel):
+        q = _padded(q_BxQxHxC, EVEN, 2)
+        o, lse_BxHxQ = cudnn.forward(q, k_BxKxHxC, v_BxKxHxC, causal)
+        return o[:, :Q], lse_BxHxQ.swapaxes(1, 2)[:, :Q, :, None]
+    with jax.named_scope(_scope(causal)):
+        score = _scores(q_BxQxHxC, k_BxKxHxC, causal)
+        lse_BxHxQx1 = jax.nn.logsumexp(score, axis=-1, keepdims=True)
+        weight = jnp.exp(score - lse_BxHxQx1).astype(v_BxKxHxC.dtype)
+        o = jnp.einsum("bhqk,bkhc->bqhc", weight, v_BxKxHxC)
+        return o, lse_BxHxQx1.swapaxes(1, 2)
+
+
+def _backward(kernel: str, rows: tuple, k_BxKxHxC, v_BxKxHxC, *, causal: bool):
+    """Returns the gradients of queries, keys and values.
+
+    rows: (queries, log Σ exp(scores), results, gradients of the results), over all keys.
+    """
+    q, lse, o, do = rows
+    Q = q.shape[1]
+    if _is_real(kernel):
+        q, lse, o, do = (_padded(x, EVEN, 2) for x in rows)
+        lse_BxHxQ = lse[..., 0].swapaxes(1, 2)
+        dq, dk, dv = cudnn.backward((q, lse_BxHxQ, o, do), k_BxKxHxC, v_BxKxHxC, causal)
+        return dq[:, :Q], dk, dv
+    with jax.named_scope(_scope(causal)):
+        score = _scores(q, k_BxKxHxC, causal)
+        weight = jnp.exp(score - lse.swapaxes(1, 2))
+        low = weight.astype(v_BxKxHxC.dtype)
+        dv = jnp.einsum("bhqk,bqhc->bkhc", low, do)
+        dp = jnp.einsum("bqhc,bkhc->bhqk", do, v_BxKxHxC, preferred_element_type=score.dtype)
+        wide = do.astype(score.dtype) * o.astype(score.dtype)
+        delta_BxHxQx1 = wide.sum(-1, keepdims=True).swapaxes(1, 2)
+        ds = (weight * (dp - delta_BxHxQx1) * q.shape[-1] ** -0.5).astype(q.dtype)
+        dq = jnp.einsum("bhqk,bkhc->bqhc", ds, k_BxKxHxC)
+        dk = jnp.einsum("bhqk,bqhc->bkhc", ds, q)
+        return dq, dk, dv
+
+
+def _scores(q_BxQxHxC, k_BxKxHxC, causal: bool):
+    """Returns q·kᵀ/√C in float32, or in float64 of such, (B, H, Q, K); −inf where masked."""
+    (_, Q, _, C), K = q_BxQxHxC.shape, k_BxKxHxC.shape[1]
+    wide = jnp.promote_types(q_BxQxHxC.dtype, jnp.float32)
+    score = jnp.einsum("bqhc,bkhc->bhqk", q_BxQxHxC, k_BxKxHxC, preferred_element_type=wide)
+    score = score * C**-0.5
+    if not causal:
+        return score
+    return jnp.where(jnp.arange(K)[None] <= jnp.arange(Q)[:, None], score, -jnp.inf)
+
+
 # the call
+
+
+def _is_real(kernel: str) -> bool:
+    """Returns whether the kernel itself is traced."""
+    target = _traced_for()
+    return target.platform == PLATFORMS[kernel] and target.implementation != "xla"
+
+
+def _scope(causal: bool) -> str:
+    return FUSED_CAUSAL_ATTENTION if causal else FUSED_ATTENTION
 
 
 def _call(kernel: str, q_BxQxNxC, k_BxKxHxC, v_BxKxHxC, *, causal: bool, lengths_B=None):
@@ -297,7 +520,7 @@ def _padded(x_BxLxHxC, size: int, odd: int):
 def _formula(q_BxQxNxC, k_BxKxHxC, v_BxKxHxC, causal: bool, lengths_B) -> jax.Array:
     """Returns what the kernels compute, by masks, as a fused region."""
     Q, K, groups = q_BxQxNxC.shape[1], k_BxKxHxC.shape[1], q_BxQxNxC.shape[2] // k_BxKxHxC.shape[2]
-    with jax.named_scope(FUSED_CAUSAL_ATTENTION if causal else FUSED_ATTENTION):
+    with jax.named_scope(_scope(causal)):
         q = q_BxQxNxC.swapaxes(1, 2)
         k, v = (jnp.repeat(x.swapaxes(1, 2), groups, axis=1) for x in (k_BxKxHxC, v_BxKxHxC))
         place_1xK = jnp.arange(K)[None]

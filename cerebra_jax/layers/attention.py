@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
     def __call__(self, queries: Rows, keys: Rows) -> jax.Array:
         k, v = self._keys(keys)
-        q = kernels.Queries(self._queries(queries.x, queries.pos), queries.rank)
+        q = kernels.Queries(self._queries(queries.x, queries.pos), queries.rank, queries.slot)
         memory = kernels.Keys(k, v, keys.rank)
         return self._joined(kernels.attend_blocks(q, memory, self.blocks(queries, keys)))
 
@@ -119,6 +119,8 @@ class Attention(nn.Module):
             return kernels.Blocks(layout, kernel, form="all", padding=keys.padding)
         if kernel and queries.plain and keys.plain:
             return kernels.Blocks(layout, kernel)
+        if kernel and queries.slot is not None and keys.count == queries.length:
+            return kernels.Blocks(layout, kernel, form="gathered")
         return masked_blocks(self.kernel, layout, self.platform)
 
     @property

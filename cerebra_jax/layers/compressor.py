@@ -125,7 +125,8 @@ class Compressor(nn.Module):
         if mask_BxL is not None:
             real = real & mask_BxL[:, win.idx_MxW]
         x = x_BxLxD.reshape(B, M, W, D) if win.tiles else x_BxLxD[:, win.idx_MxW]
-        x = jnp.where(real[..., None], x, jnp.zeros((), x.dtype))
+        if not win.tiles or mask_BxL is not None:  # else every place holds a real token
+            x = jnp.where(real[..., None], x, jnp.zeros((), x.dtype))
         y_BxMxE = self._compress(x, real)
         lost_B = self._reconstruction(x, y_BxMxE, real) if self.reconstruct else None
         return y_BxMxE, real.any(-1), lost_B

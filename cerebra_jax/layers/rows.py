@@ -21,6 +21,7 @@ class Rows(NamedTuple):
     segment s needs keys up to the end of segment s only. `plain`: all rows in order, each of which
     sees those before it. `causal`: ranks are positions; in an encoder every real row has rank 0.
     `tail`: the rows that hold no token, by the mask, stand last.
+    `slot`: these rows were gathered from plain tokens, and this is the row of each, n of none.
     """
 
     x: jax.Array  # (B, n, D)
@@ -32,6 +33,7 @@ class Rows(NamedTuple):
     plain: bool = False
     causal: bool = True
     tail: bool = False
+    slot: jax.Array | None = None  # (B, L) int32
 
     @property
     def count(self) -> int:

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from cerebra_jax.cost import count
 from cerebra_jax.cost.price import Ops, Price, fit
 from cerebra_jax.cost.units import FLOPS, Op, Unit
-from cerebra_jax.kernels import fused_attention
 from cerebra_jax.layers.rows import Rows
 from cerebra_jax.routing import dispatch
 from cerebra_jax.types import Cost, DecisionCost, LayerDecision
@@ -157,8 +156,7 @@ def mixing(layer: nn.Module, width: int, key_width: int, dtype: str, fused: bool
             return call(rows(x, index), rows(memory, places), init=False, params=params)
 
         args = (*_abstract(n, width, dtype), *_abstract(m, key_width, dtype))
-        with fused_attention.as_formulas():
-            return _operations(make, run, args)
+        return _operations(make, run, args)
 
     return fit(operations_of)
 

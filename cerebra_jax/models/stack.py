@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels.attention import PAST, Blocks, pieces
-from cerebra_jax.kernels.fused_attention import PLATFORMS, pairs_of
+from cerebra_jax.kernels.fused_attention import PLATFORMS, calls_of
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.compressor import ceil_share
 from cerebra_jax.layers.embedding import embed
@@ -177,7 +177,9 @@ def slots_and_keys(net: NetCfg, L: int, room: Capacity) -> tuple[Rows, Rows]:
         return every, every
     x = jax.ShapeDtypeStruct((1, room.layout.K, net.width), every.x.dtype)
     index = jax.ShapeDtypeStruct((1, room.layout.K), every.pos.dtype)
-    queries = Rows(x, index, index, L, room.segments, None, room.compact, net.causal)
+    gathered = net.causal and room.kv == "all" and room.lowering == "gather"
+    slot = every.rank if gathered else None
+    queries = Rows(x, index, index, L, room.segments, None, room.compact, net.causal, slot=slot)
     if room.kv == "routed":
         return queries, queries
     return queries, every._replace(segments=room.layout.tokens, plain=False)
@@ -189,7 +191,7 @@ def score_blocks(blocks: Blocks) -> tuple[tuple[int, ...], ...]:
     A fused kernel skips what is masked: (queries, keys, pairs).
     """
     if blocks.kernel in PLATFORMS:
-        return (pairs_of(blocks),)
+        return calls_of(blocks)
     found = []
     for segment, chunk in pieces(blocks.layout, blocks.kernel):
         found += [(chunk, segment.keys)] * (segment.queries // chunk)

@@ -152,6 +152,7 @@ def select(tokens: Rows, decided: Decided, room: Capacity) -> tuple[Rows, Rows]:
     x_BxKxD = dispatch.gather(tokens.x, slots)
     mask_BxK = rank < room.length
     whole = tokens.mask is None
+    gathered = tokens.plain and whole and room.kv == "all" and not slots.onehot
     queries = Rows(
         x_BxKxD,
         idx_BxK,
@@ -162,6 +163,7 @@ def select(tokens: Rows, decided: Decided, room: Capacity) -> tuple[Rows, Rows]:
         plain=room.compact and tokens.plain and whole,
         causal=tokens.causal,
         tail=whole and len(room.segments) == 1,
+        slot=slots.slot_BxL if gathered else None,
     )
     if room.kv == "routed":
         return queries, queries
