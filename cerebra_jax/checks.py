@@ -68,8 +68,6 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
         yield "net.pooler is set without net.pool", "use net.pool=mean or max"
 
     # options that exclude each other
-    if net.attention == "cudnn" and not net.causal:
-        yield "net.attention is cudnn for an encoder", "use net.attention=auto"
     if cfg.prune.on and net.scan:
         yield "prune is set with net.scan", "layers end at different widths: net.scan=False"
     if cfg.task.buckets > 1 and cfg.objective.budget:

@@ -27,7 +27,6 @@ GENERAL = [
     ({"task": {"tokenizer": "gpt2"}}, "task.gpt2_dir is empty"),
     ({"quant": {"stored": True}}, "quant.stored is True without quant.bits"),
     ({"net": {"pooler": True}}, "net.pooler is set without net.pool"),
-    ({"net": {"attention": "cudnn", "causal": False}}, "net.attention is cudnn for an encoder"),
     ({"prune": {"keep": 0.5}, "net": {"scan": True}}, "prune is set with net.scan"),
     ({"task": {"buckets": 2}, "objective": {"budget": 0.5}}, "a budget is one program's"),
 ]

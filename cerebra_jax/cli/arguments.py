@@ -8,6 +8,7 @@ then read the configuration that the words name. No JAX is imported.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import NoReturn
 from cerebra_jax import config
 from cerebra_jax.checks import require
 from cerebra_jax.cli import settings
+from cerebra_jax.cost import device
 from cerebra_jax.errors import UserError
 
 # What may differ from the configuration of a run that is evaluated or used.
@@ -44,6 +46,7 @@ class Request(argparse.Namespace):
     command: str
     overrides: dict[str, str]  # {configuration key: value as text}
     verbose: bool = False
+    device: str = ""
     cfg: config.RunCfg
     workdir: Path
     name: str = ""  # what the configuration is called
@@ -171,6 +174,25 @@ def add_run(parser: Parser) -> None:
         f"{', '.join(RUN_KEYS)}."
     )
     parser.add_argument("--workdir", metavar="DIR", type=folder, help="the folder of the run")
+
+
+def add_device(parser: Parser) -> None:
+    """Declares --device; `aimed` reads it."""
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        default="",
+        help=f"the chip that it is for, here or not: {', '.join(device.DEVICES)} "
+        "(default objective.device, and without one the present chip)",
+    )
+
+
+def aimed(request: Request) -> None:
+    """Enters --device into the configuration of a request. UserError where it is not known."""
+    if request.device:
+        device.given(request.device)
+        objective = dataclasses.replace(request.cfg.objective, device=request.device)
+        request.cfg = dataclasses.replace(request.cfg, objective=objective)
 
 
 def add_verbose(parser: Parser) -> None:

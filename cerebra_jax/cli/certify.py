@@ -1,6 +1,6 @@
 """certify: counts and times a model against its dense twin.
 
-Exit status 1 where it saves nothing.
+Exit status 1 where it saves no FLOPs, or no time.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
         type=arguments.file,
         help="the file that is written (default WORKDIR/certificate.json)",
     )
+    arguments.add_device(parser)
     arguments.add_verbose(parser)
 
 
@@ -62,6 +63,7 @@ def check(request: Request) -> None:
         arguments.of_run(request)
     else:
         arguments.configured(request)
+    arguments.aimed(request)
 
 
 def run(request: Request) -> None:
@@ -114,7 +116,17 @@ def show(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"XLA, {name}: {row['xla_note']}"
     yield found["conventions"]
     verdict = "yes" if found["certified"] else "NO"
-    yield f"certified: {verdict}, by the counted FLOPs; the clock is shown, not judged"
+    yield f"certified: {verdict}, by the counted FLOPs{_judged(found)}"
+
+
+def _judged(found: Mapping[str, Any]) -> str:
+    """Says which time was judged; certificates of before judge none."""
+    if "target" not in found:
+        return "; the clock is shown, not judged"
+    target = found["target"]
+    if target["here"]:
+        return " and by the clock"
+    return f" and by the time modelled for {target['device']}, which is not here"
 
 
 def _table(found: Mapping[str, Any]) -> Table:
@@ -172,12 +184,19 @@ def _add_measured(
     if all(row["memory"][kind] for row in rows.values()):
         add(f"{kind}: temporaries", lambda row: si(row["memory"][kind]["temporary"], "B"))
         add(f"{kind}: alive in all", lambda row: si(row["memory"][kind]["whole"], "B"))
+    if "seconds" in rows["model"]:
+        dense = rows["dense"]["seconds"][kind]
+        add(f"{kind}: ms, modelled", lambda row: _modelled(row["seconds"][kind], dense))
     add(f"{kind}: ms a batch [q1, q3]", lambda row: _ms(row["time"][kind]))
     add(f"{kind}: time against dense", lambda row: _ratio(row["time"][kind]["ratio"]))
 
 
 def _ms(t: Row) -> str:
     return f"{1e3 * t['median']:.4g} [{1e3 * t['q1']:.4g}, {1e3 * t['q3']:.4g}]"
+
+
+def _modelled(seconds: float, dense: float) -> str:
+    return f"{1e3 * seconds:.4g}  {seconds / dense:.4f}"
 
 
 def _ratio(r: Row) -> str:

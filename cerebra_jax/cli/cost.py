@@ -22,16 +22,21 @@ from cerebra_jax.cost.units import LABELS
 from cerebra_jax.tasks import registry as tasks
 
 QUICK = 4.0  # seconds after which nothing more is compiled or timed
+UPDATE = 8  # times the parameters: AdamW reads four arrays and writes three; the norm reads one
 KEPT = 3  # checkpoints on disk: the last two and the best
 
 
 def add_arguments(parser: Parser) -> None:
     """Declares the options."""
     arguments.add_config(parser)
+    arguments.add_device(parser)
     arguments.add_verbose(parser)
 
 
-check = arguments.configured
+def check(request: Request) -> None:
+    """Adds the configuration, for the device that is asked for."""
+    arguments.configured(request)
+    arguments.aimed(request)
 
 
 def run(request: Request) -> None:
@@ -42,7 +47,8 @@ def run(request: Request) -> None:
 def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     """Prints the preview of a run and returns its numbers.
 
-    FLOPs per token are forward unless named otherwise.
+    FLOPs per token are forward unless named otherwise. The program is the one for
+    objective.device, whether it is here or not.
     """
     start = time.monotonic()
     task = tasks.sketch(cfg)
@@ -51,7 +57,8 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from cerebra_jax.cost import count as jaxpr
-    from cerebra_jax.cost import device, preview, prices
+    from cerebra_jax.cost import device, preview, prices, traffic
+    from cerebra_jax.kernels.fused_attention import lowering_for
     from cerebra_jax.models import model as build
     from cerebra_jax.models import registry
     from cerebra_jax.models.controls import control
@@ -60,10 +67,16 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     # the model that trains
     cfg = control(cfg, task.shape.vocab_size)
     plain = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))
-    model = build.build(plain, task.shape.vocab_size)
+    target = cfg.objective.device
+    platform, here = device.platform_of(target), device.is_present(target)
+    model = build.build(plain, task.shape.vocab_size, platform=platform)
     L, train = cfg.task.seq_len, cfg.train
-    devices = len(choose_devices(train.devices, train.batch_size, train.accum))
-    chip = device.detect()
+    if here:
+        devices = len(choose_devices(train.devices, train.batch_size, train.accum))
+        chip = device.detect()
+    else:
+        devices = train.devices or 1
+        chip = device.given(target)
 
     def batch_of(n: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in task.example(n).items()}
@@ -82,12 +95,20 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     # a step, compiled and timed where that is quick
     micro = train.batch_size // train.accum // devices
     batches = preview.Batches(batch_of, micro, train.accum)
-    step = preview.step(
-        loss_of(model), variables["params"], batches, chip, cfg.net.dtype, start + QUICK
-    )
+    deadline = start + QUICK if here else 0.0  # what runs elsewhere cannot be timed
+    step = preview.step(loss_of(model), variables["params"], batches, chip, cfg.net.dtype, deadline)
+    estimate = None
+    if platform == "gpu":  # where the kernels that a program becomes are known well enough
+        with lowering_for(platform):
+            traced = jax.make_jaxpr(jax.value_and_grad(loss_of(model)))
+            one = traffic.estimate(traced(variables["params"], batch_of(micro)), chip)
+        update = UPDATE * preview.tree_bytes(variables["params"])
+        estimate = one.times(train.accum).plus(traffic.one_kernel(update, chip))
+        if not step.timed:
+            step = step._replace(seconds=estimate.seconds)
     in_8_bits = None
     if cfg.quant.bits:
-        quantized = build.build(plain, task.shape.vocab_size, quantized=True)
+        quantized = build.build(plain, task.shape.vocab_size, 0, True, platform)
         gradient = jax.value_and_grad(loss_of(quantized))
         counted = jaxpr.count(gradient, variables["params"], batch_of(1))
         in_8_bits = {
@@ -129,6 +150,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "of": chip.memory,
         },
         "device": f"{chip.name} x {devices}",
+        "traffic": estimate and estimate._asdict(),
         "timed_examples": step.timed,
         "step_seconds": step.seconds,
         "tokens_per_s": tokens / step.seconds,
@@ -182,6 +204,9 @@ def _print(
             f"objective.device={rates}"
         )
     _print_memory(f, say)
+    if f["traffic"]:
+        moved, kernels = f["traffic"]["bytes"], f["traffic"]["kernels"]
+        say(f"traffic    {si(moved, 'B')} a step in {kernels:,} kernels (estimated)")
     _print_time(f, cfg, chip, say)
     disk = f"{si(f['checkpoint_bytes'], 'B')}, {si(f['disk_free_bytes'], 'B')} free"
     say(f"disk       {KEPT} checkpoints of {disk}")
@@ -203,7 +228,9 @@ def _print_memory(f: dict[str, Any], say: Callable[[str], None]) -> None:
 
 def _print_time(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], None]) -> None:
     timed, rows = f["timed_examples"], cfg.train.batch_size
-    if not timed:
+    if f["traffic"] and not timed:
+        source = "modelled from the kernels of the program, not measured"
+    elif not timed:
         source = f"a guess: 40 % of the {'measured' if chip.measured else 'vendor'} peak"
     elif timed == rows:
         source = "timed here"

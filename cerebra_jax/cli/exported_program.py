@@ -225,7 +225,7 @@ def portable(cfg: config.RunCfg, materialise: bool) -> config.RunCfg:
     """
     net = cfg.net
     if net.attention in ("auto", "cudnn"):
-        if present_platform() == "gpu":
+        if present_platform() != "cpu":
             net = dataclasses.replace(net, attention="blockwise")
     if materialise:  # nothing is decoded for a loss
         route = net.route

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import jax
 
-from cerebra_jax.cost import prices
+from cerebra_jax.cost import device, prices
 from cerebra_jax.cost.primitives import (
     ELEMENTWISE,
     MOVES,
@@ -113,7 +113,8 @@ def operations(fn: Callable, params: Any, *args: Any, **kwargs: Any) -> list[Cou
     every turn counts once, a stack of weights that it goes through counts in full. Work that is
     elementwise alone has op == Op(). Arrays may be `jax.ShapeDtypeStruct`. Raises UnpricedOp.
     """
-    program = jax.make_jaxpr(lambda p, a, k: fn(p, *a, **k))(params, args, kwargs)
+    with device.counting():
+        program = jax.make_jaxpr(lambda p, a, k: fn(p, *a, **k))(params, args, kwargs)
     jaxpr = _jaxpr(program)
     held = len(jax.tree.leaves(params))
     weights = [_Weight(size_of(v.aval)) if i < held else None for i, v in enumerate(jaxpr.invars)]
@@ -125,7 +126,9 @@ def count(fn: Callable, *args: Any, **kwargs: Any) -> Counts:
 
     Raises UnpricedOp.
     """
-    return count_jaxpr(jax.make_jaxpr(lambda a, k: fn(*a, **k))(args, kwargs))
+    with device.counting():
+        program = jax.make_jaxpr(lambda a, k: fn(*a, **k))(args, kwargs)
+    return count_jaxpr(program)
 
 
 def count_jaxpr(

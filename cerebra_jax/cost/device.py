@@ -8,9 +8,12 @@ predictions for a CPU, and for a device that is not in the table, start from `me
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import os
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from cerebra_jax.errors import UserError
@@ -74,6 +77,27 @@ _PLATFORMS = {"cpu": "cpu"} | dict.fromkeys(("t4", "a100", "h100", "h200"), "gpu
 _PLATFORMS |= dict.fromkeys(("v5e", "v6e"), "tpu")
 
 
+_counting: contextvars.ContextVar[bool] = contextvars.ContextVar("counting", default=False)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[None]:
+    """Says that what is traced inside is counted and never run.
+
+    A fused kernel is then its formula, whose operations have prices.
+    """
+    token = _counting.set(True)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
+
+
+def is_counting() -> bool:
+    """Returns whether what is traced now is counted and never run."""
+    return _counting.get()
+
+
 def present_platform() -> str:
     """Returns what JAX computes on in this process: cpu, gpu or tpu.
 
@@ -93,6 +117,16 @@ def platform_of(name: str) -> str:
     """
     row = name if name in _PLATFORMS else kind_to_name(name)
     return _PLATFORMS[row] if row else present_platform()
+
+
+def is_present(name: str) -> bool:
+    """Returns whether a device is what JAX computes on here; "" and numbers of a user's are."""
+    if name not in DEVICES:
+        return True
+    import jax
+
+    here = kind_to_name(jax.devices()[0].device_kind)
+    return name == (here or ("cpu" if present_platform() == "cpu" else ""))
 
 
 def lookup(name: str) -> Device:

@@ -9,20 +9,20 @@ function with another layout.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cerebra_jax.cost import device
-from cerebra_jax.cost.count import FUSED_CAUSAL_ATTENTION
-
 Reach = tuple[int | None, int]
 """(back, ahead): a query at p sees keys at p − back … p + ahead; back None: all before it."""
 
 PAST: Reach = (None, 0)
+
+Padding = Literal["none", "last", "anywhere"]
+"""Where rows may stand that hold nothing."""
 
 Null = tuple[jax.Array, jax.Array]
 """A key and its value, (H, C) each, that every query sees."""
@@ -71,6 +71,7 @@ class Queries(NamedTuple):
 
     x_BxHxQxC: jax.Array
     rank_BxQ: jax.Array  # int32, (B or 1, Q)
+    row_BxK: jax.Array | None = None  # form "gathered": the query of each key, Q where it has none
 
 
 class Keys(NamedTuple):
@@ -85,8 +86,10 @@ class Blocks(NamedTuple):
     """Says which scores are computed, and how; static."""
 
     layout: Layout
-    kernel: str  # full, blockwise or cudnn
+    kernel: str  # full or blockwise; cudnn or splash, which are fused
     reach: Reach = PAST
+    form: str = "causal"  # of a fused kernel, one of those in `kernels.fused_attention`
+    padding: Padding = "none"  # form "all": where keys may be none; their rank is not 0
 
 
 # which blocks, and by which kernel
@@ -116,16 +119,6 @@ def window_layout(L: int, reach: Reach) -> Layout:
     assert back is not None, "a window has an end on either side"
     bounds = segment_bounds(L, max(1, min(32, L // max(64, back + 1))))
     return tuple(Segment(a, b, max(0, a - back), min(L, b + ahead)) for a, b in bounds)
-
-
-def fused(kernel: str, dtype: str, head_width: int, platform: str) -> bool:
-    """Returns whether cuDNN's kernel runs plain causal attention on a platform, cpu, gpu or tpu.
-
-    It does where it is asked for, and with `auto` on a GPU that can: in bfloat16, with heads whose
-    width is a multiple of 8 up to 128.
-    """
-    fits = dtype == "bfloat16" and head_width % 8 == 0 and head_width <= 128
-    return kernel == "cudnn" or (kernel == "auto" and platform == "gpu" and fits)
 
 
 def score_kernel(layout: Layout, platform: str, heads: float = 1.0) -> str:
@@ -204,16 +197,18 @@ def attend_blocks(
 
     The mask is `rank of the key <= rank of the query`, or `blocks.reach`. Each query must see at
     least one key of its segment (its own, in self attention) or the `null` key: without one the
-    mask is −inf, no finite sentinel. `cudnn` is plain causal attention of all tokens, whatever the
-    ranks. The null key is not one of the matmul's: with 2,049 columns XLA's CPU takes a tenth
-    longer for all of it than with 2,048.
+    mask is −inf, no finite sentinel. To a fused kernel the ranks say which keys are real, and
+    no more (`kernels.fused_attention`). Elsewhere the null key is not one of the matmul's: with
+    2,049 columns XLA's CPU takes a tenth longer for all of it than with 2,048.
     """
     chex.assert_rank((queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC), 4)
     chex.assert_rank((queries.rank_BxQ, keys.rank_BxK), 2)
     chex.assert_equal_shape((keys.k_BxHxKxC, keys.v_BxHxKxC))
-    if blocks.kernel == "cudnn":
-        return _cudnn(queries.x_BxHxQxC, keys.k_BxHxKxC, keys.v_BxHxKxC)
-    return _segments(blocks, queries, keys, null)
+    if blocks.kernel in ("cudnn", "splash"):
+        from cerebra_jax.kernels import fused_attention  # which is made of this file
+
+        return fused_attention.attend(blocks, queries, keys, null)
+    return masked(blocks, queries, keys, null)
 
 
 def attend(q, k, v, qrank, krank, layout, kernel, reach=PAST, null=None):  # noqa: PLR0913
@@ -222,22 +217,9 @@ def attend(q, k, v, qrank, krank, layout, kernel, reach=PAST, null=None):  # noq
     return attend_blocks(Queries(q, qrank), Keys(k, v, krank), blocks, null)
 
 
-def _cudnn(q_BxHxLxC, k_BxHxLxC, v_BxHxLxC) -> jax.Array:
-    """Returns causal attention by cuDNN.
-
-    Without a GPU at hand it is the formula of the same kernel under its name, so that a program for
-    a GPU can be counted anywhere.
-    """
-    if device.present_platform() == "gpu":
-        q, k, v = (x.swapaxes(1, 2) for x in (q_BxHxLxC, k_BxHxLxC, v_BxHxLxC))
-        o = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-        return o.swapaxes(1, 2)
-    L = q_BxHxLxC.shape[2]
-    with jax.named_scope(FUSED_CAUSAL_ATTENTION):
-        rank_1xL = jnp.arange(L)[None]
-        blocks = Blocks((Segment(0, L, 0, L),), "cudnn")
-        keys = Keys(k_BxHxLxC, v_BxHxLxC, rank_1xL)
-        return _segments(blocks, Queries(q_BxHxLxC, rank_1xL), keys, None)
+def masked(blocks: Blocks, queries: Queries, keys: Keys, null: Null | None = None) -> jax.Array:
+    """Returns the same by masks, on any platform."""
+    return _segments(blocks, queries, keys, null)
 
 
 class _Residuals(NamedTuple):

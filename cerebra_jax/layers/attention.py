@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels import attention as kernels
+from cerebra_jax.kernels.fused_attention import fused_kernel
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
 from cerebra_jax.layers.prunable import Group, Member
@@ -75,7 +76,7 @@ class Attention(nn.Module):
 
     def __call__(self, queries: Rows, keys: Rows) -> jax.Array:
         k, v = self._keys(keys)
-        q = kernels.Queries(self._queries(queries.x, queries.pos), queries.rank)
+        q = kernels.Queries(self._queries(queries.x, queries.pos), queries.rank, queries.slot)
         memory = kernels.Keys(k, v, keys.rank)
         return self._joined(kernels.attend_blocks(q, memory, self.blocks(queries, keys)))
 
@@ -113,10 +114,20 @@ class Attention(nn.Module):
             blocks = masked_blocks(self.kernel, layout, self.platform)
             return blocks._replace(reach=self.reach)
         layout = block_layout(queries, keys)
-        able = kernels.fused(self.kernel, self.dtype, self.head_width, self.platform)
-        if queries.plain and keys.plain and able:
-            return kernels.Blocks(layout, "cudnn")
+        kernel = fused_kernel(self.kernel, self.dtype, self.head_width, self.platform)
+        if kernel and not queries.causal:
+            return kernels.Blocks(layout, kernel, form="all", padding=keys.padding)
+        if kernel and queries.plain and keys.plain:
+            return kernels.Blocks(layout, kernel)
+        if kernel and queries.slot is not None and keys.count == queries.length:
+            return kernels.Blocks(layout, kernel, form="gathered")
         return masked_blocks(self.kernel, layout, self.platform)
+
+    @property
+    def fused(self) -> bool:
+        """Returns whether a fused kernel computes it where its rows are plain."""
+        able = fused_kernel(self.kernel, self.dtype, self.head_width, self.platform)
+        return bool(able) and self.reach == kernels.PAST
 
     def prunable(self, place: str, layer: int) -> list[Group]:
         """Returns its heads, which pruning may remove; `place` is its parameter path."""

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax.kernels import attention as kernels
+from cerebra_jax.kernels.fused_attention import fused_kernel, is_windowed
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.attention import masked_blocks
 from cerebra_jax.layers.linear import as_matrix, normal
@@ -124,7 +125,8 @@ class Compressor(nn.Module):
         if mask_BxL is not None:
             real = real & mask_BxL[:, win.idx_MxW]
         x = x_BxLxD.reshape(B, M, W, D) if win.tiles else x_BxLxD[:, win.idx_MxW]
-        x = jnp.where(real[..., None], x, jnp.zeros((), x.dtype))
+        if not win.tiles or mask_BxL is not None:  # else every place holds a real token
+            x = jnp.where(real[..., None], x, jnp.zeros((), x.dtype))
         y_BxMxE = self._compress(x, real)
         lost_B = self._reconstruction(x, y_BxMxE, real) if self.reconstruct else None
         return y_BxMxE, real.any(-1), lost_B
@@ -281,6 +283,12 @@ class CompressedAttention(nn.Module):
     def blocks(self, queries: Rows, keys: Rows) -> kernels.Blocks:
         """Returns which scores are computed, and by which kernel."""
         layout = block_layout(queries, keys)
+        head_width = self.inner // self.heads
+        kernel = fused_kernel(self.kernel, self.dtype, head_width, self.platform)
+        if kernel and not queries.causal:
+            return kernels.Blocks(layout, kernel, form="all", padding=keys.padding)
+        if kernel and queries.plain and is_windowed(queries.count, keys.count):
+            return kernels.Blocks(layout, kernel, form="windows")
         return masked_blocks(self.kernel, layout, self.platform, self.head_share)
 
     def _look(self, queries: Rows, memory: kernels.Keys, blocks: kernels.Blocks):
@@ -347,7 +355,8 @@ class Compressed:
         last_1xM = jnp.asarray(last_M)[None]
         rank = jnp.where(seen, last_1xM if self.causal else 0, tokens.length)
         segments = window_segments(tokens.segments, last_M, self.causal)
-        return Rows(c_BxMxE, last_1xM, rank, tokens.length, segments)
+        mask_BxM = None if tokens.mask is None else seen
+        return Rows(c_BxMxE, last_1xM, rank, tokens.length, segments, mask_BxM, causal=self.causal)
 
     def decode(self, tokens: Rows, memory: LightMemory, place=None):
         """Returns the result for a chunk of tokens, and the memory after it."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.kernels import attention as kernels
 from cerebra_jax.kernels.attention import Layout, Segment, segment_bounds, segments_for
 
 Ranges = tuple[tuple[int, int], ...]
@@ -17,8 +18,10 @@ class Rows(NamedTuple):
 
     A query sees the keys whose rank is not above its own. Rank `length` is that of padding and of
     empty slots: no real row sees them. `segments` are static ranges of the rows; a query of
-    segment s needs keys up to the end of segment s only. `plain`: all tokens, in order, unmasked
-    but for causality, which is all that a fused kernel knows.
+    segment s needs keys up to the end of segment s only. `plain`: all rows in order, each of which
+    sees those before it. `causal`: ranks are positions; in an encoder every real row has rank 0.
+    `tail`: the rows that hold no token, by the mask, stand last.
+    `slot`: these rows were gathered from plain tokens, and this is the row of each, n of none.
     """
 
     x: jax.Array  # (B, n, D)
@@ -28,11 +31,21 @@ class Rows(NamedTuple):
     segments: Ranges
     mask: jax.Array | None = None  # (B, n) bool: which rows hold a token; None: all of them
     plain: bool = False
+    causal: bool = True
+    tail: bool = False
+    slot: jax.Array | None = None  # (B, L) int32
 
     @property
     def count(self) -> int:
         """Returns n."""
         return self.x.shape[1]
+
+    @property
+    def padding(self) -> kernels.Padding:
+        """Returns where rows stand that hold no token."""
+        if self.mask is None:
+            return "none"
+        return "last" if self.tail else "anywhere"
 
     def with_x(self, x_BxnxD: jax.Array) -> Rows:
         """Returns other features at the same places."""
@@ -66,7 +79,7 @@ def tokens(x_BxLxD: jax.Array, rank: jax.Array, causal: bool, mask_BxL=None) -> 
     """Returns all tokens of a sequence as rows; `rank` is that of `ranks`."""
     L = x_BxLxD.shape[1]
     segments = token_segments(L, causal)
-    return Rows(x_BxLxD, jnp.arange(L)[None], rank, L, segments, mask_BxL, causal)
+    return Rows(x_BxLxD, jnp.arange(L)[None], rank, L, segments, mask_BxL, causal, causal)
 
 
 def flip(x_BxL: jax.Array, on: jax.Array | None) -> jax.Array:

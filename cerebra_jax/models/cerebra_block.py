@@ -179,6 +179,7 @@ def block(net: NetCfg, shape: LayerShape, made: stack.Placed) -> RoutedBlock:
     heavy = compress = path = rest = None
     if mode != "always_compressed":
         heavy = mixer(net.heavy, net, shape.heads, scale, made.platform)
+        capacity = capacity.suited(heavy)
         rest = stack.feed_forward(net, shape.rest, scale) if shape.rest else None
     if mode != "always_full":
         compress, path = light.light_path(net, shape, made, scale)

@@ -94,6 +94,8 @@ def _block(net: NetCfg, shape: LayerShape, made: stack.Placed) -> RoutedBlock:
             if net.route.kv == "all":  # every token is a key, so all run
                 between = between.clone(capacity=_capacity(net, made.length, None), parent=None)
     capacity = _capacity(net, made.length, net.route.rate)
+    if heavy is not None:
+        capacity = capacity.suited(heavy.attention)
     reporter = Reporter(net.route, True, made.cost)
     return RoutedBlock(
         router, light, heavy, between, _mlp(net, shape), capacity, reporter, parent=None

@@ -88,7 +88,8 @@ def parts(net: NetCfg, compress: Compressor | None, layer: nn.Module, L: int) ->
     last_M = windows(L, compress.share).last_M
     x = jax.ShapeDtypeStruct((1, len(last_M), compress.channels), jnp.dtype(net.dtype))
     index = jax.ShapeDtypeStruct((1, len(last_M)), jnp.dtype("int32"))
-    keys = Rows(x, index, index, L, window_segments(every.segments, last_M, net.causal))
+    segments = window_segments(every.segments, last_M, net.causal)
+    keys = Rows(x, index, index, L, segments, causal=net.causal)
     attend = stack.attending(net, "light", layer, every, keys)
     visible = visible_pairs(L, compress.share, net.causal)
     made = Part("compressor", _compressing(compress, net.width, net.dtype))

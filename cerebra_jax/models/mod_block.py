@@ -138,13 +138,15 @@ class Pair(nn.Module):
 def routed_block(net: NetCfg, made: Placed) -> RoutedBlock:
     """Returns one block that kept tokens take."""
     scale = stack.out_scale(net)
+    heavy = mixer(net.heavy, net, net.heads, scale, made.platform)
+    capacity = stack.capacity_of(net, net.route, made.length, net.route.dispatch)
     return RoutedBlock(
         router_of(net.width, net.route, net.causal),
-        mixer(net.heavy, net, net.heads, scale, made.platform),
+        heavy,
         stack.feed_forward(net, net.ffn_width, scale),
         Norm(parent=None),
         Norm(parent=None),
-        stack.capacity_of(net, net.route, made.length, net.route.dispatch),
+        capacity.suited(heavy),
         Reporter(net.route, net.causal, made.cost),
         net.dropout,
         parent=None,

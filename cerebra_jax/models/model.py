@@ -97,9 +97,12 @@ def _decisions(net: NetCfg, pricing: Pricing) -> DecisionCost:
     return pricing.of(net).decisions(pricing.unit, dense, registry.routed(net))
 
 
-def pricing_of(cfg: RunCfg, vocab: int) -> Pricing:
-    """Returns the prices of a run's configurations at its length."""
-    platform = platform_of(cfg.objective.device)
+def pricing_of(cfg: RunCfg, vocab: int, platform: str = "") -> Pricing:
+    """Returns the prices of a run's configurations at its length.
+
+    They are of programs for `platform`, cpu, gpu or tpu; "": for that of objective.device.
+    """
+    platform = platform or platform_of(cfg.objective.device)
     return Pricing(cfg.task.seq_len, vocab, unit_of(cfg), platform)
 
 
@@ -332,21 +335,24 @@ def _when(counted: count.Counted, part: str) -> int:
     return 2 if part in ("compressor", "light") else 1
 
 
-def build(cfg: RunCfg, vocab_size: int, whole: int = 0, quantized: bool = False) -> Model:
+def build(
+    cfg: RunCfg, vocab_size: int, whole: int = 0, quantized: bool = False, platform: str = ""
+) -> Model:
     """Returns the model of a configuration for a vocabulary of `vocab_size` tokens.
 
     Relative costs are shares of the dense Transformer of `whole` tokens (0: of as many as the model
     sees, task.seq_len). `quantized`: in 8 bits, with float32 parameters; where quant.stored says
-    so, always and with int8 ones.
+    so, always and with int8 ones. `platform`: cpu, gpu or tpu, which its program and its prices are
+    for. Without one the program is for the present platform, the prices are for objective.device.
     """
     net = cfg.net
-    pricing = pricing_of(cfg, vocab_size)
+    pricing = pricing_of(cfg, vocab_size, platform)
     causal = net.causal and not (net.name == "chiar" and net.route.meta == "batch")
     model = registry.model_class(net.name)
     weights = model.decision_weights(net)
     cost = _fixed(net, pricing) if not registry.routed(net) else pricing.decisions(net)
     decisions = Decisions(cost, net.route.mode == "soft" and bool(registry.routed(net)), weights)
-    module = _module(net, vocab_size, decisions, present_platform())
+    module = _module(net, vocab_size, decisions, platform or present_platform())
     if cfg.quant.stored:
         module = quantization.Stored(module)
     elif quantized:

@@ -38,7 +38,7 @@ class Part(NamedTuple):
     pairs: int = 0  # visible ones
     run_rows: int = 0  # as the program runs it
     run_keys: int = 0
-    run_blocks: tuple[tuple[int, int], ...] = ()  # (rows, keys) of each block of scores
+    run_blocks: tuple[tuple[int, ...], ...] = ()  # (rows, keys[, pairs]) of each block of scores
     decided: str = ""  # "" no decision changes it; "kept" or "mixed": tokens that take it pay
     keys_too: bool = False  # and their keys are their own
     program: Ops = ()  # counted at its real number of rows, where it works on groups of them
@@ -60,7 +60,7 @@ class Part(NamedTuple):
                 found.append(once[k])
                 continue
             one = Price(*((side[k],) for side in self.price))
-            found += [op for rows, keys in self.run_blocks for op in one.at(rows, keys)]
+            found += [op for block in self.run_blocks for op in one.at(*block)]
         return tuple(found)
 
 
@@ -134,8 +134,11 @@ def _whole(amount: Any) -> int:
 
 
 @functools.cache
-def mixing(layer: nn.Module, width: int, key_width: int, dtype: str) -> Price:
-    """Returns the price of layer(queries, keys) by its rows and keys."""
+def mixing(layer: nn.Module, width: int, key_width: int, dtype: str, fused: bool = False) -> Price:
+    """Returns the price of layer(queries, keys) by its rows and keys.
+
+    fused: by a fused kernel. It is traced without causality, so that the price is that of a pair.
+    """
 
     def operations_of(n: int, m: int):
         def call(queries: Rows, keys: Rows, *, init: bool, params: Any = None):
@@ -144,7 +147,7 @@ def mixing(layer: nn.Module, width: int, key_width: int, dtype: str) -> Price:
             return layer.apply({"params": params}, queries, keys)
 
         def rows(x, index):
-            return Rows(x, index, index, FAR, ((0, x.shape[1]),))
+            return Rows(x, index, index, FAR, ((0, x.shape[1]),), causal=not fused)
 
         def make(x, index, memory, places):
             return call(rows(x, index), rows(memory, places), init=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels.attention import PAST, Blocks, pieces
+from cerebra_jax.kernels.fused_attention import PLATFORMS, calls_of
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.compressor import ceil_share
 from cerebra_jax.layers.embedding import embed
@@ -164,7 +165,8 @@ def abstract_rows(net: NetCfg, L: int) -> Rows:
     """Returns all tokens of an example, as shapes: their segments and order are real."""
     x = jax.ShapeDtypeStruct((1, L, net.width), jnp.dtype(net.dtype))
     index = jax.ShapeDtypeStruct((1, L), jnp.dtype("int32"))
-    return Rows(x, index, index, L, token_segments(L, net.causal), None, net.causal)
+    causal = net.causal
+    return Rows(x, index, index, L, token_segments(L, causal), None, causal, causal)
 
 
 def slots_and_keys(net: NetCfg, L: int, room: Capacity) -> tuple[Rows, Rows]:
@@ -176,16 +178,21 @@ def slots_and_keys(net: NetCfg, L: int, room: Capacity) -> tuple[Rows, Rows]:
         return every, every
     x = jax.ShapeDtypeStruct((1, room.layout.K, net.width), every.x.dtype)
     index = jax.ShapeDtypeStruct((1, room.layout.K), every.pos.dtype)
-    queries = Rows(x, index, index, L, room.layout.slots)
+    gathered = net.causal and room.kv == "all" and room.lowering == "gather"
+    slot = every.rank if gathered else None
+    queries = Rows(x, index, index, L, room.segments, None, room.compact, net.causal, slot=slot)
     if room.kv == "routed":
         return queries, queries
     return queries, every._replace(segments=room.layout.tokens, plain=False)
 
 
-def score_blocks(blocks: Blocks, length: int) -> tuple[tuple[int, int], ...]:
-    """Returns (queries, keys) of each block of scores that a kernel computes."""
-    if blocks.kernel == "cudnn":  # a fused causal kernel skips what is masked
-        return ((1, pairs(length, True)),)
+def score_blocks(blocks: Blocks) -> tuple[tuple[int, ...], ...]:
+    """Returns (queries, keys) of each block of scores that a kernel computes.
+
+    A fused kernel skips what is masked: (queries, keys, pairs).
+    """
+    if blocks.kernel in PLATFORMS:
+        return calls_of(blocks)
     found = []
     for segment, chunk in pieces(blocks.layout, blocks.kernel):
         found += [(chunk, segment.keys)] * (segment.queries // chunk)
@@ -196,8 +203,10 @@ def attending(net: NetCfg, name: str, layer: nn.Module, queries: Rows, keys: Row
     """Returns attention of given queries and keys as a part; not routed."""
     reached = getattr(layer, "reach", PAST)
     alike = layer.clone(reach=PAST, parent=None) if reached != PAST else layer
-    price = pricing.mixing(alike, net.width, keys.x.shape[-1], net.dtype)
-    run = score_blocks(layer.blocks(queries, keys), queries.count)
+    blocks = layer.blocks(queries, keys)
+    fused = blocks.kernel in PLATFORMS
+    price = pricing.mixing(alike, net.width, keys.x.shape[-1], net.dtype, fused)
+    run = score_blocks(blocks)
     n, m = queries.count, keys.count
     L = queries.length
     visible = pairs(L, net.causal)

@@ -87,9 +87,25 @@ def assign(keep_BxL: jax.Array, lay: Layout, lowering: str = "gather") -> Slots:
         )
         slots = Slots(jnp.zeros((B, lay.K), jnp.int32), slot_BxL, onehot)
         return slots._replace(idx_BxK=read(jnp.arange(L, dtype=jnp.int32)[None], slots, L))
+    return _filled(slot_BxL, lay.K)
+
+
+def compacted(slots: Slots) -> Slots:
+    """Returns the same tokens in the first slots, in order. Not for one-hot slots."""
+    K = slots.idx_BxK.shape[1]
+    kept_BxL = slots.kept_BxL
+    rank_BxL = jnp.cumsum(kept_BxL.astype(jnp.int32), axis=1) - 1
+    return _filled(jnp.where(kept_BxL, rank_BxL, K).astype(jnp.int32), K)
+
+
+def _filled(slot_BxL: jax.Array, K: int) -> Slots:
+    """Returns K slots with the tokens that stand in them.
+
+    An integer scatter, once; every move of features is then a gather, forward and backward.
+    """
+    B, L = slot_BxL.shape
     token_BxL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
-    # an integer scatter, once; every move of features is then a gather, forward and backward
-    empty_BxK = jnp.full((B, lay.K), L, jnp.int32)
+    empty_BxK = jnp.full((B, K), L, jnp.int32)
     idx_BxK = empty_BxK.at[jnp.arange(B)[:, None], slot_BxL].set(token_BxL, mode="drop")
     return Slots(idx_BxK, slot_BxL)
 

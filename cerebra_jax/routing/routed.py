@@ -6,6 +6,7 @@ that maps queries and keys (`layers.rows.Rows`) to features.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.layers import cache as cached
-from cerebra_jax.layers.rows import Rows
+from cerebra_jax.layers.rows import Ranges, Rows
 from cerebra_jax.routing import dispatch
 from cerebra_jax.routing.routers import Route
 
@@ -25,7 +26,9 @@ class Capacity:
     """What the compiled program has room for.
 
     layout: the slots of the selected tokens, as many as tokens where nothing is gathered. kv: which
-    tokens are keys, "all" or the "routed" ones. soft: both paths run for every token.
+    tokens are keys, "all" or the "routed" ones. soft: both paths run for every token. compact: the
+    tokens of all segments stand in one run of slots, the empty ones last, so that attention among
+    them is plain causal attention; who finds a slot is the same.
     """
 
     length: int
@@ -34,6 +37,17 @@ class Capacity:
     lowering: str = "gather"
     kv: str = "all"
     soft: bool = False
+    compact: bool = False
+
+    def suited(self, layer: Any) -> Capacity:
+        """Returns the same slots as a layer wants them: compact where it then is a fused kernel."""
+        able = self.gathers and self.kv == "routed" and self.lowering == "gather"
+        return dataclasses.replace(self, compact=able and getattr(layer, "fused", False))
+
+    @property
+    def segments(self) -> Ranges:
+        """Returns the ranges of the slots that are filled each on its own."""
+        return ((0, self.layout.K),) if self.compact else self.layout.slots
 
     @property
     def slots(self) -> int:
@@ -70,6 +84,8 @@ def carry_out(route: Route, capacity: Capacity) -> Decided:
     if not capacity.gathers:
         return Decided(route.wanted, route.gate * route.wanted)
     slots = dispatch.assign(route.wanted, capacity.layout, capacity.lowering)
+    if capacity.compact:
+        slots = dispatch.compacted(slots)
     return Decided(slots.kept_BxL, route.gate * slots.kept_BxL, slots)
 
 
@@ -135,7 +151,20 @@ def select(tokens: Rows, decided: Decided, room: Capacity) -> tuple[Rows, Rows]:
     # a selected token may be padding, where top-k found too few real ones: it is no key either
     x_BxKxD = dispatch.gather(tokens.x, slots)
     mask_BxK = rank < room.length
-    queries = Rows(x_BxKxD, idx_BxK, rank, room.length, room.layout.slots, mask_BxK)
+    whole = tokens.mask is None
+    gathered = tokens.plain and whole and room.kv == "all" and not slots.onehot
+    queries = Rows(
+        x_BxKxD,
+        idx_BxK,
+        rank,
+        room.length,
+        room.segments,
+        mask_BxK,
+        plain=room.compact and tokens.plain and whole,
+        causal=tokens.causal,
+        tail=whole and len(room.segments) == 1,
+        slot=slots.slot_BxL if gathered else None,
+    )
     if room.kv == "routed":
         return queries, queries
     return queries, tokens._replace(segments=room.layout.tokens, plain=False)

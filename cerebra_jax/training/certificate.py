@@ -1,9 +1,11 @@
 """The savings certificate: what a model saves against dense, counted and timed on one device.
 
-Five independent figures: the analytic price, the count of the program's jaxpr, XLA's own count of
-an unrolled build, bytes, and paired wall-clock of the forward pass and of the training step. The
-first two must agree as integers, and the counted programs must be cheaper than dense; XLA's count
-and the clock are shown beside them (cost/prices.py says why).
+Six figures: the analytic price, the count of the program's jaxpr, XLA's own count of an unrolled
+build, bytes, modelled time on the target (objective.device), and paired wall-clock of the forward
+pass and of the training step here. The first two must agree as integers, and the counted programs
+must be cheaper than dense, in FLOPs and in time. Time is the clock's where the target is the device
+that JAX computes on here, and the modelled one where it is not. XLA's count is shown beside them
+(cost/prices.py says why).
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from cerebra_jax import config
 from cerebra_jax.checks import ROUTED
 from cerebra_jax.config import QuantCfg, RunCfg
 from cerebra_jax.cost import count as jaxpr
-from cerebra_jax.cost import prices, timing
+from cerebra_jax.cost import device, prices, timing, traffic
 from cerebra_jax.errors import UserError
+from cerebra_jax.kernels.fused_attention import lowering_for
 from cerebra_jax.models.model import Model, neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.tasks.task import Task
@@ -54,10 +57,43 @@ class Inputs(NamedTuple):
     key: jax.Array
 
 
+class Target(NamedTuple):
+    """The chip that a certificate is for."""
+
+    chip: device.Device
+    platform: str
+    here: bool  # JAX computes on it now
+
+    @classmethod
+    def of(cls, cfg: RunCfg) -> Target:
+        """Returns objective.device; without one, what JAX computes on here."""
+        name = cfg.objective.device
+        chip = device.given(name) if name else device.detect()
+        return cls(chip, device.platform_of(name), device.is_present(name))
+
+    def seconds(self, program: Any, dtype: str, *args: Any) -> float:
+        """Returns the modelled time of a program, traced on shapes.
+
+        On a GPU it is that of the kernels that the program becomes; elsewhere every counted
+        operation is at the roofline.
+        """
+        if self.platform == "gpu":
+            with lowering_for(self.platform):
+                return traffic.estimate(jax.make_jaxpr(program)(*args), self.chip).seconds
+        counted = jaxpr.operations(lambda _, *given: program(*given), {}, *args)
+        return sum(
+            device.roofline_seconds(
+                one.op.flops + one.op.int8, one.op.bytes + one.op.weights, self.chip, dtype
+            )
+            for one in counted
+        )
+
+
 class Variant:
     """A model with its two programs compiled for one device.
 
-    `row` holds its figures, `runs` what is timed: each takes a number of calls.
+    `row` holds its figures, `runs` what is timed: each takes a number of calls. Counted, and
+    modelled, are the programs for the target.
     """
 
     def __init__(self, cfg: RunCfg, task: Task, state: TrainState | None):
@@ -73,6 +109,8 @@ class Variant:
             self.serving = e.first._replace(quantized=bool(cfg.quant.bits))
         self.model = e.model_of(self.serving)
         self.programs = Programs(e)
+        self.target = Target.of(cfg)
+        self.aimed = prepare(_one_device(cfg), task, self.target.platform)
 
         # what it runs on
         shard = self.programs.shard
@@ -103,7 +141,9 @@ class Variant:
         The training step's place is empty.
         """
         B = self.experiment.micro
-        count = jaxpr.count(forward, inputs.state, inputs.batches[0])
+        aimed = forward_pass(self.aimed, self.aimed.model_of(self.serving))
+        args = (inputs.state, inputs.batches[0])
+        count = jaxpr.count(aimed, *args)
         xla, note = _xla(self.experiment, self.serving, compiled)
         return {
             "executed_flops": self.model.cost.executed_flops,
@@ -115,6 +155,7 @@ class Variant:
             "xla_flops": xla and xla / B,
             "xla_note": note,
             "bytes": {"forward": count.bytes},
+            "seconds": {"forward": self.target.seconds(aimed, self.model.net.dtype, *args)},
             "memory": {"forward": _memory(compiled)},
         }
 
@@ -125,8 +166,11 @@ class Variant:
         """
         B = self.experiment.micro
         train, _ = self.programs.serving(self.serving).programs
-        count = jaxpr.count(train, inputs.state, inputs.batches[0], inputs.key)
-        compiled = train.lower(inputs.state, inputs.batches[0], inputs.key).compile()
+        aimed, _ = Programs(self.aimed).serving(self.serving).programs
+        args = (inputs.state, inputs.batches[0], inputs.key)
+        count = jaxpr.count(aimed, *args)
+        self.row["seconds"]["train"] = self.target.seconds(aimed, self.model.net.dtype, *args)
+        compiled = train.lower(*args).compile()
         self.row["counted_train_flops"] = count.flops / B
         self.row["counted_train_int8"] = count.int8 / B
         self.row["bytes"]["train"] = count.bytes
@@ -192,13 +236,15 @@ def certify(
     rows["model"]["masked_flops"] = _masked(cfg, task)
 
     # the certificate
-    problems = verdict(rows)
+    target = variants["model"].target
+    problems = verdict(rows) + too_slow(rows, target)
     return {
         "certified": not problems,
         "problems": problems,
         "model": cfg.net.name,
         "trained_steps": None if state is None else int(state.step),
         "rounds": rounds,
+        "target": {"device": target.chip.name, "platform": target.platform, "here": target.here},
         "rows": rows,
         "conventions": prices.CONVENTIONS,
         "config": config.to_dict(cfg),
@@ -270,6 +316,21 @@ def verdict(rows: dict[str, dict[str, Any]]) -> list[str]:
     return problems
 
 
+def too_slow(rows: dict[str, dict[str, Any]], target: Target) -> list[str]:
+    """Returns which programs take no less time than the dense ones, one line each."""
+    model, dense = rows["model"], rows["dense"]
+    problems = []
+    for kind, seconds in model["seconds"].items():
+        if target.here:
+            ratio, source = model["time"][kind]["ratio"]["median"], "by the clock"
+        else:
+            ratio, source = seconds / dense["seconds"][kind], f"modelled for {target.chip.name}"
+        if ratio >= 1.0:
+            what = {"forward": "forward pass", "train": "training step"}[kind]
+            problems.append(f"the {what} takes {ratio:.3f} of the time of the dense one, {source}")
+    return problems
+
+
 def _operations(row: dict[str, Any], key: str) -> float:
     """Returns FLOPs and int8 operations together: a product in 8 bits is not saved."""
     return row[f"{key}_flops"] + (row[f"{key}_int8"] if f"{key}_int8" in row else 0)
@@ -305,7 +366,8 @@ def _masked(cfg: RunCfg, task: Task) -> float | None:
     route = dataclasses.replace(cfg.net.route, dispatch=False)
     net = dataclasses.replace(cfg.net, route=route)
     plain = dataclasses.replace(cfg.objective, lam=0.0, budget=0.0)
-    e = prepare(_one_device(dataclasses.replace(cfg, objective=plain, net=net)), task)
+    unrouted = _one_device(dataclasses.replace(cfg, objective=plain, net=net))
+    e = prepare(unrouted, task, device.platform_of(cfg.objective.device))
     count = jaxpr.count(forward_pass(e, e.model), e.like, task.example(e.micro))
     return (count.flops + count.int8) / e.micro
 

@@ -179,16 +179,19 @@ class Experiment:
         return batch["mask_BxL"].shape[1] if self.task.shape.lengths else self.sizes.tokens
 
 
-def prepare(cfg: RunCfg, task: Task) -> Experiment:
-    """Returns the experiment of a configuration; raises UserError for what its task cannot do."""
+def prepare(cfg: RunCfg, task: Task, platform: str = "") -> Experiment:
+    """Returns the experiment of a configuration; raises UserError for what its task cannot do.
+
+    Its programs are for `platform`, cpu, gpu or tpu; "": for the present one.
+    """
     # how long it is, and of which programs
     cfg = resolved(cfg, task)
-    if cfg.net.attention == "cudnn" and present_platform() != "gpu":
+    if cfg.net.attention == "cudnn" and (platform or present_platform()) != "gpu":
         what = f"net.attention is cudnn, and JAX computes on a {present_platform()} here"
         raise UserError(what, "use net.attention=auto, which takes cuDNN's kernel on a GPU")
     length = length_of(cfg, task)
     vocab = task.shape.vocab_size
-    programs = sizes(cfg, vocab, length)
+    programs = sizes(cfg, vocab, length, platform)
     quantized_from = _quantized_from(cfg, length)
     model = programs.model(programs.final, 0, quantized_from <= 0)
 

@@ -6,6 +6,7 @@ There is one for each size, length, kind of batch and precision that it meets.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +31,13 @@ class Program(NamedTuple):
 class Programs:
     """Compiles each program when it is first asked for."""
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, devices: Sequence[parallel.Device] = ()):
+        """Makes the programs for these devices; without any, for those that the run uses here."""
         train = experiment.cfg.train
         self.experiment = experiment
-        self.devices = parallel.choose_devices(train.devices, train.batch_size, train.accum)
+        self.devices = list(devices) or parallel.choose_devices(
+            train.devices, train.batch_size, train.accum
+        )
         self.of = functools.cache(self._make)
         self._first = self.serving(experiment.first)
 

@@ -24,6 +24,7 @@ class Sizes:
     vocab: int
     plan: budget.Plan | None = None
     slots: tuple[float, ...] = ()
+    platform: str = ""  # which the programs are for; "": the present one
 
     @property
     def final(self) -> int:
@@ -49,18 +50,22 @@ class Sizes:
     def _build(self, size: int, length: int, quantized: bool) -> models.Model:
         cfg = self.cfgs[size]
         cfg = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, seq_len=length))
-        return models.build(cfg, self.vocab, self.tokens, quantized)
+        return models.build(cfg, self.vocab, self.tokens, quantized, self.platform)
 
 
-def sizes(cfg: RunCfg, vocab: int, length: Length) -> Sizes:
-    """Returns the sizes of a configuration for a vocabulary of `vocab` tokens."""
+def sizes(cfg: RunCfg, vocab: int, length: Length, platform: str = "") -> Sizes:
+    """Returns the sizes of a configuration for a vocabulary of `vocab` tokens.
+
+    Their programs are for `platform`, cpu, gpu or tpu; "": for the present one.
+    """
     plan = plan_budget(cfg, vocab, length)
     if plan:
-        return Sizes(tuple(models.at_rate(cfg, rate) for rate in plan.rates), vocab, plan)
+        rated = tuple(models.at_rate(cfg, rate) for rate in plan.rates)
+        return Sizes(rated, vocab, plan, platform=platform)
     cfgs = adaptive_capacity.programs(cfg)
     if len(cfgs) == 1:
-        return Sizes((cfg,), vocab)
-    return Sizes(tuple(cfgs), vocab, slots=adaptive_capacity.slots(cfgs))
+        return Sizes((cfg,), vocab, platform=platform)
+    return Sizes(tuple(cfgs), vocab, None, adaptive_capacity.slots(cfgs), platform)
 
 
 def plan_budget(cfg: RunCfg, vocab: int, length: Length) -> budget.Plan | None:

@@ -112,3 +112,18 @@ def test_a_model_that_does_not_fit_is_said_so(tiny_cfg, monkeypatch):
     lines = []
     command.preview(tiny_cfg(), lines.append)
     assert "DOES NOT FIT" in "\n".join(lines)
+
+
+def test_a_preview_is_of_the_device_that_is_asked_for(tiny_cfg):
+    lines = []
+    net = {"net.name": "transformer", "net.dtype": "bfloat16", "net.width": 32, "net.heads": 2}
+    here = command.preview(tiny_cfg(net), lines.append)
+    there = command.preview(tiny_cfg(net | {"objective.device": "h100"}), lines.append)
+    assert there["device"] == "h100 x 1" and there["memory_bytes"]["of"] == 80 * 10**9
+    assert here["timed_examples"] and not there["timed_examples"]
+    assert here["traffic"] is None and there["traffic"]["bytes"] > 0
+    assert there["step_seconds"] == there["traffic"]["seconds"]
+    # the fused kernel visits no pair above the diagonal
+    executed = [found["flops_per_token"]["executed"] for found in (here, there)]
+    assert executed[1] == there["flops_per_token"]["model"] < executed[0]
+    assert "modelled from the kernels" in lines[-4] and "traffic" in lines[-5]

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebra_jax.cost import count, device, prices
+from cerebra_jax.cost import count, prices
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.kernels.attention import Blocks, Keys, Queries
+from cerebra_jax.kernels.fused_attention import lowering_for
 from cerebra_jax.layers.rows import block_layout, ranks, tokens
 
 
@@ -265,14 +266,6 @@ def test_few_scores_are_kept_many_are_formed_again():
 # cuDNN's kernel
 
 
-def test_cudnn_is_chosen_for_the_platform_that_is_asked_about():
-    assert att.fused("auto", "bfloat16", 64, "gpu")
-    assert not any(att.fused("auto", "bfloat16", 64, platform) for platform in ("cpu", "tpu"))
-    assert not att.fused("auto", "float32", 64, "gpu")
-    assert not any(att.fused("auto", "bfloat16", width, "gpu") for width in (60, 136))
-    assert att.fused("cudnn", "float32", 64, "cpu") and not att.fused("full", "bfloat16", 64, "gpu")
-
-
 def test_without_a_gpu_cudnn_is_its_formula_and_has_its_price():
     L, H, C = 48, 2, 8
     mine, textbook = dense(L, "cudnn")
@@ -285,21 +278,17 @@ def test_without_a_gpu_cudnn_is_its_formula_and_has_its_price():
     assert both.by == {"attention": 2 * pairs * 7 // 2}
 
 
-def test_on_a_gpu_the_program_of_cudnn_has_the_same_price(monkeypatch):
-    cudnn = pytest.importorskip(
-        "jax._src.cudnn.fused_attention_stablehlo",
-        reason="this JAX keeps its private cuDNN attention elsewhere",
-    )
-    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True, raising=False)
+def test_a_program_for_a_gpu_holds_cudnn_and_has_the_same_price():
     x = jax.ShapeDtypeStruct((2, 2, 64, 16), jnp.bfloat16)
-    found = {}
-    for platform in ("cpu", "gpu"):
-        monkeypatch.setattr(device, "present_platform", lambda platform=platform: platform)
-        mine, _ = dense(64, "cudnn")
-        counted = count.operations(lambda _, *a, mine=mine: mine(*a), {}, x, x, x)
-        found[platform] = [one.op for one in counted if one.op.flops]
-    assert len(found["gpu"]) == 1 and found["cpu"] == found["gpu"]
+    mine, _ = dense(64, "cudnn")
+
+    here = count.count(mine, x, x, x)
+    with lowering_for("gpu"):
+        traced = jax.jit(with_gradients, static_argnums=0).trace(mine, x, x, x, x)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        there = count.count_jaxpr(jax.make_jaxpr(mine)(x, x, x))
+    assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    assert (here.flops, here.bytes) == (there.flops, there.bytes)
 
 
 def test_arrays_of_other_shapes_are_refused():

@@ -29,6 +29,20 @@ def text(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def faster(monkeypatch):
+    """Makes the clock say that the model is faster: no time of this machine is looked at."""
+    measured = certificate._timed
+
+    def timed(*args):
+        times = measured(*args)
+        for found in times["model"].values():
+            found["ratio"]["median"] = 0.9
+        return times
+
+    monkeypatch.setattr(certificate, "_timed", timed)
+
+
 @pytest.fixture
 def certify(tiny_cfg, text):
     def run(**more):
@@ -73,9 +87,16 @@ def test_a_routed_model_is_certified(certify):
         "counted in the jaxpr",
         "training step",
         "time against dense",
-        "certified: yes",
+        "certified: yes, by the counted FLOPs and by the clock",
+        "ms, modelled",
     ):
         assert words in shown
+
+    # one that was written before times were judged is still read
+    del found["target"]
+    for row in found["rows"].values():
+        del row["seconds"]
+    assert "the clock is shown, not judged" in "\n".join(show(found))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +163,25 @@ def test_verdict_needs_both_programs_to_be_cheaper():
         {"model": row | {"counted_train_flops": 299, "masked_flops": 80}, "dense": dense}
     )
     assert "routing saves nothing" in problem
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_time_is_the_clocks_where_the_target_is_here_else_the_modelled_one(tiny_cfg, here):
+    target = certificate.Target.of(tiny_cfg({"objective.device": "h100"}))
+    assert (target.chip.name, target.platform, target.here) == ("h100", "gpu", False)
+    quicker, slower = {"ratio": {"median": 0.9}}, {"ratio": {"median": 1.1}}
+    rows = {
+        "model": {
+            "seconds": {"forward": 0.8, "train": 1.2},
+            "time": {"forward": slower, "train": quicker},
+        },
+        "dense": {"seconds": {"forward": 1.0, "train": 1.0}},
+    }
+    (problem,) = certificate.too_slow(rows, target._replace(here=here))
+    if here:
+        assert problem.startswith("the forward pass takes 1.100") and "by the clock" in problem
+    else:
+        assert problem.startswith("the training step takes 1.200") and "for h100" in problem
 
 
 def test_the_command_writes_it_and_ends_with_its_status(
