@@ -87,7 +87,7 @@ def _shifted(model: Model, variables: Any, batch: Batch, shifts: list[jax.Array]
 
 def _unrolled(model: Model) -> Model:
     """Returns the same model with a module of its own for each layer."""
-    net = dataclasses.replace(model.net, scan=False, remat=False)
+    net = dataclasses.replace(model.net, scan=False, remat="off")
     return dataclasses.replace(model, net=net, module=model.module.clone(net=net))
 
 

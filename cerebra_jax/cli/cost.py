@@ -219,7 +219,7 @@ def _print_memory(f: dict[str, Any], say: Callable[[str], None]) -> None:
     need = sum(parts.values())
     fits = ""
     if need > memory["of"]:
-        fits = ": DOES NOT FIT, try net.remat=True, a larger train.accum or more devices"
+        fits = ": DOES NOT FIT, try net.remat=dots or full, a larger train.accum or more devices"
     source = "compiled" if f["timed_examples"] else "estimated"
     say(f"memory     {si(need, 'B')} of {si(memory['of'], 'B')} per device{fits}")
     listed = ", ".join(f"{k} {si(x, 'B')}" for k, x in parts.items())

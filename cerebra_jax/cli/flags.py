@@ -114,7 +114,7 @@ def _without_keys(argv: list[str]) -> tuple[dict[str, str], list[str]]:
         keys = config.fields()
         if key not in keys:
             raise unknown_key(key)
-        is_bool = isinstance(keys[key].default, bool)
+        is_bool = isinstance(keys[key].default, bool) or key in names.SWITCHES
         usage = f"--config.{key}=VALUE"
         if head == "noconfig" and (equals or not is_bool):
             raise UserError(f"cannot read {word}", f"write {usage}")

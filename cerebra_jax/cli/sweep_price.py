@@ -58,9 +58,10 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
     programs = [models.at_rate(cfg, rate) for rate in plan.rates] if plan else [cfg]
     built = [models.build(program, vocab) for program in programs]
     executed = built[-1].cost.executed_flops
+    passes = TRAIN_FACTOR + (cfg.net.remat == "full")  # which runs the forward pass twice
     found = {
         "duration": train.duration,
-        "step_flops": (TRAIN_FACTOR + cfg.net.remat) * train.batch_size * executed,
+        "step_flops": passes * train.batch_size * executed,
         "steps": steps,
         "flops": None,
     }
@@ -71,7 +72,7 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
         if task.shape.lengths:  # its examples come in the order of the run
             each = _by_length(cfg, task, vocab, steps)
             executed = sum(each) / max(1, steps)
-        found["flops"] = (TRAIN_FACTOR + cfg.net.remat) * train.batch_size * sum(each)
+        found["flops"] = passes * train.batch_size * sum(each)
     return found | {"executed": executed / built[-1].dense.executed_flops}
 
 

@@ -68,9 +68,13 @@ ALL_KEYS = "`cerebra keys` lists all keys"
 def defaults() -> ml_collections.ConfigDict:
     """Returns the defaults as a locked ConfigDict, for configs/*.py to edit.
 
-    A list takes a tuple, a list or text with commas.
+    A list takes a tuple, a list or text with commas; a key that was a switch still takes a bool.
     """
-    return ml_collections.ConfigDict(_open_lists(dataclasses.asdict(RunCfg()))).lock()
+    found = _open_lists(dataclasses.asdict(RunCfg()))
+    for key in names.SWITCHES:
+        section, name = key.split(".")
+        found[section][name] = config_dict.FieldReference(found[section][name], field_type=object)
+    return ml_collections.ConfigDict(found).lock()
 
 
 def fields(cls: type = RunCfg, prefix: str = "") -> dict[str, dataclasses.Field]:

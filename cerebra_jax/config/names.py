@@ -11,6 +11,8 @@ RENAMED_KEYS: dict[str, str] = {}
 RENAMED_VALUES: dict[str, dict[str, str]] = {
     "task.name": {"longseq": "long_sequence"},
 }
+# Keys that were a switch, and what its two positions mean now; both still work, without a notice.
+SWITCHES: dict[str, dict[bool, str]] = {"net.remat": {False: "off", True: "full"}}
 
 # Words of other libraries, which lead to a suggestion. A word is looked up whole, then without
 # its section.
@@ -196,6 +198,8 @@ def current_key(key: str) -> str:
 
 def current_value(key: str, value: object) -> object:
     """Returns today's name of a value of a key, and says once where it was called otherwise."""
+    if isinstance(value, bool) and key in SWITCHES:
+        return SWITCHES[key][value]
     renamed = RENAMED_VALUES[key] if key in RENAMED_VALUES else {}
     if not isinstance(value, str) or value not in renamed:
         return value

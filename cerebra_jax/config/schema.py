@@ -358,7 +358,12 @@ class NetCfg:
         of=("float32", "bfloat16"),
     )
     scan: bool = _f(False, "scan over layers: one layer is compiled")
-    remat: bool = _f(False, "recompute activations in the backward pass")
+    remat: str = _f(
+        "off",
+        "what the backward pass recomputes: nothing, elementwise work, or each layer; "
+        "False and True are off and full",
+        of=("off", "dots", "full"),
+    )
     attention: str = _f("auto", "attention kernel", of=("auto", "full", "blockwise", "cudnn"))
     loss_chunk: int = _f(1024, "tokens whose logits exist at once", lo=1)
     route: RouteCfg = field(default_factory=RouteCfg)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cerebra_jax.checks import joined
-from cerebra_jax.config.names import current_value
+from cerebra_jax.config.names import SWITCHES, current_value
 from cerebra_jax.errors import UserError
 
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -43,6 +43,8 @@ def typed(key: str, text: str, field: dataclasses.Field) -> Any:
     want = type(field.default)
     if field.metadata["item"]:
         return _items(key, text, field.metadata["item"])
+    if key in SWITCHES and text.lower() in _BOOLS:
+        return current_value(key, _BOOLS[text.lower()])
     try:
         return _BOOLS[text.lower()] if want is bool else want(text)
     except (KeyError, ValueError):
@@ -57,11 +59,11 @@ def checked(key: str, value: Any, field: dataclasses.Field) -> Any:
     if field.metadata["item"]:
         return _items(key, value, field.metadata["item"])
     want = type(field.default)
+    value = current_value(key, value)
     if want is float and type(value) is int:
         value = float(value)
     if type(value) is not want:
         raise UserError(f"{key} is {value!r}", f"it must be of type {want.__name__}")
-    value = current_value(key, value)
     choices, least, most = (field.metadata[name] for name in ("of", "lo", "hi"))
     if choices and value not in choices:
         raise UserError(f"{key} is {value!r}", f"choose one of {', '.join(map(str, choices))}")

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cerebra_jax.kernels.remat import keep
+
 Reach = tuple[int | None, int]
 """(back, ahead): a query at p sees keys at p − back … p + ahead; back None: all before it."""
 
@@ -299,6 +301,7 @@ def _segments_fwd(blocks: Blocks, queries: Queries, keys: Keys, null: Null | Non
         share, null_share = share / total, null_share / total
         o = o * share + null_share * null_v
     o = o.astype(keys.v_BxHxKxC.dtype)
+    top, share, null_share, o = keep((top, share, null_share, o))
     return o, _Residuals(queries, keys, null, weights, top, share, null_share, o)
 
 

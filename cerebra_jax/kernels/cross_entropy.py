@@ -16,16 +16,32 @@ def chunks_of(tokens: int, chunk: int) -> int:
     return n
 
 
-def _nll(h_TxD, head_VxD, y_T):
-    """Returns nll_T, and exp(logits - max) with its sum, whose quotient is the softmax."""
-    logits_TxV = jnp.einsum(
-        "td,vd->tv", h_TxD, head_VxD.astype(h_TxD.dtype), preferred_element_type=jnp.float32
-    )
-    max_Tx1 = logits_TxV.max(-1, keepdims=True)
-    exp_TxV = jnp.exp(logits_TxV - max_Tx1)
-    sum_Tx1 = exp_TxV.sum(-1, keepdims=True)
-    hit_Tx1 = jnp.take_along_axis(logits_TxV, y_T[:, None], axis=1)
-    return (jnp.log(sum_Tx1) + max_Tx1 - hit_Tx1)[:, 0], exp_TxV, sum_Tx1
+# Columns of a matrix unit. A head whose last tile would be ragged is padded, where that adds less
+# than 1 % to it; XLA pads it otherwise for each product, and slices what comes of it.
+_TILE = 128
+_LEAST = 100 * _TILE
+
+
+def _padded(head_VxD, dtype):
+    """Returns the output matrix in the dtype of the products, padded to whole tiles."""
+    head_VxD = head_VxD.astype(dtype)
+    V = head_VxD.shape[0]
+    return jnp.pad(head_VxD, ((0, -V % _TILE), (0, 0))) if V >= _LEAST else head_VxD
+
+
+def _nll(h_TxD, head_PxD, y_T, V):
+    """Returns nll_T, and exp(logits - max) with its sum, whose quotient is the softmax.
+
+    P >= V: what is padding has no weight.
+    """
+    logits_TxP = jnp.einsum("td,pd->tp", h_TxD, head_PxD, preferred_element_type=jnp.float32)
+    if head_PxD.shape[0] > V:
+        logits_TxP = jnp.where(jnp.arange(head_PxD.shape[0])[None] < V, logits_TxP, -jnp.inf)
+    max_Tx1 = logits_TxP.max(-1, keepdims=True)
+    exp_TxP = jnp.exp(logits_TxP - max_Tx1)
+    sum_Tx1 = exp_TxP.sum(-1, keepdims=True)
+    hit_Tx1 = jnp.take_along_axis(logits_TxP, y_T[:, None], axis=1)
+    return (jnp.log(sum_Tx1) + max_Tx1 - hit_Tx1)[:, 0], exp_TxP, sum_Tx1
 
 
 def _split(n, *arrays):
@@ -36,9 +52,12 @@ def _split(n, *arrays):
 def _xent(h_TxD, head_VxD, y_T, w_T, n, each):
     """Returns the weighted sum of n chunks, and with `each` its terms, (n, T); else None."""
 
+    V = head_VxD.shape[0]
+    head_PxD = _padded(head_VxD, h_TxD.dtype)
+
     def body(total, x):
         h, y, w = x
-        nats_T = w * _nll(h, head_VxD, y)[0]
+        nats_T = w * _nll(h, head_PxD, y, V)[0]
         return total + nats_T.sum(), nats_T if each else None
 
     return jax.lax.scan(body, jnp.float32(0), _split(n, h_TxD, y_T, w_T))
@@ -49,25 +68,28 @@ def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
 
     It is computed here, with the logits at hand, so that nothing is computed again.
     """
-    ids_1xV = jnp.arange(head_VxD.shape[0])[None]
+    V = head_VxD.shape[0]
+    head_PxD = _padded(head_VxD, h_TxD.dtype)
+    ids_1xP = jnp.arange(head_PxD.shape[0])[None]
 
     def body(carry, x):
-        total, dhead_DxV = carry
+        total, dhead_DxP = carry
         h, y, w = x
-        nll_T, exp_TxV, sum_Tx1 = _nll(h, head_VxD, y)
+        nll_T, exp_TxP, sum_Tx1 = _nll(h, head_PxD, y, V)
         w_Tx1 = w[:, None]
-        d_TxV = exp_TxV * (w_Tx1 / sum_Tx1) - jnp.where(y[:, None] == ids_1xV, w_Tx1, 0.0)
-        d_TxV = d_TxV.astype(h.dtype)
-        dh = jnp.einsum("tv,vd->td", d_TxV, head_VxD.astype(h.dtype))
-        # as (D, V): XLA's CPU matmul is twice as fast with the wide matrix on the right, and one
+        d_TxP = exp_TxP * (w_Tx1 / sum_Tx1) - jnp.where(y[:, None] == ids_1xP, w_Tx1, 0.0)
+        d_TxP = d_TxP.astype(h.dtype)
+        dh = jnp.einsum("tp,pd->td", d_TxP, head_PxD)
+        # as (D, P): XLA's CPU matmul is twice as fast with the wide matrix on the right, and one
         # transpose is cheap
-        dhead_DxV += jnp.einsum("tv,td->dv", d_TxV, h, preferred_element_type=jnp.float32)
+        dhead_DxP += jnp.einsum("tp,td->dp", d_TxP, h, preferred_element_type=jnp.float32)
         nats_T = w * nll_T
-        return (total + nats_T.sum(), dhead_DxV), (dh, nats_T if each else None)
+        return (total + nats_T.sum(), dhead_DxP), (dh, nats_T if each else None)
 
-    start = (jnp.float32(0), jnp.zeros(head_VxD.shape[::-1], jnp.float32))
-    (total, dhead_DxV), (dh_nxTxD, nats_nxT) = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
-    return (total, nats_nxT), (dh_nxTxD.reshape(h_TxD.shape), dhead_DxV.T.astype(head_VxD.dtype))
+    start = (jnp.float32(0), jnp.zeros(head_PxD.shape[::-1], jnp.float32))
+    (total, dhead_DxP), (dh_nxTxD, nats_nxT) = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
+    dhead_VxD = dhead_DxP[:, :V].T.astype(head_VxD.dtype)
+    return (total, nats_nxT), (dh_nxTxD.reshape(h_TxD.shape), dhead_VxD)
 
 
 def _xent_bwd(n, each, res, ct):

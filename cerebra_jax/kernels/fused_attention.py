@@ -41,19 +41,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from cerebra_jax.cost import device, prices
 from cerebra_jax.cost.count import FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION
 from cerebra_jax.errors import UserError
 from cerebra_jax.kernels import attention, cudnn
 from cerebra_jax.kernels.attention import Blocks, Keys, Null, Queries, Segment
+from cerebra_jax.kernels.remat import keep
 
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 """The kernels, each with the platform that it is made for."""
-
-NAME = "fused_attention"
-"""What a remat policy calls results and sums that were merged (`jax.ad_checkpoint`)."""
 
 AMPERE = (8, 0)
 """The compute capability from which cuDNN has the kernel."""
@@ -354,8 +351,7 @@ def _halved_fwd(static, q_BxQxHxC, k_BxLxHxC, v_BxLxHxC, places: _Places):
         merged = jnp.exp(old_lse - both) * old_o + jnp.exp(more_lse - both) * more_o
         o, lse = _with_half(o, level, 1, merged), _with_half(lse, level, 1, both)
 
-    o = checkpoint_name(o.astype(v_BxLxHxC.dtype), NAME)
-    lse = checkpoint_name(lse, NAME)
+    o, lse = keep((o.astype(v_BxLxHxC.dtype), lse))
     return o, (q_BxQxHxC, k_BxLxHxC, v_BxLxHxC, places, o, lse)
 
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
+from cerebra_jax.kernels.lookup import lookup
 from cerebra_jax.layers.dropout import Drop
 from cerebra_jax.layers.linear import normal
 
@@ -27,10 +28,10 @@ class Embed(nn.Module):
     def __call__(self, ids_BxL, subwords_BxLxG=None):
         shape = (self.vocab, self.width)
         table_VxD = self.param("table", normal(self.std), shape, jnp.float32)
-        x_BxLxD = table_VxD[ids_BxL]
+        x_BxLxD = lookup(table_VxD, ids_BxL)
         if subwords_BxLxG is not None:
             there_BxLxG = subwords_BxLxG >= 0
-            rows_BxLxGxD = table_VxD[jnp.maximum(subwords_BxLxG, 0)]
+            rows_BxLxGxD = lookup(table_VxD, jnp.maximum(subwords_BxLxG, 0))
             rows_BxLxGxD = jnp.where(there_BxLxG[..., None], rows_BxLxGxD, 0.0)
             x_BxLxD += rows_BxLxGxD.sum(2) / jnp.maximum(there_BxLxG.sum(2), 1)[..., None]
         return x_BxLxD.astype(self.dtype), table_VxD

@@ -5,8 +5,24 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from cerebra_jax.kernels.remat import from_inputs
 from cerebra_jax.layers.linear import linear
 from cerebra_jax.layers.prunable import Group, Member
+
+
+@from_inputs
+def _gelu(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+@from_inputs
+def _exact_gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+@from_inputs
+def _gated(gate, x):
+    return jax.nn.silu(gate) * x
 
 
 class FeedForward(nn.Module):
@@ -29,9 +45,9 @@ class FeedForward(nn.Module):
         h = linear(x, self.hidden, self.std, "up", bias=self.bias)
         if self.kind == "gated":
             gate = linear(x, self.hidden, self.std, "gate", bias=self.bias)
-            h = jax.nn.silu(gate) * h
+            h = _gated(gate, h)
         else:
-            h = jax.nn.gelu(h, approximate=not self.exact)
+            h = _exact_gelu(h) if self.exact else _gelu(h)
         return linear(h, self.width, self.std * self.out_scale, "down", bias=self.bias)
 
     def prunable(self, place: str, layer: int, kind: str = "ffn") -> list[Group]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from cerebra_jax.kernels.layer_norm import layer_norm
 from cerebra_jax.layers.linear import as_matrix
 
 
@@ -17,5 +18,15 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        norm = nn.LayerNorm(dtype=jnp.float32, epsilon=1e-5, name="norm")
-        return as_matrix(norm, x).astype(x.dtype)
+        return as_matrix(_OfRows(name="norm"), x)
+
+
+class _OfRows(nn.Module):
+    """Normalises the rows of a matrix."""
+
+    @nn.compact
+    def __call__(self, x_NxD):
+        shape = x_NxD.shape[1:]
+        scale_D = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias_D = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        return layer_norm(x_NxD, scale_D, bias_D, 1e-5)

@@ -8,12 +8,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cerebra_jax.kernels.remat import keep_dots
+
 
 class Repeat(NamedTuple):
-    """How layers are repeated: scanned over or unrolled, recomputed in the backward pass or not."""
+    """How layers are repeated: scanned over or unrolled, and what their backward pass recomputes.
+
+    `remat` is net.remat. off: nothing, all that the backward pass needs is kept. dots: results of
+    matmuls, convolutions and fused attention are kept, elementwise work is done again, which on a
+    GPU and a TPU is faster than writing it to memory and reading it back. full: only what passes
+    from layer to layer is kept, so that a step runs the forward pass twice.
+    """
 
     scan: bool = False
-    remat: bool = False
+    remat: str = "off"
 
 
 def fields_of(module: nn.Module) -> dict[str, Any]:
@@ -29,14 +37,15 @@ def fields_of(module: nn.Module) -> dict[str, Any]:
 def scan_layers(blocks: tuple, mode: Repeat, carry, scanned, shared, cache=None):
     """Runs layers, carry, y = block(carry, scanned_i, shared[, cache_i]): (carry, stacked ys).
 
-    Scanned over (one is compiled, they must be alike) or unrolled, rematerialised or not.
+    Scanned over (one is compiled, they must be alike) or unrolled.
     Parameters are stacked under `layers` when scanned, else `layer_00`, `layer_01`, …; so is a
     cache (of decoding), else it is a tuple of one per layer, which leaves the arrays where they
     are. To be called inside a compact method.
     """
     kind = type(blocks[0])
-    if mode.remat:
-        kind = nn.remat(kind, prevent_cse=not mode.scan)
+    if mode.remat != "off":
+        policy = keep_dots if mode.remat == "dots" else None
+        kind = nn.remat(kind, prevent_cse=not mode.scan, policy=policy)
     caches = () if cache is None else (cache,)
     if mode.scan:
         axes = (0, nn.broadcast, *(0 for _ in caches))

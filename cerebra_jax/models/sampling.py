@@ -19,15 +19,40 @@ def choose(key: jax.Array, logits_BxV: jax.Array, temperature, top_p) -> jax.Arr
     """
     likeliest_B = jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     scaled_BxV = logits_BxV / jnp.maximum(temperature, 1e-6)
-    falling_BxV = jnp.flip(jnp.sort(scaled_BxV, axis=-1), axis=-1)
-    p_BxV = jax.nn.softmax(falling_BxV, axis=-1)
-    in_BxV = jnp.cumsum(p_BxV, axis=-1) - p_BxV < top_p  # what is likelier does not hold top_p yet
-    in_BxV |= falling_BxV == falling_BxV[:, :1]  # the likeliest always
-    least_Bx1 = jnp.where(in_BxV, falling_BxV, jnp.inf).min(-1, keepdims=True)
-    drawn_B = jax.random.categorical(
-        key, jnp.where(scaled_BxV >= least_Bx1, scaled_BxV, -jnp.inf)
-    ).astype(jnp.int32)
-    return jnp.where(temperature > 0, drawn_B, likeliest_B)
+    in_BxV = in_nucleus(scaled_BxV, top_p)
+    drawn_B = jax.random.categorical(key, jnp.where(in_BxV, scaled_BxV, -jnp.inf))
+    return jnp.where(temperature > 0, drawn_B.astype(jnp.int32), likeliest_B)
+
+
+_BITS = 4  # of the threshold in one pass: 8 passes of 15 sums over the vocabulary
+
+
+def in_nucleus(logits_BxV: jax.Array, top_p) -> jax.Array:
+    """Returns which tokens are in the nucleus: what is likelier does not hold `top_p` yet.
+
+    Likelier than its least likely tokens is less than `top_p`; equal ones are in together, and the
+    likeliest always. The threshold is found from its first bits to its last, without a sort.
+    """
+    p_BxV = jax.nn.softmax(logits_BxV, axis=-1)
+    rank_BxV = _ordered(logits_BxV)
+
+    # the largest threshold with `top_p` at or above it
+    threshold_Bx1 = jnp.zeros((logits_BxV.shape[0], 1), jnp.uint32)
+    for shift in range(32 - _BITS, -1, -_BITS):
+        steps = jnp.arange(1, 2**_BITS, dtype=jnp.uint32) << shift
+        above_BxSxV = rank_BxV[:, None] >= (threshold_Bx1 + steps[None])[..., None]
+        mass_BxS = jnp.where(above_BxSxV, p_BxV[:, None], 0.0).sum(-1)
+        taken_Bx1 = (mass_BxS >= top_p).sum(-1, keepdims=True, dtype=jnp.uint32)
+        threshold_Bx1 += taken_Bx1 << shift
+
+    in_BxV = (rank_BxV >= threshold_Bx1) | (top_p >= 1.0)
+    return in_BxV | (rank_BxV == rank_BxV.max(-1, keepdims=True))
+
+
+def _ordered(x: jax.Array) -> jax.Array:
+    """Returns whole numbers, uint32, in the order of float32 numbers."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32) + 0.0, jnp.uint32)  # −0 is 0
+    return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
 
 
 class Prompts(NamedTuple):
@@ -62,10 +87,11 @@ def generate(
     cache = model.init_cache(jnp.arange(prompt_BxP.shape[0]))
     out, cache = model.decode(variables, cache, prompt_BxP, length_B)
     last_BxD = jnp.take_along_axis(out.h, (length_B - 1)[:, None, None], axis=1)[:, 0]
+    head_VxD = out.head_VxD.astype(last_BxD.dtype)  # as in the loss: sums are float32
 
     def step(carry, key):
         h_BxD, cache = carry
-        logits_BxV = h_BxD.astype(jnp.float32) @ out.head_VxD.T
+        logits_BxV = jnp.einsum("bd,vd->bv", h_BxD, head_VxD, preferred_element_type=jnp.float32)
         token_B = choose(key, logits_BxV, *drawing)
         after, cache = model.decode(variables, cache, token_B)
         return (after.h[:, 0], cache), token_B

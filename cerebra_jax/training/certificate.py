@@ -424,7 +424,7 @@ def _xla(e: Experiment, serving: Serving, compiled: Any) -> tuple[float | None, 
     None where it gives no figure.
     """
     tokens = e.micro * e.sizes.tokens
-    net = dataclasses.replace(e.cfg.net, scan=False, remat=False, loss_chunk=tokens)
+    net = dataclasses.replace(e.cfg.net, scan=False, remat="off", loss_chunk=tokens)
     plain = prepare(dataclasses.replace(e.cfg, net=net), e.task)
     forward = forward_pass(plain, plain.model_of(serving))
     batch = e.task.example(e.micro)

@@ -10,6 +10,9 @@ from cerebra_jax.training import metrics
 from cerebra_jax.training.closing import of_dense, quality
 from cerebra_jax.training.experiment import Experiment
 
+POINTS = 500
+"""Points of a curve: a line of a deep model is hundreds of curves, 9 ms, longer than some steps."""
+
 
 class Screen(Protocol):
     """Where a run talks to a person."""
@@ -40,12 +43,15 @@ class Recorder:
         self.path = workdir / "metrics.jsonl"
         self.pace = metrics.Pace()
         self.every = max(1, experiment.length.steps(experiment.cfg.train.log_every))
+        self.drawn_every = max(1, experiment.length.total // POINTS)
         self.log = metrics.Log(self.path, start.step, start.scored)
         self.tracker = metrics.tracker(workdir / "tensorboard", start.step)
         screen.begin(experiment.length.total, start.step)
 
     def train(self, line: dict[str, Any], tokens: int) -> None:
         """Writes the line of a training step on examples of `tokens` tokens.
+
+        TensorBoard gets a line every train.log_every, and at least `POINTS` of them in a run.
 
         Raises Diverged where too many steps in a row were not finite.
         """
@@ -69,8 +75,10 @@ class Recorder:
         parts.append(f"{self.pace.left(self.experiment.length.total - at)} left")
         if skipped:
             parts.append(f"skipped {skipped}")
-        self.screen.step(at, " · ".join(parts), at == 1 or at % self.every == 0)
-        self.tracker.scalars(at, "train", line)
+        due = at == 1 or at % self.every == 0
+        self.screen.step(at, " · ".join(parts), due)
+        if due or at % self.drawn_every == 0:
+            self.tracker.scalars(at, "train", line)
 
     def valid(self, line: dict[str, Any]) -> None:
         """Writes and shows the line of a validation."""

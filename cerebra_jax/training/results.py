@@ -238,8 +238,8 @@ def _trained(e: Experiment, steps: list[dict[str, Any]]) -> int:
         ran = [0] * e.length.total
     pairs = zip(ran, _lengths(e, steps), strict=False)
     forward = sum(e.sizes.model(size, tokens).cost.executed_flops for size, tokens in pairs)
-    # forward, backward at twice its price, and the forward pass that remat repeats
-    passes = 4 if e.cfg.net.remat else 3
+    # forward, backward at twice its price, and the forward pass that full remat repeats
+    passes = 4 if e.cfg.net.remat == "full" else 3
     return passes * forward * e.cfg.train.batch_size
 
 

@@ -23,7 +23,7 @@ from cerebra_jax import config
 from cerebra_jax.errors import Busy, UserError
 
 # where prepared data lies, who computes, and how a DCT is computed: not what
-MAY_CHANGE = ("task.cache_dir", "train.devices", "net.route.dct")
+MAY_CHANGE = ("task.cache_dir", "train.devices", "net.route.dct", "net.remat")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -282,11 +282,16 @@ def test_values_are_typed_and_the_last_one_wins(files):
     got = flags.parse([C, *words, "--fresh", "-v"])
     assert (got.command, got.fresh, got.verbose, got.cfg.net.depth) == ("train", True, True, 5)
     assert (got.cfg.task.ignore, got.cfg.net.kept.heads) == (("a", "b"), (1, 0, 2, 3, 4))
-    assert (got.cfg.train.lr, got.cfg.task.offline_fallback, got.cfg.net.remat) == (
-        1.0,
-        False,
-        True,
-    )
+    assert (got.cfg.train.lr, got.cfg.task.offline_fallback) == (1.0, False)
+    assert got.cfg.net.remat == "full"  # it was a switch, and may still be used as one
+
+
+@pytest.mark.parametrize(
+    ("word", "want"), [("=dots", "dots"), ("=false", "off"), ("=1", "full"), ("=full", "full")]
+)
+def test_remat_is_a_word_or_a_switch(files, word, want):
+    assert flags.parse([C, f"--config.net.remat{word}"]).cfg.net.remat == want
+    assert flags.parse([C, "--noconfig.net.remat"]).cfg.net.remat == "off"
 
 
 def test_json_is_read_as_data_and_may_be_overridden(files):

@@ -100,6 +100,18 @@ def test_an_earlier_value_is_accepted_with_one_line_of_notice(told, capsys):
     assert not out and err == f"notice: {line}\n"
 
 
+@pytest.mark.parametrize(("was", "now"), [(False, "off"), (True, "full"), ("dots", "dots")])
+def test_a_key_that_was_a_switch_still_is_one(was, now, told, capsys):
+    assert config.parse({"net": {"remat": was}}).net.remat == now
+    assert config.renewed({"net": {"remat": was}})["net"]["remat"] == now
+    values = config.defaults()
+    values.net.remat = was
+    assert config.parse(values).net.remat == now
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(UserError, match="net.scan"):
+        config.parse({"net": {"scan": "dots"}})
+
+
 def test_an_earlier_key_is_accepted_everywhere_with_one_line_of_notice(
     told, capsys, monkeypatch, tmp_path
 ):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebra_jax.cost import count
+from cerebra_jax.kernels import cross_entropy
 from cerebra_jax.kernels.cross_entropy import chunked_xent, chunks_of
 
 
@@ -87,6 +88,15 @@ def test_padding_has_no_gradient():
     h, head, y, w = _case(4)
     dh = jax.grad(chunked_xent)(h, head, y, w, 8)
     np.testing.assert_array_equal(np.asarray(dh).any(axis=-1), np.asarray(w) > 0)
+
+
+def test_a_large_vocabulary_is_padded_to_tiles_and_nothing_is_seen_of_it(monkeypatch):
+    h, head, y, w = _case(6)
+    want = jax.value_and_grad(lambda h, e: _plain(h, e, y, w), argnums=(0, 1))(h, head)
+    monkeypatch.setattr(cross_entropy, "_LEAST", 30)
+    grad = jax.value_and_grad(lambda h, e: chunked_xent(h, e, y, w, 8), argnums=(0, 1))
+    assert "f32[8,128]" in str(jax.make_jaxpr(grad)(h, head))
+    _assert_same(grad(h, head), want, 1e-5)
 
 
 def test_the_logits_of_a_batch_never_exist_at_once():

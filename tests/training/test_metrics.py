@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerebra_jax.training import metrics
+from cerebra_jax.training import metrics, recorder
 from cerebra_jax.training.closing import closing
 
 
@@ -114,6 +115,21 @@ def test_tensorboard_draws_scalars_and_gates(tmp_path):
     drawn.close()
     data = b"".join(p.read_bytes() for p in (tmp_path / "tb").iterdir())
     assert b"train/loss" in data and b"train/kept/01" in data and b"phase" not in data
+
+
+def test_a_long_run_draws_some_of_its_steps_and_writes_all(tmp_path, monkeypatch, Screen):
+    drawn = []
+    draws = SimpleNamespace(scalars=lambda step, *_: drawn.append(step), close=lambda: None)
+    monkeypatch.setattr(metrics, "tracker", lambda folder, step: draws)
+    train = SimpleNamespace(log_every="7 steps", batch_size=1, max_skips=3)
+    length = SimpleNamespace(total=10 * recorder.POINTS, steps=lambda text: int(text.split()[0]))
+    experiment = SimpleNamespace(cfg=SimpleNamespace(train=train), length=length)
+    of_run = recorder.Recorder(experiment, tmp_path, Screen(), recorder.Position())
+    for step in range(1, 31):
+        of_run.train(line(step, skipped=0, hard_rel_flops=1.0), 4)
+    of_run.close()
+    assert drawn == [1, 7, 10, 14, 20, 21, 28, 30]
+    assert [one["step"] for one in metrics.read(tmp_path / "metrics.jsonl")] == list(range(1, 31))
 
 
 @pytest.mark.parametrize(
