@@ -52,8 +52,8 @@ from cerebra_jax.kernels.attention import Blocks, Keys, Null, Queries, Segment
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 """The kernels, each with the platform that it is made for."""
 
-NAME = "fused_attention"
-"""What a remat policy calls results and sums that were merged (`jax.ad_checkpoint`)."""
+NAME = "keep"
+"""The name, to a remat policy, of merged results and sums: the backward pass needs no others."""
 
 AMPERE = (8, 0)
 """The compute capability from which cuDNN has the kernel."""
