@@ -264,4 +264,6 @@ def test_its_program_for_a_tpu_holds_splash_forward_and_back():
     args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), args_of(blocks, null))
     with fused.lowering_for("tpu"):
         text = jax.jit(mine).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+        there = count.count(mine, *args)
+    assert there == count.count(mine, *args) and there.by["attention"] > 0
     assert text.count("tpu_custom_call") == 3  # forward; dq; dk and dv
