@@ -17,7 +17,7 @@ from cerebra_jax.kernels.fused_attention import lowering_for
 
 CELL = target_programs.Cell(1536, 2, 6)  # 1536 is no width of the model
 LOWERING = {"gpu": "cuda", "tpu": "tpu"}
-FUSED = {"gpu": ("dense", "mod"), "tpu": ()}
+FUSED = {"gpu": target_programs.MODELS, "tpu": target_programs.MODELS}
 """The models whose training step calls a fused attention kernel, forward and backward."""
 WIDE = {("tpu", "chiar"): 0.02}
 """Parts of the FLOPs of matmuls that may be in float32: a TPU's DCT is a matmul. Others: WIDEST."""

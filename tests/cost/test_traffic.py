@@ -88,3 +88,11 @@ def test_fused_attention_moves_its_operands_and_its_result():
     fused = found(lambda *qkv: attend("cudnn", *qkv), q, q, q)
     assert 4 * 2 * 2 * L * C <= fused.bytes < 5 * 2 * 2 * L * C
     assert found(lambda *qkv: attend("full", *qkv), q, q, q).bytes > 2 * 4 * 2 * L * L
+
+
+def test_a_slice_that_a_matmul_reads_is_copied_out_of_its_stack():
+    def through(a, stack):
+        return lax.scan(lambda carry, one: (carry @ one, None), a, stack)[0]
+
+    stack = jax.ShapeDtypeStruct((5, 128, 128), jnp.float32)
+    assert found(through, X, stack).bytes == 5 * (2 * x + w + 2 * w)
