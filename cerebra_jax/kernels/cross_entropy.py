@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +18,54 @@ def chunks_of(tokens: int, chunk: int) -> int:
 
 
 # Columns of a matrix unit. A head whose last tile would be ragged is padded, where that adds less
-# than 1 % to it; XLA pads it otherwise for each product, and slices what comes of it.
+# than 1 % to it; a GPU or a TPU pads it otherwise for each product, and slices what comes of it.
 _TILE = 128
 _LEAST = 100 * _TILE
 
 
-def _padded(head_VxD, dtype):
-    """Returns the output matrix in the dtype of the products, padded to whole tiles."""
-    head_VxD = head_VxD.astype(dtype)
+def _on_tiles(f: Callable, h_TxD, head_VxD, y_T, w_T):
+    """Returns f(h, head in the dtype of the products, y, w), with a large head in whole tiles.
+
+    Not on a CPU, where the copies take longer than they save.
+    """
     V = head_VxD.shape[0]
-    return jnp.pad(head_VxD, ((0, -V % _TILE), (0, 0))) if V >= _LEAST else head_VxD
+
+    def as_it_is(h_TxD, head_VxD, y_T, w_T):
+        return f(h_TxD, head_VxD.astype(h_TxD.dtype), y_T, w_T)
+
+    def padded(h_TxD, head_VxD, y_T, w_T):
+        head_PxD = jnp.pad(head_VxD.astype(h_TxD.dtype), ((0, -V % _TILE), (0, 0)))
+        return f(h_TxD, head_PxD, y_T, w_T)
+
+    if V < _LEAST or V % _TILE == 0:
+        return as_it_is(h_TxD, head_VxD, y_T, w_T)
+    arrays = (h_TxD, head_VxD, y_T, w_T)
+    return jax.lax.platform_dependent(*arrays, cpu=as_it_is, default=padded)
+
+
+def _max_and_sum(logits_TxP):
+    """Returns the largest logit of each token, and Σ exp(logit − largest)."""
+    max_Tx1 = logits_TxP.max(-1, keepdims=True)
+    return max_Tx1, jnp.exp(logits_TxP - max_Tx1).sum(-1, keepdims=True)
+
+
+def _both_at_once(logits_TxP):
+    """Returns the same in one pass: a sum is rescaled where a larger logit turns up.
+
+    Milakov and Gimelshein 2018, arXiv:1805.02867. A GPU reads the logits once less; on a CPU the
+    exponentials take longer than the reading.
+    """
+
+    def joined(a, b):
+        (max_a, sum_a), (max_b, sum_b) = a, b
+        most = jnp.maximum(max_a, max_b)
+        return most, sum_a * jnp.exp(max_a - most) + sum_b * jnp.exp(max_b - most)
+
+    least = jnp.finfo(logits_TxP.dtype).min  # not −inf, whose difference to itself is not a number
+    start = (jnp.float32(least), jnp.float32(0))
+    ones_TxP = jnp.ones_like(logits_TxP)
+    max_T, sum_T = jax.lax.reduce((logits_TxP, ones_TxP), start, joined, (1,))
+    return max_T[:, None], sum_T[:, None]
 
 
 def _nll(h_TxD, head_PxD, y_T, V):
@@ -37,9 +76,10 @@ def _nll(h_TxD, head_PxD, y_T, V):
     logits_TxP = jnp.einsum("td,pd->tp", h_TxD, head_PxD, preferred_element_type=jnp.float32)
     if head_PxD.shape[0] > V:
         logits_TxP = jnp.where(jnp.arange(head_PxD.shape[0])[None] < V, logits_TxP, -jnp.inf)
-    max_Tx1 = logits_TxP.max(-1, keepdims=True)
+    max_Tx1, sum_Tx1 = jax.lax.platform_dependent(
+        logits_TxP, default=_max_and_sum, cuda=_both_at_once, rocm=_both_at_once
+    )
     exp_TxP = jnp.exp(logits_TxP - max_Tx1)
-    sum_Tx1 = exp_TxP.sum(-1, keepdims=True)
     hit_Tx1 = jnp.take_along_axis(logits_TxP, y_T[:, None], axis=1)
     return (jnp.log(sum_Tx1) + max_Tx1 - hit_Tx1)[:, 0], exp_TxP, sum_Tx1
 
@@ -53,14 +93,16 @@ def _xent(h_TxD, head_VxD, y_T, w_T, n, each):
     """Returns the weighted sum of n chunks, and with `each` its terms, (n, T); else None."""
 
     V = head_VxD.shape[0]
-    head_PxD = _padded(head_VxD, h_TxD.dtype)
 
-    def body(total, x):
-        h, y, w = x
-        nats_T = w * _nll(h, head_PxD, y, V)[0]
-        return total + nats_T.sum(), nats_T if each else None
+    def summed(h_TxD, head_PxD, y_T, w_T):
+        def body(total, x):
+            h, y, w = x
+            nats_T = w * _nll(h, head_PxD, y, V)[0]
+            return total + nats_T.sum(), nats_T if each else None
 
-    return jax.lax.scan(body, jnp.float32(0), _split(n, h_TxD, y_T, w_T))
+        return jax.lax.scan(body, jnp.float32(0), _split(n, h_TxD, y_T, w_T))
+
+    return _on_tiles(summed, h_TxD, head_VxD, y_T, w_T)
 
 
 def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
@@ -68,8 +110,17 @@ def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
 
     It is computed here, with the logits at hand, so that nothing is computed again.
     """
-    V = head_VxD.shape[0]
-    head_PxD = _padded(head_VxD, h_TxD.dtype)
+    slopes = functools.partial(_slopes, (head_VxD.shape[0], n, each))
+    sums, dh_TxD, dhead_DxV = _on_tiles(slopes, h_TxD, head_VxD, y_T, w_T)
+    return sums, (dh_TxD, dhead_DxV.T.astype(head_VxD.dtype))
+
+
+def _slopes(form, h_TxD, head_PxD, y_T, w_T):
+    """Returns what `_xent` returns, and its gradients of h and of the head, transposed.
+
+    `form` is V, and the n and each of `_xent`.
+    """
+    V, n, each = form
     ids_1xP = jnp.arange(head_PxD.shape[0])[None]
 
     def body(carry, x):
@@ -88,8 +139,7 @@ def _xent_fwd(h_TxD, head_VxD, y_T, w_T, n, each):
 
     start = (jnp.float32(0), jnp.zeros(head_PxD.shape[::-1], jnp.float32))
     (total, dhead_DxP), (dh_nxTxD, nats_nxT) = jax.lax.scan(body, start, _split(n, h_TxD, y_T, w_T))
-    dhead_VxD = dhead_DxP[:, :V].T.astype(head_VxD.dtype)
-    return (total, nats_nxT), (dh_nxTxD.reshape(h_TxD.shape), dhead_VxD)
+    return (total, nats_nxT), dh_nxTxD.reshape(h_TxD.shape), dhead_DxP[:, :V]
 
 
 def _xent_bwd(n, each, res, ct):

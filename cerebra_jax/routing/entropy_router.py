@@ -14,7 +14,7 @@ from cerebra_jax.config import RouteCfg
 from cerebra_jax.kernels import dct
 from cerebra_jax.kernels.straight_through import st_above, st_argmax
 from cerebra_jax.layers.rows import Rows
-from cerebra_jax.routing.routers import Circumstances, Route, chance
+from cerebra_jax.routing.routers import EXACT, Circumstances, Route, chance
 
 
 class Choice(NamedTuple):
@@ -59,7 +59,7 @@ class EntropyRouter(nn.Module):
             return self._random(tokens, now)
         if route.mode == "threshold":
             return self._threshold(tokens, X_BxLxD, now)
-        dense = nn.Dense(3 if route.rbf else 1, dtype=jnp.float32, name="score")
+        dense = nn.Dense(3 if route.rbf else 1, dtype=jnp.float32, precision=EXACT, name="score")
         z_BxLxK = dense(tokens.x.astype(jnp.float32))
         if route.rbf:
             return _three(route.mode, z_BxLxK, now.temperature)

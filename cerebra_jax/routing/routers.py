@@ -22,6 +22,10 @@ from cerebra_jax.layers.rows import Rows
 SCORED = ("soft", "topk", "threshold")  # modes of Cerebra and MoD with a learned score
 
 
+EXACT = jax.lax.Precision.HIGHEST
+"""Of a router's products: float32 by default means TF32 on a GPU and bfloat16 on a TPU."""
+
+
 class Route(NamedTuple):
     """A routing decision, all (B, L)."""
 
@@ -121,8 +125,9 @@ class Router(nn.Module):
         shift = NormalDist().inv_cdf(route.rate) if learned(route) else 0.0
         bias = nn.initializers.constant(shift)
         dense = nn.Dense(
-            1, learned(route), jnp.float32, kernel_init=init, bias_init=bias, name="score"
-        )
+            1, learned(route), jnp.float32, precision=EXACT, kernel_init=init, bias_init=bias,
+            name="score",
+        )  # fmt: skip
         score = dense(tokens.x.astype(jnp.float32))[..., 0]
 
         if route.mode == "soft":
@@ -195,7 +200,7 @@ class MetaRouter(nn.Module):
         if self.mode == "task":
             bias_T = self.param("bias", nn.initializers.zeros, (self.tasks,), jnp.float32)
             return jax.nn.sigmoid(bias_T)
-        dense = nn.Dense(1, dtype=jnp.float32, kernel_init=normal(), name="gate")
+        dense = nn.Dense(1, dtype=jnp.float32, precision=EXACT, kernel_init=normal(), name="gate")
         return jax.nn.sigmoid(dense(mean_BxLxD))
 
 

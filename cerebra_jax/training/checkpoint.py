@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,14 @@ def leaves(state: Any) -> dict[str, np.ndarray]:
     The arrays are copies: the next step may reuse the device's memory.
     """
     tree = serialization.to_state_dict(state)
-    return {name: np.array(jax.device_get(leaf)) for name, leaf in named_leaves(tree).items()}
+    on_host = jax.device_get(named_leaves(tree))
+    return _for_each(np.array, on_host)
+
+
+def _for_each(f: Callable[[np.ndarray], Any], named: dict[str, Any]) -> dict[str, Any]:
+    """Returns {name: f(array)}, in threads: NumPy and hashlib let go of the interpreter."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(named, pool.map(f, named.values()), strict=True))
 
 
 def digests(named: dict[str, np.ndarray]) -> dict[str, str]:
@@ -66,9 +73,7 @@ def digests(named: dict[str, np.ndarray]) -> dict[str, str]:
         digest.update(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
-    # threads, because hashlib lets go of the interpreter
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(named, pool.map(one, named.values()), strict=True))
+    return _for_each(one, named)
 
 
 def digest(tree: Any) -> str:
@@ -90,6 +95,8 @@ class Checkpoints:
             for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(part)
         self._manager = self._open()
+        self._writer = ThreadPoolExecutor(1)
+        self._handing_over: Future | None = None  # what is being hashed and given to Orbax
 
     def _open(self) -> ocp.CheckpointManager:
         def score(metrics: dict[str, float]) -> float:
@@ -119,16 +126,23 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
         """Starts to save `state`; its validation `score` is better if less, None if not measured.
 
-        Raises Diverged rather than save a number that is not finite, DiskError where an earlier
-        save failed.
+        It returns as soon as the state is copied: hashing and writing go on beside training, one
+        save at a time. Raises Diverged rather than save a number that is not finite, DiskError
+        where an earlier save failed.
         """
-        # what is saved: the arrays by name, and beside them their shapes and digests
+        self._settled()
         named = leaves(state)
-        for name, leaf in named.items():
-            if not _finite(leaf):
+        for name, good in _for_each(_finite, named).items():
+            if not good:
                 raise Diverged(
                     f"step {step}: {name} is not finite", "nothing was saved; lower train.lr"
                 )
+        self._handing_over = self._writer.submit(self._hand_over, step, named, meta, score)
+
+    def _hand_over(
+        self, step: int, named: dict[str, np.ndarray], meta: dict[str, Any], score: float | None
+    ) -> None:
+        """Gives Orbax the arrays by name, and beside them their shapes and digests."""
         shapes = {name: _described(leaf) for name, leaf in named.items()}
         meta = meta | {"sha256": digests(named), "shapes": shapes}
         meta["own_sha256"] = _own(meta)
@@ -144,19 +158,31 @@ class Checkpoints:
             )
             self._manager.save(step, metrics=metrics, args=args)
 
+    def _settled(self) -> ocp.CheckpointManager:
+        """Returns Orbax's manager, when it has been given all that `save` was.
+
+        Nobody else touches it before that. Raises what went wrong on the way.
+        """
+        handing_over, self._handing_over = self._handing_over, None
+        if handing_over is not None:
+            handing_over.result()
+        return self._manager
+
     def check(self) -> None:
         """Raises DiskError as soon as an asynchronous save is known to have failed."""
+        if self._handing_over is not None and not self._handing_over.done():
+            return
         with _disk_errors():
-            self._manager.check_for_errors()
+            self._settled().check_for_errors()
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises DiskError where it cannot be."""
         with _disk_errors():
-            self._manager.wait_until_finished()
+            self._settled().wait_until_finished()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, latest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        return sorted(self._settled().all_steps(), reverse=True)
 
     def by_validation(self) -> list[int]:
         """Returns the steps with a validation score, the best first, the later one of equals."""
@@ -219,7 +245,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being saved, and lets go of the folder."""
-        self._manager.close()
+        try:
+            self._settled().close()
+        finally:
+            self._writer.shutdown()
 
     def _walk(self, steps: list[int], like: Any) -> Iterator[tuple[Saved, list[int]]]:
         """Yields the intact ones of `steps` in order, each with the damaged steps before it."""
@@ -238,7 +267,7 @@ class Checkpoints:
         """Returns what was saved beside the arrays, verified; raises Damaged."""
         try:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = self._manager.restore(step, args=args)["meta"]
+            meta = self._settled().restore(step, args=args)["meta"]
             good = meta["own_sha256"] == _own(meta)
         except Exception as e:  # Orbax and TensorStore raise anything at all on damaged files
             raise Damaged(f"metadata: {_short(e)}") from None
@@ -272,7 +301,7 @@ class Checkpoints:
         """
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            got = self._manager.restore(step, args=args)["state"]
+            got = self._settled().restore(step, args=args)["state"]
         except Exception as e:
             raise Damaged(f"arrays: {_short(e)}") from None
         for name, value in digests(got).items():
@@ -292,7 +321,10 @@ def _finite(leaf: np.ndarray) -> bool:
     """Returns whether all of an array is finite; whole numbers always are."""
     if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
         return True
-    return bool(np.isfinite(leaf.astype(np.float32)).all())
+    if leaf.dtype not in (np.float32, np.float64):
+        leaf = leaf.astype(np.float32)
+    # the extremes tell: they are not finite where anything is not, and nothing is copied
+    return not leaf.size or bool(np.isfinite(np.float32([leaf.min(), leaf.max()])).all())
 
 
 def _described(leaf: np.ndarray) -> str:

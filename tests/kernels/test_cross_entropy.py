@@ -94,9 +94,32 @@ def test_a_large_vocabulary_is_padded_to_tiles_and_nothing_is_seen_of_it(monkeyp
     h, head, y, w = _case(6)
     want = jax.value_and_grad(lambda h, e: _plain(h, e, y, w), argnums=(0, 1))(h, head)
     monkeypatch.setattr(cross_entropy, "_LEAST", 30)
-    grad = jax.value_and_grad(lambda h, e: chunked_xent(h, e, y, w, 8), argnums=(0, 1))
-    assert "f32[8,128]" in str(jax.make_jaxpr(grad)(h, head))
+    grad = jax.jit(jax.value_and_grad(lambda h, e: chunked_xent(h, e, y, w, 8), argnums=(0, 1)))
+    traced = grad.trace(h, head)
+    padded = {
+        platform: "tensor<8x128xf32>" in traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert padded == {"cpu": False, "cuda": True, "tpu": True}
+    platforms = jax.lax.platform_dependent
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *a, default, **_: platforms(*a, default=default)
+    )
+    jax.clear_caches()
     _assert_same(grad(h, head), want, 1e-5)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_the_softmax_sums_of_a_gpu_are_those_of_two_passes(scale):
+    x_TxV = scale * jax.random.normal(jax.random.key(0), (6, 50), jnp.float32)
+    x_TxV = x_TxV.at[:, 40:].set(-jnp.inf)  # padding
+    x_TxV = x_TxV.at[1, 1:].set(-jnp.inf)
+    one, two = (
+        jax.jit(f)(x_TxV) for f in (cross_entropy._both_at_once, cross_entropy._max_and_sum)
+    )
+    np.testing.assert_array_equal(one[0], two[0])
+    _assert_same(one[1], two[1], 1e-6)
 
 
 def test_the_logits_of_a_batch_never_exist_at_once():

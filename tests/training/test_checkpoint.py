@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import flax.struct
@@ -17,7 +18,8 @@ import optax
 import pytest
 
 from cerebra_jax.errors import DiskError, Diverged, UserError
-from cerebra_jax.training.checkpoint import Checkpoints, digest
+from cerebra_jax.training import checkpoint
+from cerebra_jax.training.checkpoint import Checkpoints, digest, digests
 
 # after a damaged file TensorStore still reports to the event loop that Orbax has closed
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -227,12 +229,13 @@ def test_another_models_checkpoint_is_named(saved):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("leaf", ["bias", "kernel"])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_a_number_that_is_not_finite_is_never_saved(tmp_path, bad):
+def test_a_number_that_is_not_finite_is_never_saved(tmp_path, bad, leaf):
     checkpoints = Checkpoints(tmp_path / "run", print)
     broken = state(1)
-    broken.params["head"]["bias"] = broken.params["head"]["bias"].at[3].set(bad)
-    with pytest.raises(Diverged, match="params/head/bias"):
+    broken.params["head"][leaf] = broken.params["head"][leaf].at[3].set(bad)
+    with pytest.raises(Diverged, match=f"params/head/{leaf}"):
         checkpoints.save(1, broken, {"step": 1, "score": None}, None)
     assert checkpoints.steps() == []
     checkpoints.close()
@@ -282,9 +285,33 @@ def test_a_disk_that_fills_later_is_named_however_it_is_reported(tmp_path, monke
         raise error
 
     monkeypatch.setattr(checkpoints._manager, "save", fails)
+    checkpoints.save(1, state(1), {"step": 1, "score": None}, None)
     with pytest.raises(DiskError, match=r"No space left on device|File too large"):
-        checkpoints.save(1, state(1), {"step": 1, "score": None}, None)
+        checkpoints.wait()
     monkeypatch.setattr(checkpoints._manager, "save", lambda *a, **k: 1 / 0)
+    checkpoints.save(1, state(1), {"step": 1, "score": None}, None)
     with pytest.raises(ZeroDivisionError):  # a bug stays a bug
-        checkpoints.save(1, state(1), {"step": 1, "score": None}, None)
+        checkpoints.save(2, state(2), {"step": 2, "score": None}, None)
     checkpoints.close()
+
+
+def test_training_goes_on_while_a_checkpoint_is_hashed_and_the_one_before_stays(
+    tmp_path, monkeypatch
+):
+    folder, may_hash = tmp_path / "run", threading.Event()
+    save(folder, {1: None})
+    checkpoints = Checkpoints(folder, print)
+
+    def slowly(named):
+        assert may_hash.wait(60)
+        return digests(named)
+
+    monkeypatch.setattr(checkpoint, "digests", slowly)
+    checkpoints.save(2, state(2), {"step": 2, "score": None}, None)
+    checkpoints.check()
+    monkeypatch.setattr(checkpoint, "digests", digests)
+    assert_is(restore(folder, read_only=True)[0], 1)  # what a kill would leave
+    may_hash.set()
+    assert checkpoints.steps() == [2, 1]
+    checkpoints.close()
+    assert_is(restore(folder)[0], 2)
