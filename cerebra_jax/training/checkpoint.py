@@ -324,7 +324,7 @@ def _finite(leaf: np.ndarray) -> bool:
     if leaf.dtype not in (np.float32, np.float64):
         leaf = leaf.astype(np.float32)
     # the extremes tell: they are not finite where anything is not, and nothing is copied
-    return not leaf.size or bool(np.isfinite(np.float32([leaf.min(), leaf.max()])).all())
+    return not leaf.size or bool(np.isfinite(leaf.min()) and np.isfinite(leaf.max()))
 
 
 def _described(leaf: np.ndarray) -> str:
