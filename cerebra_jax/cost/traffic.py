@@ -157,7 +157,10 @@ class _Work(NamedTuple):
     reached: float = MATMUL  # part of the peak
 
 
-def one_kernel(size: int, device: Device, work: _Work = _Work()) -> Estimate:  # noqa: B008 (immutable)
+_MOVES_ONLY = _Work()
+
+
+def one_kernel(size: int, device: Device, work: _Work = _MOVES_ONLY) -> Estimate:
     """Returns one kernel that moves so many bytes."""
     computing = work.flops / (work.reached * device.peak(work.dtype))
     return Estimate(1, size, max(computing, size / (COPY * device.bandwidth)) + START)

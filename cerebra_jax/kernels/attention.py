@@ -213,12 +213,6 @@ def attend_blocks(
     return masked(blocks, queries, keys, null)
 
 
-def attend(q, k, v, qrank, krank, layout, kernel, reach=PAST, null=None):  # noqa: PLR0913
-    """Calls `attend_blocks`, for layers that do not do so themselves yet."""
-    blocks = Blocks(tuple(Segment(*segment) for segment in layout), kernel, reach)
-    return attend_blocks(Queries(q, qrank), Keys(k, v, krank), blocks, null)
-
-
 def masked(blocks: Blocks, queries: Queries, keys: Keys, null: Null | None = None) -> jax.Array:
     """Returns the same by masks, on any platform."""
     return _segments(blocks, queries, keys, null)
