@@ -188,8 +188,7 @@ def spectrum(x, method: str) -> Spectrum:
     return Spectrum(dct(x.astype(jnp.float32), method))
 
 
-@jax.custom_vjp
-def _split(x):
+def _split_forward(x):
     """Returns the DCT of bfloat16 rows in float32, and in bfloat16.
 
     A product of bfloat16 numbers is exact in float32, so that two of them with the halves of the
@@ -204,15 +203,14 @@ def _split(x):
     return X, keep(X.astype(x.dtype))
 
 
+_split = jax.custom_vjp(_split_forward)
 _split.defvjp(
-    lambda x: (_split(x), None),
+    lambda x: (_split_forward(x), None),
     lambda _, g: ((_rows(g[1]) @ _halves(g[1].shape[-1])[0]).reshape(g[1].shape),),
 )
 
 
-@jax.custom_vjp
-def weighed(X, w_D):
-    """Returns iDCT(w ⊙ X) of bfloat16 coefficients by one product, like other linear layers."""
+def _weighed(X, w_D):
     matrix_DxD = w_D.astype(jnp.float32)[:, None] * _basis(X.shape[-1])
     return (_rows(X) @ matrix_DxD.astype(X.dtype)).reshape(X.shape)
 
@@ -224,7 +222,13 @@ def _weighed_bwd(residuals, dy):
     return dX, (_rows(X).astype(jnp.float32) * G).sum(0).astype(w_D.dtype)
 
 
-weighed.defvjp(lambda X, w_D: (weighed(X, w_D), (X, w_D)), _weighed_bwd)
+_weighed_vjp = jax.custom_vjp(_weighed)
+_weighed_vjp.defvjp(lambda X, w_D: (_weighed(X, w_D), (X, w_D)), _weighed_bwd)
+
+
+def weighed(X, w_D) -> jax.Array:
+    """Returns iDCT(w ⊙ X) of bfloat16 coefficients by one product, like other linear layers."""
+    return _weighed_vjp(X, w_D)
 
 
 @functools.lru_cache(maxsize=16)
@@ -306,9 +310,10 @@ def _entropy(X_BxLxD, kept_BxLxD):
 def _entropy_fwd(X_BxLxD, kept_BxLxD):
     power = jnp.square(X_BxLxD)
     sum_BxL = power.sum(-1) + _TINY
-    mean_BxL = (power * jnp.log(power + 1e-30)).sum(-1) / sum_BxL  # of log P, each as often as p
+    mean_BxL = (power * jnp.log(power + 1e-30)).sum(-1) / sum_BxL  # Σ p log P
+    sum_BxL, mean_BxL = keep((sum_BxL, mean_BxL))
     H_BxL = (jnp.log(sum_BxL) - mean_BxL) / math.log(X_BxLxD.shape[-1])
-    return H_BxL, (kept_BxLxD, *keep((sum_BxL, mean_BxL)))
+    return H_BxL, (kept_BxLxD, sum_BxL, mean_BxL)
 
 
 def _entropy_bwd(residuals, dH_BxL):
