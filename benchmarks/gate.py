@@ -19,9 +19,8 @@ CELL = target_programs.Cell(1536, 2, 6)  # 1536 is no width of the model
 LOWERING = {"gpu": "cuda", "tpu": "tpu"}
 FUSED = {"gpu": target_programs.MODELS, "tpu": target_programs.MODELS}
 """The models whose training step calls a fused attention kernel, forward and backward."""
-WIDE = {("tpu", "chiar"): 0.02}
-"""Parts of the FLOPs of matmuls that may be in float32: a TPU's DCT is a matmul. Others: WIDEST."""
 WIDEST = 0.001
+"""Part of the FLOPs of matmuls that may be in float32."""
 
 
 def problems(text: str, model: str, platform: str, length: int) -> Iterator[str]:
@@ -37,7 +36,7 @@ def problems(text: str, model: str, platform: str, length: int) -> Iterator[str]
     for line in lowered_program.host_calls(text):
         yield f"the host is called: {line}"
     wide = lowered_program.wide_dots(text)
-    if wide > WIDE.get((platform, model), WIDEST):
+    if wide > WIDEST:
         yield f"{wide:.1%} of the FLOPs of matmuls are in float32"
 
 

@@ -4,7 +4,8 @@
 `matmul` multiplies by the D x D basis; `folded` is a whole filter, two transforms with weights
 between them, as one D x D matrix. Both transforms equal scipy.fft.dct(norm="ortho"). They are
 orthogonal, so the gradient of each is the other one: that is what the custom_vjp says. bf16 input
-is computed in float32 and cast back (rfft has no bf16).
+is computed in float32 and cast back (rfft has no bf16). What a router looks at is `spectrum`, which
+of bf16 input and as a matmul is two bf16 products, as precise as float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from cerebra_jax.kernels.remat import keep
 
 TRANSFORMS = ("fft", "matmul")
 METHODS = (*TRANSFORMS, "folded")  # of the filter
@@ -30,23 +33,27 @@ class Methods(NamedTuple):
 
 # What `auto` takes up to a width D. cpu, measured (benchmarks/README.md): up to D = 256 a matmul
 # alone is faster, but no whole step is by more than its noise, and such a step executes 5 to 9 %
-# more FLOPs. gpu and tpu, not measured here: vendors' rates and bytes. Transforms need all of
-# float32, 67 TFLOP/s of an H100, or six bfloat16 passes of a TPU, whose FFT is slow; a folded
-# filter has half the FLOPs, and is as precise as any other linear layer.
+# more FLOPs. gpu and tpu, not measured here: vendors' rates and bytes of compiled programs. Of
+# bfloat16 tokens a transform is two bfloat16 products, where an FFT is six passes over float32
+# arrays. Of float32 tokens it needs all of float32, 67 TFLOP/s of an H100, or six bfloat16 passes
+# of a TPU, whose FFT is slow. A folded filter is one product, as precise as any linear layer.
 _FFT = Methods("fft", "fft")
+_MATMUL = Methods("matmul", "folded")
 _AUTO = {
     "cpu": ((math.inf, _FFT),),
-    "gpu": ((256, Methods("matmul", "folded")), (1024, Methods("fft", "folded")), (math.inf, _FFT)),
-    "tpu": ((math.inf, Methods("matmul", "folded")),),
+    "gpu": ((256, _MATMUL), (1024, Methods("fft", "folded")), (math.inf, _FFT)),
+    "tpu": ((math.inf, _MATMUL),),
 }
+_AUTO_BFLOAT16 = _AUTO | {"gpu": ((2048, _MATMUL), (math.inf, _FFT))}
 
 
-def methods(choice: str, D: int, platform: str) -> Methods:
+def methods(choice: str, D: int, platform: str, dtype: str = "float32") -> Methods:
     """Returns what net.route.dct stands for at width D on a platform, cpu, gpu or tpu.
 
-    On a platform that is not known, `auto` is the FFT.
+    dtype: that of the tokens. On a platform that is not known, `auto` is the FFT.
     """
-    widths = _AUTO.get(platform, ((math.inf, _FFT),))
+    table = _AUTO_BFLOAT16 if dtype == "bfloat16" else _AUTO
+    widths = table.get(platform, ((math.inf, _FFT),))
     auto = next(found for most, found in widths if most >= D)
     if choice == "folded":
         return auto._replace(filter=choice)
@@ -144,6 +151,86 @@ def idct(X, method: str = "fft") -> jax.Array:
     return _idct(X, method)
 
 
+# a spectrum that a router looks at
+
+
+class Spectrum(NamedTuple):
+    """Holds DCT coefficients for a router, (B, L, D).
+
+    kept: the same ones in bfloat16 where a backward pass is given those alone. Then they have the
+    gradients, and `exact` has none.
+    """
+
+    exact: jax.Array  # float32
+    kept: jax.Array | None = None
+
+
+@functools.lru_cache(maxsize=16)
+def _halves(D: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the basis as the sum of two bfloat16 matrices: 16 bits of each number."""
+    high = _basis(D).astype(jnp.bfloat16)
+    return high, (_basis(D) - high.astype(np.float32)).astype(jnp.bfloat16)
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def is_split(x, method: str) -> bool:
+    """Returns whether the DCT of x for a router is two bfloat16 products."""
+    return method == "matmul" and x.dtype == jnp.bfloat16
+
+
+def spectrum(x, method: str) -> Spectrum:
+    """Returns the DCT of tokens as a router sees it."""
+    if is_split(x, method):
+        return Spectrum(*_split(x))
+    return Spectrum(dct(x.astype(jnp.float32), method))
+
+
+def _split_forward(x):
+    """Returns the DCT of bfloat16 rows in float32, and in bfloat16.
+
+    A product of bfloat16 numbers is exact in float32, so that two of them with the halves of the
+    basis lose nothing but its last 8 bits.
+    """
+    rows = _rows(x)
+    high, low = (
+        jnp.matmul(rows, half.T, preferred_element_type=jnp.float32)
+        for half in _halves(x.shape[-1])
+    )
+    X = (high + low).reshape(x.shape)
+    return X, keep(X.astype(x.dtype))
+
+
+_split = jax.custom_vjp(_split_forward)
+_split.defvjp(
+    lambda x: (_split_forward(x), None),
+    lambda _, g: ((_rows(g[1]) @ _halves(g[1].shape[-1])[0]).reshape(g[1].shape),),
+)
+
+
+def _weighed(X, w_D):
+    matrix_DxD = w_D.astype(jnp.float32)[:, None] * _basis(X.shape[-1])
+    return (_rows(X) @ matrix_DxD.astype(X.dtype)).reshape(X.shape)
+
+
+def _weighed_bwd(residuals, dy):
+    X, w_D = residuals
+    G = (_rows(dy) @ _halves(X.shape[-1])[0].T).astype(jnp.float32)
+    dX = (w_D.astype(jnp.float32)[None] * G).astype(X.dtype).reshape(X.shape)
+    return dX, (_rows(X).astype(jnp.float32) * G).sum(0).astype(w_D.dtype)
+
+
+_weighed_vjp = jax.custom_vjp(_weighed)
+_weighed_vjp.defvjp(lambda X, w_D: (_weighed(X, w_D), (X, w_D)), _weighed_bwd)
+
+
+def weighed(X, w_D) -> jax.Array:
+    """Returns iDCT(w ⊙ X) of bfloat16 coefficients by one product, like other linear layers."""
+    return _weighed_vjp(X, w_D)
+
+
 @functools.lru_cache(maxsize=16)
 def _cosines(D: int) -> np.ndarray:
     """Returns (D + 1, D): s_k² cos(πjk/D), s_k the orthonormal scale."""
@@ -198,12 +285,48 @@ def published_scale(D: int) -> np.ndarray:
     return np.where(np.arange(D) == 0, 2 * math.sqrt(2), 2.0).astype(np.float32)
 
 
-def spectral_entropy(X_BxLxD) -> jax.Array:
-    """Returns H = −Σ p log p / log D in [0, 1] of DCT coefficients, p = X²/ΣX²; float32 (B, L)."""
+_TINY = 1e-12  # keeps the gradient of an entropy finite where a token is exactly 0
+
+
+def spectral_entropy(X_BxLxD, kept_BxLxD=None) -> jax.Array:
+    """Returns H = −Σ p log p / log D in [0, 1] of DCT coefficients, p = X²/ΣX²; float32 (B, L).
+
+    With `kept`, as in a Spectrum, X is read once, and its gradient is that of `kept`.
+    """
+    if kept_BxLxD is not None:
+        return _entropy(X_BxLxD, kept_BxLxD)
     power = jnp.square(X_BxLxD.astype(jnp.float32))
     # the small terms keep the gradient finite where a token or a coefficient is exactly 0
-    p = power / (power.sum(-1, keepdims=True) + 1e-12)
+    p = power / (power.sum(-1, keepdims=True) + _TINY)
     return -(p * jnp.log(p + 1e-20)).sum(-1) / math.log(X_BxLxD.shape[-1])
+
+
+@jax.custom_vjp
+def _entropy(X_BxLxD, kept_BxLxD):
+    """Returns (log S − Σ P log P / S) / log D with P = X², S = ΣP: two sums of one pass."""
+    return _entropy_fwd(X_BxLxD, kept_BxLxD)[0]
+
+
+def _entropy_fwd(X_BxLxD, kept_BxLxD):
+    power = jnp.square(X_BxLxD)
+    sum_BxL = power.sum(-1) + _TINY
+    mean_BxL = (power * jnp.log(power + 1e-30)).sum(-1) / sum_BxL  # Σ p log P
+    sum_BxL, mean_BxL = keep((sum_BxL, mean_BxL))
+    H_BxL = (jnp.log(sum_BxL) - mean_BxL) / math.log(X_BxLxD.shape[-1])
+    return H_BxL, (kept_BxLxD, sum_BxL, mean_BxL)
+
+
+def _entropy_bwd(residuals, dH_BxL):
+    """Returns the gradient: dH/dX = 2X (Σ p log P − log P) / (S log D)."""
+    kept_BxLxD, sum_BxL, mean_BxL = residuals
+    X = kept_BxLxD.astype(jnp.float32)
+    scale_BxL = 2 * dH_BxL / (sum_BxL * math.log(X.shape[-1]))
+    log = jnp.log(jnp.square(X) + 1e-30)
+    dX = scale_BxL[..., None] * X * (mean_BxL[..., None] - log)
+    return jnp.zeros(X.shape, jnp.float32), dX.astype(kept_BxLxD.dtype)
+
+
+_entropy.defvjp(_entropy_fwd, _entropy_bwd)
 
 
 def gaussian_entropy(D: int) -> float:

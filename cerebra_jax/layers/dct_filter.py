@@ -32,7 +32,7 @@ class SpectralFilter(nn.Module):
     @classmethod
     def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> SpectralFilter:
         """Returns the filter of a configuration; it has no heads."""
-        method = dct.methods(net.route.dct, net.width, platform).filter
+        method = dct.methods(net.route.dct, net.width, platform, net.dtype).filter
         return cls(net.width, method, parent=None)
 
     @nn.compact
@@ -54,7 +54,7 @@ class SpectralFilter(nn.Module):
 class Filter(nn.Module):
     """Computes LN(x + iDCT(w ⊙ DCT(x))): CHIAR's light operator.
 
-    Returns it, and DCT(x) in float32 where a router looks at it (`seen`), else None. `compat`:
+    Returns it, and the Spectrum of x where a router looks at it (`seen`), else None. `compat`:
     scaled as CHIAR's published code does it. The matrix of a folded filter may be there as
     `folded/matrix`, from `fold`.
     """
@@ -67,11 +67,10 @@ class Filter(nn.Module):
     @nn.compact
     def __call__(self, x_BxLxD):
         w_D = self.param("w", nn.initializers.ones, (self.width,), jnp.float32)
-        X_BxLxD = None
+        spectrum = None
         if self.seen:
-            X_BxLxD = dct.dct(x_BxLxD.astype(jnp.float32), self.methods.transform)
-            y_BxLxD = dct.idct(w_D[None, None] * X_BxLxD, self.methods.transform)
-            y_BxLxD = y_BxLxD.astype(x_BxLxD.dtype)
+            spectrum = dct.spectrum(x_BxLxD, self.methods.transform)
+            y_BxLxD = self._seen(spectrum, w_D, x_BxLxD.dtype)
         else:
             made = self.has_variable("folded", "matrix")
             matrix_DxD = self.get_variable("folded", "matrix") if made else None
@@ -79,8 +78,16 @@ class Filter(nn.Module):
         if self.compat:
             y_BxLxD = 2 * y_BxLxD
             if self.seen:
-                X_BxLxD = dct.published_scale(self.width)[None, None] * X_BxLxD
-        return Norm(name="norm")(x_BxLxD + y_BxLxD), X_BxLxD
+                scale = dct.published_scale(self.width)[None, None]
+                spectrum = jax.tree.map(lambda X: X * scale.astype(X.dtype), spectrum)
+        return Norm(name="norm")(x_BxLxD + y_BxLxD), spectrum
+
+    def _seen(self, spectrum: dct.Spectrum, w_D, dtype):
+        """Returns what coefficients that a router looks at become."""
+        if spectrum.kept is not None:
+            return dct.weighed(spectrum.kept, w_D)
+        y_BxLxD = dct.idct(w_D[None, None] * spectrum.exact, self.methods.transform)
+        return y_BxLxD.astype(dtype)
 
     def prunable(self, place: str, layer: int) -> list[Group]:
         """Returns its coefficients: they can be masked, and nothing is smaller without them."""

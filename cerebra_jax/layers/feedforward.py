@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from cerebra_jax.kernels.remat import from_inputs
+from cerebra_jax.kernels.remat import from_inputs, settled
 from cerebra_jax.layers.linear import linear
 from cerebra_jax.layers.prunable import Group, Member
 
@@ -43,6 +43,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = linear(x, self.hidden, self.std, "up", bias=self.bias)
+        if self.bias:
+            h = settled(h)  # the gradient of the bias is a sum over rows
         if self.kind == "gated":
             gate = linear(x, self.hidden, self.std, "gate", bias=self.bias)
             h = _gated(gate, h)

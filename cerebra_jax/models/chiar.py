@@ -196,8 +196,8 @@ def static_scores(net: NetCfg, params, ids_BxL, platform: str = "cpu"):
     how = methods(net, platform)
     x_BxLxD = params["embed"]["table"][ids_BxL].astype(net.dtype)
     look = Filter(net.width, how, True, net.compat)
-    _, X_BxLxD = look.apply({"params": params["first_filter"]}, x_BxLxD)
-    return entropy(net.route.score, x_BxLxD, X_BxLxD, how.transform)
+    _, spectrum = look.apply({"params": params["first_filter"]}, x_BxLxD)
+    return entropy(net.route.score, x_BxLxD, spectrum, how.transform)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
+from cerebra_jax.kernels import dct
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.attention import Attention
 from cerebra_jax.layers.dct_filter import Filter
@@ -161,8 +162,8 @@ class RoutedBlock(nn.Module):
         after = {}
 
         # who takes which operator
-        light_BxLxD, X_BxLxD = self.filter(x_BxLxD)
-        choice = self.router(rows, X_BxLxD, shared.circumstances(own, decoding))
+        light_BxLxD, spectrum = self.filter(x_BxLxD)
+        choice = self.router(rows, spectrum, shared.circumstances(own, decoding))
         rbf_kept = None
         if self.rbf is not None:
             state = cache["rbf"] if decoding else None
@@ -290,7 +291,7 @@ def _routing(router: EntropyRouter, width: int, dtype: str, L: int) -> pricing.P
     def given(x, index, scalar):
         rows = Rows(x, index, index, L, ((0, L),))
         now = Circumstances(Thresholds(scalar, scalar, scalar), 0, scalar, index[:, 0])
-        return rows, x.astype(jnp.float32), now
+        return rows, dct.Spectrum(x.astype(jnp.float32)), now
 
     def make(*args):
         return router.init(jax.random.key(0), *given(*args))

@@ -23,7 +23,7 @@ from cerebra_jax.routing.routers import MetaRouter
 
 def methods(net: NetCfg, platform: str) -> dct.Methods:
     """Returns how a model computes its DCTs, and filters whose coefficients nobody sees."""
-    return dct.methods(net.route.dct, net.width, platform)
+    return dct.methods(net.route.dct, net.width, platform, net.dtype)
 
 
 def seen(net: NetCfg) -> bool:

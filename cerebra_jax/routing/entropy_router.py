@@ -24,16 +24,18 @@ class Choice(NamedTuple):
     rbf: Route | None = None
 
 
-def entropy(score: str, x_BxLxD, X_BxLxD, transform: str):
+def entropy(score: str, x_BxLxD, spectrum: dct.Spectrum | None, transform: str):
     """Returns what a threshold is compared with, (B, L), of tokens and their spectrum.
 
     score: "spectral" the entropy of the spectrum; "permuted" that of the features in one other
     order (the order is all that the DCT knows of them); "raw" that of the features themselves.
     """
+    if score == "raw":
+        return dct.spectral_entropy(x_BxLxD)
     if score == "permuted":
         order_D = np.random.RandomState(0).permutation(x_BxLxD.shape[-1])
-        X_BxLxD = dct.dct(x_BxLxD.astype(jnp.float32)[..., order_D], transform)
-    return dct.spectral_entropy(x_BxLxD if score == "raw" else X_BxLxD)
+        spectrum = dct.spectrum(x_BxLxD[..., order_D], transform)
+    return dct.spectral_entropy(*spectrum)
 
 
 class EntropyRouter(nn.Module):
@@ -53,12 +55,12 @@ class EntropyRouter(nn.Module):
     transform: str  # how a DCT is computed
 
     @nn.compact
-    def __call__(self, tokens: Rows, X_BxLxD, now: Circumstances) -> Choice:
+    def __call__(self, tokens: Rows, spectrum: dct.Spectrum | None, now: Circumstances) -> Choice:
         route = self.route
         if route.mode == "random":
             return self._random(tokens, now)
         if route.mode == "threshold":
-            return self._threshold(tokens, X_BxLxD, now)
+            return self._threshold(tokens, spectrum, now)
         dense = nn.Dense(3 if route.rbf else 1, dtype=jnp.float32, precision=EXACT, name="score")
         z_BxLxK = dense(tokens.x.astype(jnp.float32))
         if route.rbf:
@@ -79,9 +81,9 @@ class EntropyRouter(nn.Module):
         second = (score < route.rate + route.rbf) & ~first.wanted
         return Choice(first, _hard(second, even(route.rbf), score))
 
-    def _threshold(self, tokens: Rows, X_BxLxD, now: Circumstances) -> Choice:
+    def _threshold(self, tokens: Rows, spectrum: dct.Spectrum | None, now: Circumstances) -> Choice:
         tau, low, spread = now.thresholds
-        score = entropy(self.route.score, tokens.x, X_BxLxD, self.transform)
+        score = entropy(self.route.score, tokens.x, spectrum, self.transform)
 
         def above(at):
             return jax.nn.sigmoid((score - at) / (now.temperature * spread))

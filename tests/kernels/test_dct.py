@@ -130,3 +130,47 @@ def test_entropy_gradient_is_finite_where_coefficients_vanish():
     X = jnp.zeros((1, 2, 8)).at[0, 0, 3].set(2.0)
     g = jax.grad(lambda X: spectral.spectral_entropy(X).sum())(X)
     assert np.isfinite(np.asarray(g)).all()
+
+
+@pytest.mark.parametrize("D", [64, 1024])
+def test_what_a_router_sees_of_bfloat16_by_two_products_is_as_precise_as_float32(D):
+    """Also, at most one decision of a thousand is another one at the median."""
+    x = jnp.asarray(np.random.RandomState(5).standard_normal((1, 4000, D)), jnp.bfloat16)
+    want = scipy.fft.dct(np.asarray(x, np.float64), norm="ortho")
+    found = spectral.spectrum(x, "matmul")
+    assert found.exact.dtype == jnp.float32
+    np.testing.assert_allclose(found.exact, want, atol=2**-14)  # of bfloat16 alone it is 2^-7
+    np.testing.assert_array_equal(found.kept, found.exact.astype(jnp.bfloat16))
+    p = want**2 / (want**2).sum(-1, keepdims=True)
+    H = -(p * np.log(p)).sum(-1) / np.log(D)
+    got = np.asarray(spectral.spectral_entropy(*found))
+    np.testing.assert_allclose(got, H, rtol=1e-5)
+    assert ((got > np.median(H)) != (H > np.median(H))).mean() <= 1e-3
+
+
+def test_a_seen_filter_by_products_has_the_gradients_of_one_by_ffts():
+    rng = np.random.RandomState(6)
+    x = jnp.asarray(rng.standard_normal((2, 9, 64)), jnp.bfloat16)
+    w = jnp.float32(1 + 0.3 * rng.standard_normal(64))
+    c, along = rng.standard_normal((2, 9, 64)), 30 * rng.standard_normal((2, 9))
+
+    def reference(x, w):
+        X = spectral.dct(x.astype(jnp.float32))
+        return spectral.idct(w[None, None] * X), spectral.spectral_entropy(X)
+
+    def products(x, w):
+        found = spectral.spectrum(x, "matmul")
+        y = spectral.weighed(found.kept, w)
+        assert y.dtype == jnp.bfloat16
+        return y.astype(jnp.float32), spectral.spectral_entropy(*found)
+
+    slope = jnp.asarray(c, jnp.bfloat16).astype(jnp.float32), jnp.float32(along)
+    for pick in ((1, 1), (1, 0), (0, 1)):  # both results, then each alone
+        pairs = []
+        for made in (reference, products):
+            results, pull = jax.vjp(made, x, w)
+            pairs.append((*results, *pull(tuple(n * s for n, s in zip(pick, slope, strict=True)))))
+        for want, got in zip(*pairs, strict=True):
+            want = np.asarray(want, np.float64)
+            error = np.asarray(got, np.float64) - want
+            assert np.linalg.norm(error) <= 0.01 * np.linalg.norm(want)

@@ -128,6 +128,8 @@ def test_the_method_follows_from_configuration_width_and_backend(tiny_cfg):
     assert spectral.methods("auto", 128, "gpu") == ("matmul", "folded")
     assert spectral.methods("auto", 4096, "tpu") == ("matmul", "folded")
     assert spectral.methods("auto", 512, "gpu") == ("fft", "folded")
+    assert spectral.methods("auto", 512, "gpu", "bfloat16") == ("matmul", "folded")
+    assert spectral.methods("auto", 512, "cpu", "bfloat16") == ("fft", "fft")
     net = tiny_cfg({}).net
     assert net.route.dct == "auto"
     assert registry.describe(net, "cpu") == "DCT by fft"

@@ -11,6 +11,7 @@ import pytest
 
 from cerebra_jax.config import RouteCfg
 from cerebra_jax.errors import UserError
+from cerebra_jax.kernels.dct import Spectrum
 from cerebra_jax.layers.rows import ranks, tokens
 from cerebra_jax.models import registry
 from cerebra_jax.models.controls import control
@@ -123,12 +124,12 @@ def test_the_entropy_of_mean_use_has_its_own_gradient(mode, rbf):
     def rows(x):
         return tokens(x, ranks(30, True), True)
 
-    params = module.init(jax.random.key(2), rows(x), x, now)
+    params = module.init(jax.random.key(2), rows(x), Spectrum(x), now)
     params = jax.tree.map(lambda p: 3 * p + 0.5, params)  # one operator is far ahead
 
     @jax.jit
     def entropy(x):
-        choice = module.apply(params, rows(x), x, now)
+        choice = module.apply(params, rows(x), Spectrum(x), now)
         kept = choice.attention.wanted
         found = uses(choice, kept, choice.rbf and choice.rbf.wanted, mode == "soft")
         return found["use_entropy"].sum()

@@ -168,7 +168,7 @@ def test_the_controls_of_chiar_look_at_other_entropies(dct):
     x32 = jnp.float32(x)
     for score, H_BxL in want.items():
         module = EntropyRouter(RouteCfg(mode="threshold", score=score), dct)
-        X = spectral.dct(x32, dct)
+        X = spectral.spectrum(x32, dct)
         rows = tokens(x32, ranks(60, True), True)
         known = now(0.87, jnp.zeros(1, int), low=0.87, spread=0.02)
         wanted, _, _, got = module.apply({}, rows, X, known).attention
