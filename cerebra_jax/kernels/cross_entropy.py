@@ -18,7 +18,7 @@ def chunks_of(tokens: int, chunk: int) -> int:
 
 
 # Columns of a matrix unit. A head whose last tile would be ragged is padded, where that adds less
-# than 1 % to it; a GPU or a TPU pads it otherwise for each product, and slices what comes of it.
+# than 1 % to it; a GPU pads it otherwise for each product, and slices what comes of it.
 _TILE = 128
 _LEAST = 100 * _TILE
 
@@ -26,7 +26,8 @@ _LEAST = 100 * _TILE
 def _on_tiles(f: Callable, h_TxD, head_VxD, y_T, w_T):
     """Returns f(h, head in the dtype of the products, y, w), with a large head in whole tiles.
 
-    Not on a CPU, where the copies take longer than they save.
+    On a GPU alone: on a CPU the copies take longer than they save, and a TPU's compiler pads by
+    itself, in less memory.
     """
     V = head_VxD.shape[0]
 
@@ -40,7 +41,7 @@ def _on_tiles(f: Callable, h_TxD, head_VxD, y_T, w_T):
     if V < _LEAST or V % _TILE == 0:
         return as_it_is(h_TxD, head_VxD, y_T, w_T)
     arrays = (h_TxD, head_VxD, y_T, w_T)
-    return jax.lax.platform_dependent(*arrays, cpu=as_it_is, default=padded)
+    return jax.lax.platform_dependent(*arrays, default=as_it_is, cuda=padded, rocm=padded)
 
 
 def _max_and_sum(logits_TxP):

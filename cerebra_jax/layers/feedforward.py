@@ -29,7 +29,8 @@ class FeedForward(nn.Module):
     """Computes W_down·act(W_up x) for each row: (…, D) -> (…, D).
 
     The activation is GELU (tanh form; `exact`: with the error function), or with kind="gated" a
-    SiLU gate, W_down(silu(W_gate x) ⊙ W_up x) (Shazeer 2020, arXiv:2002.05202).
+    SiLU gate, W_down(silu(W_gate x) ⊙ W_up x) (Shazeer 2020, arXiv:2002.05202). `share` multiplies
+    the hidden features, where given.
     """
 
     width: int
@@ -41,7 +42,7 @@ class FeedForward(nn.Module):
     exact: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, share=None):
         h = linear(x, self.hidden, self.std, "up", bias=self.bias)
         if self.bias:
             h = settled(h)  # the gradient of the bias is a sum over rows
@@ -50,6 +51,7 @@ class FeedForward(nn.Module):
             h = _gated(gate, h)
         else:
             h = _exact_gelu(h) if self.exact else _gelu(h)
+        h = h if share is None else h * share
         return linear(h, self.width, self.std * self.out_scale, "down", bias=self.bias)
 
     def prunable(self, place: str, layer: int, kind: str = "ffn") -> list[Group]:

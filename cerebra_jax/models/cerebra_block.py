@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.layers import cache as cached
@@ -108,12 +109,24 @@ class RoutedBlock(nn.Module):
     def _ffn(self, h_BxLxD, decided: Decided | None):
         if self.ffn is not None:
             return self.ffn(h_BxLxD)
+        if self.has_variable("folded", "ffn"):
+            return self._whole_ffn(h_BxLxD, decided)
         narrow = self.ffn_light(h_BxLxD)
         if self.ffn_rest is None:
             return narrow
         if decided is None:
             return narrow + self.ffn_rest(h_BxLxD)
         return narrow + selected_only(_rest, self, h_BxLxD, decided)
+
+    def _whole_ffn(self, h_BxLxD, decided: Decided):
+        """Returns the same from weights that stand side by side: see `beside`."""
+        light, rest = self.ffn_light.hidden, self.ffn_rest.hidden
+        gate_BxLx1 = decided.gate_BxL[..., None].astype(h_BxLxD.dtype)
+        every_F = jnp.arange(light + rest) < light
+        share_BxLxF = jnp.where(every_F[None, None], jnp.ones_like(gate_BxLx1), gate_BxLx1)
+        both = self.ffn_light.clone(hidden=light + rest, parent=None)
+        params = self.get_variable("folded", "ffn")
+        return both.apply({"params": params}, h_BxLxD, share_BxLxF)
 
     def init_cache(self, batch: int) -> dict[str, Any]:
         """Returns the memory of rows that have read nothing."""
@@ -165,6 +178,23 @@ class RoutedBlock(nn.Module):
         if self.ffn_rest is not None:
             found += self.ffn_rest.prunable(f"{place}/ffn_rest", layer, "rest")
         return found
+
+
+def beside(params: dict[str, Any]) -> dict[str, Any]:
+    """Returns `folded` of a block whose FFN is routed: both parts of it as one layer.
+
+    Two products instead of four. Rows that are not kept run all of it, so it is for decoding on a
+    GPU or a TPU, where they do so anyway.
+    """
+    if "ffn_rest" not in params:
+        return {}
+    light, rest = params["ffn_light"], params["ffn_rest"]
+    axes = {"up": 1, "gate": 1, "down": 0}
+    found = {
+        name: {"kernel": jnp.concatenate([part["kernel"], rest[name]["kernel"]], axes[name])}
+        for name, part in light.items()
+    }
+    return {"ffn": found}
 
 
 def _rest(module: RoutedBlock, x):

@@ -204,9 +204,10 @@ class Model:
     def decode(self, variables: Any, cache: Cache, tokens_Bxn, new_B=None):
         """Reads the next n tokens of each row; returns (Out of these tokens, the cache after them).
 
-        (B,) tokens are n = 1. Exactly the decisions of `apply` on the whole sequence. Pure, static
-        shapes: jit it, scan over it; a prompt is one chunk, or several. Rows may have read
-        different numbers of tokens: `new_B` says how many of the n are real in each row (default:
+        (B,) tokens are n = 1. In float32 exactly the decisions of `apply` on the whole sequence; in
+        bfloat16 rounding turns a few of 1,000 (benchmarks/flips.py). Pure, static shapes: jit it,
+        scan over it; a prompt is one chunk, or several. Rows may have read different numbers of
+        tokens: `new_B` says how many of the n are real in each row (default:
         all); what stands after them, and tokens beyond the context length L, leave no trace.
         """
         tokens_Bxn = tokens_Bxn[:, None] if tokens_Bxn.ndim == 1 else tokens_Bxn

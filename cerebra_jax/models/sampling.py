@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.layers.cache import Cache
+from cerebra_jax.models import writing
 from cerebra_jax.models.model import Model
 
 
@@ -24,6 +25,7 @@ def choose(key: jax.Array, logits_BxV: jax.Array, temperature, top_p) -> jax.Arr
     return jnp.where(temperature > 0, drawn_B.astype(jnp.int32), likeliest_B)
 
 
+_ROWS = 8  # of the output matrix: a GPU multiplies numbers of 2 bytes by matrices of whole eights
 _BITS = 4  # of the threshold in one pass: 8 passes of 15 sums over the vocabulary
 
 
@@ -86,15 +88,19 @@ def generate(
     variables = model.fold(variables)  # here, not in every step of the scan
     cache = model.init_cache(jnp.arange(prompt_BxP.shape[0]))
     out, cache = model.decode(variables, cache, prompt_BxP, length_B)
+    writer = writing.prepared(model, variables)
+    cache = writer.opened(cache)
     last_BxD = jnp.take_along_axis(out.h, (length_B - 1)[:, None, None], axis=1)[:, 0]
     head_VxD = out.head_VxD.astype(last_BxD.dtype)  # as in the loss: sums are float32
+    V = head_VxD.shape[0]
+    head_PxD = jnp.pad(head_VxD, ((0, -V % _ROWS), (0, 0)))  # a GPU pads it at each token otherwise
 
     def step(carry, key):
         h_BxD, cache = carry
-        logits_BxV = jnp.einsum("bd,vd->bv", h_BxD, head_VxD, preferred_element_type=jnp.float32)
-        token_B = choose(key, logits_BxV, *drawing)
-        after, cache = model.decode(variables, cache, token_B)
+        logits_BxP = jnp.einsum("bd,pd->bp", h_BxD, head_PxD, preferred_element_type=jnp.float32)
+        token_B = choose(key, logits_BxP[:, :V], *drawing)
+        after, cache = writer.model.decode(writer.variables, cache, token_B)
         return (after.h[:, 0], cache), token_B
 
     (_, cache), token_TxB = jax.lax.scan(step, (last_BxD, cache), jax.random.split(key, count))
-    return token_TxB.T, cache
+    return token_TxB.T, writer.closed(cache)
