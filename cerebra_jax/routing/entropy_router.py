@@ -35,6 +35,7 @@ def entropy(score: str, x_BxLxD, spectrum: dct.Spectrum | None, transform: str):
     if score == "permuted":
         order_D = np.random.RandomState(0).permutation(x_BxLxD.shape[-1])
         spectrum = dct.spectrum(x_BxLxD[..., order_D], transform)
+    assert spectrum is not None, "a spectral score looks at what the filter has computed"
     return dct.spectral_entropy(*spectrum)
 
 
