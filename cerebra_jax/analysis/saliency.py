@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.kernels.cross_entropy import chunked_xent
-from cerebra_jax.models import cerebra, chiar_block, mod, registry
+from cerebra_jax.models import cerebra_block, chiar_block, mod_block, registry
 from cerebra_jax.models.model import Model, neutral_knobs
 from cerebra_jax.types import Batch
 
-ROUTED_LAYERS = (chiar_block.RoutedBlock, cerebra.RoutedBlock, mod.RoutedBlock)
+ROUTED_LAYERS = (chiar_block.RoutedBlock, cerebra_block.RoutedBlock, mod_block.RoutedBlock)
 
 
 class Probed(NamedTuple):

@@ -126,11 +126,11 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
         """Starts to save `state`; its validation `score` is better if less, None if not measured.
 
-        It returns as soon as the state is copied: hashing and writing go on beside training, one
-        save at a time. Raises Diverged rather than save a number that is not finite, DiskError
-        where an earlier save failed.
+        It returns as soon as the state is copied: hashing and writing go on beside training. One
+        save at a time: the one before is on disk when this one begins. Raises Diverged rather than
+        save a number that is not finite, DiskError where an earlier save failed.
         """
-        self._settled()
+        self.wait()
         named = leaves(state)
         for name, good in _for_each(_finite, named).items():
             if not good:

@@ -212,9 +212,11 @@ def test_a_cut_batch_has_the_loss_of_the_whole_one(net, cfg_of):
     (a, cost_a), grad_a = jax.value_and_grad(loss, has_aux=True)(variables["params"], whole)
     (b, cost_b), grad_b = jax.value_and_grad(loss, has_aux=True)(variables["params"], cut)
     np.testing.assert_allclose(b, a, rtol=1e-5)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), grad_b, grad_a
-    )
+
+    def alike(x, y):  # small numbers are what is left of sums of large ones
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5 + 1e-4 * np.abs(y).max())
+
+    jax.tree.map(alike, grad_b, grad_a)
     dense = s.sizes.model(0, short).dense
     np.testing.assert_allclose(
         cost_b, s.sizes.model(0, short).cost.model_flops / dense.model_flops, rtol=1e-6
