@@ -63,3 +63,10 @@ def test_a_row_that_fails_leaves_the_others(script, measure, monkeypatch):
     found, shown = measure(compiled, ["--targets=h100", "--models=dense,chiar,mod"])
     assert [row.get("error") for row in found["rows"]] == [None, "no memory", None] * 4
     assert "no memory" in shown and shown.count(" 1.00") == 8
+
+
+def test_a_program_that_is_not_understood_has_no_figures(script):
+    compiled = script("compiled")
+    compiled.compare(11e12, 12e12)
+    with pytest.raises(ValueError, match=r"2\.7 TFLOP read .* 12 counted"):
+        compiled.compare(2.7e12, 12e12)
