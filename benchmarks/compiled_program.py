@@ -88,13 +88,13 @@ def parse(text: str) -> Program:
     computations: dict[str, Computation] = {}
     entry = ""
     current: Computation | None = None
-    for line in text.splitlines():
+    for line in _lines(text):
         if current is None:
             found = re.match(r"(ENTRY )?%?([\w.\-$]+)\s*(\(.*\))?\s*->\s*.*\{\s*$", line)
             if found:
                 current = computations.setdefault(found.group(2), [])
                 entry = found.group(2) if found.group(1) else entry
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
         else:
             instruction = _instruction(line)
@@ -103,6 +103,22 @@ def parse(text: str) -> Program:
     if not entry:
         raise ValueError("the text holds no compiled program")
     return Program(computations, entry)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yields the lines of a program, those of one instruction as one.
+
+    What a kernel of a TPU says of itself stands on lines of its own, which are not indented.
+    """
+    held, inside = "", False
+    for line in text.splitlines():
+        if inside and line != "}" and not line.startswith(" "):
+            held += line
+            continue
+        yield held
+        held = line
+        inside = line.endswith("{") if not inside else line != "}"
+    yield held
 
 
 def _instruction(line: str) -> Instruction | None:

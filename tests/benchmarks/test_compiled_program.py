@@ -120,3 +120,22 @@ def test_time_is_the_dearer_of_flops_and_bytes_and_the_start_of_each_kernel(read
     assert sums.bytes == sum(kernel.times * kernel.bytes for kernel in found.values())
     seconds = sum(kernel.times * reader.seconds(kernel, rates) for kernel in found.values())
     assert sums.seconds == pytest.approx(seconds)
+
+
+def test_an_instruction_may_stand_on_several_lines(script):
+    """A kernel of a TPU does: its lines are not indented, and one of them begins with a bracket."""
+    text = """HloModule one
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call", kernel_metadata={
+"block": "8"
+}}, metadata={op_name="b"}
+  ROOT %c = f32[8]{0} negate(%b)
+}
+"""
+    found = script("compiled_program").kernels(text)
+    assert [(kernel.label, kernel.source) for kernel in found] == [
+        ("call:tpu_custom_call", "b"),
+        ("negate", ""),
+    ]
