@@ -125,9 +125,14 @@ class Router(nn.Module):
         shift = NormalDist().inv_cdf(route.rate) if learned(route) else 0.0
         bias = nn.initializers.constant(shift)
         dense = nn.Dense(
-            1, learned(route), jnp.float32, precision=EXACT, kernel_init=init, bias_init=bias,
+            1,
+            learned(route),
+            jnp.float32,
+            precision=EXACT,
+            kernel_init=init,
+            bias_init=bias,
             name="score",
-        )  # fmt: skip
+        )
         score = dense(tokens.x.astype(jnp.float32))[..., 0]
 
         if route.mode == "soft":
