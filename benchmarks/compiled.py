@@ -94,7 +94,7 @@ def row(name: str, model: str, cell_name: str, settings: dict[str, Any]) -> dict
     """Compiles one program, and returns its figures."""
     import target_programs
 
-    from cerebra_jax.kernels.fused_attention import lowering_for
+    from cerebra_jax.kernels.fused_call import lowering_for
 
     target = TARGETS[name]
     devices = topology(name)
@@ -152,7 +152,9 @@ def counted_flops(cfg: Any, target: Target, cell: Any) -> float:
     """Returns the FLOPs of a training step on one device by the price of its forward pass."""
     import target_programs
 
-    passes = 4 if cfg.net.remat == "full" else 3
+    from cerebra_jax.kernels import remat
+
+    passes = 4 if remat.chosen(cfg.net.remat, target.platform) == "full" else 3
     model = target_programs.experiment(cfg, target.platform).model
     return passes * model.cost.executed_flops * cell.rows / target.devices
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import lowered_program
 import target_programs
 
-from cerebra_jax.kernels.fused_attention import lowering_for
+from cerebra_jax.kernels.fused_call import lowering_for
 
 CELL = target_programs.Cell(1536, 2, 6)  # 1536 is no width of the model
 LOWERING = {"gpu": "cuda", "tpu": "tpu"}

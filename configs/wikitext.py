@@ -63,7 +63,7 @@ def get_config(arg: str = ""):
         c.net.ffn_width = 1024
         c.net.dropout = 0.1
         c.net.dtype = "bfloat16"
-        c.net.remat = "dots"
+        c.net.remat = "auto"
         c.train.duration = "5 epochs"
         c.train.batch_size = 128
         c.train.lr = 1e-3
@@ -77,13 +77,15 @@ def get_config(arg: str = ""):
         c.net.dropout = 0.1
         c.net.dtype = "bfloat16"
         c.net.scan = True
-        c.net.remat = "dots"
+        c.net.remat = "auto"
         c.train.duration = "5 epochs"
         c.train.batch_size = 128
         c.train.lr = 1e-4
         c.train.warmup = "1000 steps"
         c.train.weight_decay = 0.01
         c.net.loss_chunk = 8192
+        if model == "cerebra":
+            c.net.compress.heads = 4  # 128 wide, as the matrix units of a TPU are
     if "full" in parts:
         if model != "cerebra":
             raise UserError("configs/wikitext.py: full is for cerebra", "write cerebra-full")

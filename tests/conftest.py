@@ -21,12 +21,15 @@ _CACHE = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "HF_HUB_OFFLINE": "1",
 }
+# the tests compile many tiny programs: unoptimised code takes two thirds of the time to make, and
+# the older code generator of fusions two thirds of that
+_FLAGS = (
+    f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ |= _CACHE | {
     "JAX_PLATFORMS": "cpu",
-    # the tests compile many tiny programs: unoptimised code takes two thirds of the time to make,
-    # and the older code generator of fusions two thirds of that
-    "XLA_FLAGS": f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
-    " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": f"{_FLAGS} --xla_force_host_platform_device_count=8",
     # XLA's CPU pool is sized by core count: with fewer threads than devices, collectives deadlock
     # on jax < 0.12
     "NPROC": "16",
@@ -50,7 +53,7 @@ QUICK = (
     "kernels/test_topk.py",
     "kernels/test_straight_through.py",
     "kernels/test_cross_entropy.py",
-    "layers/test_gla.py",
+    "layers/test_recurrent.py",
     "models/test_rules.py",
     "models/test_shapes.py",
     "policies/test_policy.py",
@@ -140,7 +143,8 @@ def clean_env() -> dict[str, str]:
         ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
     )
     path = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
-    return env | _CACHE | dead_proxy | {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": path}
+    own = {"JAX_PLATFORMS": "cpu", "NO_COLOR": "1", "PYTHONPATH": path, "XLA_FLAGS": _FLAGS}
+    return env | _CACHE | dead_proxy | own
 
 
 @pytest.fixture(scope="session")
@@ -148,18 +152,31 @@ def tiny_cfg() -> Callable[..., config.RunCfg]:
     """Returns a function that makes a small configuration, of nested or dotted keys.
 
     tiny_cfg({"net.name": "transformer", "train": {"accum": 2}})
+
+    It has `blocks` blocks of each kind that the model repeats, unless the keys say net.depth.
     """
 
-    def make(overrides: Mapping[str, Any] | None = None) -> config.RunCfg:
+    def make(overrides: Mapping[str, Any] | None = None, blocks: int = 2) -> config.RunCfg:
         values: dict[str, Any] = {
             "task": {"tokenizer": "bytes", "vocab_size": 260, "seq_len": 32},
-            "net": {"depth": 3, "width": 32, "heads": 2, "ffn_width": 64, "loss_chunk": 64},
+            "net": {"width": 32, "heads": 2, "ffn_width": 64, "loss_chunk": 64},
             "train": {"duration": "8 steps", "batch_size": 8},
         }
         _merge(values, overrides or {})
+        values["net"].setdefault("depth", _depth(values["net"], blocks))
         return config.parse(values)
 
     return make
+
+
+def _depth(net: Mapping[str, Any], blocks: int) -> int:
+    """Returns the layers of a small model: as many as lists name, if it has any."""
+    lists = [net.get("route", {}).get("by_layer", ""), *net.get("kept", {}).values()]
+    named = max(map(str, lists), key=len)
+    if named:
+        return len(named.split(","))
+    # CHIAR has a first and a last layer of its own, MoD a dense one before each routed one
+    return {"chiar": 3, "mod": max(2, blocks)}.get(net.get("name", "chiar"), blocks)
 
 
 class _Screen:
@@ -224,6 +241,20 @@ def go(
         return found, kept, screen
 
     return run
+
+
+@pytest.fixture(scope="session")
+def write_text() -> Callable[..., Path]:
+    """Returns a function that writes train.txt, valid.txt and test.txt of four words."""
+
+    def write(folder: Path, train: int) -> Path:
+        rng = random.Random(1)
+        for split, count in (("train", train), ("valid", 8), ("test", 8)):
+            lines = [rng.choices(["one", "two", "three", "four"], k=10) for _ in range(count)]
+            (folder / f"{split}.txt").write_text("".join(" ".join(x) + "\n" for x in lines))
+        return folder
+
+    return write
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ CASES = {
         "task.seq_len": 2048,
         "net.attention": "blockwise",
     },
-    "dense-kept": {"net": {"name": "transformer", "kept": {"heads": "1,0,2", "ffn": "8,64,3"}}},
+    "dense-kept": {"net": {"name": "transformer", "kept": {"heads": "1,0", "ffn": "8,64"}}},
     "chiar-kept": {
         "net": {
             "depth": 4,
@@ -79,7 +79,7 @@ CASES = {
                 "name": "cerebra",
                 "compress": {"kind": kind, "reconstruct": 0.0, "s": 0.6},
                 "route": {"mode": mode, "kv": kv, "dispatch": mode != "soft"},
-                "kept": {"heads": "1,2,0", "ffn": "20,0,9", "rest": "3,26,0", "channels": "20,5,0"},
+                "kept": {"heads": "1,0", "ffn": "20,0", "rest": "26,0", "channels": "5,20"},
             }
         }
         for kind, mode, kv in (
@@ -93,7 +93,7 @@ CASES = {
         "net": {
             "name": "cerebra",
             "route": {"part": "attention"},
-            "kept": {"heads": "1,1,2", "ffn": "60,9,0"},
+            "kept": {"heads": "1,2", "ffn": "9,0"},
         }
     },
     "dense-bf16-remat": {
@@ -165,7 +165,7 @@ CASES = {
     },
     **{
         f"cerebra-by-layer-{mode}-{kv}": {
-            "net": {"name": "cerebra", "route": {"mode": mode, "kv": kv, "by_layer": "0.1,1,9"}},
+            "net": {"name": "cerebra", "route": {"mode": mode, "kv": kv, "by_layer": "0.1,9"}},
             "task.seq_len": 200,
         }
         for mode, kv in (("threshold", "routed"), ("threshold", "all"), ("random", "routed"))
@@ -241,7 +241,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_analytic_equals_counted(case, tiny_cfg):
-    model, forward, args = program(tiny_cfg(CASES[case]))
+    model, forward, args = program(tiny_cfg(CASES[case], blocks=1))
     counted = count.count(forward, *args)
     assert counted.flops == B * model.cost.executed_flops
 
@@ -312,7 +312,7 @@ DECODED = [case for case in DECODED if {"scan", "oracle"}.isdisjoint(case.split(
 
 @pytest.mark.parametrize("case", DECODED)
 def test_a_decoded_token_costs_what_is_counted(case, tiny_cfg):
-    assert_token_priced(tiny_cfg(CASES[case]))
+    assert_token_priced(tiny_cfg(CASES[case], blocks=1))
 
 
 @pytest.mark.parametrize(

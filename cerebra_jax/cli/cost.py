@@ -58,7 +58,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
 
     from cerebra_jax.cost import count as jaxpr
     from cerebra_jax.cost import device, preview, prices, traffic
-    from cerebra_jax.kernels.fused_attention import lowering_for
+    from cerebra_jax.kernels.fused_call import lowering_for
     from cerebra_jax.models import model as build
     from cerebra_jax.models import registry
     from cerebra_jax.models.controls import control

@@ -360,9 +360,9 @@ class NetCfg:
     scan: bool = _f(False, "scan over layers: one layer is compiled")
     remat: str = _f(
         "off",
-        "what the backward pass recomputes: nothing, elementwise work, or each layer; "
-        "False and True are off and full",
-        of=("off", "dots", "full"),
+        "what the backward pass recomputes: nothing, elementwise work, or each layer; auto: what "
+        "suits the device; False and True are off and full",
+        of=("auto", "off", "dots", "full"),
     )
     attention: str = _f("auto", "attention kernel", of=("auto", "full", "blockwise", "cudnn"))
     loss_chunk: int = _f(1024, "tokens whose logits exist at once", lo=1)

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cerebra_jax.errors import UserError
 
@@ -73,8 +73,11 @@ _KINDS = {
 }
 
 
-_PLATFORMS = {"cpu": "cpu"} | dict.fromkeys(("t4", "a100", "h100", "h200"), "gpu")
+_PLATFORMS = {"cpu": "cpu", "t4": "old_gpu"} | dict.fromkeys(("a100", "h100", "h200"), "gpu")
 _PLATFORMS |= dict.fromkeys(("v5e", "v6e"), "tpu")
+
+AMPERE = (8, 0)
+"""The compute capability from which a GPU has fused attention kernels; before it is an old one."""
 
 
 _counting: contextvars.ContextVar[bool] = contextvars.ContextVar("counting", default=False)
@@ -99,18 +102,25 @@ def is_counting() -> bool:
 
 
 def present_platform() -> str:
-    """Returns what JAX computes on in this process: cpu, gpu or tpu.
+    """Returns what JAX computes on in this process: cpu, gpu, old_gpu (before Ampere) or tpu.
 
     No other function of the package asks this. Whatever chooses a kernel or counts a program takes
     the platform as an argument.
     """
     import jax
 
-    return jax.default_backend()
+    found = jax.default_backend()
+    return "old_gpu" if found == "gpu" and _is_old(jax.local_devices()[0]) else found
+
+
+def _is_old(gpu: Any) -> bool:
+    """Returns whether a GPU is older than Ampere; one that is not NVIDIA's is not."""
+    text = getattr(gpu, "compute_capability", "")
+    return text.replace(".", "").isdigit() and tuple(map(int, text.split("."))) < AMPERE
 
 
 def platform_of(name: str) -> str:
-    """Returns the platform of a device, cpu, gpu or tpu.
+    """Returns the platform of a device, cpu, gpu, old_gpu or tpu.
 
     The name is a row of the table or what JAX calls the device's kind. Of any other ("" or the
     numbers of `given`) it is the present platform.

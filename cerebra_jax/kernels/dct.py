@@ -42,13 +42,14 @@ _MATMUL = Methods("matmul", "folded")
 _AUTO = {
     "cpu": ((math.inf, _FFT),),
     "gpu": ((256, _MATMUL), (1024, Methods("fft", "folded")), (math.inf, _FFT)),
+    "old_gpu": ((math.inf, _FFT),),  # its bfloat16 is no faster than its float32
     "tpu": ((math.inf, _MATMUL),),
 }
 _AUTO_BFLOAT16 = _AUTO | {"gpu": ((2048, _MATMUL), (math.inf, _FFT))}
 
 
 def methods(choice: str, D: int, platform: str, dtype: str = "float32") -> Methods:
-    """Returns what net.route.dct stands for at width D on a platform, cpu, gpu or tpu.
+    """Returns what net.route.dct stands for at width D on a platform, cpu, gpu, old_gpu or tpu.
 
     dtype: that of the tokens. On a platform that is not known, `auto` is the FFT.
     """

@@ -1,4 +1,4 @@
-"""Says what the backward pass finds kept: of an operation, and of a layer with net.remat=dots."""
+"""Says what the backward pass finds kept: of an operation, and of a layer by net.remat."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+_AUTO = {"cpu": "off", "gpu": "dots", "old_gpu": "dots", "tpu": "full"}
+"""What `auto` stands for on each platform. On a CPU recomputing costs time. On a GPU writing and
+reading elementwise results costs more than making them again, and on a TPU that goes for results of
+matmuls too, by the compiler's estimate of cycles (benchmarks/README.md)."""
+
 _NAME = "keep"
 # Beside matmuls: what convolves, and stock kernels, whose results carry their softmax sums.
 _COSTLY = frozenset(("conv_general_dilated", "pallas_call"))
 # What sorts and counts whole numbers for a dispatch: a few bytes per token, which would cost many
 # small kernels to make again.
 _COUNTING = frozenset(("sort", "top_k", "cumsum", "scatter", "scatter-add", "scatter_add"))
+
+
+def chosen(remat: str, platform: str) -> str:
+    """Returns what net.remat stands for on a platform: off, dots or full."""
+    return _AUTO[platform] if remat == "auto" else remat
 
 
 def keep(tree: Any) -> Any:

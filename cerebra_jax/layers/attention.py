@@ -114,7 +114,7 @@ class Attention(nn.Module):
             blocks = masked_blocks(self.kernel, layout, self.platform)
             return blocks._replace(reach=self.reach)
         layout = block_layout(queries, keys)
-        kernel = fused_kernel(self.kernel, self.dtype, self.head_width, self.platform)
+        kernel = self._fused_kernel(queries.count)
         if kernel and not queries.causal:
             return kernels.Blocks(layout, kernel, form="all", padding=keys.padding)
         if kernel and queries.plain and keys.plain:
@@ -123,11 +123,12 @@ class Attention(nn.Module):
             return kernels.Blocks(layout, kernel, form="gathered")
         return masked_blocks(self.kernel, layout, self.platform)
 
-    @property
-    def fused(self) -> bool:
-        """Returns whether a fused kernel computes it where its rows are plain."""
-        able = fused_kernel(self.kernel, self.dtype, self.head_width, self.platform)
-        return bool(able) and self.reach == kernels.PAST
+    def fuses(self, rows: int) -> bool:
+        """Returns whether a fused kernel computes it of so many rows, which are plain."""
+        return bool(self._fused_kernel(rows)) and self.reach == kernels.PAST
+
+    def _fused_kernel(self, rows: int) -> str:
+        return fused_kernel(self.kernel, self.dtype, self.head_width, self.platform, rows)
 
     def prunable(self, place: str, layer: int) -> list[Group]:
         """Returns its heads, which pruning may remove; `place` is its parameter path."""

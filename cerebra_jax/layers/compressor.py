@@ -284,7 +284,7 @@ class CompressedAttention(nn.Module):
         """Returns which scores are computed, and by which kernel."""
         layout = block_layout(queries, keys)
         head_width = self.inner // self.heads
-        kernel = fused_kernel(self.kernel, self.dtype, head_width, self.platform)
+        kernel = fused_kernel(self.kernel, self.dtype, head_width, self.platform, queries.count)
         if kernel and not queries.causal:
             return kernels.Blocks(layout, kernel, form="all", padding=keys.padding)
         if kernel and queries.plain and is_windowed(queries.count, keys.count):

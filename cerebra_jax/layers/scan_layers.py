@@ -14,10 +14,10 @@ from cerebra_jax.kernels.remat import keep_dots
 class Repeat(NamedTuple):
     """How layers are repeated: scanned over or unrolled, and what their backward pass recomputes.
 
-    `remat` is net.remat. off: nothing, all that the backward pass needs is kept. dots: results of
-    matmuls, convolutions and fused attention are kept, elementwise work is done again, which on a
-    GPU and a TPU is faster than writing it to memory and reading it back. full: only what passes
-    from layer to layer is kept, so that a step runs the forward pass twice.
+    `remat` is what net.remat stands for. off: nothing, all that the backward pass needs is kept.
+    dots: results of matmuls, convolutions and fused attention are kept, elementwise work is done
+    again. full: only what passes from layer to layer is kept, so that a step runs the forward pass
+    twice.
     """
 
     scan: bool = False

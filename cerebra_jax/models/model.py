@@ -16,6 +16,7 @@ from cerebra_jax.config import NetCfg, RunCfg
 from cerebra_jax.cost import count, units
 from cerebra_jax.cost.device import platform_of, present_platform
 from cerebra_jax.cost.units import Unit
+from cerebra_jax.kernels import remat
 from cerebra_jax.layers.cache import Cache
 from cerebra_jax.models import quantization, registry
 from cerebra_jax.models.pricing import PriceList
@@ -362,6 +363,7 @@ def build(
 
 
 def _module(net: NetCfg, vocab: int, decisions: Decisions, platform: str) -> nn.Module:
+    net = dataclasses.replace(net, remat=remat.chosen(net.remat, platform))
     return registry.model_class(net.name)(net, vocab, decisions, platform)
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels.attention import PAST, Blocks, pieces
-from cerebra_jax.kernels.fused_attention import PLATFORMS, calls_of
+from cerebra_jax.kernels.fused_attention import calls_of
+from cerebra_jax.kernels.fused_call import PLATFORMS
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.compressor import ceil_share
 from cerebra_jax.layers.embedding import embed

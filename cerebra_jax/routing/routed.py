@@ -42,7 +42,8 @@ class Capacity:
     def suited(self, layer: Any) -> Capacity:
         """Returns the same slots as a layer wants them: compact where it then is a fused kernel."""
         able = self.gathers and self.kv == "routed" and self.lowering == "gather"
-        return dataclasses.replace(self, compact=able and getattr(layer, "fused", False))
+        fuses = able and hasattr(layer, "fuses") and layer.fuses(self.layout.K)
+        return dataclasses.replace(self, compact=fuses)
 
     @property
     def segments(self) -> Ranges:

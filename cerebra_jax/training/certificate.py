@@ -26,7 +26,7 @@ from cerebra_jax.config import QuantCfg, RunCfg
 from cerebra_jax.cost import count as jaxpr
 from cerebra_jax.cost import device, prices, timing, traffic
 from cerebra_jax.errors import UserError
-from cerebra_jax.kernels.fused_attention import lowering_for
+from cerebra_jax.kernels.fused_call import lowering_for
 from cerebra_jax.models.model import Model, neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.tasks.task import Task

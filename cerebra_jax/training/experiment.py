@@ -182,12 +182,13 @@ class Experiment:
 def prepare(cfg: RunCfg, task: Task, platform: str = "") -> Experiment:
     """Returns the experiment of a configuration; raises UserError for what its task cannot do.
 
-    Its programs are for `platform`, cpu, gpu or tpu; "": for the present one.
+    Its programs are for `platform`, cpu, gpu, old_gpu or tpu; "": for the present one.
     """
     # how long it is, and of which programs
     cfg = resolved(cfg, task)
-    if cfg.net.attention == "cudnn" and (platform or present_platform()) != "gpu":
-        what = f"net.attention is cudnn, and JAX computes on a {present_platform()} here"
+    runs_on = platform or present_platform()
+    if cfg.net.attention == "cudnn" and runs_on not in ("gpu", "old_gpu"):
+        what = f"net.attention is cudnn, and the programs are for a {runs_on}"
         raise UserError(what, "use net.attention=auto, which takes cuDNN's kernel on a GPU")
     length = length_of(cfg, task)
     vocab = task.shape.vocab_size

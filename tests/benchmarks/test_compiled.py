@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.kernels.fused_attention import lowering_for
+from cerebra_jax.kernels.fused_call import lowering_for
 
 SMALL = {"task.vocab_size": 260, "net.width": 32, "net.heads": 2, "net.ffn_width": 64}
 

@@ -1,5 +1,7 @@
 """The device table and the roofline; no times are asserted."""
 
+import types
+
 import jax
 import pytest
 
@@ -40,7 +42,7 @@ def test_device_kinds(kind, name):
 
 def test_every_row_has_a_platform_and_other_names_that_of_this_machine(monkeypatch):
     platforms = {name: device.platform_of(name) for name in device.DEVICES}
-    gpus = dict.fromkeys(("t4", "a100", "h100", "h200"), "gpu")
+    gpus = {"t4": "old_gpu"} | dict.fromkeys(("a100", "h100", "h200"), "gpu")
     assert platforms == {"cpu": "cpu"} | gpus | dict.fromkeys(("v5e", "v6e"), "tpu")
     assert device.platform_of("NVIDIA H100 80GB HBM3") == "gpu"
     assert device.platform_of("TPU v5 lite") == "tpu"
@@ -48,6 +50,16 @@ def test_every_row_has_a_platform_and_other_names_that_of_this_machine(monkeypat
     monkeypatch.setattr(device, "present_platform", lambda: "here")
     found = [device.platform_of(name) for name in ("", "1e12/1e9", "h100", "cpu")]
     assert found == ["here", "here", "gpu", "cpu"]
+
+
+def test_a_gpu_before_ampere_is_an_old_one(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found = []
+    for capability in ("7.5", "8.0", "10.0", "gfx942"):
+        gpu = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda gpu=gpu: [gpu])
+        found.append(device.present_platform())
+    assert found == ["old_gpu", "gpu", "gpu", "gpu"]
 
 
 def test_unknown_name_is_the_users_mistake():

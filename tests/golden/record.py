@@ -2,21 +2,21 @@
 
     python tests/golden/record.py [NAME ...]     writes tests/golden/NAME.json
 
-Each run goes through the command line, so the recording does not depend on how the package is built
-inside. Losses, gradient norms, costs and the share of tokens on the heavy path are kept for every
-step, costs for the end.
+Each run goes through the entry of the command line, so the recording does not depend on how the
+package is built inside. Losses, gradient norms, costs and the share of tokens on the heavy path are
+kept for every step, costs for the end.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from cerebra_jax.main import main
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -104,20 +104,16 @@ def write_data(folder: Path) -> dict[str, str]:
     return {"text": str(text), "table": str(folder / "table.csv")}
 
 
-def train(name: str, folder: Path, env: dict[str, str] | None = None) -> Path:
-    """Trains the run of that name for a few steps; returns its folder."""
+def train(name: str, folder: Path) -> Path:
+    """Trains the run of that name for a few steps, on one device; returns its folder."""
     data = write_data(folder)
     config, *flags = (word.format(**data) for word in RUNS[name])
     workdir = folder / name
-    command = [sys.executable, "-m", "cerebra_jax.main", f"--config={ROOT / config}", *flags]
-    command += [
-        f"--config.train.duration={STEPS} steps",
-        f"--config.train.eval_every={STEPS} steps",
-    ]
-    command += [f"--config.train.checkpoint_every={STEPS} steps", f"--workdir={workdir}"]
-    found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise RuntimeError(f"{name}: {found.stdout[-2000:]}{found.stderr[-4000:]}")
+    often = ("duration", "eval_every", "checkpoint_every")
+    words = [f"--config={ROOT / config}", *flags, "--config.train.devices=1"]
+    words += [f"--config.train.{key}={STEPS} steps" for key in often]
+    if status := main([*words, f"--workdir={workdir}"]):
+        raise RuntimeError(f"{name} ended with status {status}")
     return workdir
 
 
@@ -142,15 +138,14 @@ def read(workdir: Path) -> dict[str, Any]:
     return {"params": result["params"], "costs": costs, "lines": steps}
 
 
-def main(names: list[str]) -> None:
+def record(names: list[str]) -> None:
     """Records the runs of these names, all of them where none is given."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
         for name in names or RUNS:
-            found = read(train(name, Path(folder), env))
+            found = read(train(name, Path(folder)))
             (HERE / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
             print(f"{name}: {len(found['lines'])} lines", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    record(sys.argv[1:])

@@ -7,12 +7,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+
+from cerebra_jax.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / "tests" / "data" / "old_runs"
@@ -49,10 +49,10 @@ def assert_close(found, recorded, where: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(record.RUNS))
-def test_the_first_steps_are_those_of_before(name, tmp_path, clean_env, request):
+def test_the_first_steps_are_those_of_before(name, tmp_path, request):
     if name == "cerebra-full":
         request.getfixturevalue("eight_bits")
-    found = record.read(record.train(name, tmp_path, clean_env))
+    found = record.read(record.train(name, tmp_path))
     assert_close(found, json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text()), name)
 
 
@@ -74,19 +74,18 @@ def unpacked(name: str, folder: Path) -> Path:
         ("table", ["predict", "--data=tests/data/input/table.csv"]),
     ],
 )
-def test_runs_of_before_load_answer_and_resume(name, words, tmp_path, clean_env):
+def test_runs_of_before_load_answer_and_resume(name, words, tmp_path, monkeypatch, capsys):
     workdir = unpacked(name, tmp_path)
     before = json.loads((workdir / "result.json").read_text()) if name != "stopped" else None
     if words == ["train"]:
         words = [f"--config={workdir / 'config.json'}"]
     else:
         words = [*words, f"--workdir={workdir}"]
-    line = [sys.executable, "-m", "cerebra_jax.main", *words]
-    found = subprocess.run(
-        line, cwd=tmp_path, env=clean_env, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
+    monkeypatch.chdir(tmp_path)
+    status = main(words)
+    shown = capsys.readouterr()
+    assert status == 0, shown.out + shown.err
     if words[0] == "eval":
-        assert f"loss {before['test']['loss']:.4f}" in found.stdout
+        assert f"loss {before['test']['loss']:.4f}" in shown.out
     if name == "stopped":
-        assert "resuming at step 4 of 8" in found.stdout and (workdir / "result.json").exists()
+        assert "resuming at step 4 of 8" in shown.out and (workdir / "result.json").exists()

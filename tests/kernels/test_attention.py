@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cerebra_jax.cost import count, prices
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.kernels.attention import Blocks, Keys, Queries
-from cerebra_jax.kernels.fused_attention import lowering_for
+from cerebra_jax.kernels.fused_call import lowering_for
 from cerebra_jax.layers.rows import block_layout, ranks, tokens
 
 

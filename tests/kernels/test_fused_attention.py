@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from cerebra_jax.cost import count
+from cerebra_jax.cost.device import platform_of
 from cerebra_jax.errors import UserError
 from cerebra_jax.kernels import attention as att
 from cerebra_jax.kernels import fused_attention as fused
 from cerebra_jax.kernels import splash
 from cerebra_jax.kernels.attention import Blocks, Keys, Queries
+from cerebra_jax.kernels.fused_call import lowering_for
 from cerebra_jax.routing import dispatch
 
 B, H, C = 2, 3, 8
@@ -128,7 +130,7 @@ def gathered_args(name, dtype):
 def test_gathered_queries_see_what_masks_show_them(name, implementation):
     mine, masks = gathered_both(name)
     args = gathered_args(name, jnp.float32)
-    with fused.lowering_for("gpu", "xla") if implementation else contextlib.nullcontext():
+    with lowering_for("gpu", "xla") if implementation else contextlib.nullcontext():
         found = jax.jit(mine)(*args)
     assert_close(found, jax.jit(masks)(*args), 5e-6)
 
@@ -157,7 +159,7 @@ def test_on_a_gpu_they_are_calls_of_cudnn_alone(name):
     mine, _ = gathered_both(name)
     args = gathered_args(name, jnp.bfloat16)
     calls = 1 + fused.halvings(GATHERED[name][0])
-    with fused.lowering_for("gpu"):
+    with lowering_for("gpu"):
         text = jax.jit(mine).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__cudnn$fmhaSoftmax(") == text.count("Backward(") == calls
     assert "dot_general" not in text and "scatter" not in text
@@ -172,7 +174,7 @@ def test_what_was_counted_is_not_what_runs():
         text = jax.jit(lambda *a: mine(*a)).trace(*args).lower(lowering_platforms=("cuda",))
         return text.as_text().count("@__cudnn$fmhaSoftmax(")
 
-    with fused.lowering_for("gpu"):
+    with lowering_for("gpu"):
         counted = count.count(mine, *args)
         assert calls() == 4
         assert count.count(mine, *args) == counted and counted.by["attention"] == counted.flops
@@ -203,7 +205,7 @@ def test_so_is_the_call_for_a_gpu_as_jax_computes_it_elsewhere(name):
     blocks, *ranks, null = CASES[name]
     mine, masks = both(blocks, *ranks, null)
     args = args_of(blocks, null)
-    with fused.lowering_for("gpu", "xla"):
+    with lowering_for("gpu", "xla"):
         found = jax.jit(mine)(*args)
     assert_close(found, jax.jit(masks)(*args), 5e-6)
 
@@ -213,35 +215,37 @@ def test_on_a_gpu_each_form_is_one_call_of_cudnn_and_one_back(name):
     blocks, *ranks, null = CASES[name]
     mine, _ = both(blocks, *ranks, null)
     args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), args_of(blocks, null))
-    with fused.lowering_for("gpu"):
+    with lowering_for("gpu"):
         text = jax.jit(mine).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
     assert "dot_general" not in text
 
 
 def test_a_kernel_is_chosen_for_the_platform_that_is_asked_about():
-    chosen = {p: fused.fused_kernel("auto", "bfloat16", 64, p) for p in ("cpu", "gpu", "tpu")}
-    assert chosen == {"cpu": "", "gpu": "cudnn", "tpu": "splash"}
-    assert not fused.fused_kernel("auto", "float32", 64, "gpu")
-    assert not any(fused.fused_kernel("auto", "bfloat16", width, "gpu") for width in (60, 136))
-    assert fused.fused_kernel("cudnn", "bfloat16", 64, "cpu") == "cudnn"
-    assert not fused.fused_kernel("full", "bfloat16", 64, "gpu")
+    def chosen(rows: int) -> dict[str, str]:
+        platforms = ("cpu", "gpu", "old_gpu", "tpu")
+        return {p: fused.fused_kernel("auto", "bfloat16", 64, p, rows) for p in platforms}
+
+    none = {"cpu": "", "old_gpu": ""}
+    assert chosen(fused.SPLASH_ROWS) == none | {"gpu": "cudnn", "tpu": "splash"}
+    assert chosen(fused.SPLASH_ROWS - 1) == none | {"gpu": "cudnn", "tpu": ""}
+    assert not fused.fused_kernel("auto", "float32", 64, "gpu", 256)
+    assert not any(fused.fused_kernel("auto", "bfloat16", width, "gpu", 256) for width in (60, 136))
+    assert fused.fused_kernel("cudnn", "bfloat16", 64, "cpu", 256) == "cudnn"
+    assert not fused.fused_kernel("full", "bfloat16", 64, "gpu", 256)
 
 
 def test_one_that_is_asked_for_and_does_not_fit_is_refused():
     with pytest.raises(UserError, match="16 bits, and net.dtype is float32"):
-        fused.fused_kernel("cudnn", "float32", 64, "gpu")
+        fused.fused_kernel("cudnn", "float32", 64, "gpu", 256)
     with pytest.raises(UserError, match="a head is 60 wide"):
-        fused.fused_kernel("cudnn", "bfloat16", 60, "gpu")
+        fused.fused_kernel("cudnn", "bfloat16", 60, "gpu", 256)
 
 
-def test_an_old_gpu_has_none(monkeypatch):
-    monkeypatch.setattr(fused, "_capability", lambda: (7, 5))
-    assert not fused.fused_kernel("auto", "bfloat16", 64, "gpu")
+def test_an_old_gpu_has_none():
+    assert not fused.fused_kernel("auto", "bfloat16", 64, platform_of("t4"), 256)
     with pytest.raises(UserError, match="compute capability 8.0"):
-        fused.fused_kernel("cudnn", "bfloat16", 64, "gpu")
-    monkeypatch.setattr(fused, "_capability", lambda: (9, 0))
-    assert fused.fused_kernel("auto", "bfloat16", 64, "gpu") == "cudnn"
+        fused.fused_kernel("cudnn", "bfloat16", 64, platform_of("t4"), 256)
 
 
 SPLASH = ["causal, an odd length", "windows of 3, an odd number of rows", "all, padding last"]
@@ -253,7 +257,7 @@ def test_on_a_tpu_splash_computes_the_same(name, monkeypatch):
     blocks, *ranks, null = CASES[name]
     mine, masks = both(blocks._replace(kernel="splash"), *ranks, null)
     args = args_of(blocks, null)
-    with fused.lowering_for("tpu"):
+    with lowering_for("tpu"):
         found = jax.jit(mine)(*args)
     assert_close(found, jax.jit(masks)(*args), 5e-6)
 
@@ -262,7 +266,7 @@ def test_its_program_for_a_tpu_holds_splash_forward_and_back():
     blocks, *ranks, null = CASES["windows of 4"]
     mine, _ = both(blocks._replace(kernel="splash"), *ranks, null)
     args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), args_of(blocks, null))
-    with fused.lowering_for("tpu"):
+    with lowering_for("tpu"):
         text = jax.jit(mine).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
         there = count.count(mine, *args)
     assert there == count.count(mine, *args) and there.by["attention"] > 0

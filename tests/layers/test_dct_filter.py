@@ -42,9 +42,9 @@ def variables_of(model):
 
 KINDS = {
     "threshold": {},
-    "hard": {"net.route": {"mode": "hard"}, "net.depth": 4},
+    "hard": {"net.route": {"mode": "hard"}},
     "compressed-scan": {
-        "net": {"scan": True, "depth": 5},
+        "net": {"scan": True, "depth": 4},
         "net.route": {"mode": "always_compressed"},
     },
     "compat": {"net.compat": True, "net.route": {"mode": "random", "dispatch": False}},

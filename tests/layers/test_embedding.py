@@ -30,7 +30,7 @@ def test_a_model_sees_the_numbers_of_its_batch(tiny_cfg, name):
         "ex_B": np.arange(3, dtype=np.int32),
         "values_BxL": rng.standard_normal((3, 4)).astype(np.float32),
     }
-    variables = model.init(jax.random.key(0), batch)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
     assert variables["params"]["columns"]["bias"].shape == (4, 32)
     out = jax.jit(lambda batch: model.apply(variables, batch, neutral_knobs())[0].h)(batch)
     assert out.shape == (3, 1, 32)

@@ -38,7 +38,7 @@ def test_a_bag_has_no_order_and_no_first_map(tiny_cfg, pool):
         "mask_BxL": np.array([[True] * 3 + [False]] * 3),
         "ex_B": np.arange(3, dtype=np.int32),
     }
-    variables = model.init(jax.random.key(0), batch)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
     h = np.asarray(jax.jit(lambda: model.apply(variables, batch, neutral_knobs())[0].h)())
     np.testing.assert_allclose(h[0], h[1], rtol=1e-4, atol=1e-5)
     assert np.abs(h[0] - h[2]).max() > 1e-3

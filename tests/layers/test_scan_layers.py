@@ -13,14 +13,14 @@ MODELS = {
     "dense": {"net.name": "transformer", "net.local": 3},
     "chiar": {},
     "cerebra": {"net.name": "cerebra", "net.route.kv": "routed", "net.route.part": "block"},
-    "mod": {"net.name": "mod", "net.depth": 4},
+    "mod": {"net.name": "mod"},
 }
 
 
-def loss_of(tiny_cfg, name: str, scan: bool, remat: str):
+def loss_of(tiny_cfg, name: str, scan: bool, remat: str, platform: str = ""):
     """Returns (the loss as a function of the parameters, parameters)."""
     keys = {"task.seq_len": L, "net.scan": scan, "net.remat": remat}
-    model = build(tiny_cfg(keys | MODELS[name]), V)
+    model = build(tiny_cfg(keys | MODELS[name], blocks=1), V, platform=platform)
     ids = np.random.default_rng(0).integers(0, V, (B, L), dtype=np.int32)
     batch = {"inputs_BxL": ids, "ex_B": np.arange(B, dtype=np.int32)}
 
@@ -44,16 +44,26 @@ def weight_products(jaxpr) -> int:
     return found
 
 
+def products_of(loss, model, batch) -> int:
+    """Returns the matmuls with weights in the program of a gradient."""
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch))
+    traced = jax.make_jaxpr(jax.grad(loss))(shapes["params"], shapes["routing"])
+    return weight_products(traced.jaxpr)
+
+
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_dots_multiplies_with_each_weight_as_often_as_off(tiny_cfg, name, scan):
-    counts = {}
-    for remat in ("off", "dots", "full"):
-        loss, model, batch = loss_of(tiny_cfg, name, scan, remat)
-        shapes = jax.eval_shape(lambda m=model, b=batch: m.init(jax.random.key(0), b))
-        traced = jax.make_jaxpr(jax.grad(loss))(shapes["params"], shapes["routing"])
-        counts[remat] = weight_products(traced.jaxpr)
+    modes = ("off", "dots", "full")
+    counts = {remat: products_of(*loss_of(tiny_cfg, name, scan, remat)) for remat in modes}
     assert counts["off"] == counts["dots"] < counts["full"]
+
+
+def test_auto_recomputes_what_suits_the_platform(tiny_cfg):
+    platforms = ("cpu", "gpu", "tpu")
+    cpu, gpu, tpu = (loss_of(tiny_cfg, "dense", True, "auto", on) for on in platforms)
+    assert products_of(*cpu) == products_of(*gpu) < products_of(*tpu)
+    assert [made[1].module.net.remat for made in (cpu, gpu, tpu)] == ["off", "dots", "full"]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ class Made:
         if not causal:
             lengths_B = jnp.array([self.length, self.length // 3])
             self.batch["mask_BxL"] = jnp.arange(self.length)[None] < lengths_B[:, None]
-        made = self.modules["cpu"].init(key, self.batch, neutral_knobs(), self.routing)
+        init = jax.jit(self.modules["cpu"].init)
+        made = init(key, self.batch, neutral_knobs(), self.routing)
         # larger weights: attention that differs is felt
         self.params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, made["params"])
 

@@ -35,7 +35,7 @@ KEPT = {"heads": "1,0,2", "ffn": "8,64,3"}
 )
 def test_lists_that_do_not_fit_are_refused(net, what, tiny_cfg):
     with pytest.raises(UserError, match=what):
-        tiny_cfg({"net": {"name": "cerebra"} | net})
+        tiny_cfg({"net": {"name": "cerebra", "depth": 3} | net})
 
 
 def test_costs_are_relative_to_the_model_before_pruning(tiny_cfg):

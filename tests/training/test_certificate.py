@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 
 import pytest
 
@@ -16,17 +15,12 @@ from cerebra_jax.training import certificate, finished
 from cerebra_jax.training import trainer as loop
 
 
+CEREBRA = {"net.name": "cerebra", "net.route": {"kv": "routed", "part": "block"}}
+
+
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    rng = random.Random(1)
-    for split, lines in (("train", 60), ("valid", 8), ("test", 8)):
-        body = "\n".join(
-            " ".join(rng.choice(["one", "two", "three", "four"]) for _ in range(10))
-            for _ in range(lines)
-        )
-        (folder / f"{split}.txt").write_text(body + "\n")
-    return folder
+def text(write_text, tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"), train=60)
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +40,8 @@ def faster(monkeypatch):
 @pytest.fixture
 def certify(tiny_cfg, text):
     def run(**more):
-        cfg = tiny_cfg(
-            {"task.data_dir": str(text), "train.batch_size": 2}
-            | {k.replace("__", "."): v for k, v in more.items()}
-        )
+        base = CEREBRA | {"task.data_dir": str(text), "train.batch_size": 2}
+        cfg = tiny_cfg(base | {k.replace("__", "."): v for k, v in more.items()}, blocks=1)
         return certificate.certify(cfg, build(cfg, print), None, rounds=1)
 
     return run
@@ -114,7 +106,7 @@ def test_a_wrong_price_is_refused(certify, monkeypatch):
 
     def cheaper(net, *shape):
         cost = true_cost(net, *shape)
-        if net.name != "chiar":
+        if net.name != "cerebra":
             return cost
         return cost._replace(executed=cost.executed | {"head": cost.executed["head"] // 2})
 
@@ -124,16 +116,15 @@ def test_a_wrong_price_is_refused(certify, monkeypatch):
 
 
 def test_a_budget_is_certified_at_its_last_program(certify):
-    found = certify(objective__budget=0.75, objective__buckets=2, net__depth=4, task__seq_len=64)
+    found = certify(objective__budget=0.75, objective__buckets=2, task__seq_len=64)
     assert found["certified"]
     rows = found["rows"]
     assert abs(rows["model"]["executed_flops"] / rows["dense"]["executed_flops"] / 0.75 - 1) < 0.02
 
 
 def test_a_finished_run_is_certified_as_trained(certify, tiny_cfg, text, tmp_path, Screen):
-    cfg = tiny_cfg(
-        {"task.data_dir": str(text), "train": {"batch_size": 4, "accum": 2, "devices": 2}}
-    )
+    train = {"batch_size": 4, "accum": 2, "devices": 2}
+    cfg = tiny_cfg(CEREBRA | {"task.data_dir": str(text), "train": train}, blocks=1)
     task = build(cfg, print)
     with pytest.raises(UserError, match="train it first"):
         finished.load(cfg, task, tmp_path, print)
@@ -192,7 +183,8 @@ def test_the_command_writes_it_and_ends_with_its_status(
         "from cerebra_jax import config\n\n\ndef get_config():\n    c = config.defaults()\n"
         f"    c.task.data_dir, c.task.tokenizer, c.task.vocab_size = {str(text)!r}, 'bytes', 260\n"
         "    c.task.seq_len, c.train.batch_size, c.train.duration = 32, 2, '8 steps'\n"
-        "    c.net.depth, c.net.width, c.net.heads = 3, 32, 2\n"
+        "    c.net.name, c.net.route.kv, c.net.route.part = 'cerebra', 'routed', 'block'\n"
+        "    c.net.depth, c.net.width, c.net.heads = 1, 32, 2\n"
         "    c.net.ffn_width, c.net.loss_chunk = 64, 64\n"
         "    return c\n"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 
 import jax
 import numpy as np
@@ -22,16 +21,8 @@ TIMING = ("tokens_per_s", "step_ms")
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    rng = random.Random(1)
-    for split, lines in (("train", 200), ("valid", 8), ("test", 8)):
-        body = "\n".join(
-            " ".join(rng.choice(["one", "two", "three", "four"]) for _ in range(10))
-            for _ in range(lines)
-        )
-        (folder / f"{split}.txt").write_text(body + "\n")
-    return folder
+def text(write_text, tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"), train=200)
 
 
 @pytest.fixture
@@ -342,5 +333,5 @@ def test_a_policy_that_learned_to_spend_less_gets_a_smaller_program(
 
 def test_cudnn_without_a_gpu_is_refused(tiny_cfg, tmp_path, go):
     cfg = tiny_cfg({"net": {"name": "transformer", "attention": "cudnn"}})
-    with pytest.raises(UserError, match="cudnn.*on a cpu here; use net.attention=auto"):
+    with pytest.raises(UserError, match="cudnn.*for a cpu; use net.attention=auto"):
         go(cfg, tmp_path / "run")
