@@ -14,7 +14,6 @@ from cerebra_jax.tasks.registry import build
 from cerebra_jax.training import certificate, finished
 from cerebra_jax.training import trainer as loop
 
-
 CEREBRA = {"net.name": "cerebra", "net.route": {"kv": "routed", "part": "block"}}
 
 
