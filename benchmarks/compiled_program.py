@@ -289,6 +289,8 @@ def _flops(program: Program, instruction: Instruction, types: dict[str, str]) ->
     if instruction.op in ("dot", "custom-call"):
         if "fmha" in instruction.attributes:
             return _fused_attention(instruction, types), dtype
+        if instruction.name.startswith("splash"):
+            return _splash(instruction, types), "bf16"
         stated = re.search(r'"cost_estimate":\s*\{[^}]*"flops":\s*"?(\d+)', instruction.attributes)
         return (int(stated.group(1)) if stated else _dot(instruction, types)), dtype
     if instruction.op not in ("fusion", "call"):
@@ -369,6 +371,24 @@ def _fused_attention(instruction: Instruction, types: dict[str, str]) -> int:
     return forward * 5 // 2 if "fmhaSoftmaxBackward" in settings else forward
 
 
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}  # of scores, that each of Splash's kernels computes
+
+
+def _splash(instruction: Instruction, types: dict[str, str]) -> int:
+    """Returns the FLOPs of one of Splash's kernels; its name says which, its operands the sizes.
+
+    It is given the rows of the queries, as whole numbers, where its mask is causal: half of the
+    scores are visible then.
+    """
+    operands = [shapes(types[name])[0] for name in instruction.operands]
+    q, k = [sizes for dtype, sizes in operands if dtype == "bf16"][:2]
+    scores = math.prod(q[:-1]) * k[-2]
+    if any(dtype == "s32" for dtype, _ in operands):
+        scores //= 2
+    products = next(n for part, n in _PRODUCTS.items() if f"_{part}_" in instruction.name)
+    return 2 * products * scores * q[-1]
+
+
 # bytes
 
 
@@ -444,8 +464,10 @@ def seconds(kernel: Kernel, rates: Rates) -> float:
     if kernel.cycles and rates.clock:
         return kernel.cycles / rates.clock
     rate = rates.matmul.get(kernel.dtype, rates.matmul["f32"])
-    if "fmha" in kernel.label or "tpu_custom_call" in kernel.label:
+    if "fmha" in kernel.label:
         rate = rates.attention["Backward" in kernel.label]
+    if kernel.name.startswith("splash"):
+        rate = rates.attention["_fwd_" not in kernel.name]
     return max(kernel.flops / rate, kernel.bytes / rates.bandwidth) + rates.start
 
 

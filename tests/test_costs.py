@@ -256,13 +256,13 @@ def test_analytic_equals_counted_for_every_part_of_cerebra(mode, causal, tiny_cf
         with pytest.raises(config.UserError, match="topk"):
             tiny_cfg({"net.name": "cerebra", "net.route.mode": mode})
         return
-    choices = itertools.product(
-        ("conv", "attention", "hybrid"), ("all", "routed"), ("block", "attention"), (True, False)
-    )
-    for kind, kv, part, dispatch in choices:
-        if not dispatch and (kind != "conv" or mode not in ("threshold", "topk")):
+    # each with another compressor: what a part costs does not depend on its neighbours
+    kinds = itertools.cycle(("conv", "attention", "hybrid"))
+    choices = itertools.product(("all", "routed"), ("block", "attention"), (True, False))
+    for (kv, part, dispatch), kind in zip(choices, kinds, strict=False):
+        if not dispatch and mode not in ("threshold", "topk"):
             continue
-        lowering = "onehot" if kind == "conv" and kv == "routed" else "gather"
+        lowering = "onehot" if dispatch and part == "block" and kv == "routed" else "gather"
         net = {"name": "cerebra", "depth": 1, "compress": {"kind": kind, "r": 0.3, "s": 0.6}}
         route = {"kv": kv, "part": part, "dispatch": dispatch, "rate": 0.3, "lowering": lowering}
         cfg = tiny_cfg({"net": net, "net.route": route})
@@ -307,7 +307,9 @@ def assert_token_priced(cfg):
 
 HAVE_CACHES = ("dense", "window", "chiar", "cerebra", "mod", "ssm", "lstm")
 DECODED = [case for case in CASES if case.split("-")[0] in HAVE_CACHES]
-DECODED = [case for case in DECODED if {"scan", "oracle"}.isdisjoint(case.split("-"))]
+# a mask, a lowering and a kernel are of the whole pass alone; an oracle does not decode
+OF_A_PASS = {"scan", "oracle", "masked", "onehot", "blockwise", "long"}
+DECODED = [case for case in DECODED if OF_A_PASS.isdisjoint(case.split("-"))]
 
 
 @pytest.mark.parametrize("case", DECODED)
@@ -365,7 +367,7 @@ def test_big_models_are_priced_and_counted_without_being_made(scan, tiny_cfg):
 
 
 @pytest.mark.parametrize("routed_name", ["chiar", "cerebra"])
-@pytest.mark.parametrize("L", [256, 1024, 4096])
+@pytest.mark.parametrize("L", [256, 4096])
 def test_routed_programs_cost_less_and_ever_less(L, routed_name, tiny_cfg):
     @functools.cache
     def counted(name, rate):

@@ -25,8 +25,8 @@ from cerebra_jax.kernels.fused_call import PLATFORMS, call
 from cerebra_jax.kernels.gathered_attention import attend_gathered, halvings
 
 SPLASH_ROWS = 1024
-"""`auto` takes Splash from that many rows on: of fewer, masks are faster by the compiler's estimate
-of cycles (benchmarks/README.md)."""
+"""`auto` takes Splash from that many rows on. At 256 rows masks are faster, by the compiler's
+estimate of cycles (benchmarks/README.md); where that turns is assumed, not known."""
 
 # whether there is one
 

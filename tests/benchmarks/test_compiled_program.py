@@ -139,3 +139,25 @@ ENTRY %main (a: f32[8]) -> f32[8] {
         ("call:tpu_custom_call", "b"),
         ("negate", ""),
     ]
+
+
+@pytest.mark.parametrize(("part", "products"), [("fwd_residuals", 2), ("dq_no_residuals", 3)])
+def test_splash_has_the_flops_of_its_products(script, part, products):
+    """Its operands tell the sizes; it is given the rows of the queries where it is causal."""
+    name = f"splash_mqa_{part}.1"
+    text = f"""HloModule one
+
+ENTRY %main () -> f32[2] {{
+  %q = bf16[2,3,1,256,64]{{4,3,2,1,0}} parameter(0)
+  %k = bf16[2,3,512,64]{{3,2,1,0}} parameter(1)
+  %rows = s32[256,128]{{1,0}} parameter(2)
+  ROOT %{name} = f32[2] custom-call(%q, %k, %rows), custom_call_target="tpu_custom_call"
+}}
+"""
+    program = script("compiled_program")
+    (kernel,) = program.kernels(text)
+    assert kernel.flops == products * 2 * 2 * 3 * 256 * 512 * 64 // 2
+    (whole,) = program.kernels(text.replace("(%q, %k, %rows)", "(%q, %k)"))
+    assert whole.flops == 2 * kernel.flops
+    rates = program.Rates({"bf16": 1e12, "f32": 1e12}, (1e9, 2e9), 1e15, 0.0, clock=1.0)
+    assert program.seconds(kernel, rates) == kernel.flops / (1e9 if products == 2 else 2e9)
