@@ -154,9 +154,9 @@ def counted_flops(cfg: Any, target: Target, cell: Any) -> float:
     """Returns the FLOPs of a training step on one device by the price of its forward pass."""
     import target_programs
 
-    from cerebra_jax.kernels import remat
+    from cerebra_jax.kernels.remat import train_factor
 
-    passes = 4 if remat.chosen(cfg.net.remat, target.platform) == "full" else 3
+    passes = train_factor(cfg.net.remat, target.platform)
     model = target_programs.experiment(cfg, target.platform).model
     return passes * model.cost.executed_flops * cell.rows / target.devices
 

@@ -72,7 +72,7 @@ FLOOR = (
 FLOOR_VARIANTS = (
     "dense",
     "dense-kept",
-    "dense-gated-scan-remat",
+    "dense-gated",
     "window",
     "chiar-hard-kv-routed",
     "chiar-rbf-threshold",

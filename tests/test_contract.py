@@ -32,6 +32,7 @@ VARIANTS = {
         "net.name": "cerebra",
         "net.kept": {"heads": "1,0", "rest": "24,0", "channels": "5,0"},
     },
+    "dense-gated": {"net.name": "transformer", "net.ffn": "gated"},
     "dense-gated-scan-remat": {
         "net.name": "transformer",
         "net.ffn": "gated",
@@ -95,7 +96,7 @@ VARIANTS = {
         "net.compress.reconstruct": 0.1,
     },
     "cerebra-soft": {"net.name": "cerebra", "net.route.mode": "soft"},
-    "cerebra-random": {"net.name": "cerebra", "net.route.mode": "random"},
+    "cerebra-random": {"net.name": "cerebra", "net.route.mode": "random", "net.ffn": "gated"},
     "cerebra-oracle": {"net.name": "cerebra", "net.route.mode": "oracle", "net.route.kv": "routed"},
     "cerebra-always_full": {"net.name": "cerebra", "net.route.mode": "always_full"},
     "cerebra-always_compressed": {"net.name": "cerebra", "net.route.mode": "always_compressed"},
@@ -150,7 +151,6 @@ VARIANTS = {
     "lstm-scan-remat": {"net.name": "lstm", "net.scan": True, "net.remat": True},
     "ssm": {"net.name": "ssm", "net.ssm_state": 4},
     "cnn": {"net.name": "cnn"},
-    "cnn-scan-remat": {"net.name": "cnn", "net.kernel": 3, "net.scan": True, "net.remat": True},
     "ssm-scan-remat": {"net.name": "ssm", "net.ssm_state": 4, "net.scan": True, "net.remat": True},
 }
 

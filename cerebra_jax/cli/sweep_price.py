@@ -38,9 +38,8 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
     train.duration, "steps", "flops": of the whole training}. The last two are None for epochs of a
     text: how many steps they are is known once the text is prepared.
     """
-    from cerebra_jax.cost.device import platform_of
-    from cerebra_jax.cost.prices import TRAIN_FACTOR
-    from cerebra_jax.kernels import remat
+    from cerebra_jax.cost.device import present_platform
+    from cerebra_jax.kernels.remat import train_factor
     from cerebra_jax.models import model as models
     from cerebra_jax.models.controls import control
     from cerebra_jax.tasks import registry as tasks
@@ -60,8 +59,7 @@ def price(cfg: config.RunCfg) -> dict[str, Any]:
     programs = [models.at_rate(cfg, rate) for rate in plan.rates] if plan else [cfg]
     built = [models.build(program, vocab) for program in programs]
     executed = built[-1].cost.executed_flops
-    again = remat.chosen(cfg.net.remat, platform_of(cfg.objective.device)) == "full"
-    passes = TRAIN_FACTOR + again  # full remat runs the forward pass twice
+    passes = train_factor(cfg.net.remat, present_platform())
     found = {
         "duration": train.duration,
         "step_flops": passes * train.batch_size * executed,

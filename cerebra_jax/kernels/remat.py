@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-_AUTO = {"cpu": "off", "gpu": "dots", "old_gpu": "dots", "tpu": "full"}
-"""What `auto` stands for on each platform. On a CPU recomputing costs time. On a GPU writing and
-reading elementwise results costs more than making them again, and on a TPU that goes for results of
-matmuls too, by the compiler's estimate of cycles (benchmarks/README.md)."""
+from cerebra_jax.cost import prices
+
+_AUTO = {"gpu": "dots", "old_gpu": "dots", "tpu": "full"}
+"""What `auto` stands for on each platform; off on others. On a GPU writing and reading elementwise
+results costs more than making them again, by a model of its time; on a TPU `full` takes less time
+and memory than `dots`, by its compiler's estimate (benchmarks/README.md). No CPU was timed."""
 
 _NAME = "keep"
 # Beside matmuls: what convolves, and stock kernels, whose results carry their softmax sums.
@@ -24,7 +26,12 @@ _COUNTING = frozenset(("sort", "top_k", "cumsum", "scatter", "scatter-add", "sca
 
 def chosen(remat: str, platform: str) -> str:
     """Returns what net.remat stands for on a platform: off, dots or full."""
-    return _AUTO[platform] if remat == "auto" else remat
+    return _AUTO.get(platform, "off") if remat == "auto" else remat
+
+
+def train_factor(remat: str, platform: str) -> int:
+    """Returns the FLOPs of a training step per FLOP of its forward pass, which `full` repeats."""
+    return prices.TRAIN_FACTOR + (chosen(remat, platform) == "full")
 
 
 def keep(tree: Any) -> Any:

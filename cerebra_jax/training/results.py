@@ -22,7 +22,7 @@ import jax
 import cerebra_jax
 from cerebra_jax.cost.device import present_platform
 from cerebra_jax.errors import UserError
-from cerebra_jax.kernels import remat
+from cerebra_jax.kernels.remat import train_factor
 from cerebra_jax.models import model as models
 from cerebra_jax.models import registry
 from cerebra_jax.tasks.task import Task
@@ -240,10 +240,7 @@ def _trained(e: Experiment, steps: list[dict[str, Any]]) -> int:
         ran = [0] * e.length.total
     pairs = zip(ran, _lengths(e, steps), strict=False)
     forward = sum(e.sizes.model(size, tokens).cost.executed_flops for size, tokens in pairs)
-    # forward, backward at twice its price, and the forward pass that full remat repeats
-    ran_on = e.sizes.platform or present_platform()
-    full = remat.chosen(e.cfg.net.remat, ran_on) == "full"
-    passes = 4 if full else 3
+    passes = train_factor(e.cfg.net.remat, e.sizes.platform or present_platform())
     return passes * forward * e.cfg.train.batch_size
 
 
