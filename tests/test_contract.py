@@ -365,18 +365,17 @@ def trees_of(jaxpr):
                     yield from trees_of(body)
 
 
-@pytest.mark.parametrize("kv", ["all", "routed"])
 @pytest.mark.parametrize(
-    ("name", "mode"),
+    ("name", "mode", "kv"),  # every pair of model and keys, and of model and mode
     [
-        ("chiar", "threshold"),
-        ("chiar", "hard"),
-        ("chiar", "random"),
-        ("cerebra", "threshold"),
-        ("cerebra", "random"),
-        ("cerebra", "oracle"),
-        ("mod", "threshold"),
-        ("mod", "oracle"),
+        ("chiar", "threshold", "all"),
+        ("chiar", "hard", "routed"),
+        ("chiar", "random", "all"),
+        ("cerebra", "threshold", "all"),
+        ("cerebra", "random", "routed"),
+        ("cerebra", "oracle", "all"),
+        ("mod", "threshold", "routed"),
+        ("mod", "oracle", "all"),
     ],
 )
 def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv):
@@ -385,9 +384,15 @@ def test_dispatch_without_overflow_equals_the_masked_model(make, name, mode, kv)
     assert_dispatch_is_the_mask(make, {"net.name": name, "net.route": route})
 
 
-@pytest.mark.parametrize("name", ["cerebra", "mod"])
-@pytest.mark.parametrize("heavy", ["gla", "ssm"])
-@pytest.mark.parametrize("mode", ["threshold", "random"])
+@pytest.mark.parametrize(
+    ("name", "heavy", "mode"),  # every pair of these
+    [
+        ("cerebra", "gla", "threshold"),
+        ("cerebra", "ssm", "random"),
+        ("mod", "gla", "random"),
+        ("mod", "ssm", "threshold"),
+    ],
+)
 def test_a_recurrence_reads_the_same_tokens_dispatched_or_masked(make, name, heavy, mode):
     """A state that skips tokens is the state of the tokens laid side by side."""
     net = {"name": name, "heavy": heavy, "ssm_state": 4}
@@ -467,8 +472,10 @@ ENCODERS = [("gla", "gla"), ("ssm", "dct"), ("attention", "local"), ("gla", "non
 ENCODERS += [("attention", "ssm"), ("gla", "compressed")]
 
 
-@pytest.mark.parametrize("mode", ["threshold", "topk"])
-@pytest.mark.parametrize(("heavy", "light"), ENCODERS)
+@pytest.mark.parametrize(
+    ("heavy", "light", "mode"),
+    [(*layers, mode) for layers, mode in zip(ENCODERS, ["threshold", "topk"] * 3, strict=True)],
+)
 def test_padding_changes_nothing_in_an_encoder(tiny_cfg, heavy, light, mode):
     """Whatever stands there: the same outputs and decisions for the real tokens, not few of them.
 

@@ -21,18 +21,19 @@ from cerebra_jax.main import main
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 STEPS = 8
-TEXT = (
+SMALL = (
     "--config.task.data_dir={text}",
     "--config.task.tokenizer=bytes",
     "--config.task.vocab_size=260",
     "--config.task.seq_len=32",
-    "--config.net.depth=3",
     "--config.net.width=32",
     "--config.net.heads=2",
     "--config.net.ffn_width=64",
     "--config.train.batch_size=8",
     "--config.net.loss_chunk=64",
 )
+TEXT = ("--config.net.depth=2", *SMALL)
+DEEP = ("--config.net.depth=3", *SMALL)  # CHIAR has a first and a last layer of its own
 TABLE = ("--config.task.path={table}", "--config.task.target=y", "--config.train.batch_size=16")
 LEARNT = (
     "--config.net.route.tau=learned",
@@ -41,17 +42,17 @@ LEARNT = (
 )
 RUNS: dict[str, tuple[str, ...]] = {
     "dense": ("configs/wikitext.py:dense-smoke", *TEXT, "--config.net.local=3"),
-    "chiar": ("configs/wikitext.py:chiar-smoke", *TEXT),
+    "chiar": ("configs/wikitext.py:chiar-smoke", *DEEP),
     "chiar-demand": (
         "configs/wikitext.py:chiar-smoke",
-        *TEXT,
+        *DEEP,
         "--config.net.route.mode=hard",
         "--config.objective.lam=0.1",
         "--config.net.route.kv=routed",
     ),
     "chiar-three-operators": (
         "configs/wikitext.py:chiar-smoke",
-        *TEXT,
+        *DEEP,
         "--config.net.route.rbf=0.3",
     ),
     "cerebra-budget": (
