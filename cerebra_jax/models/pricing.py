@@ -140,31 +140,33 @@ def mixing(layer: nn.Module, width: int, key_width: int, dtype: str, fused: bool
     fused: by a fused kernel. It is traced without causality, so that the price is that of a pair.
     """
 
-    def operations_of(n: int, m: int):
-        def call(queries: Rows, keys: Rows, *, init: bool, params: Any = None):
-            if init:
-                return layer.init(jax.random.key(0), queries, keys)
-            return layer.apply({"params": params}, queries, keys)
+    def rows(x, index):
+        return Rows(x, index, index, FAR, ((0, x.shape[1]),), causal=not fused)
 
-        def rows(x, index):
-            return Rows(x, index, index, FAR, ((0, x.shape[1]),), causal=not fused)
+    def make(x, index, memory, places):
+        return layer.init(jax.random.key(0), rows(x, index), rows(memory, places))
 
-        def make(x, index, memory, places):
-            return call(rows(x, index), rows(memory, places), init=True)
+    def run(params, x, index, memory, places):
+        return layer.apply({"params": params}, rows(x, index), rows(memory, places))
 
-        def run(params, x, index, memory, places):
-            return call(rows(x, index), rows(memory, places), init=False, params=params)
+    def args(n: int, m: int):
+        return (*_abstract(n, width, dtype), *_abstract(m, key_width, dtype))
 
-        args = (*_abstract(n, width, dtype), *_abstract(m, key_width, dtype))
-        return _operations(make, run, args)
-
-    return fit(operations_of)
+    params = _params(make, args(2, 2))
+    return fit(lambda n, m: count.operations(run, params, *args(n, m)))
 
 
 @functools.cache
 def recurrent(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer whose keys are its queries, by its rows: layer(rows, rows)."""
-    return fit(lambda n, _: _recurrent(layer, _abstract(n, width, dtype)), (layer.step, 1))
+    make, run = _recurrence(layer)
+    params = _params(make, _abstract(layer.step, width, dtype))
+
+    @functools.cache
+    def operations_of(n: int):
+        return count.operations(run, params, *_abstract(n, width, dtype))
+
+    return fit(lambda n, _: operations_of(n), (layer.step, 1))
 
 
 @functools.cache
@@ -176,11 +178,13 @@ def recurrent_program(layer: nn.Module, width: int, dtype: str, rows: int, maske
     args = _abstract(rows, width, dtype)
     if masked:
         args = (*args, jax.ShapeDtypeStruct((1, rows), jnp.dtype("bool")))
-    found = (one.op for one in _recurrent(layer, args))
+    found = (one.op for one in _operations(*_recurrence(layer), args))
     return tuple(op for op in found if op != Op())
 
 
-def _recurrent(layer: nn.Module, args: tuple) -> list[count.Counted]:
+def _recurrence(layer: nn.Module) -> tuple[Callable, Callable]:
+    """Returns (what makes the variables of a layer, what runs it) whose keys are its queries."""
+
     def rows(x, index, mask=None):
         return Rows(x, index, index, FAR, ((0, x.shape[1]),), mask)
 
@@ -192,23 +196,26 @@ def _recurrent(layer: nn.Module, args: tuple) -> list[count.Counted]:
         own = rows(*args)
         return layer.apply({"params": params}, own, own)
 
-    return _operations(make, run, args)
+    return make, run
 
 
 @functools.cache
 def by_row(layer: nn.Module, width: int, dtype: str) -> Price:
     """Returns the price of a layer that works row by row, layer(x), by its rows."""
 
-    def operations_of(n: int, _: int):
-        def make(x):
-            return layer.init(jax.random.key(0), x)
+    def run(params, x):
+        return layer.apply({"params": params}, x)
 
-        def run(params, x):
-            return layer.apply({"params": params}, x)
+    def rows(n: int):
+        return _abstract(n, width, dtype)[:1]
 
-        return _operations(make, run, _abstract(n, width, dtype)[:1])
+    params = _params(lambda x: layer.init(jax.random.key(0), x), rows(2))
 
-    return fit(operations_of)
+    @functools.cache
+    def operations_of(n: int):
+        return count.operations(run, params, *rows(n))
+
+    return fit(lambda n, _: operations_of(n))
 
 
 def whole(make: Callable, run: Callable, args: tuple) -> Price:
@@ -264,8 +271,12 @@ def _abstract(rows: int, width: int, dtype: str) -> tuple:
 
 
 def _operations(make: Callable, run: Callable, args: tuple) -> list[count.Counted]:
-    params = jax.eval_shape(make, *args).get("params", {})
-    return count.operations(run, params, *args)
+    return count.operations(run, _params(make, args), *args)
+
+
+def _params(make: Callable, args: tuple) -> Any:
+    """Returns the shapes of the parameters that make(*args) gives."""
+    return jax.eval_shape(make, *args).get("params", {})
 
 
 def per_row(ops: Ops, rows: int) -> Price:
