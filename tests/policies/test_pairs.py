@@ -22,7 +22,13 @@ PENALTY = (
     {"net.route": LEARNED, "objective": {"lam": 10.0, "warm": "2 steps", "ramp": "6 steps"}},
     {
         "net.route": LEARNED,
-        "objective": {"budget": 0.95, "warm": "2 steps", "ramp": "6 steps", "dual_rate": 1.0, "buckets": 2},
+        "objective": {
+            "budget": 0.95,
+            "buckets": 2,
+            "warm": "2 steps",
+            "ramp": "6 steps",
+            "dual_rate": 1.0,
+        },
     },
 )
 SAMPLER = (

@@ -101,7 +101,7 @@ def train(cfg, devices: int, steps: int = 4):
     ids=["causal", "encoder", "gla"],
 )
 def test_one_device_is_many_in_one_trace_for_all_phases(tiny_cfg, what, devices):
-    """Dropout, routing noise and penalty are on; the last device has a row of padding, of 8 nothing else.
+    """Dropout, routing noise and penalty are on. Of 8 devices one has nothing but padding.
 
     This is Cerebra; training/test_step.py has CHIAR.
     """
