@@ -43,8 +43,7 @@ from cerebra_jax import config  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# tracing makes many small objects, few of them in cycles: to look for those took a tenth of the
-# time
+# tracing makes many small objects, few of them in cycles: the search for those took a tenth of it
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 
