@@ -112,7 +112,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _variant(item: pytest.Item) -> str | None:
     """Returns the name of the model's variant that a test is of, if it is of one."""
     call = getattr(item, "callspec", None)
-    return call.params.get("name", call.params.get("case")) if call else None
+    name = call.params.get("name", call.params.get("case")) if call else None
+    return name if isinstance(name, str) else None
 
 
 _LOCAL = {"127.0.0.1", "::1", "localhost", ""}
