@@ -87,9 +87,21 @@ class TaskCfg:
     ignore: tuple[str, ...] = _f((), "columns to leave out", item=str)
     types: tuple[str, ...] = _f(
         (),
-        "NAME:number or NAME:category of columns; *:KIND for all features; else by what they hold",
+        "NAME:number, NAME:category or NAME:date of columns; *:KIND for all features; else by what "
+        "they hold",
         item=str,
     )
+    delimiter: str = _f("", "what parts the fields of a table: one sign, or tab; empty: found out")
+    encoding: str = _f(
+        "", "of a table: utf-8, utf-16, cp1252 …, as Python names it; empty: found out"
+    )
+    decimal: str = _f(
+        "", "mark before the decimals of a table; empty: found out", of=("", "point", "comma")
+    )
+    missing: tuple[str, ...] = _f(
+        (), "fields of a table that stand for nothing, beside the usual NA, #N/A, - …", item=str
+    )
+    dates: str = _f("", "form of the dates of a table, such as %m/%d/%Y; empty: found out")
     scale: str = _f(
         "standard",
         "how columns of numbers are scaled, by training rows",
@@ -101,6 +113,13 @@ class TaskCfg:
     dedup: bool = _f(False, "leave out rows that equal an earlier one in every column")
     valid_share: float = _f(0.1, "share of the rows for validation", lo=0.0, hi=0.9)
     test_share: float = _f(0.1, "share of the rows for the test", lo=0.0, hi=0.9)
+    split_column: str = _f("", "column that says train, valid or test of each row; empty: none")
+    group: str = _f("", "column whose equal rows stay in one split; empty: none")
+    time: str = _f("", "column of dates or numbers by which the latest rows are the test")
+    stratify: bool = _f(False, "split each class at random, so that splits have equal shares")
+    folds: int = _f(
+        0, "k-fold: the test is fold `seed` mod folds, others train; 0: one split", lo=0, hi=1000
+    )
     shots: int = _f(0, "training texts of each intent; 0: all", lo=0)
     oos: bool = _f(False, "add the class of texts that belong to no intent, labelled oos")
     subwords: int = _f(

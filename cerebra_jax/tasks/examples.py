@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks.task import Shape, host_rows
+from cerebra_jax.tasks.task import Shape, host_rows, no_data
 from cerebra_jax.types import Batch
 
 MULTIPLE = 8  # lengths are rounded up to a multiple of so many tokens …
 MULTIPLE_FROM = 64  # … where L is so large or larger
+GIVEN = "given"  # the split of rows that a user asks about
 Arrays = dict[str, np.ndarray]  # batch key -> (N, …)
 
 
@@ -34,6 +36,7 @@ class Examples:
     shape: Shape
     group_N: np.ndarray | None = None
     padded = False
+    kept_info: dict[str, Any] | None = None  # of a task without its data: what it was trained on
 
     def __init__(self, splits: dict[str, Arrays]):
         self._splits = splits
@@ -50,11 +53,21 @@ class Examples:
         The rows are inputs without answers.
         """
         other = copy.copy(self)
-        other._splits = {"given": rows}
-        other.size = {"given": _n_rows(rows)}
+        other._splits = {GIVEN: rows}
+        other.size = {GIVEN: _n_rows(rows)}
         other.shape = self.shape._replace(lengths=())
         other.group_N = None
         return other
+
+    def without_data(self, info: dict[str, Any]) -> None:
+        """Makes a task whose only row stands for its data the one that `info` tells of."""
+        self.kept_info = info
+        self.size = {split: about["rows"] for split, about in info["splits"].items()}
+        self.examples = self.size["train"]
+        lengths = tuple(info.get("lengths", ()))
+        if lengths:
+            self.shape = self.shape._replace(lengths=lengths)
+            self.group_N = np.zeros(self.examples, np.int32)
 
     def bucket(self, buckets: int, batch_size: int) -> None:
         """Makes batches of similar length from here on: of at most so many `lengths`, and of L."""
@@ -73,6 +86,8 @@ class Examples:
     def example(self, batch_size: int) -> Batch:
         """Returns a batch of the right shapes and dtypes, for init; not cut."""
         row_B = self._stream(0, 0, batch_size)
+        if self.kept_info:
+            row_B = np.zeros_like(row_B)
         w_B = np.ones(batch_size, np.float32)
         return self._batch("train", row_B, w_B, host_rows(batch_size, (0, 1)))
 
@@ -105,6 +120,8 @@ class Examples:
         self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)
     ) -> Batch:
         """Returns the rows of host (i, n) of the global batch `step` of the training rows row_B."""
+        if self.kept_info:
+            no_data()
         ex_B = host_rows(len(row_B), host)
         w_B = np.ones(len(ex_B), np.float32)
         return self._batch("train", row_B[ex_B], w_B, ex_B, self.length(row_B))
@@ -125,6 +142,8 @@ class Examples:
 
         They have one shape, or one for each of shape.lengths.
         """
+        if self.kept_info and split != GIVEN:
+            no_data()
         rows_of: dict[int | None, np.ndarray] = {None: np.arange(self.size[split])}
         if self.group_N is not None:
             group_N = self._groups(split)
@@ -238,6 +257,15 @@ def cut(n: int, valid: float, test: float) -> dict[str, np.ndarray]:
             what = f"{n} rows are too few: no row is left for {split}"
             raise UserError(what, "give more rows, or other shares")
     return splits
+
+
+def digest_of_texts(texts: Sequence[str]) -> str:
+    """Returns one sha256 for texts in order."""
+    found = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        found.update(b"%d:" % len(data) + data)
+    return found.hexdigest()
 
 
 def digest(splits: dict[str, Arrays]) -> str:

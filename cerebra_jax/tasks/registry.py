@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cerebra_jax import checks
 from cerebra_jax.checks import Problem
@@ -37,6 +37,7 @@ MODULES = {
     "mixed": "cerebra_jax.tasks.mixed",
 }
 EARLIER = {"longseq": "long_sequence"}  # names of before, which old configurations hold
+TABLES = ("tabular", "intent")  # tasks whose files version 0.1 read in another way
 DECIDED = ("outputs", "features", "subwords", "answers", "tasks")  # keys of net that a task decides
 
 _CLASSES: dict[str, type[Task]] = {}
@@ -85,28 +86,46 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
     yield from task.check(cfg)
 
 
-def build(cfg: RunCfg, log: Log = print) -> Task:
+def build(cfg: RunCfg, log: Log = print, before: bool = False) -> Task:
     """Returns the task of a configuration, its data ready.
 
-    `log` is told what takes time or must be known.
+    `log` is told what takes time or must be known. before: files are read as version 0.1 did.
     """
-    task = find(cfg.task.name).build(cfg, log)
+    task_class = find(cfg.task.name)
+    if before and cfg.task.name in TABLES:
+        task = task_class.build(cfg, log, before=True)
+    else:
+        task = task_class.build(cfg, log)
     if cfg.task.buckets > 1:
         task.bucket(cfg.task.buckets, cfg.train.batch_size)
     return task
 
 
-def sketch(cfg: RunCfg) -> Task:
+def learnt(task: Task) -> dict[str, Any]:
+    """Returns all that a task learnt from its data, for JSON; {} of one that learns nothing."""
+    return task.learnt() if hasattr(task, "learnt") else {}
+
+
+def restored(cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> Task | None:
+    """Returns the task of a run without its data, None of one that cannot do without.
+
+    learnt and info: what these functions returned of the task that the run was trained on.
+    """
+    task = find(cfg.task.name)
+    return task.restored(cfg, learnt, info) if hasattr(task, "restored") else None
+
+
+def _log_nothing(line: str) -> None:
+    pass
+
+
+def sketch(cfg: RunCfg, log: Log = _log_nothing) -> Task:
     """Returns what shapes, prices and losses need of a task.
 
     No text is prepared for it; smaller data are read.
     """
     task = find(cfg.task.name)
-    return task.sketch(cfg) if hasattr(task, "sketch") else build(cfg, _log_nothing)
-
-
-def _log_nothing(line: str) -> None:
-    pass
+    return task.sketch(cfg) if hasattr(task, "sketch") else build(cfg, log)
 
 
 def fitted(cfg: RunCfg, shape: Shape) -> RunCfg:

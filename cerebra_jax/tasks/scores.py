@@ -107,8 +107,17 @@ def _outputs(out: Out) -> Any:
 
 
 def named(out_NxC: np.ndarray, classes: list[str]) -> dict[str, list]:
-    """Returns the likeliest class of each row of logits, and its probability."""
+    """Returns the likeliest class of each row of logits, its probability, and those of all.
+
+    {"prediction": […], "probability": […], "probability of CLASS": […], …}
+    """
     power_NxC = np.exp(out_NxC.astype(np.float64) - out_NxC.max(1, keepdims=True))
+    probability_NxC = power_NxC / power_NxC.sum(1, keepdims=True)
     best_N = out_NxC.argmax(1)
-    probability_N = power_NxC[np.arange(len(out_NxC)), best_N] / power_NxC.sum(1)
-    return {"prediction": [classes[i] for i in best_N], "probability": probability_N.tolist()}
+    found = {
+        "prediction": [classes[i] for i in best_N],
+        "probability": probability_NxC.max(1).tolist(),
+    }
+    for name, column_N in zip(classes, probability_NxC.T, strict=True):
+        found[f"probability of {name}"] = column_N.tolist()
+    return found

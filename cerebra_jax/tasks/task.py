@@ -6,7 +6,7 @@ Imports no JAX.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
@@ -59,7 +59,8 @@ class Task(Protocol):
     Batches are numpy, and a training batch is a pure function of (seed, step).
 
     A class may also have `sketch(cfg)`: a part of the task that can be had without its data, for
-    prices.
+    prices. One that learns from its data has `learnt()`, which returns all of that for JSON, and
+    `restored(cfg, learnt, info)`, which makes of it a task that reads and answers without the data.
     """
 
     padded: (
@@ -135,6 +136,12 @@ class Reader(Task, Protocol):
 
     def read(self, text: str) -> Reading:
         """Returns a user's text as the model reads it."""
+
+
+def no_data() -> NoReturn:
+    """Raises UserError: the task of a run was made without its data, and has no batches."""
+    what = "the data of this run were not read: its folder has what they taught, not the data"
+    raise UserError(what, "cerebra_jax.build_task(run.cfg) reads them")
 
 
 def host_rows(batch_size: int, host: tuple[int, int]) -> np.ndarray:

@@ -15,18 +15,20 @@ from cerebra_jax.config import TaskCfg
 from cerebra_jax.tasks.examples import Arrays
 from cerebra_jax.tasks.intent.subwords import Subwords
 from cerebra_jax.tasks.intent.words import Words
-from cerebra_jax.tasks.intent.words import split as words_of
 from cerebra_jax.tasks.text import reading, tokenizer
 
 Tokenizer = tokenizer.Bytes | tokenizer.Bpe | Words
 
 
-def learn(task: TaskCfg, train: list[str]) -> Tokenizer:
-    """Returns the tokenizer of a configuration, learnt from the training texts if need be."""
+def learn(task: TaskCfg, train: list[str], before: bool = False) -> Tokenizer:
+    """Returns the tokenizer of a configuration, learnt from the training texts if need be.
+
+    before: words are those of version 0.1.
+    """
     if task.tokenizer == "bytes":
         return tokenizer.Bytes()
     if task.tokenizer == "words":
-        return Words(train, task.min_count, task.vocab_size)
+        return Words.learnt(train, task.min_count, task.vocab_size, before)
     if task.tokenizer == "gpt2":
         return tokenizer.Bpe(tokenizer.gpt2(Path(task.gpt2_dir).expanduser()), "gpt2")
     blocks = (_spaced(text).encode() for text in train)
@@ -77,7 +79,8 @@ class Encoder(NamedTuple):
         0 elsewhere, (L,) int32.
         """
         rows_L = np.zeros(self.L, np.int32)
-        rows = self.subwords.rows(words_of(text)[: self.L - 1])
+        words = self.tok.split(text) if isinstance(self.tok, Words) else []
+        rows = self.subwords.rows(words[: self.L - 1])
         rows_L[1 : 1 + len(rows)] = rows
         return rows_L
 

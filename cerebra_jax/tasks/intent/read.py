@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cerebra_jax.config import TaskCfg
+from cerebra_jax.config import RunCfg, TaskCfg
 from cerebra_jax.errors import UserError
+from cerebra_jax.tasks import splits
 from cerebra_jax.tasks.examples import cut
 from cerebra_jax.tasks.intent import synthetic
-from cerebra_jax.tasks.table import Table, known, read, text_of
+from cerebra_jax.tasks.table import Format, Table, known, read, text_of
 from cerebra_jax.tasks.task import SPLITS, Log
 
 OUT = "oos"  # the label of what belongs to no intent
 TEXTS = ("text", "utterance", "sentence", "query")
-_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
-_ENDS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 Row = tuple[str, str]  # text, label
 
@@ -41,11 +40,12 @@ class Labelled(NamedTuple):
     notice: str = ""
 
 
-def find(cfg: TaskCfg, log: Log = print) -> Labelled:
+def find(run: RunCfg, log: Log = print) -> Labelled:
     """Returns the texts that a configuration asks for; raises UserError where there are none.
 
     task.oos and task.shots do not yet leave any out.
     """
+    cfg = run.task
     if cfg.tfds:
         return _catalogue(cfg, log)
     if not cfg.path:
@@ -57,8 +57,12 @@ def find(cfg: TaskCfg, log: Log = print) -> Labelled:
         return _folder(path, cfg)
     if path.name.removesuffix(".gz").endswith(".json"):
         return _clinc(path)
-    table = read(cfg.path)
-    return Labelled(table.name, _cut(_rows(table, cfg), cfg))
+    table = read(cfg.path, Format(cfg.delimiter, cfg.encoding))
+    log(f"{table.file}: {table.rows:,} texts, {table.how}")
+    rows = _rows(table, cfg)
+    places, line = splits.of(run, table, range(table.rows), [label for _, label in rows])
+    log(line)
+    return Labelled(table.name, {s: [rows[i] for i in ids] for s, ids in places.items()})
 
 
 def _cut(rows: list[Row], cfg: TaskCfg) -> dict[str, list[Row]]:
@@ -73,22 +77,9 @@ def _folder(path: Path, cfg: TaskCfg) -> Labelled:
     Where there is none, validation is the last task.valid_share of train's permutation. A folder
     with train and validation only (SNIPS) takes the latter for the test.
     """
-    found: dict[str, Path] = {}
-    for split, names in _NAMES.items():
-        candidates = [path / f"{name}{end}" for name in names for end in _ENDS]
-        files = [file for file in candidates if file.is_file()]
-        if len(files) > 1:
-            what = f"{files[0]} and {files[1]} are one split twice"
-            raise UserError(what, "leave one of them")
-        if files:
-            found[split] = files[0]
-    if "test" not in found and "valid" in found:
-        found["test"] = found.pop("valid")
-    for split in ("train", "test"):
-        if split not in found:
-            hint = "give a folder with train.csv and test.csv, or one file"
-            raise UserError(f"{path} has no {split}.csv", hint)
-    rows = {split: _rows(read(str(file)), cfg) for split, file in found.items()}
+    found = splits.files_of(path, "give a folder with train.csv and test.csv, or one file")
+    form = Format(cfg.delimiter, cfg.encoding)
+    rows = {split: _rows(read(str(file), form), cfg) for split, file in found.items()}
     return Labelled(path.resolve().name, _completed(rows, cfg))
 
 
@@ -99,10 +90,10 @@ def _catalogue(cfg: TaskCfg, log: Log) -> Labelled:
     """
     from cerebra_jax.tasks.intent import catalogue
 
-    wanted = [name for names in _NAMES.values() for name in names]
+    wanted = [name for names in splits.NAMES.values() for name in names]
     found = catalogue.load(cfg, wanted, TEXTS, log)
     rows: dict[str, list[Row]] = {}
-    for split, names in _NAMES.items():
+    for split, names in splits.NAMES.items():
         for name in names:
             if name in found:
                 rows[split] = found[name]
@@ -198,7 +189,7 @@ def _rows(table: Table, cfg: TaskCfg) -> list[Row]:
     label = label_column(table, cfg.target, text)
     labels = [x.strip() for x in table.columns[label]]
     if "" in labels:
-        what = f"{table.name}, row {labels.index('') + 1}, has no {label}"
+        what = f"{table.place(labels.index(''))}: the row has no {label}"
         raise UserError(what, "mend it, or leave the row out")
     return list(zip(table.columns[text], labels, strict=True))
 

@@ -6,6 +6,7 @@ of what belongs to no intent, and the figures then tell intents and that class a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,11 +15,12 @@ import numpy as np
 from cerebra_jax.checks import Problem
 from cerebra_jax.config import RunCfg, TaskCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import scores
-from cerebra_jax.tasks.examples import Arrays, Examples, digest
+from cerebra_jax.tasks import scores, splits
+from cerebra_jax.tasks.examples import Arrays, Examples, digest, digest_of_texts
 from cerebra_jax.tasks.intent import read
 from cerebra_jax.tasks.intent.encoder import Encoder, encode, learn
 from cerebra_jax.tasks.intent.subwords import MOST, NONE, Subwords
+from cerebra_jax.tasks.intent.words import UNKNOWN, Words
 from cerebra_jax.tasks.registry import register
 from cerebra_jax.tasks.table import Table
 from cerebra_jax.tasks.task import (
@@ -31,6 +33,7 @@ from cerebra_jax.tasks.task import (
     host_rows,
 )
 from cerebra_jax.tasks.text import reading
+from cerebra_jax.tasks.text.tokenizer import named
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class About(NamedTuple):
     notice: str
     classes: list[str]
     cut: dict[str, int]  # split -> texts that have more tokens than L holds
+    digests: dict[str, str]  # texts, labels -> sha256 of them as they were read
 
 
 @register("intent")
@@ -91,6 +95,7 @@ class IntentTask(Examples):
         """Yields what labelled texts forbid."""
         task = cfg.task
         yield from check_vocabulary(cfg)
+        yield from splits.check(cfg)
         if task.subwords and task.tokenizer != "words":
             hint = "use task.name=intent with task.tokenizer=words, or task.subwords=0"
             yield f"task.subwords is set for {task.tokenizer}", f"they are parts of words: {hint}"
@@ -99,18 +104,19 @@ class IntentTask(Examples):
             yield f"task.tfds is set beside task.path={task.path}", hint
 
     @classmethod
-    def build(cls, cfg: RunCfg, log: Log = print) -> IntentTask:
+    def build(cls, cfg: RunCfg, log: Log = print, before: bool = False) -> IntentTask:
         """Returns the texts of a configuration as tokens.
 
-        UserError says what is wrong with files or settings.
+        before: words are cut as version 0.1 did. UserError says what is wrong with files or
+        settings.
         """
         task = cfg.task
-        found = _selected(read.find(task, log), task)
+        found = _selected(read.find(cfg, log), task)
         classes = _classes(found, log)
 
         # what the training texts decide: the tokenizer and the length
         texts = {split: [text for text, _ in found.rows[split]] for split in SPLITS}
-        tok = learn(task, texts["train"])
+        tok = learn(task, texts["train"], before)
         ids = {split: encode(tok, texts[split]) for split in SPLITS}
         L = _length(task.seq_len, ids["train"])
         subwords = Subwords(task.subwords, first=tok.vocab_size + 1) if task.subwords else None
@@ -130,8 +136,39 @@ class IntentTask(Examples):
             notice="; ".join(notice for notice in notices if notice),
             classes=classes,
             cut={split: sum(len(x) >= L for x in ids[split]) for split in SPLITS},
+            digests=_digests(found),
         )
         return cls(splits, encoder, about, task)
+
+    def learnt(self) -> dict[str, Any]:
+        """Returns all that was learnt from the texts, for JSON: tokenizer, length and classes."""
+        tok = self._tok
+        return {
+            "tokenizer": {"name": tok.name, "json": tok.json},
+            "before": isinstance(tok, Words) and tok.before,
+            "tokens": self._encoder.L,
+            "classes": self._about.classes,
+            "digests": self._about.digests,
+        }
+
+    @classmethod
+    def restored(cls, cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> IntentTask:
+        """Returns the task of a run without its texts: what `learnt` and `info` returned of it.
+
+        One empty text stands for every split.
+        """
+        name, text = learnt["tokenizer"]["name"], learnt["tokenizer"]["json"]
+        tok = Words(json.loads(text), learnt["before"]) if name == "words" else named(name, text)
+        buckets = cfg.task.subwords
+        subwords = Subwords(buckets, first=tok.vocab_size + 1) if buckets else None
+        encoder = Encoder(tok, subwords, learnt["tokens"])
+        empty = encoder.arrays([""], encode(tok, [""]))
+        empty["labels_BxL"] = np.zeros((1, 1), np.int32)
+        lost = {split: part["cut"] for split, part in info["splits"].items()}
+        about = About(info["dataset"], info["notice"], learnt["classes"], lost, learnt["digests"])
+        task = cls(dict.fromkeys(SPLITS, empty), encoder, about, cfg.task)
+        task.without_data(info)
+        return task
 
     def pick(
         self, seed: int, step: int, row_B: np.ndarray, host: tuple[int, int] = (0, 1)
@@ -172,6 +209,22 @@ class IntentTask(Examples):
             self._subwords_WxG = self._encoder.subwords.table()  # it has their new words too
         return found
 
+    def unseen(self, table: Table) -> list[str]:
+        """Returns lines on what texts hold that training did not show, and on empty ones."""
+        texts = table.columns[read.text_column(table, self._column)]
+        ids = encode(self._tok, texts)
+        found = []
+        if isinstance(self._tok, Words):
+            words = sum(len(x) for x in ids)
+            unknown = sum(int((x == UNKNOWN).sum()) for x in ids)
+            if unknown:
+                found.append(f"{unknown:,} of {words:,} words were rare or not seen in training")
+        empty = [i for i, text in enumerate(texts) if not text.strip()]
+        if empty:
+            first = table.place(empty[0])
+            found.append(f"{len(empty):,} of {len(texts):,} texts are empty (the first: {first})")
+        return found
+
     def answers(self, out_NxC: np.ndarray) -> dict[str, list]:
         """Returns `scores.named`."""
         return scores.named(out_NxC, self._about.classes)
@@ -204,6 +257,8 @@ class IntentTask(Examples):
 
     def info(self) -> dict[str, Any]:
         """Returns what the texts are, for result.json."""
+        if self.kept_info:
+            return self.kept_info
         arrays = dict(self._splits)
         if self._subwords_WxG is not None:
             arrays["subwords"] = {"subwords_WxG": self._subwords_WxG}
@@ -217,6 +272,15 @@ class IntentTask(Examples):
             "vocab_size": self.shape.vocab_size,
             "classes": self._about.classes,
         }
+
+
+def _digests(found: read.Labelled) -> dict[str, str]:
+    """Returns a sha256 of all texts and of all labels, as they were read."""
+    rows = [row for split in SPLITS for row in found.rows[split]]
+    return {
+        "texts": digest_of_texts([text for text, _ in rows]),
+        "labels": digest_of_texts([label for _, label in rows]),
+    }
 
 
 def _selected(found: read.Labelled, task: TaskCfg) -> read.Labelled:

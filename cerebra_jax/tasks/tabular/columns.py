@@ -10,74 +10,83 @@ the vocabulary, so that no two columns share a row of the embedding table.
 
 from __future__ import annotations
 
-import math
+import unicodedata
 from collections import Counter
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cerebra_jax.errors import UserError
+from cerebra_jax.tasks import fields
+from cerebra_jax.tasks.fields import Form, Marks
 
-MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
-KINDS = ("number", "category")
+FOUND_OUT = Marks()
+KINDS = ("number", "category", "date")
 QUANTILES = 1000
 MISSING_ID = 1  # of a column of categories; 0: rare or never seen
+Place = Callable[[int], str]  # where a row stands in the file, for a message
 
 
-def missing(text: str) -> bool:
-    """Returns True for an empty field, and for what people and programs write in one."""
-    return text.strip().lower() in MISSING
+def _nowhere(row: int) -> str:
+    return f"row {row + 1}"
 
 
-def number(text: str) -> float | None:
-    """Returns the finite number of a field, None where it holds something else."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and "_" not in text else None
+def numbers_of(
+    name: str, column: Sequence[str], form: Form, marks: Marks, place: Place = _nowhere
+) -> np.ndarray:
+    """Returns float64 values, days since 1970 of dates, NaN where missing.
 
-
-def kind_of(column: list[str]) -> str:
-    """Returns "number" where every field that is not missing holds one, else "category".
-
-    A column of missing fields only is one of categories.
+    UserError names the first field that is no number, or that float32 cannot hold.
     """
-    numbers = [number(text) for text in column if not missing(text)]
-    return "category" if None in numbers or not numbers else "number"
+    read: dict[str, float] = {other: np.nan for other in form.others}
+    values = np.empty(len(column))
+    for i, text in enumerate(column):
+        if text not in read:
+            read[text] = _value(name, text, form, marks, place(i))
+        values[i] = read[text]
+    return values
 
 
-def numbers_of(name: str, column: list[str]) -> np.ndarray:
-    """Returns float64 values, NaN where missing.
-
-    UserError names the first field that is no number.
-    """
-    values = [math.nan if missing(text) else number(text) for text in column]
-    if None in values:
-        i = values.index(None)
-        what = f"column {name}, row {i + 1}, holds {column[i]!r}, not a number"
-        raise UserError(what, f"mend it, or use --config.task.types={name}:category")
-    return np.asarray(values, np.float64)
+def _value(name: str, text: str, form: Form, marks: Marks, where: str) -> float:
+    if fields.absent(text, marks):
+        return np.nan
+    date = form.kind == "date"
+    value = fields.days(text, form.date) if date else fields.number(text, form.decimal)
+    what = f"{where}: column {name} holds {text!r}"
+    if value is None:
+        kind = "date" if date else "finite number"
+        hint = f"mend it, or call it missing: --config.task.missing='{text}'; "
+        raise UserError(
+            f"{what}, which is no {kind}", f"{hint}or --config.task.types={name}:category"
+        )
+    if abs(value) > fields.LARGEST:
+        hint = f"mend it, or call it missing: --config.task.missing={text}"
+        raise UserError(f"{what}, which is beyond the largest float32, 3.4e38", hint)
+    return value
 
 
 class Numbers(NamedTuple):
-    """A column of numbers and the scale that its training rows give it."""
+    """A column of numbers, or dates as days, and the scale that its training rows give it."""
 
     name: str
     mean: float
     sd: float
     # scale=quantile: training values, and the normal quantiles where they stand; else ()
     points: tuple[tuple[float, ...], ...]
+    form: Form = Form("number")
 
     ids = 2
 
-    def tokens(self, column: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def tokens(
+        self, column: Sequence[str], form: Form, marks: Marks, place: Place
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (ids from 0 on, values): standard deviations from the mean, or normal quantiles.
 
-        1 where missing.
+        1 where missing. `form` says how this column is written, which need not be as in training.
         """
-        x_N = numbers_of(self.name, column)
+        x_N = numbers_of(self.name, column, form, marks, place)
         absent_N = np.isnan(x_N)
         if self.points:
             scaled_N = np.interp(x_N, *self.points)
@@ -87,7 +96,11 @@ class Numbers(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Returns what the column is, for result.json."""
-        return {"kind": "number", "mean": self.mean, "sd": self.sd}
+        return {"kind": self.form.kind, "mean": self.mean, "sd": self.sd}
+
+    def learnt(self) -> dict[str, Any]:
+        """Returns all of it, for JSON."""
+        return self.describe() | {"points": self.points, "form": self.form._asdict()}
 
 
 class Categories(NamedTuple):
@@ -96,19 +109,51 @@ class Categories(NamedTuple):
     name: str
     known: dict[str, int]  # category -> id
 
+    form = Form("category")
+
     @property
     def ids(self) -> int:
         """Returns the number of ids of the column."""
         return 2 + len(self.known)
 
-    def tokens(self, column: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def id_of(self, text: str, marks: Marks) -> int:
+        """Returns the id of a field from 0 on; 3.0 is the category 3 where that is known."""
+        if fields.absent(text, marks):
+            return MISSING_ID
+        text = composed(text)
+        found = self.known.get(text, 0)
+        return found or self.known.get(text.removesuffix(".0"), 0)
+
+    def tokens(
+        self, column: Sequence[str], form: Form, marks: Marks, place: Place
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (ids from 0 on, values): all values are 1."""
-        ids = [MISSING_ID if missing(text) else self.known.get(text.strip(), 0) for text in column]
+        id_of = {text: self.id_of(text, marks) for text in set(column)}
+        ids = [id_of[text] for text in column]
         return np.asarray(ids, np.int32), np.ones(len(column), np.float32)
 
     def describe(self) -> dict[str, Any]:
         """Returns what the column is, for result.json."""
         return {"kind": "category", "categories": len(self.known)}
+
+    def learnt(self) -> dict[str, Any]:
+        """Returns all of it, for JSON: the categories in the order of their ids."""
+        return {"kind": "category", "categories": list(self.known)}
+
+
+def composed(text: str) -> str:
+    """Returns a category or class as it is compared: without space around it, in NFC."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def restored(name: str, learnt: dict[str, Any]) -> Numbers | Categories:
+    """Returns the column that `learnt` described."""
+    if learnt["kind"] == "category":
+        return Categories(name, {text: 2 + i for i, text in enumerate(learnt["categories"])})
+    points = tuple(tuple(axis) for axis in learnt["points"])
+    form = learnt["form"]
+    form = Form(**(form | {"others": tuple(form["others"])}))
+    return Numbers(name, learnt["mean"], learnt["sd"], points, form)
 
 
 class Row:
@@ -117,19 +162,28 @@ class Row:
     Id 0 is the summary token.
     """
 
-    def __init__(self, columns: list[Numbers | Categories]):
+    def __init__(self, columns: list[Numbers | Categories], marks: Marks = FOUND_OUT):
         self.columns = columns
+        self.marks = marks
         self.names = [column.name for column in columns]
         first_ids = 1 + np.cumsum([0, *(column.ids for column in columns)])
         *self._first, self.ids = first_ids.tolist()
 
-    def tokens(self, fields: dict[str, list[str]]) -> dict[str, np.ndarray]:
-        """Returns batch keys of some rows, given by column: (N, 1 + columns) ids and values."""
-        n = len(fields[self.names[0]])
-        ids = [np.zeros(n, np.int32)]  # the summary token
+    def tokens(
+        self, columns: dict[str, Sequence[str]], anew: bool = False, place: Place = _nowhere
+    ) -> dict[str, np.ndarray]:
+        """Returns batch keys of rows: inputs_BxL (int32) and values_BxL (float32).
+
+        anew: the rows come from another file than those that were learnt from, which may write its
+        numbers and dates in other ways.
+        """
+        n = len(columns[self.names[0]])
+        forms = self._forms(columns) if anew else {c.name: c.form for c in self.columns}
+        ids = [np.zeros(n, np.int32)]
         values = [np.ones(n, np.float32)]
         for column, first in zip(self.columns, self._first, strict=True):
-            ids_N, values_N = column.tokens(fields[column.name])
+            texts, form = columns[column.name], forms[column.name]
+            ids_N, values_N = column.tokens(texts, form, self.marks, place)
             ids.append(first + ids_N)
             values.append(values_N)
         return {
@@ -137,23 +191,55 @@ class Row:
             "values_BxL": np.stack(values, axis=1),
         }
 
+    def unseen(self, columns: dict[str, Sequence[str]]) -> dict[str, int]:
+        """Returns how many fields of each column of categories training did not show, or rarely."""
+        found = {}
+        for column in self.columns:
+            if isinstance(column, Categories):
+                counts = Counter(columns[column.name])
+                n = sum(k for text, k in counts.items() if not column.id_of(text, self.marks))
+                if n:
+                    found[column.name] = n
+        return found
 
-def fit(name: str, kind: str, train: list[str], min_count: int, scale: str) -> Numbers | Categories:
+    def _forms(self, columns: dict[str, Sequence[str]]) -> dict[str, Form]:
+        """Returns how each column of another file is written.
+
+        Its own fields tell, else the file's other columns, else the column that was learnt from.
+        """
+        numeric = [c for c in self.columns if c.form.kind == "number"]
+        decimal = fields.decimal_of((columns[c.name] for c in numeric), self.marks)
+        found = {}
+        for column in self.columns:
+            old, texts = column.form, columns[column.name]
+            if old.kind == "category" or self.marks.before:
+                found[column.name] = old
+                continue
+            new = fields.form_of(texts, self.marks, decimal or old.decimal, old.kind)
+            if old.kind == "date" and fields.all_dates(texts, old.date, self.marks):
+                new = old
+            found[column.name] = new._replace(others=old.others)
+        return found
+
+
+def fit(
+    name: str, form: Form, train: list[str], marks: Marks, min_count: int, scale: str
+) -> Numbers | Categories:
     """Returns the column as its training rows define it.
 
     Raises UserError where none of them holds a number.
     """
-    if kind == "category":
-        counts = Counter(text.strip() for text in train if not missing(text))
+    if form.kind == "category":
+        counts = Counter(composed(text) for text in train if not fields.absent(text, marks))
         often = sorted(text for text, n in counts.items() if n >= min_count)
         return Categories(name, {text: 2 + i for i, text in enumerate(often)})
-    x_N = numbers_of(name, train)
+    x_N = numbers_of(name, train, form, marks)
     x_n = x_N[~np.isnan(x_N)]
     if not len(x_n):
         hint = f"use --config.task.ignore={name}"
         raise UserError(f"column {name} has no number in any training row", hint)
     points = _normal_quantiles(x_n) if scale == "quantile" else ()
-    return Numbers(name, float(x_n.mean()), float(x_n.std()) or 1.0, points)
+    return Numbers(name, float(x_n.mean()), float(x_n.std()) or 1.0, points, form)
 
 
 def _normal_quantiles(x_n: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -8,8 +8,10 @@ names, so a table with its columns in another order is the same task.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,18 +19,17 @@ import numpy as np
 from cerebra_jax.checks import Problem, words
 from cerebra_jax.config import RunCfg, TaskCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks import scores
-from cerebra_jax.tasks.examples import Arrays, Examples, cut, digest
+from cerebra_jax.tasks import fields, scores, splits
+from cerebra_jax.tasks.examples import Arrays, Examples, digest, digest_of_texts
+from cerebra_jax.tasks.fields import Form, Marks
 from cerebra_jax.tasks.registry import register
-from cerebra_jax.tasks.table import Table, known, read
-from cerebra_jax.tasks.tabular import columns, synthetic
+from cerebra_jax.tasks.table import Format, Table, joined, known, read
+from cerebra_jax.tasks.tabular import columns, synthetic, understood
 from cerebra_jax.tasks.task import LOSS, SPLITS, Log, Metric, Pairs, Shape
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
     from cerebra_jax.types import Out
-
-FEW_VALUES = 10  # a column of numbers with so many different ones may hold classes
 
 
 class About(NamedTuple):
@@ -38,6 +39,7 @@ class About(NamedTuple):
     notice: str
     target: dict[str, Any]  # name, kind; classes, or mean, sd and floor of numbers
     scale: str  # of the columns of numbers
+    digests: dict[str, str]  # column -> sha256 of its fields as they were read
 
 
 @register("tabular")
@@ -59,12 +61,24 @@ class TabularTask(Examples):
         tokens = splits["train"]["inputs_BxL"].shape[1]
         outputs = len(self._classes) if self._classes else 1
         self.shape = Shape(tokens, row.ids, outputs=outputs)
-        self.metrics: tuple[Metric, ...] = (scores.RMSE, scores.MAE, scores.R2)
-        if about.target.get("floor"):
-            self.metrics += (Metric("rmse_floor", "RMSE floor", 1, lower=True),)
+        self.metrics: tuple[Metric, ...]
         if self._classes:
             self.metrics = (scores.ACCURACY, scores.MACRO_F1)
             self.choice = scores.ACCURACY
+        else:  # four significant digits of what the target varies by
+            digits = max(1, 3 - math.floor(math.log10(about.target["sd"])))
+            self.metrics = (
+                scores.RMSE._replace(digits=digits),
+                scores.MAE._replace(digits=digits),
+                scores.R2,
+            )
+            if about.target.get("floor"):
+                self.metrics += (Metric("rmse_floor", "RMSE floor", digits, lower=True),)
+
+    @property
+    def columns(self) -> list[str]:
+        """Returns the names of the columns that it predicts from, in order."""
+        return self._row.names
 
     @staticmethod
     def check(cfg: RunCfg) -> Iterator[Problem]:
@@ -72,72 +86,115 @@ class TabularTask(Examples):
         if cfg.task.path and not cfg.task.target:
             hint = "name the column to predict: --config.task.target=NAME"
             yield "task.target is empty", hint
+        yield from splits.check(cfg)
 
     @classmethod
-    def build(cls, cfg: RunCfg, log: Log = print) -> TabularTask:
+    def build(cls, cfg: RunCfg, log: Log = print, before: bool = False) -> TabularTask:
         """Returns the table of a configuration in its splits.
 
-        UserError says what is wrong with file or settings.
+        before: the table is read as version 0.1 did. UserError says what is wrong with file or
+        settings.
         """
         task = cfg.task
         for problem in cls.check(cfg):
             raise UserError(*problem)
 
-        # the table, and which of its columns and rows are used
-        notice, noise_N = "", None
-        if task.path:
-            table, target = read(task.path), task.target
-        else:
-            table, noise_N = synthetic.table()
-            target = task.target or synthetic.TARGET
-            notice = f"made-up table: {table.rows:,} rows from a seed, "
-            notice += f"noise of sd {synthetic.NOISE:g} (no --config.task.path)"
-        kinds = _kinds(task, table, target)
-        features = [name for name in kinds if name != target]
-        tokens = 1 + len(features)
-        rows = _rows(task, table, target, kinds[target], log)
-        splits = {
-            split: [rows[i] for i in ids]
-            for split, ids in cut(len(rows), task.valid_share, task.test_share).items()
-        }
+        # the table, which of its columns and rows are used, and how they are written
+        given = _found(task)
+        table, target = given.table, task.target or synthetic.TARGET
+        marks = fields.BEFORE if before else _marks(task)
+        kinds = _given_kinds(task, table)
+        forms = _forms(task, table, target, kinds, marks)
+        features = [name for name in forms if name != target]
+        log = log if table.file and not before else _say_nothing
+        for line in understood.lines(table, forms, target, kinds, marks):
+            log(line)
+        rows = _rows(task, table, target, forms[target], marks, log)
+        texts = _pick(table.columns[target], rows)
+        places, line = splits.of(cfg, table, rows, texts, given.split_of_row)
+        log(line)
 
         # the labels
-        texts = {s: _pick(table.columns[target], splits[s]) for s in SPLITS}
-        about_target, labels = _labels(target, kinds[target], texts, log)
-        if kinds[target] == "number" and noise_N is not None:
-            about_target["floor"] = _floor_of_noise(noise_N, splits)
-        elif kinds[target] == "number":
-            about_target["floor"] = _floor_of_equal_rows(table, features, target, rows)
+        about_target, labels = _labels(target, forms[target], table, places, marks)
+        if given.noise_N is not None and forms[target].kind == "number":
+            about_target["floor"] = _floor_of_noise(given.noise_N, places)
+        elif forms[target].kind == "number":
+            y_N = columns.numbers_of(target, table.columns[target], forms[target], marks)
+            about_target["floor"] = _floor_of_equal_rows(table, features, y_N, rows)
 
         # the columns as the training rows define them, and all rows as tokens
         row = columns.Row(
-            [_fitted(task, table, name, kinds[name], splits["train"]) for name in features]
+            [_fitted(task, table, forms[name], name, places["train"], marks) for name in features],
+            marks,
         )
         arrays = {}
         for split in SPLITS:
-            fields = {name: _pick(table.columns[name], splits[split]) for name in features}
-            arrays[split] = row.tokens(fields) | {"labels_BxL": labels[split][:, None]}
+            parts = {name: _pick(table.columns[name], places[split]) for name in features}
+            arrays[split] = row.tokens(parts) | {"labels_BxL": labels[split][:, None]}
+        tokens = 1 + len(features)
         if task.seq_len not in (0, tokens):
             what = f"task.seq_len is {task.seq_len}, a row has {tokens} tokens"
             raise UserError(what, "use --config.task.seq_len=0")
 
         name = f"table:{table.name}{' (distinct rows)' if task.dedup else ''}"
-        return cls(arrays, row, About(name, notice, about_target, task.scale))
+        digests = _digests(table, forms, rows)
+        return cls(arrays, row, About(name, given.notice, about_target, task.scale, digests))
+
+    def learnt(self) -> dict[str, Any]:
+        """Returns all that was learnt from the table, for JSON: columns, target and marks."""
+        marks = self._row.marks
+        return {
+            "columns": {column.name: column.learnt() for column in self._row.columns},
+            "target": self._about.target,
+            "marks": marks._asdict() | {"missing": sorted(marks.missing)},
+            "digests": self._about.digests,
+        }
+
+    @classmethod
+    def restored(cls, cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> TabularTask:
+        """Returns the task of a run without its table: what `learnt` and `info` returned of it.
+
+        One row of missing fields stands for every split.
+        """
+        marks = learnt["marks"]
+        marks = Marks(**(marks | {"missing": frozenset(marks["missing"])}))
+        found = [columns.restored(name, column) for name, column in learnt["columns"].items()]
+        row = columns.Row(found, marks)
+        kind = np.int32 if "classes" in learnt["target"] else np.float32
+        empty = row.tokens({name: [""] for name in row.names})
+        empty["labels_BxL"] = np.zeros((1, 1), kind)
+        about = About(
+            info["dataset"], info["notice"], learnt["target"], cfg.task.scale, learnt["digests"]
+        )
+        task = cls(dict.fromkeys(SPLITS, empty), row, about)
+        task.without_data(info)
+        return task
 
     def inputs(self, table: Table) -> Arrays:
         """Returns the rows of another table with the same columns; the target may be missing.
 
         UserError names what is.
         """
-        names = [known(table, name, "the run") for name in self._row.names]
-        return self._row.tokens({name: table.columns[name] for name in names})
+        return self._row.tokens(self._features(table), anew=True, place=table.place)
+
+    def _features(self, table: Table) -> dict[str, Sequence[str]]:
+        return {name: table.columns[known(table, name, "the run")] for name in self._row.names}
+
+    def unseen(self, table: Table) -> list[str]:
+        """Returns lines on what a table holds that training did not show."""
+        found = self._row.unseen(self._features(table))
+        return [
+            f"{name}: {n:,} of {table.rows:,} rows hold what training showed rarely or never"
+            for name, n in found.items()
+        ]
 
     def answers(self, out_NxC: np.ndarray) -> dict[str, list]:
         """Returns `scores.named`; or numbers in the target's unit."""
         if self._classes:
             return scores.named(out_NxC, self._classes)
         target = self._about.target
-        return {"prediction": (out_NxC[:, 0] * target["sd"] + target["mean"]).tolist()}
+        value_N = out_NxC[:, 0].astype(np.float64) * target["sd"] + target["mean"]
+        return {"prediction": value_N.tolist()}
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """Returns `scores.classify` or `scores.regress`, by the target."""
@@ -162,7 +219,7 @@ class TabularTask(Examples):
 
     def info(self) -> dict[str, Any]:
         """Returns what the table is, for result.json."""
-        return {
+        return self.kept_info or {
             "dataset": self.dataset,
             "notice": self.notice,
             "sha256": digest(self._splits),
@@ -174,12 +231,51 @@ class TabularTask(Examples):
         }
 
 
+class _Found(NamedTuple):
+    """A table before it is understood."""
+
+    table: Table
+    split_of_row: list[str]  # of a folder of splits; [] of one file
+    notice: str = ""
+    noise_N: np.ndarray | None = None  # of a made-up table: what no model can know
+
+
+def _found(task: TaskCfg) -> _Found:
+    """Returns the table of a file or of a folder, or the one that is made up."""
+    if not task.path:
+        table, noise_N = synthetic.table()
+        notice = f"made-up table: {table.rows:,} rows from a seed, "
+        notice += f"noise of sd {synthetic.NOISE:g} (no --config.task.path)"
+        return _Found(table, [], notice, noise_N)
+    form = Format(task.delimiter, task.encoding)
+    folder = Path(task.path).expanduser()
+    if not folder.is_dir():
+        return _Found(read(task.path, form), [])
+    files = splits.files_of(folder, "give a table, or a folder with train.csv and test.csv")
+    tables = {split: read(str(file), form) for split, file in files.items()}
+    table = joined(list(tables.values()), folder.resolve().name, str(folder))
+    return _Found(table, [split for split, part in tables.items() for _ in range(part.rows)])
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
 def _pick(column: list[str], rows: list[int]) -> list[str]:
     return [column[i] for i in rows]
 
 
-def _kinds(task: TaskCfg, table: Table, target: str) -> dict[str, str]:
-    """Returns the kind of each column that is used: features in order, then the target."""
+def _marks(task: TaskCfg) -> Marks:
+    """Returns what a configuration says of the marks of a table."""
+    more = frozenset(text.strip().lower() for text in task.missing)
+    decimal = "," if task.decimal == "comma" else "." if task.decimal == "point" else ""
+    return Marks(fields.MISSING | more, decimal, task.dates)
+
+
+def _forms(
+    task: TaskCfg, table: Table, target: str, given: dict[str, str], marks: Marks
+) -> dict[str, Form]:
+    """Returns how each column that is used is written: features in order, then the target."""
     # which columns
     known(table, target, "task.target")
     chosen = [known(table, name, "task.columns") for name in words(task.columns)]
@@ -188,18 +284,25 @@ def _kinds(task: TaskCfg, table: Table, target: str) -> dict[str, str]:
         what = f"task.columns or task.ignore names the target {target!r}"
         raise UserError(what, "leave it out there")
     candidates = chosen or list(table.columns)
-    features = sorted(name for name in candidates if name not in (*ignored, target))
+    back = () if chosen else splits.held_back(task)
+    features = sorted(name for name in candidates if name not in (*ignored, *back, target))
     if not features:
         what = f"{table.name} has no column left to predict {target} from"
         raise UserError(what, "ignore fewer columns")
 
     # what they hold; "*" is for all features, not for the target
-    given = _given_kinds(task, table)
-    kinds = {}
+    decimal = fields.decimal_of((table.columns[name] for name in (*features, target)), marks)
+    forms = {}
     for name in features:
-        kinds[name] = given.get(name) or given.get("*") or columns.kind_of(table.columns[name])
-    kinds[target] = given.get(target) or columns.kind_of(table.columns[target])
-    return kinds
+        kind = given.get(name) or given.get("*") or ""
+        forms[name] = fields.form_of(table.columns[name], marks, decimal, kind)
+        if kind:  # the user has said it: no field may be anything else
+            forms[name] = forms[name]._replace(others=())
+    form = fields.form_of(table.columns[target], marks, decimal, given.get(target, ""))
+    if form.kind == "date":
+        hint = "use a column of days, or --config.task.types={target}:category"
+        raise UserError(f"the target {target} holds dates", hint)
+    return forms | {target: form._replace(others=())}
 
 
 def _given_kinds(task: TaskCfg, table: Table) -> dict[str, str]:
@@ -214,16 +317,19 @@ def _given_kinds(task: TaskCfg, table: Table) -> dict[str, str]:
     return given
 
 
-def _rows(task: TaskCfg, table: Table, target: str, kind: str, log: Log) -> list[int]:
+def _rows(
+    task: TaskCfg, table: Table, target: str, form: Form, marks: Marks, log: Log
+) -> list[int]:
     """Returns the rows that have a target and, with task.dedup, equal no earlier one."""
-    rows = []
+    rows, without = [], []
     for i, text in enumerate(table.columns[target]):
         # "none" may be a class; as a number it is missing
-        absent = columns.missing(text) if kind == "number" else not text.strip()
-        if not absent:
-            rows.append(i)
-    if len(rows) < table.rows:
-        log(f"{table.rows - len(rows):,} of {table.rows:,} rows have no {target}: left out")
+        absent = fields.absent(text, marks) if form.kind == "number" else not text.strip()
+        (without if absent else rows).append(i)
+    if without:
+        places = ", ".join(table.place(i) for i in without[:3])
+        places += ", …" if len(without) > 3 else ""
+        log(f"{len(without):,} of {table.rows:,} rows have no {target}: left out ({places})")
     if task.dedup:
         before = len(rows)
         rows = _distinct(table, rows)
@@ -241,39 +347,43 @@ def _distinct(table: Table, rows: list[int]) -> list[int]:
 
 
 def _fitted(
-    task: TaskCfg, table: Table, name: str, kind: str, train: list[int]
+    task: TaskCfg, table: Table, form: Form, name: str, train: list[int], marks: Marks
 ) -> columns.Numbers | columns.Categories:
-    """Returns a column as its training rows define it."""
-    texts = _pick(table.columns[name], train)
-    return columns.fit(name, kind, texts, task.min_count, task.scale)
+    """Returns a column as its training rows define it.
+
+    UserError names the line of a field, in any row, that does not belong into it.
+    """
+    column = table.columns[name]
+    if form.kind != "category":
+        columns.numbers_of(name, column, form, marks, table.place)
+    texts = _pick(column, train)
+    return columns.fit(name, form, texts, marks, task.min_count, task.scale)
 
 
 def _labels(
-    name: str, kind: str, texts: dict[str, list[str]], log: Log
+    name: str, form: Form, table: Table, splits: dict[str, list[int]], marks: Marks
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns (what the labels mean, {split: labels}).
 
     They are classes by their sorted names, or numbers scaled by the training rows.
     """
-    if kind == "category":
-        return _class_labels(name, texts)
-    numbers = {split: columns.numbers_of(name, column) for split, column in texts.items()}
+    column = table.columns[name]
+    if form.kind == "category":
+        return _class_labels(name, {split: _pick(column, rows) for split, rows in splits.items()})
+    y_N = columns.numbers_of(name, column, form, marks, table.place)
+    numbers = {split: y_N[rows] for split, rows in splits.items()}
     mean, sd = float(numbers["train"].mean()), float(numbers["train"].std())
     if sd == 0.0:
         what = f"the target {name} is {mean:g} in every training row"
         raise UserError(what, "choose another task.target")
-    different = len(np.unique(numbers["train"]))
-    if different <= FEW_VALUES:
-        hint = f"classes: --config.task.types={name}:category"
-        log(f"{name} has {different} values and is taken for a number; {hint}")
     labels = {split: ((y - mean) / sd).astype(np.float32) for split, y in numbers.items()}
-    return {"name": name, "kind": kind, "mean": mean, "sd": sd}, labels
+    return {"name": name, "kind": "number", "mean": mean, "sd": sd}, labels
 
 
 def _class_labels(
     name: str, texts: dict[str, list[str]]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    found = {split: [text.strip() for text in column] for split, column in texts.items()}
+    found = {split: [columns.composed(text) for text in column] for split, column in texts.items()}
     classes = sorted(set().union(*found.values()))
     if len(classes) < 2:
         what = f"the target {name} has one class only, {classes[0]!r}"
@@ -286,13 +396,18 @@ def _class_labels(
     return {"name": name, "kind": "category", "classes": classes}, labels
 
 
+def _digests(table: Table, forms: dict[str, Form], rows: list[int]) -> dict[str, str]:
+    """Returns a sha256 of each column that is used, of its fields as they were read."""
+    return {name: digest_of_texts(_pick(table.columns[name], rows)) for name in forms}
+
+
 def _floor_of_noise(noise_N: np.ndarray, splits: dict[str, list[int]]) -> dict[str, float]:
     """Returns the RMSE that no model of a made-up table goes below, by split: the noise in it."""
     return {s: float(np.sqrt(np.square(noise_N[rows]).mean())) for s, rows in splits.items()}
 
 
 def _floor_of_equal_rows(
-    table: Table, features: list[str], target: str, rows: list[int]
+    table: Table, features: list[str], y_N: np.ndarray, rows: list[int]
 ) -> dict[str, float]:
     """Returns the RMSE that no model of these columns goes below, by split.
 
@@ -304,7 +419,6 @@ def _floor_of_equal_rows(
     cells: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i in rows:
         cells[tuple(table.columns[name][i] for name in features)].append(i)
-    y_N = columns.numbers_of(target, table.columns[target])
     squares = 0.0
     for equal in cells.values():
         squares += float(np.square(y_N[equal] - y_N[equal].mean()).sum())

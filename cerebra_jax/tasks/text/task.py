@@ -27,14 +27,16 @@ from cerebra_jax.tasks.task import (
     check_language_model,
     check_vocabulary,
     host_rows,
+    no_data,
 )
-from cerebra_jax.tasks.text import prepare, reading
+from cerebra_jax.tasks.text import prepare, reading, tokenizer
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
     from cerebra_jax.types import Out
 
 VOCAB_SIZES = {"bytes": 257, "gpt2": 50_257}  # of tokenizers that no text is needed for
+LONGEST_WORD = 32  # bytes of a word, in the mean; a text with longer ones has no white space
 LARGEST_EXPONENT = 700.0  # math.exp of more is infinite, which JSON cannot hold
 
 
@@ -82,28 +84,98 @@ class Sketch:
         return nats, {"loss": (nats, w_BxL.sum()), "each": per_example}
 
 
+class Encoded(Sketch):
+    """A run's text task without its text: its tokenizer, and what is told of the data."""
+
+    group_N = None
+
+    def __init__(self, tok: tokenizer.Bytes | tokenizer.Bpe, seq_len: int, info: dict[str, Any]):
+        super().__init__(seq_len, tok.vocab_size)
+        self._seq_len = seq_len
+        self._tok = tok
+        self._info = info
+        self.bos = tok.bos
+        self.dataset: str = info["dataset"]
+        self.notice: str = info["notice"]
+        self.examples = self.windows("train")
+        self._counts_words = _has_words(info)
+        if not self._counts_words:
+            self.metrics = tuple(m for m in self.metrics if m.key != "ppl_word")
+
+    @property
+    def vocabulary(self) -> str:
+        """Returns the tokenizer as JSON; "" where it is bytes."""
+        return self._tok.json
+
+    def tokens(self, split: str) -> int:
+        """Returns the tokens of a split."""
+        return self._info["splits"][split]["tokens"]
+
+    def windows(self, split: str) -> int:
+        """Returns the windows of an epoch."""
+        return -(-self.tokens(split) // self._seq_len)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns the steps after which every window was seen.
+
+        The last may reach into the next epoch.
+        """
+        return -(-self.windows("train") // batch_size)
+
+    def info(self) -> dict[str, Any]:
+        """Returns what the text is, for result.json.
+
+        A run goes on only with data of the same sha256.
+        """
+        return self._info
+
+    def learnt(self) -> dict[str, Any]:
+        """Returns all that was learnt from the text, for JSON: its tokenizer."""
+        splits = self._info["splits"]
+        return {
+            "tokenizer": {"name": self._tok.name, "json": self._tok.json},
+            "digests": {f"{split} text": splits[split]["sha256"] for split in splits},
+        }
+
+    def train_batch(self, *_: Any) -> Batch:
+        """Raises UserError: there is no text to make a batch of."""
+        no_data()
+
+    pick = eval_batches = counts = train_batch
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the tokens of a text, without bos."""
+        return self._tok.encode_blocks([text.encode()]).tolist()
+
+    def read(self, text: str) -> reading.Reading:
+        """Returns a text as inputs: bos, then its tokens, in windows of L as in an evaluation."""
+        ids = [self.bos, *self.encode(reading.readable(text))]
+        spans = reading.spans_of(text, self._tok.pieces(ids))
+        return reading.Reading(ids, spans, reading.windows(ids, self._seq_len))
+
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """Returns the bytes of each token; none for bos."""
+        return self._tok.pieces(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of tokens; bos gives nothing, half a character gives U+FFFD."""
+        return self._tok.decode(ids)
+
+
 @register("text")
-class TextTask(Sketch):
+class TextTask(Encoded):
     """A text in three splits as batches of windows.
 
     A training batch is a pure function of (seed, step).
     """
 
-    group_N = None
-
     def __init__(self, ready: prepare.Prepared, seq_len: int, eval_context: int = 0):
-        super().__init__(seq_len, ready.tokenizer.vocab_size)
         self._ready = ready
-        self._seq_len = seq_len
         self._context = eval_context
+        super().__init__(ready.tokenizer, seq_len, _info(ready))
         self._tokens = {split: ready.memmap(split) for split in SPLITS}
         # (seed, epoch) -> where the text is cut and the order of its windows; the last two
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
-        self._tok = ready.tokenizer
-        self.bos = ready.tokenizer.bos
-        self.dataset = ready.dataset
-        self.notice = ready.source.notice
-        self.examples = self.windows("train")
 
     @staticmethod
     def check(cfg: RunCfg) -> Iterator[Problem]:
@@ -125,10 +197,11 @@ class TextTask(Sketch):
         vocab_size = VOCAB_SIZES.get(cfg.task.tokenizer, cfg.task.vocab_size)
         return Sketch(cfg.task.seq_len, vocab_size)
 
-    @property
-    def vocabulary(self) -> str:
-        """Returns the tokenizer as JSON; "" where it is bytes."""
-        return self._tok.json
+    @staticmethod
+    def restored(cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> Encoded:
+        """Returns the task of a run without its text: what `learnt` and `info` returned of it."""
+        name, text = learnt["tokenizer"]["name"], learnt["tokenizer"]["json"]
+        return Encoded(tokenizer.named(name, text), cfg.task.seq_len, info)
 
     def windows(self, split: str) -> int:
         """Returns the windows of an epoch (train) or of a pass (valid, test).
@@ -136,18 +209,10 @@ class TextTask(Sketch):
         In a pass the first window scores L tokens, and each of the others L - context: those that
         it does not re-read.
         """
-        tokens = len(self._tokens[split])
         if split == "train":
-            return -(-tokens // self._seq_len)
-        rest = max(0, tokens - self._seq_len)
+            return super().windows(split)
+        rest = max(0, self.tokens(split) - self._seq_len)
         return 1 + -(-rest // (self._seq_len - self._context))
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the steps after which every window was seen.
-
-        The last may reach into the next epoch.
-        """
-        return -(-self.windows("train") // batch_size)
 
     def example(self, batch_size: int) -> Batch:
         """Returns a batch of the right shapes and dtypes, for init."""
@@ -221,58 +286,18 @@ class TextTask(Sketch):
             return {"ppl": _exp(nats / seen)}
         count = self._ready.counts[split]
         tokens = self._ready.tokens[split]
-        return {
+        found = {
             "nats_per_token": nats / tokens,
             "ppl_token": _exp(nats / tokens),
-            "ppl_word": _exp(nats / (count.words + count.lines)),
             "bits_per_byte": nats / math.log(2) / count.bytes,
         }
-
-    def info(self) -> dict[str, Any]:
-        """Returns what the text is, for result.json.
-
-        A run goes on only with data of the same sha256.
-        """
-        ready = self._ready
-        splits = {}
-        for split, count in ready.counts.items():
-            splits[split] = {
-                "tokens": ready.tokens[split],
-                "words": count.words + count.lines,  # as `report` counts them
-                "bytes": count.bytes,
-                "sha256": count.sha256,
-            }
-        return {
-            "dataset": self.dataset,
-            "source": ready.source.origin,
-            "notice": self.notice,
-            "sha256": prepare.digest(ready),
-            "tokenizer": {"name": self._tok.name, "sha256": self._tok.sha256},
-            "vocab_size": self.shape.vocab_size,
-            "splits": splits,
-        }
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the tokens of a text, without bos."""
-        return self._tok.encode_blocks([text.encode()]).tolist()
-
-    def read(self, text: str) -> reading.Reading:
-        """Returns a text as inputs: bos, then its tokens, in windows of L as in an evaluation."""
-        ids = [self.bos, *self.encode(reading.readable(text))]
-        spans = reading.spans_of(text, self._tok.pieces(ids))
-        return reading.Reading(ids, spans, reading.windows(ids, self._seq_len))
-
-    def pieces(self, ids: Iterable[int]) -> list[bytes]:
-        """Returns the bytes of each token; none for bos."""
-        return self._tok.pieces(ids)
+        if self._counts_words:
+            found["ppl_word"] = _exp(nats / (count.words + count.lines))
+        return found
 
     def counts(self, split: str) -> np.ndarray:
         """Returns how often the split holds each token, (V,)."""
         return np.bincount(self._tokens[split], minlength=self.shape.vocab_size)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of tokens; bos gives nothing, half a character gives U+FFFD."""
-        return self._tok.decode(ids)
 
     def _order(self, seed: int, epoch: int, n: int) -> tuple[int, np.ndarray]:
         """Returns where an epoch cuts the ring, and the order of its windows.
@@ -301,6 +326,37 @@ class TextTask(Sketch):
             "w_BxL": counts_BxL.astype(np.float32),
             "ex_B": ex_B,
         }
+
+
+def _has_words(info: dict[str, Any]) -> bool:
+    """Returns whether white space parts the words of a text, in every split.
+
+    It does not in Chinese or Japanese: then a figure per word says nothing, and bits per byte lead.
+    """
+    parts = info["splits"].values()
+    return all(part["bytes"] <= LONGEST_WORD * part["words"] for part in parts)
+
+
+def _info(ready: prepare.Prepared) -> dict[str, Any]:
+    """Returns what a text is, for result.json."""
+    splits = {}
+    for split, count in ready.counts.items():
+        splits[split] = {
+            "tokens": ready.tokens[split],
+            "words": count.words + count.lines,  # as `report` counts them
+            "bytes": count.bytes,
+            "sha256": count.sha256,
+        }
+    tok = ready.tokenizer
+    return {
+        "dataset": ready.dataset,
+        "source": ready.source.origin,
+        "notice": ready.source.notice,
+        "sha256": prepare.digest(ready),
+        "tokenizer": {"name": tok.name, "sha256": tok.sha256},
+        "vocab_size": tok.vocab_size,
+        "splits": splits,
+    }
 
 
 def _exp(x: float) -> float | None:

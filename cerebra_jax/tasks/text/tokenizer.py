@@ -210,6 +210,10 @@ def settings(cfg: TaskCfg, offline: bool) -> dict[str, Any]:
 
 def load(folder: Path, name: str) -> Bytes | Bpe:
     """Returns the tokenizer that belongs to the prepared tokens of a folder."""
-    if name == "bytes":
-        return Bytes()
-    return Bpe((folder / "tokenizer.json").read_text(encoding="utf-8"), name)
+    has_none = name == "bytes"
+    return named(name, "" if has_none else (folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def named(name: str, text: str) -> Bytes | Bpe:
+    """Returns the tokenizer of this name and JSON."""
+    return Bytes() if name == "bytes" else Bpe(text, name)

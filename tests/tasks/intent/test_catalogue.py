@@ -99,8 +99,8 @@ class TinyArchive(TinyReviews):
 
 
 def find(name: str, folder, said=None, **more):
-    cfg = config.TaskCfg(name="intent", tfds=name, cache_dir=str(folder), **more)
-    return read.find(cfg, (said if said is not None else []).append)
+    task = config.TaskCfg(name="intent", tfds=name, cache_dir=str(folder), **more)
+    return read.find(config.RunCfg(task=task), (said if said is not None else []).append)
 
 
 def test_a_data_set_by_name_has_its_own_splits_and_validation_from_train(tmp_path, capfd):

@@ -158,12 +158,12 @@ def test_nothing_is_learnt_from_validation_or_test_texts(tmp_path, kind, size):
 
 
 def test_words_are_lower_case_frequent_and_few():
-    words = Words(["Don't stop, DON'T!", "stop it", "it is a_b 42"], 2, 100)
+    words = Words.learnt(["Don't stop, DON'T!", "stop it", "it is a_b 42"], 2, 100)
     assert sorted(words._ids) == ["don't", "it", "stop"] and words.vocab_size == 5
     assert [x.tolist() for x in words.encode_each(["It, don't"])] == [
         [words._ids["it"], 0, words._ids["don't"]]
     ]
-    assert list(Words(["a b b c c c"], 1, 4)._ids) == ["c", "b"]
+    assert list(Words.learnt(["a b b c c c"], 1, 4)._ids) == ["c", "b"]
 
 
 def test_a_text_is_a_summary_token_its_own_tokens_and_padding(tmp_path):
@@ -246,7 +246,7 @@ def test_the_made_up_utterances_are_the_same_everywhere():
         ("text,label\n", {}, "has no rows"),
         ("words,label\na,b\n", {}, "has no column text"),
         ("text,label,more\na,b,c\n", {}, "2 columns beside text"),
-        ("text,label\na,b\nc,\n", {}, "row 2, has no label"),
+        ("text,label\na,b\nc,\n", {}, "t.csv:3: the row has no label"),
         ("text,label\na,b\n", {"target": "labl"}, "did you mean label?"),
         ("text,label\na,b\n", {"columns": "x"}, "task.columns names 'x'"),
         ("text,label\n" + "a,b\n" * 20, {}, "one label only, 'b'"),

@@ -175,7 +175,7 @@ def test_types_are_inferred_or_given(table):
     assert list(task_of(table, columns="plan, age").info()["columns"]) == ["age", "plan"]
     said = []
     price = task_of(table, said=said, types="price:category")
-    assert price.shape.outputs > 3 and not said
+    assert price.shape.outputs > 3 and not [x for x in said if x.startswith("warning")]
 
 
 def test_semicolons_tabs_gzip_and_a_byte_order_mark_are_read(tmp_path, table):
@@ -205,9 +205,8 @@ def test_rows_without_a_target_and_copies_are_left_out_and_said(tmp_path):
     ] * 10  # a class may be called none; an empty one is missing
     task = task_of(write(tmp_path / "n.csv", named, ["a", "ill"]), target="ill", said=[])
     assert task.info()["target"]["classes"] == ["none", "some"] and sum(task.size.values()) == 20
-    assert (
-        "2 of 70 rows have no price" in said[0] and "9 of 68 rows equal an earlier one" in said[1]
-    )
+    assert any("2 of 70 rows have no price" in line for line in said)
+    assert any("9 of 68 rows equal an earlier one" in line for line in said)
 
 
 def test_the_floor_is_what_the_best_function_of_the_columns_reaches(tmp_path):
@@ -278,13 +277,13 @@ def test_a_broken_table_is_one_line(tmp_path, text):
         ({"types": "age"}, "cannot read 'age'"),
         ({"types": "age:int"}, "cannot read 'age:int'"),
         ({"types": "aje:number"}, "did you mean age?"),
-        ({"types": "city:number"}, "not a number"),
+        ({"types": "city:number"}, "t.csv:2: column city holds 'Rome', which is no finite number"),
         ({"ignore": "nothing"}, "task.ignore names 'nothing'"),
         ({"ignore": "price"}, "names the target"),
         ({"columns": "price,age"}, "names the target"),
         ({"seq_len": 256}, "task.seq_len is 256, a row has 4 tokens"),
         ({"path": "absent.csv"}, "does not exist"),
-        ({"path": "."}, "is a folder"),
+        ({"path": "."}, "has no train.csv"),
     ],
 )
 def test_a_setting_that_does_not_fit_the_table_is_one_line(table, more, what):

@@ -22,8 +22,8 @@ def fake(n_tokens, seq_len, eval_context=0):
     """A task over the tokens 0, 1, 2, ...: each names its own position."""
     ready = SimpleNamespace(
         memmap=lambda split: np.arange(n_tokens, dtype=np.uint16),
-        tokenizer=SimpleNamespace(bos=BOS, vocab_size=BOS + 1),
-        source=SimpleNamespace(notice=""),
+        tokenizer=SimpleNamespace(bos=BOS, vocab_size=BOS + 1, name="fake", sha256="", json=""),
+        source=SimpleNamespace(notice="", origin="nowhere"),
         dataset="fake",
         tokens=dict.fromkeys(SPLITS, n_tokens),
         counts=dict.fromkeys(SPLITS, scan.Count(2000, 30, 470, 1, "", "")),
