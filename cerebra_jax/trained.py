@@ -22,16 +22,14 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.models import sampling
-from cerebra_jax.tasks.registry import build
-from cerebra_jax.tasks.table import Table, read
-from cerebra_jax.training import finished, trainer
+from cerebra_jax.tasks.table import Table, of_arrow, plain, read
+from cerebra_jax.training import finished, preprocessing, trainer
 from cerebra_jax.training import workdir as folder
 from cerebra_jax.types import Batch
 
-# what `predict` takes: a table, the path of a CSV file, columns by name, rows as dicts, or texts
-TableLike = (
-    str | Path | Table | Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | Sequence[str]
-)
+# what `predict` takes: a table, the path of a file, a DataFrame or whatever speaks Arrow, columns
+# by name, an array (N, columns of the run), rows as dicts, one dict, or texts
+TableLike = Any
 
 
 class Written(NamedTuple):
@@ -40,6 +38,15 @@ class Written(NamedTuple):
     texts: list[str]
     kept: float  # fraction of the routed tokens that took the heavy path
     rate: float  # tokens a second, prompts read included, compiling not
+    turns: int = 1  # more than one: the text is longer than the context
+
+
+class _Turn(NamedTuple):
+    """What was written at once: tokens, which decisions kept them, and the time it took."""
+
+    token_BxT: np.ndarray
+    kept: np.ndarray
+    seconds: float
 
 
 class _Lines:
@@ -72,24 +79,27 @@ class Trained:
         """
         workdir = Path(workdir)
         self.cfg = cfg or _configuration(workdir)
-        self.task = task or build(self.cfg)
+        self.task: Any = task or preprocessing.restore(self.cfg, workdir, print)
         best = finished.load(self.cfg, self.task, workdir, print)
         self.step, self.score = best.step, best.score
         self.model, self.variables = best.model, best.variables
         self._logits = jax.jit(self._forward)
+        self._writers: dict[tuple, Any] = {}  # compiled programs that write, by their shapes
 
     def predict(self, rows: TableLike, batch_size: int = 64) -> dict[str, list]:
         """Returns the answers for rows like those of the training table: {"prediction": [...]}.
 
-        Of classes, "probability" stands beside it. rows: a CSV file, columns by name, a list of
-        dicts, or (for texts) a list of strings. Raises UserError for a column that is missing, and
+        Of classes, "probability" stands beside it, and "probability of CLASS" of each. rows: a
+        file, a DataFrame, columns by name, a list of dicts, one dict, an array with the run's
+        columns in order (`task.columns`), or (for texts) a list of strings. Raises UserError for a
+        column that is missing, and
         for a task that has no rows.
         """
         if not hasattr(self.task, "inputs"):
             raise UserError(
                 f"the run's task is {self.cfg.task.name}", "predict answers for tables and intents"
             )
-        table = _table(rows)
+        table = _table(rows, getattr(self.task, "columns", ()))
         given = self.task.given(self.task.inputs(table))
         found = []
         for batch in given.eval_batches("given", batch_size):
@@ -106,49 +116,74 @@ class Trained:
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: str = "",
     ) -> Written:
         """Continues prompts by a language model, in one batch with a cache.
 
         temperature: 0 writes the likeliest tokens. top_p: draws from the fewest tokens that hold
-        this probability. Raises UserError for another task, and for prompts that do not fit.
+        this probability. stop: a mark before which a text ends. A prompt may be empty. What does
+        not fit into the context of L tokens is written in turns, each of which sees the last L / 2
+        tokens of the one before. Raises UserError for another task.
         """
-        # prompts as tokens, each behind the mark that begins a text
         if self.cfg.task.name != "text":
             raise UserError(
                 f"the run's task is {self.cfg.task.name}", "generate continues text: task.name=text"
             )
+        # prompts as tokens, each behind the mark that begins a text
+        L = self.task.shape.seq_len
         rows = [[self.task.bos, *self.task.encode(prompt)] for prompt in prompts]
+        rows = [row if len(row) < L else row[-(L // 2) :] for row in rows]
+        drawing = sampling.Drawing(temperature, top_p)
+        key = jax.random.key(seed)
+
+        # turns, until all is written or every text has its mark
+        new: list[list[int]] = [[] for _ in rows]
+        kept: list[np.ndarray] = []
+        turns, seconds, count = 0, 0.0, 0
+        while count < max_tokens and not all(stop and stop in self.task.decode(x) for x in new):
+            room = L - max(map(len, rows))
+            n = min(room, max_tokens - count)
+            own_key = jax.random.fold_in(key, turns) if turns else key
+            turn = self._turn(rows, n, drawing, own_key)
+            written = turn.token_BxT.tolist()
+            for own, tokens in zip(new, written, strict=True):
+                own += tokens
+            kept.append(turn.kept)
+            seconds += turn.seconds
+            rows = [(row + own)[-(L // 2) :] for row, own in zip(rows, written, strict=True)]
+            turns, count = turns + 1, count + n
+        texts = [_until(stop, self.task.decode(own)) for own in new]
+        decided = np.concatenate(kept)
+        kept_fraction = float(decided.mean()) if decided.size else 0.0
+        return Written(texts, kept_fraction, count * len(rows) / seconds, turns)
+
+    def _turn(
+        self, rows: list[list[int]], n: int, drawing: sampling.Drawing, key: jax.Array
+    ) -> _Turn:
+        """Writes n tokens behind each row; their sum fits into the context."""
         length_B = np.array([len(row) for row in rows], np.int32)
         longest = int(length_B.max())
-        L = self.task.shape.seq_len
-        if longest + max_tokens > L:
-            raise UserError(
-                f"a prompt of {longest - 1:,} tokens, the mark before it and {max_tokens:,} more "
-                f"exceed {L:,}",
-                "shorten the prompt, or give a smaller --max_tokens",
-            )
         prompt_BxP = np.array([np.pad(row, (0, longest - len(row))) for row in rows], np.int32)
-        chex.assert_shape(prompt_BxP, (len(prompts), longest))
+        chex.assert_shape(prompt_BxP, (len(rows), longest))
 
-        # write, with compiling outside of the time
         def write(variables, key, prompt_BxP, length_B):
             prompts = sampling.Prompts(prompt_BxP, length_B)
-            drawing = sampling.Drawing(temperature, top_p)
-            return sampling.generate(self.model, variables, key, prompts, max_tokens, drawing)
+            return sampling.generate(self.model, variables, key, prompts, n, drawing)
 
-        inputs = (self.variables, jax.random.key(seed), prompt_BxP, length_B)
-        compiled = jax.jit(write).lower(*inputs).compile()
+        # compiling is outside of the time
+        inputs = (self.variables, key, prompt_BxP, length_B)
+        shapes = (prompt_BxP.shape, n, drawing)
+        if shapes not in self._writers:
+            self._writers[shapes] = jax.jit(write).lower(*inputs).compile()
         start = time.perf_counter()
-        token_BxT, cache = jax.block_until_ready(compiled(*inputs))
+        token_BxT, cache = jax.block_until_ready(self._writers[shapes](*inputs))
         seconds = time.perf_counter() - start
-        chex.assert_shape(token_BxT, (len(prompts), max_tokens))
+        chex.assert_shape(token_BxT, (len(rows), n))
 
-        # the fraction of the written tokens that were kept
+        # which of the written tokens were kept
         kept_RxBxL = np.asarray(cache.kept_RxBxL)
-        kept = [kept_RxBxL[:, b, n : n + max_tokens].ravel() for b, n in enumerate(length_B)]
-        texts = [self.task.decode(token_T) for token_T in np.asarray(token_BxT)]
-        kept_fraction = float(np.mean(kept)) if kept_RxBxL.size else 0.0
-        return Written(texts, kept_fraction, token_BxT.size / seconds)
+        kept = [kept_RxBxL[:, b, at : at + n].ravel() for b, at in enumerate(length_B)]
+        return _Turn(np.asarray(token_BxT), np.concatenate(kept), seconds)
 
     def _forward(self, variables: Any, batch: Batch) -> jax.Array:
         """Returns the logits of a batch in float32, (B, L, V), or (B, 1, V) with a pooled head."""
@@ -177,7 +212,7 @@ def train(cfg: RunCfg, workdir: str | Path, say: Callable[[str], None] = print) 
     folder.prepare(workdir, False, say)
     with folder.locked(workdir, say):
         folder.claim(workdir, cfg)
-        task = build(cfg, say)
+        task = preprocessing.build(cfg, workdir, say)
         if folder.read_json(workdir / "result.json") is None:
             result = trainer.run(cfg, task, workdir, _Lines(say))
             folder.write_json(workdir / "result.json", result)
@@ -191,8 +226,12 @@ def _configuration(workdir: Path) -> RunCfg:
     return config.parse(file.read_text(encoding="utf-8"))
 
 
-def _table(rows: TableLike) -> Table:
-    """Returns rows in any of their forms as columns of text.
+def _until(mark: str, text: str) -> str:
+    return text.partition(mark)[0] if mark else text
+
+
+def _table(rows: Any, names: Sequence[str] = ()) -> Table:
+    """Returns rows in any of their forms as columns of text; `names` are those of an array.
 
     Raises UserError where there are none, or where they do not fit together.
     """
@@ -200,7 +239,11 @@ def _table(rows: TableLike) -> Table:
         return rows
     if isinstance(rows, str | Path):
         return read(str(rows))
-    columns = {name: [_text(x) for x in column] for name, column in _columns(rows).items()}
+    if hasattr(rows, "__arrow_c_stream__"):  # a DataFrame, an Arrow table
+        import pyarrow
+
+        return of_arrow(pyarrow.table(rows), "the rows")
+    columns = {name: [plain(x) for x in column] for name, column in _columns(rows, names).items()}
     sizes = sorted({len(column) for column in columns.values()})
     if len(sizes) != 1 or sizes == [0]:
         shown = ", ".join(map(str, sizes)) or "no"
@@ -208,16 +251,26 @@ def _table(rows: TableLike) -> Table:
     return Table("the rows", columns)
 
 
-def _columns(rows: Any) -> Mapping[str, Sequence[Any]]:
-    """Returns columns by name of columns, of texts, or of dicts; a dict may lack some names."""
+def _columns(rows: Any, names: Sequence[str]) -> Mapping[str, Sequence[Any]]:
+    """Returns columns by name of columns, of texts, of dicts, of one dict, or of an array.
+
+    A dict may lack some names. The columns of an array are in the order of the run's.
+    """
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # an older DataFrame
+        return {str(name): rows[name].tolist() for name in rows.columns}
     if isinstance(rows, Mapping):
-        return rows
-    rows = list(rows)
+        one = not any(isinstance(x, list | tuple | np.ndarray) for x in rows.values())
+        return {name: [x] for name, x in rows.items()} if one else rows
+    if isinstance(rows, np.ndarray) and rows.ndim == 2 and names:
+        if rows.shape[1] != len(names):
+            what = f"the array has {rows.shape[1]} columns, the run has {len(names)}"
+            raise UserError(what, f"give them in this order: {', '.join(names)}")
+        return {name: rows[:, i].tolist() for i, name in enumerate(names)}
+    rows = list(rows.tolist() if isinstance(rows, np.ndarray) else rows)
     if all(isinstance(row, str) for row in rows):
         return {"text": rows}
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    if not all(isinstance(row, Mapping) for row in rows):
+        what = f"rows are a list of {type(rows[0]).__name__}"
+        raise UserError(what, "give dicts, texts, columns by name, a DataFrame or a CSV file")
+    found = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in found}

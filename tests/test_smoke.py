@@ -111,8 +111,14 @@ def test_generate_continues_every_prompt_and_says_what_it_cost(run, clean_env, t
     shown = "\n".join(text)
     assert shown.startswith("abcde fgh") and "\nhgf" in shown and len(shown) > len("abcde fgh\nhgf")
     assert "tokens/s" in rate and "FLOP a token" in cost and "of the dense" in cost
+    words = ("generate", f"--workdir={workdir}", "--prompt=", "--temperature=0")
+    assert main([*words, "--max_tokens=100"]) == 0  # from nothing, and beyond the context of 64
+    long = capsys.readouterr().out
+    assert "longer than the context of 64 tokens: written in 3 turns" in long
+    mark = long[3]
+    assert main([*words, "--max_tokens=100", f"--stop={mark}"]) == 0
+    assert capsys.readouterr().out.split("\n")[0] == long.split("\n")[0].partition(mark)[0]
     for word, what in (
-        ("--max_tokens=9999", "exceed"),
         ("--top_p=x", "--top_p is 'x'"),
         ("--prompt=@none", "no none"),
     ):

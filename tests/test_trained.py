@@ -139,7 +139,8 @@ def test_the_command_writes_the_rows_with_their_answers(made, tmp_path, capsys):
     assert main(["predict", f"--workdir={folder}", f"--data={new}", f"--to={to}"]) == 0
     with to.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["y", "x", "name", "prediction", "probability"]
+    each = [f"probability of {c}" for c in "abc"]
+    assert list(rows[0]) == ["y", "x", "name", "prediction", "probability", *each]
     assert rows[0]["name"] == "a, b"
     expected = made["classification"].run.predict(str(new))
     assert [row["prediction"] for row in rows] == expected["prediction"]
@@ -154,7 +155,7 @@ def test_the_command_writes_the_rows_with_their_answers(made, tmp_path, capsys):
         ({"x": ["1"]}, "names 'y'"),
         ({"x": ["1"], "y": []}, "0, 1 rows"),
         ([], "0 rows"),
-        ({"x": ["1"], "y": ["a"]}, "not a number"),
+        ({"x": ["1"], "y": ["a"]}, "no finite number"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(rows, what, made):

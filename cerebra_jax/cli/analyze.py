@@ -23,8 +23,8 @@ from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.heatmap import PATHS, need_routed
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.report import tables
-from cerebra_jax.tasks.registry import build
 from cerebra_jax.tasks.text.task import TextTask
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 WINDOWS = 64  # read where --windows does not say otherwise
@@ -97,7 +97,7 @@ def run(request: Request) -> None:
 def _facts(request: Request) -> dict[str, Any]:
     """Returns all that is told, as JSON holds it."""
     cfg, split = request.cfg, request.split
-    task = cast(TextTask, build(cfg))  # `run` has seen to it
+    task = cast(TextTask, preprocessing.build(cfg, request.workdir, print))  # `run` has seen to it
     compile_cache(cfg.task.cache_dir)
     from cerebra_jax.analysis import saliency as gradients
     from cerebra_jax.models import registry

@@ -46,6 +46,7 @@ class Request(argparse.Namespace):
     command: str
     overrides: dict[str, str]  # {configuration key: value as text}
     verbose: bool = False
+    strict: bool = False
     device: str = ""
     cfg: config.RunCfg
     workdir: Path
@@ -200,6 +201,24 @@ def add_verbose(parser: Parser) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="also show what goes to log.txt otherwise"
     )
+
+
+def add_strict(parser: Parser) -> None:
+    """Declares --strict."""
+    parser.add_argument(
+        "--strict", action="store_true", help="end with status 2 where the data have a warning"
+    )
+
+
+def doubting(request: Request, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns `say`; with --strict, one that raises UserError at the first warning."""
+
+    def strictly(line: str) -> None:
+        say(line)
+        if line.startswith("warning:"):
+            raise UserError("there is a warning, and --strict is given", "mend it, or say it")
+
+    return strictly if request.strict else say
 
 
 def configured(request: Request) -> None:

@@ -17,7 +17,7 @@ from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.config import RunCfg
-from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 BATCHES = 32  # at most, of the size of a micro-batch of training
@@ -65,7 +65,7 @@ def run(request: Request) -> None:
     _need_thresholds(cfg)
     with folder.quiet(workdir / "log.txt", request.verbose):
         # the text
-        task = build(cfg, screen.say)
+        task = preprocessing.build(cfg, request.workdir, screen.say)
         size = cfg.train.batch_size // cfg.train.accum
         batches = list(itertools.islice(_batches(task, request.data, size), BATCHES))
         compile_cache(cfg.task.cache_dir)

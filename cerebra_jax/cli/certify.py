@@ -22,6 +22,7 @@ from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.cost.units import LABELS
 from cerebra_jax.errors import NotCertified
 from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 Row = Mapping[str, Any]  # the figures of one model
@@ -73,7 +74,10 @@ def run(request: Request) -> None:
     with folder.quiet(workdir / "log.txt", request.verbose):
         # one program is certified, that of the longest examples
         one_program = dataclasses.replace(cfg, task=dataclasses.replace(cfg.task, buckets=0))
-        task = build(one_program, screen.say)
+        if request.trained:
+            task = preprocessing.build(one_program, workdir, screen.say)
+        else:
+            task = build(one_program, screen.say)
         compile_cache(cfg.task.cache_dir)
         from cerebra_jax.training import certificate, finished
 

@@ -10,6 +10,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cli.screen import Screen
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 
@@ -55,6 +56,7 @@ def run(request: Request) -> None:
         )
         step, before, after = imported.convert(cfg, request.workdir, to, screen.say)
     folder.write_json(to / "config.json", config.to_dict(cfg))
+    preprocessing.copy(request.workdir / preprocessing.FILE, to)
     found = {
         "from": str(request.workdir),
         "step": step,

@@ -30,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
     """Declares the options."""
     arguments.add_config(parser)
     arguments.add_device(parser)
+    arguments.add_strict(parser)
     arguments.add_verbose(parser)
 
 
@@ -41,7 +42,7 @@ def check(request: Request) -> None:
 
 def run(request: Request) -> None:
     """Prints the preview of a configuration."""
-    preview(request.cfg, print)
+    preview(request.cfg, arguments.doubting(request, print))
 
 
 def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     objective.device, whether it is here or not.
     """
     start = time.monotonic()
-    task = tasks.sketch(cfg)
+    task = tasks.sketch(cfg, say)
     cfg = tasks.fitted(cfg, task.shape)
     import jax
     import jax.numpy as jnp

@@ -6,7 +6,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
-from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 
@@ -30,7 +30,7 @@ def run(request: Request) -> None:
     """Prints the metrics of --split and writes WORKDIR/eval-SPLIT.json."""
     screen = Screen()
     with folder.quiet(request.workdir / "log.txt", request.verbose):
-        task = build(request.cfg, screen.say)
+        task = preprocessing.build(request.cfg, request.workdir, screen.say)
         compile_cache(request.cfg.task.cache_dir)
         from cerebra_jax.training import trainer
         from cerebra_jax.training.closing import quality

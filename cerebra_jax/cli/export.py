@@ -17,7 +17,7 @@ from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
@@ -104,7 +104,7 @@ def _tensors(cfg: RunCfg, request: Request, say: Callable[[str], None]) -> None:
     tensors, about, line = read.plain(cfg, named)
     tensor_files.write(request.to, tensors, about | {"step": str(step), "score": repr(score)})
     try:
-        task = build(cfg, lambda line: None)
+        task = preprocessing.restore(cfg, request.workdir, lambda line: None)
     except UserError as e:  # its data have gone: the weights are worth exporting all the same
         task = None
         say(f"no tokenizer beside it: {e}")

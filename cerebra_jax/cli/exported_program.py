@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from cerebra_jax.cli import model_card as card
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cost.device import present_platform
 from cerebra_jax.errors import UserError
-from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import preprocessing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # the entries of a batch that the forward pass does not read
@@ -32,6 +33,41 @@ with open("{name}", "rb") as file:
 batch = {{{batch}}}
 print(run.call(batch))  # {output}, float32"""
 
+
+USE_TABLE = """import json
+import numpy as np
+from jax import export
+
+with open("{name}", "rb") as file:
+    run = export.deserialize(file.read())
+with open("{name}.preprocessing.json", encoding="utf-8") as file:
+    kept = json.load(file)["learnt"]
+
+
+def batch(rows):  # dicts of fields as text; "" is missing, dates are days since 1970-01-01
+    ids, values, first = [np.zeros(len(rows))], [np.ones(len(rows))], 1
+    for name, c in kept["columns"].items():
+        fields = [row[name] for row in rows]
+        if c["kind"] == "category":
+            place = {"": 1} | {text: i for i, text in enumerate(c["categories"], start=2)}
+            own, x = [place.get(text, 0) for text in fields], np.ones(len(rows))
+        else:
+            raw = np.array([float(text or "nan") for text in fields])
+            own = np.isnan(raw)
+            x = np.interp(raw, *c["points"]) if c["points"] else (raw - c["mean"]) / c["sd"]
+        ids.append(first + np.array(own))
+        values.append(np.where(np.isnan(x), 1, x))
+        first += 2 + len(c.get("categories", ()))
+    ids, values = np.stack(ids, 1), np.stack(values, 1)
+    return {"inputs_BxL": ids.astype(np.int32), "values_BxL": values.astype(np.float32)}
+
+
+rows = [{row}]
+logits, target = np.asarray(run.call(batch(rows))), kept["target"]
+if "classes" in target:
+    print([target["classes"][i] for i in logits.argmax(1)])
+else:
+    print(logits[:, 0] * target["sd"] + target["mean"])  # in the target's unit"""
 
 USE_ONNX = """import numpy as np
 import onnxruntime
@@ -67,7 +103,7 @@ def onnx(cfg: config.RunCfg, source: Path, to: Path, rows: int, say: Callable[[s
     dct = "matmul" if cfg.net.name == "chiar" else "auto"
     route = dataclasses.replace(cfg.net.route, lowering="onehot", dct=dct)
     cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
-    task = build(cfg, say)
+    task = preprocessing.restore(cfg, source, say)
     import jax  # from here on
     import jax2onnx  # pyright: ignore[reportMissingImports]  # optional, and not in `dev`
 
@@ -125,7 +161,7 @@ def write(
         "flatbuffers is not installed",
         "pip install 'cerebra-jax[export]'",
     )
-    task = build(cfg, say)
+    task = preprocessing.restore(cfg, source, say)
     import jax  # from here on
     from jax import export
 
@@ -153,6 +189,9 @@ def write(
     _put(to, blob)
     shape = "x".join(map(str, exported.out_avals[0].shape))
     use = USE.format(name=to.name, batch=_zeros(example, "2"), output=f"logits {shape}")
+    if cfg.task.name == "tabular":
+        empty = json.dumps(dict.fromkeys(run.task.columns, ""), ensure_ascii=False)
+        use = USE_TABLE.replace("{name}", to.name).replace("{row}", empty)
     platforms = ", ".join(form.platforms)
     inputs = ", ".join(f"{name} {x.dtype}{[*x.shape[1:]]}" for name, x in example.items())
     facts.append(f"inputs, b rows: {inputs}")

@@ -9,7 +9,8 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cli.train import compile_cache
-from cerebra_jax.tasks.registry import build
+from cerebra_jax.errors import UserError
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 
@@ -19,8 +20,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        default="",
-        help="the text to continue; @FILE: each of its lines, in one batch",
+        help="the text to continue, which may be empty; @FILE: each of its lines, in one batch",
     )
     parser.add_argument(
         "--max_tokens",
@@ -44,6 +44,9 @@ def add_arguments(parser: Parser) -> None:
         help="draw from the likeliest tokens that hold this probability (default 1)",
     )
     parser.add_argument(
+        "--stop", metavar="TEXT", default="", help="a mark before which a text ends"
+    )
+    parser.add_argument(
         "--seed", metavar="N", type=arguments.whole(0), default=0, help="of the draws (default 0)"
     )
     arguments.add_verbose(parser)
@@ -61,16 +64,27 @@ def run(request: Request) -> None:
         "generate continues text: task.name=text",
     )
     with folder.quiet(request.workdir / "log.txt", request.verbose):
-        task = build(cfg)
+        task = preprocessing.restore(cfg, request.workdir, print)
         compile_cache(cfg.task.cache_dir)
         from cerebra_jax.trained import Trained  # JAX from here on
 
         run = Trained(request.workdir, cfg, task)
         written = run.generate(
-            prompts, request.max_tokens, request.temperature, request.top_p, request.seed
+            prompts,
+            request.max_tokens,
+            request.temperature,
+            request.top_p,
+            request.seed,
+            request.stop,
         )
     for prompt, text in zip(prompts, written.texts, strict=True):
         print(prompt + text)
+    if written.turns > 1:
+        L = run.task.shape.seq_len
+        print(
+            f"longer than the context of {L:,} tokens: written in {written.turns} turns, each "
+            f"after the last {L // 2:,} tokens of the one before"
+        )
     # what it took
     token, dense = run.model.token, run.model.dense_token.executed_flops
     assert token is not None, "a model that has written can decode"
@@ -83,10 +97,11 @@ def run(request: Request) -> None:
     )
 
 
-def _prompts(text: str) -> list[str]:
+def _prompts(text: str | None) -> list[str]:
     """Returns the prompts that --prompt gives."""
     hint = "write --prompt='Some words', or --prompt=@FILE with a prompt a line"
-    require(bool(text), "--prompt is missing", hint)
+    if text is None:
+        raise UserError("--prompt is missing", hint)
     if not text.startswith("@"):
         return [text]
     path = Path(text[1:])

@@ -17,8 +17,8 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.config import NetCfg, RunCfg
-from cerebra_jax.tasks.registry import build
 from cerebra_jax.tasks.task import Reader
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 PATHS = {
@@ -101,7 +101,9 @@ def _text(given: str) -> str:
 
 def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:
     """Returns all that the page shows, as JSON holds it."""
-    task = cast(Reader, build(cfg))  # one of TASKS, which all are
+    task = cast(
+        Reader, preprocessing.restore(cfg, request.workdir, print)
+    )  # one of TASKS, which all are
     read = task.read(text)
     require(
         len(read.ids) <= MOST,

@@ -11,6 +11,7 @@ from cerebra_jax.cli import arguments, tensor_files
 from cerebra_jax.cli import checkpoint_files as read
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 
@@ -71,6 +72,8 @@ def make(request: Request, say: Callable[[str], None]) -> None:
         "notes": found.notes,
     }
     folder.write_json(to / "import.json", about)
+    beside = request.source.with_name(f"{request.source.name}.{preprocessing.FILE}")
+    preprocessing.copy(beside, to)
     folder.write_json(to / "config.json", config.to_dict(found.cfg))
     net = found.cfg.net
     size = sum(a.size for name, a in found.named.items() if name.startswith("params/"))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import cerebra_jax
 from cerebra_jax import config
 from cerebra_jax.config import RunCfg
+from cerebra_jax.tasks import registry
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 
@@ -42,6 +44,10 @@ def write(to: Path, made: Made, use: str) -> list[Path]:
         tokenizer.write_text(vocabulary, encoding="utf-8")
         written.append(tokenizer)
     folder.write_json(configuration, config.to_dict(cfg))
+    kept = to.with_name(f"{to.name}.{preprocessing.FILE}")
+    if task is not None and registry.learnt(task):
+        preprocessing.write(kept, cfg, task)
+        written.append(kept)
     # the card
     net = cfg.net
     data = "not known here" if task is None else task.dataset

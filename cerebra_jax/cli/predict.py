@@ -10,8 +10,8 @@ from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
-from cerebra_jax.tasks.registry import build
-from cerebra_jax.tasks.table import read
+from cerebra_jax.tasks.table import Format, read
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 
@@ -37,18 +37,27 @@ check = arguments.of_run
 
 
 def run(request: Request) -> None:
-    """Writes the rows with a column `prediction` behind them and, of classes, `probability`."""
+    """Writes the rows with a column `prediction` behind them and, of classes, their probabilities.
+
+    Says how much of them training did not show.
+    """
     to = request.to or request.workdir / "predictions.csv"
     hint = "give a CSV file with the columns of the training table"
     require(bool(request.data), "--data is missing", hint)
-    table = read(request.data)
+    form = Format(request.cfg.task.delimiter, request.cfg.task.encoding)
+    table = read(request.data, form)
     with folder.quiet(request.workdir / "log.txt", request.verbose):
-        task = build(request.cfg)
+        task = preprocessing.restore(request.cfg, request.workdir, print)
         compile_cache(request.cfg.task.cache_dir)
         from cerebra_jax.trained import Trained  # JAX from here on
 
-        answers = Trained(request.workdir, request.cfg, task).predict(table)
-    columns = table.columns | {name: [_text(x) for x in column] for name, column in answers.items()}
+        trained = Trained(request.workdir, request.cfg, task)
+        answers = trained.predict(table)
+    for line in trained.task.unseen(table):
+        print(line)
+    columns, renamed = _beside(table.columns, answers)
+    if renamed:
+        print(f"the file has a column of that name: the answers are in {', '.join(renamed)}")
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -57,5 +66,17 @@ def run(request: Request) -> None:
     print(f"written: {to}, {table.rows:,} rows")
 
 
-def _text(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}"
+def _beside(
+    given: dict[str, list[str]], answers: dict[str, list]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Returns (the user's columns and then the answers, new names of answers).
+
+    A column of the user's is never replaced.
+    """
+    columns, renamed = dict(given), []
+    for name, column in answers.items():
+        free = next(x for x in (name, *(f"{name}_{i}" for i in range(2, 99))) if x not in columns)
+        if free != name:
+            renamed.append(free)
+        columns[free] = [str(x) for x in column]  # of a float: all its digits
+    return columns, renamed

@@ -9,7 +9,7 @@ from cerebra_jax.cli import arguments, settings
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
-from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 
@@ -54,13 +54,14 @@ def run(request: Request) -> None:
         "shrink first, then convert",
     )
     with folder.quiet(workdir / "log.txt", request.verbose):
-        task = build(cfg, screen.say)
+        task = preprocessing.build(cfg, workdir, screen.say)
         compile_cache(cfg.task.cache_dir)
         from cerebra_jax.training import shrink as cut
 
         found = cut.shrink(
             cfg, task, workdir, cut.Target(request.cfg, to, request.tile), screen.say
         )
+    preprocessing.copy(workdir / preprocessing.FILE, to)
     # what is left of each layer
     for kind, counts in dataclasses.asdict(found.net.kept).items():
         if counts:

@@ -8,16 +8,19 @@ has, and
     "trials": 20, "objectives": ["quality", "executed"]
 
 quality is the headline figure on validation data, executed the FLOPs of a token; the default is
-quality alone. As many processes as share the folder work on one study. A trial whose process died
-is taken up again by whoever comes next.
+quality alone. No point is trained twice. As many processes as share the folder work on one study. A
+trial whose process died is taken up again by whoever comes next.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,9 @@ from cerebra_jax.errors import USER, UserError
 from cerebra_jax.training import workdir as folder
 
 OBJECTIVES = ("quality", "executed")
+REPEAT = "repeat"  # marks a trial at a point that another trial had
+ATTEMPTS = 100  # to get a new point from Optuna
+LISTED = 10_000  # points that are listed at most, to find one that is left
 Range = dict[str, Any] | list[Any]
 
 
@@ -136,12 +142,10 @@ class Study:
             left = [t for t in trials if t.state == states.RUNNING and t.number not in self._seen]
             if left:
                 trial = left[0]
-            elif len(trials) < self.search.trials:
-                trial = self._study.ask(
-                    {key: self._distribution(key) for key in self.search.ranges}
-                )
             else:
-                return None
+                trial = self._new(trials)
+                if trial is None:
+                    return None
             self._seen.add(trial.number)
         try:
             return self.search.point(trial.number, trial.params)
@@ -154,6 +158,38 @@ class Study:
                 str(e),
                 status=USER,
             )
+
+    def _new(self, trials: Sequence[Any]) -> Any:
+        """Returns a trial at a point where none was; None where all are done, or no point is left.
+
+        Optuna may ask for a point again. Such a trial is ended at once, and does not count.
+        """
+        counted = [t for t in trials if not t.user_attrs.get(REPEAT)]
+        if len(counted) >= self.search.trials:
+            return None
+        tried = {_as_key(t.params) for t in counted}
+        kinds = {key: self._distribution(key) for key in self.search.ranges}
+        for _ in range(ATTEMPTS):
+            trial = self._study.ask(kinds)
+            if _as_key(trial.params) not in tried:
+                return trial
+            trial.set_user_attr(REPEAT, True)
+            self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+            free = self._untried(tried)
+            if free is None:
+                return None
+            if free:
+                self._study.enqueue_trial(free)
+        return None
+
+    def _untried(self, tried: set[tuple]) -> dict[str, Any] | None:
+        """Returns a point that is left, {} where there are too many to list, None for no point."""
+        if self._points() > LISTED:
+            return {}
+        axes = [_choices(given) or [] for given in self.search.ranges.values()]
+        points = (dict(zip(self.search.ranges, x, strict=True)) for x in itertools.product(*axes))
+        left = [point for point in points if _as_key(point) not in tried]
+        return random.choice(left) if left else None
 
     def settle(self, end: Ended) -> None:
         """Tells the study how a trial ended.
@@ -176,7 +212,10 @@ class Study:
         done = [
             t for t in self._study.get_trials(deepcopy=False) if t.state.is_finished() and t.values
         ]
-        yield f"{len(done)} of {self.search.trials} trials have a result"
+        points = self._points()
+        yield f"{len(done)} of {min(points, self.search.trials)} trials have a result"
+        if points < self.search.trials:
+            yield f"there are only {points} points: none is trained twice"
         for trial in self._study.best_trials if done else []:
             point = self.search.point(trial.number, trial.params)
             result = folder.read_json(point.workdir / "result.json")
@@ -185,6 +224,11 @@ class Study:
             executed = f"{result['costs']['relative']['executed']:.3f} of dense executed"
             keys = ", ".join(f"{key}={value}" for key, value in trial.params.items())
             yield f"best: {point.name}: {quality}, {executed}; {keys}"
+
+    def _points(self) -> float:
+        """Returns how many points the ranges hold."""
+        axes = [_choices(given) for given in self.search.ranges.values()]
+        return math.prod(math.inf if axis is None else len(axis) for axis in axes)
 
     def _distribution(self, key: str) -> Any:
         given, kinds = self.search.ranges[key], self._optuna.distributions
@@ -198,6 +242,19 @@ class Study:
         with open(self.search.root / "search.lock", "a") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
+
+
+def _as_key(params: Mapping[str, Any]) -> tuple:
+    return tuple(sorted((key, repr(value)) for key, value in params.items()))
+
+
+def _choices(given: Range) -> list[Any] | None:
+    """Returns the values of a range, None where they are no list of a few."""
+    if isinstance(given, list):
+        return list(dict.fromkeys(given))
+    low, high = given["low"], given["high"]
+    whole = isinstance(low, int) and isinstance(high, int) and high - low < LISTED
+    return list(range(low, high + 1)) if whole else None
 
 
 def _optuna() -> Any:

@@ -11,7 +11,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.errors import Preempted
-from cerebra_jax.tasks.registry import build
+from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 from cerebra_jax.training.closing import closing
 
@@ -59,6 +59,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="move an existing folder aside and start again"
     )
+    arguments.add_strict(parser)
     arguments.add_verbose(parser)
 
 
@@ -74,7 +75,7 @@ def run(request: Request) -> None:
         folder.claim(workdir, cfg)
         result = folder.read_json(workdir / "result.json")
         if result is None:
-            task = build(cfg, screen.say)
+            task = preprocessing.build(cfg, workdir, arguments.doubting(request, screen.say))
             compile_cache(cfg.task.cache_dir)
             from cerebra_jax.training import trainer
 

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import json
 import os
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -70,11 +71,13 @@ class Pace:
         return took
 
     def left(self, steps: int) -> str:
-        """Returns the time that `steps` more steps take, as h:mm:ss."""
+        """Returns the time that `steps` more steps take, as h:mm:ss, by the median of the last 50.
+
+        The first steps after a start are slow, and would be most of a mean.
+        """
         if not self._recent:
             return "?"
-        seconds = round(steps * sum(self._recent) / len(self._recent))
-        return str(datetime.timedelta(seconds=seconds))
+        return str(datetime.timedelta(seconds=round(steps * statistics.median(self._recent))))
 
 
 class Log:

@@ -23,7 +23,7 @@ from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import Preempted, UserError
 from cerebra_jax.policies import sampler
 from cerebra_jax.tasks.task import Task
-from cerebra_jax.training import finished, lines, metrics, results, step
+from cerebra_jax.training import finished, lines, metrics, preprocessing, results, step
 from cerebra_jax.training.checkpoint import Checkpoints, digest
 from cerebra_jax.training.experiment import Experiment, Serving, prepare
 from cerebra_jax.training.lines import Evaluated, Measured
@@ -325,6 +325,7 @@ def run(
         "the weights of this run are int8 (quant.stored)",
         "train the run that it was converted from",
     )
+    preprocessing.keep(workdir, cfg, task)
     programs = Programs(prepare(cfg, task))
     for line in results.opening(programs):
         screen.say(line)

@@ -79,8 +79,10 @@ def locked(workdir: Path, say: Callable[[str], None] = _silent) -> Iterator[None
         start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}))
         f.flush()
-        yield
-        f.truncate(0)  # closed in order; never unlinked: another process may have it open already
+        try:
+            yield
+        finally:  # however it ends, it ends in order; a killed process leaves its name
+            f.truncate(0)  # never unlinked: another process may have it open already
 
 
 def _holder(text: str) -> str:

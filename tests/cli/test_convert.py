@@ -76,7 +76,7 @@ def test_a_converted_run_is_small_and_answers_alike(converted, capsys):
     assert not [n for n in leaves if n.endswith("kernel") and not n.endswith("router/score/kernel")]
     up = leaves["layer_00/ffn_light/up/kernel/int8"]
     assert 0.4 < np.mean(np.asarray(up) == 0) < 0.6  # what was pruned stays so
-    batch = next(iter(old.task.eval_batches("valid", 2)))
+    batch = next(iter(build(old.cfg, print).eval_batches("valid", 2)))
     (want, aux), (got, same) = (
         jax.jit(lambda v, b, m=x.model: m.apply(v, b, models.neutral_knobs()))(x.variables, batch)
         for x in (old, new)

@@ -94,7 +94,7 @@ def exported(runs, clean_env, tmp_path_factory):
         with contextlib.redirect_stdout(said):
             assert main(["export", f"--workdir={workdir}", *words]) == 0
         run = cerebra_jax.load(workdir)
-        batch = next(iter(run.task.eval_batches("valid", 3)))
+        batch = next(iter(build(run.cfg, print).eval_batches("valid", 3)))
         np.savez(folder / "batch.npz", **program.given(batch))
         found[name] = folder, run, batch, said.getvalue()
     env = {key: value for key, value in clean_env.items() if key != "PYTHONPATH"}

@@ -328,7 +328,7 @@ def test_a_bug_is_one_line_and_a_traceback_in_the_folder(files, monkeypatch, cap
     def broken(*args):
         raise RuntimeError("odd\nthing")
 
-    monkeypatch.setattr("cerebra_jax.cli.train.build", broken)
+    monkeypatch.setattr("cerebra_jax.training.preprocessing.build", broken)
     assert main([C, "--workdir=run"]) == 70
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "run/crash.txt" in err and "RuntimeError: odd thing" in err
@@ -339,6 +339,6 @@ def test_a_full_disk_has_its_own_status(files, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device", "somewhere")
 
-    monkeypatch.setattr("cerebra_jax.cli.train.build", full)
+    monkeypatch.setattr("cerebra_jax.training.preprocessing.build", full)
     assert main([C, "--workdir=run"]) == 74
     assert "somewhere" in capsys.readouterr().err

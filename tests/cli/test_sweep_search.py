@@ -169,6 +169,21 @@ def test_it_makes_the_trials_it_was_asked_for_and_names_the_best(words, here, tm
     assert len(trials(words(trials=8))) == 8 and len(begun(tmp_path)) == 8
 
 
+def test_no_point_is_trained_twice(words, here, tmp_path, capsys):
+    line = words(trials=5)
+    file = tmp_path / "mine.py"
+    ranges = '"ranges": {"net.depth": {"low": 1, "high": 3}},'
+    source = file.read_text()
+    start, end = source.index('"ranges"'), source.index('"trials"')
+    file.write_text(source[:start] + ranges + source[end:])
+    here(line)
+    counted = [t for t in trials(line) if not t.user_attrs.get(search.REPEAT)]
+    assert sorted(t.params["net.depth"] for t in counted) == [1, 2, 3]
+    assert len(begun(tmp_path)) == 3
+    shown = capsys.readouterr().out
+    assert "3 of 3 trials have a result" in shown and "there are only 3 points" in shown
+
+
 def test_two_objectives_give_a_front(words, here, capsys):
     made = words(objectives='["quality", "executed"]')
     here(made)

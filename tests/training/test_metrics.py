@@ -100,6 +100,15 @@ def test_pace_leaves_out_what_comes_after_a_pause(monkeypatch):
     assert pace.left(3700) == "1:01:40"
 
 
+def test_the_time_left_is_that_of_most_steps_and_not_of_the_first_slow_ones(monkeypatch):
+    now = iter([0.0, 60.0, 90.0, *(90.0 + i / 10 for i in range(1, 19))])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(now))
+    pace = metrics.Pace()
+    for _ in range(21):
+        pace.lap()
+    assert pace.left(500) == "0:00:50"
+
+
 def test_without_tensorboardx_nothing_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     drawn = metrics.tracker(tmp_path / "tb", 0)

@@ -47,6 +47,10 @@ def test_a_live_lock_refuses_and_a_dead_one_is_taken_over(tmp_path, holder):
     assert len(said) == 1 and str(holder.pid) in said[0]
     with folder.locked(tmp_path, said.append):
         pass
+    with pytest.raises(KeyboardInterrupt), folder.locked(tmp_path, said.append):
+        raise KeyboardInterrupt
+    with folder.locked(tmp_path, said.append):
+        pass
     assert len(said) == 1  # closed in order: nothing to say
 
 
