@@ -22,7 +22,9 @@ from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.models import sampling
+from cerebra_jax.tasks import judged
 from cerebra_jax.tasks.table import Table, of_arrow, plain, read
+from cerebra_jax.tasks.task import no_data
 from cerebra_jax.training import finished, preprocessing, trainer
 from cerebra_jax.training import workdir as folder
 from cerebra_jax.types import Batch
@@ -101,13 +103,29 @@ class Trained:
             )
         table = _table(rows, getattr(self.task, "columns", ()))
         given = self.task.given(self.task.inputs(table))
+        return self.task.answers(self._outputs(given, table.rows, batch_size))
+
+    def judge(self, split: str = "test", batch_size: int = 64) -> dict[str, Any]:
+        """Returns figures of each class on a split, as `tasks.judged.judge` has them.
+
+        Raises UserError for a run that tells no classes apart, and where its data are not at hand.
+        """
+        if not getattr(self.task, "classes", None):
+            raise UserError("the run tells no classes apart", "eval has its figures")
+        if self.task.kept_info:
+            no_data()
+        given, label_N = self.task.asked(split)
+        logits_NxC = self._outputs(given, len(label_N), batch_size)
+        return judged.judge(logits_NxC, label_N, self.task.classes)
+
+    def _outputs(self, given: Any, rows: int, batch_size: int) -> np.ndarray:
+        """Returns the outputs of a pooled head for so many given rows, (N, V) float32."""
         found = []
         for batch in given.eval_batches("given", batch_size):
             logits_Bx1xV = self._logits(self.variables, batch)
             chex.assert_shape(logits_Bx1xV, (len(batch["ex_B"]), 1, None))
             found.append(np.asarray(logits_Bx1xV)[:, 0])
-        logits_NxV = np.concatenate(found)[: table.rows]
-        return self.task.answers(logits_NxV)
+        return np.concatenate(found)[:rows]
 
     def generate(
         self,
@@ -211,7 +229,7 @@ def train(cfg: RunCfg, workdir: str | Path, say: Callable[[str], None] = print) 
     workdir = Path(workdir)
     folder.prepare(workdir, False, say)
     with folder.locked(workdir, say):
-        folder.claim(workdir, cfg)
+        folder.claim(workdir, cfg, say)
         task = preprocessing.build(cfg, workdir, say)
         if folder.read_json(workdir / "result.json") is None:
             result = trainer.run(cfg, task, workdir, _Lines(say))

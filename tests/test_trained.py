@@ -6,8 +6,10 @@ It answers as it was measured, in any form of the rows.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +130,42 @@ def test_a_finished_run_is_not_trained_again_and_loads_as_it_was(made):
         assert (other.step, other.score, other.cfg) == (run.step, run.score, cfg)
     assert not any("step" in line for line in said)
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_may_become_longer(made, tmp_path):
+    folder, cfg, *_ = made["classification"]
+    shutil.copytree(folder, tmp_path / "run")
+    train = dataclasses.replace(cfg.train, duration="44 steps", eval_every="2 steps")
+    with pytest.raises(UserError, match="eval_every"):  # no other key may change
+        cerebra_jax.train(dataclasses.replace(cfg, train=train), tmp_path / "run", print)
+    train = dataclasses.replace(cfg.train, duration="44 steps")
+    said: list[str] = []
+    longer = cerebra_jax.train(dataclasses.replace(cfg, train=train), tmp_path / "run", said.append)
+    assert longer.cfg.train.duration == "44 steps"
+    assert any("train.duration 40 steps -> 44 steps" in line for line in said)
+    assert any("resuming at step 40 of 44" in line for line in said)
+    old, new = (
+        json.loads((tmp_path / "run" / name).read_text())
+        for name in ("result-40.json", "result.json")
+    )
+    assert (old["steps"], new["steps"]) == (40, 44) and old["params_sha256"] != new["params_sha256"]
+    with pytest.raises(UserError, match="'44 steps' -> '40 steps'"):
+        cerebra_jax.train(cfg, tmp_path / "run", print)
+
+
+def test_eval_tells_each_class_apart(made, tmp_path, capsys):
+    folder = made["classification"].folder
+    assert main(["eval", f"--workdir={folder}"]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((folder / "eval-test.json").read_text())
+    confusion = np.array(found["by_class"]["confusion"])
+    assert confusion.sum() == 30 and list(found["by_class"]["classes"]) == ["a", "b", "c"]
+    assert np.trace(confusion) / 30 == pytest.approx(found["accuracy"])
+    assert "precision" in shown and "taken for" in shown
+    with pytest.raises(UserError, match="data of this run were not read"):
+        cerebra_jax.load(folder).judge()
+    with pytest.raises(UserError, match="tells no classes apart"):
+        made["regression"].run.judge()
 
 
 def test_the_command_writes_the_rows_with_their_answers(made, tmp_path, capsys):

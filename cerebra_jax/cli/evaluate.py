@@ -6,6 +6,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
+from cerebra_jax.tasks import judged
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
@@ -36,9 +37,17 @@ def run(request: Request) -> None:
         from cerebra_jax.training.closing import quality
 
         line = trainer.measure(request.cfg, task, request.workdir, request.split, screen)
+        by_class = None
+        if getattr(task, "classes", None):
+            from cerebra_jax.trained import Trained
+
+            by_class = Trained(request.workdir, request.cfg, task).judge(request.split)
+            line |= {"by_class": by_class}
         path = request.workdir / f"eval-{request.split}.json"
         folder.write_json(path, line | {"dataset": task.dataset})
         if line["notice"]:
             screen.say(line["notice"])
         screen.say(f"{request.split} · step {line['step']:,} · {quality(line, task.metrics)}")
+        for text in judged.lines(by_class) if by_class else ():
+            screen.say(text)
         screen.say(f"written: {path}")

@@ -72,7 +72,7 @@ def run(request: Request) -> None:
     folder.prepare(workdir, request.fresh, screen.say)
     quiet = folder.quiet(workdir / "log.txt", request.verbose)
     with folder.locked(workdir, screen.say), quiet, Stop() as stop:
-        folder.claim(workdir, cfg)
+        folder.claim(workdir, cfg, screen.say)
         result = folder.read_json(workdir / "result.json")
         if result is None:
             task = preprocessing.build(cfg, workdir, arguments.doubting(request, screen.say))

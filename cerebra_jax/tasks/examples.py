@@ -59,6 +59,12 @@ class Examples:
         other.group_N = None
         return other
 
+    def asked(self, split: str) -> tuple[Examples, np.ndarray]:
+        """Returns (the rows of a split without their answers, the answers (N,))."""
+        arrays = self._splits[split]
+        rows = {name: array for name, array in arrays.items() if name != "labels_BxL"}
+        return self.given(rows), arrays["labels_BxL"][:, 0]
+
     def without_data(self, info: dict[str, Any]) -> None:
         """Makes a task whose only row stands for its data the one that `info` tells of."""
         self.kept_info = info

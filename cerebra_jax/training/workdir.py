@@ -13,6 +13,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -120,13 +121,39 @@ def prepare(workdir: Path, fresh: bool, say: Callable[[str], None]) -> None:
         raise UserError(f"cannot write in {workdir}", "choose another --workdir")
 
 
-def claim(workdir: Path, cfg: config.RunCfg) -> None:
+def claim(workdir: Path, cfg: config.RunCfg, say: Callable[[str], None] = _silent) -> None:
     """Writes config.json, or checks that it is this configuration.
 
-    UserError names the keys that differ.
+    train.duration may be longer than before: the run goes on, and the result that it had is kept as
+    result-STEPS.json. UserError names the keys that differ.
     """
     check(workdir, cfg)
+    old = read_json(workdir / "config.json")
+    before = old and _flat(config.renewed(old)).get("train.duration")
+    if before and before != cfg.train.duration and _begun(workdir):
+        say(
+            f"train.duration {before} -> {cfg.train.duration}: from here on the schedules are "
+            "those of the longer run, so the learning rate may rise"
+        )
+        result = read_json(workdir / "result.json")
+        if result is not None:
+            kept = workdir / f"result-{result['steps']}.json"
+            os.replace(workdir / "result.json", kept)
+            say(f"the result of {before} is kept: {kept}")
     write_json(workdir / "config.json", config.to_dict(cfg))
+
+
+def _begun(workdir: Path) -> bool:
+    return (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists()
+
+
+def _is_longer(old: Any, new: Any) -> bool:
+    """Returns whether a duration is longer than another one in the same unit."""
+    found = [re.fullmatch(r"\s*([\d.]+)\s*(\w+?)s?\s*", str(text)) for text in (old, new)]
+    if not all(found):
+        return False
+    (a, unit), (b, other) = (match.groups() for match in found if match)
+    return unit == other and float(b) > float(a)
 
 
 def check(workdir: Path, cfg: config.RunCfg) -> None:
@@ -135,7 +162,7 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
     A folder in which no step was ever taken (its data was missing, say) takes any configuration.
     """
     old = read_json(workdir / "config.json")
-    if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
+    if _begun(workdir):
         if old is None:
             raise UserError(
                 f"{workdir} holds a run without config.json",
@@ -144,6 +171,7 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
         changed = [
             f"{k} {a!r} -> {b!r}"
             for k, (a, b) in differences(config.renewed(old), config.to_dict(cfg)).items()
+            if not (k == "train.duration" and _may_grow(cfg) and _is_longer(a, b))
         ]
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -151,6 +179,11 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
                 f"{workdir} holds another run: {', '.join(changed[:3])}{more}",
                 "use --fresh to move it aside, or choose another --workdir",
             )
+
+
+def _may_grow(cfg: config.RunCfg) -> bool:
+    """Returns whether a run may become longer: none of its phases is over for good."""
+    return not (cfg.prune.on or cfg.quant.bits or cfg.objective.budget)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -90,6 +90,11 @@ class IntentTask(Examples):
             recall = Metric("oos_recall", "out-of-scope recall", 4, lower=False)
             self.metrics = (in_scope, recall, *self.metrics)
 
+    @property
+    def classes(self) -> list[str]:
+        """Returns the names of the classes in the order of the outputs."""
+        return self._about.classes
+
     @staticmethod
     def check(cfg: RunCfg) -> Iterator[Problem]:
         """Yields what labelled texts forbid."""

@@ -76,6 +76,11 @@ class TabularTask(Examples):
                 self.metrics += (Metric("rmse_floor", "RMSE floor", digits, lower=True),)
 
     @property
+    def classes(self) -> list[str] | None:
+        """Returns the names of the classes in the order of the outputs, None of a regression."""
+        return self._classes
+
+    @property
     def columns(self) -> list[str]:
         """Returns the names of the columns that it predicts from, in order."""
         return self._row.names
