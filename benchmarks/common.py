@@ -48,7 +48,7 @@ def parser(description: str | None, **defaults: int) -> argparse.ArgumentParser:
 def write(args: argparse.Namespace, machine: Mapping[str, Any], **found: Any) -> None:
     """Writes all that was found, with the options and the machine, where --out says so."""
     if args.out:
-        options = {name: str(value) for name, value in vars(args).items()}
+        options = {name: str(value) for name, value in vars(args).items() if name != "out"}
         text = json.dumps({"args": options, "machine": machine, **found}, indent=1)
         args.out.write_text(text + "\n", encoding="utf-8")
 

@@ -41,6 +41,7 @@ class Written(NamedTuple):
     kept: float  # fraction of the routed tokens that took the heavy path
     rate: float  # tokens a second, prompts read included, compiling not
     turns: int = 1  # more than one: the text is longer than the context
+    cut: int = 0  # prompts that are, of which the last half of a context was read
 
 
 class _Turn(NamedTuple):
@@ -94,8 +95,7 @@ class Trained:
         Of classes, "probability" stands beside it, and "probability of CLASS" of each. rows: a
         file, a DataFrame, columns by name, a list of dicts, one dict, an array with the run's
         columns in order (`task.columns`), or (for texts) a list of strings. Raises UserError for a
-        column that is missing, and
-        for a task that has no rows.
+        column that is missing, and for a task that has no rows.
         """
         if not hasattr(self.task, "inputs"):
             raise UserError(
@@ -150,6 +150,7 @@ class Trained:
         # prompts as tokens, each behind the mark that begins a text
         L = self.task.shape.seq_len
         rows = [[self.task.bos, *self.task.encode(prompt)] for prompt in prompts]
+        cut = sum(len(row) >= L for row in rows)
         rows = [row if len(row) < L else row[-(L // 2) :] for row in rows]
         drawing = sampling.Drawing(temperature, top_p)
         key = jax.random.key(seed)
@@ -173,7 +174,7 @@ class Trained:
         texts = [_until(stop, self.task.decode(own)) for own in new]
         decided = np.concatenate(kept)
         kept_fraction = float(decided.mean()) if decided.size else 0.0
-        return Written(texts, kept_fraction, count * len(rows) / seconds, turns)
+        return Written(texts, kept_fraction, count * len(rows) / seconds, turns, cut)
 
     def _turn(
         self, rows: list[list[int]], n: int, drawing: sampling.Drawing, key: jax.Array

@@ -43,7 +43,7 @@ from cerebra_jax import config  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# tracing makes many small objects, few of them in cycles: the search for those took a tenth of it
+# tracing makes many small objects and few cycles: looking for these took a tenth of all CPU time
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 
@@ -218,6 +218,24 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("table") / "t.csv"
     path.write_text("kind,x,y\n" + "\n".join(rows) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def rents() -> Callable[[int], list[list[str]]]:
+    """Returns a function that makes n rows: id, city, area, date of building, rent."""
+
+    def make(n: int) -> list[list[str]]:
+        rng = random.Random(7)
+        rows = []
+        for i in range(n):
+            day = f"{rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.{rng.randint(1990, 2024)}"
+            area = rng.uniform(20, 140)
+            city = rng.choice(["Köln", "München", "Halle (Saale)"])
+            rent = 9 * area + rng.gauss(0, 9)
+            rows.append([f"A-{i:05d}", city, f"{area:.1f}", day, f"{rent:.2f}"])
+        return rows
+
+    return make
 
 
 @pytest.fixture(scope="session")

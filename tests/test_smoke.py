@@ -83,8 +83,8 @@ def test_the_same_command_again_says_that_it_is_done(run, clean_env):
         == f"done: {workdir / 'result.json'}"
     )
     assert (workdir / "metrics.jsonl").read_bytes() == before
-    changed = command(clean_env, *words, "--config.train.duration=41 steps")
-    assert changed.returncode == 2 and "train.duration '40 steps' -> '41 steps'" in changed.stderr
+    changed = command(clean_env, *words, "--config.train.duration=39 steps")
+    assert changed.returncode == 2 and "train.duration '40 steps' -> '39 steps'" in changed.stderr
 
 
 def test_eval_measures_what_the_run_measured(run, clean_env):

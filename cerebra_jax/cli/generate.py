@@ -79,8 +79,10 @@ def run(request: Request) -> None:
         )
     for prompt, text in zip(prompts, written.texts, strict=True):
         print(prompt + text)
+    L = run.task.shape.seq_len
+    if written.cut:
+        print(f"{written.cut} prompts exceed {L:,} tokens: the last {L // 2:,} of each were read")
     if written.turns > 1:
-        L = run.task.shape.seq_len
         print(
             f"longer than the context of {L:,} tokens: written in {written.turns} turns, each "
             f"after the last {L // 2:,} tokens of the one before"

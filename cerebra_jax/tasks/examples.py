@@ -242,15 +242,18 @@ def _tokens(arrays: Arrays) -> np.ndarray:
     return arrays["mask_BxL"].sum(axis=1)
 
 
-def cut(n: int, valid: float, test: float) -> dict[str, np.ndarray]:
+def cut(
+    n: int, valid: float, test: float, order_N: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Returns the row numbers of the three splits of n rows.
 
-    They are slices of RandomState(42)'s permutation, in its order.
+    They are slices of an order, in that order: RandomState(42)'s permutation unless it is given.
 
     train int((1 − valid − test) n), test the last rows, or (test = 0) none: then valid is the last.
     Raises UserError where a split that is asked for gets no row.
     """
-    order_N = np.random.RandomState(42).permutation(n)
+    if order_N is None:
+        order_N = np.random.RandomState(42).permutation(n)
     first = int(round(1.0 - valid - test, 9) * n)
     second = first + int(round(valid, 9) * n) if test else n
     splits = {

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from cerebra_jax.config import TaskCfg
+
 # as pandas, R, SAS, MySQL, Excel and people write what is missing; in lower case
 MISSING = frozenset(
     "|na|n/a|#na|#n/a|#n/a n/a|nan|-nan|1.#qnan|-1.#qnan|1.#ind|-1.#ind|null|#null!|(null)|nil|none"
@@ -105,6 +107,18 @@ def days(text: str, form: str) -> float | None:
     return (when - _EPOCH).total_seconds() / 86_400
 
 
+def value(text: str, form: Form) -> float | None:
+    """Returns what a field of numbers or dates holds, dates as days, None for any other field."""
+    return days(text, form.date) if form.kind == "date" else number(text, form.decimal)
+
+
+def marks_of(task: TaskCfg) -> Marks:
+    """Returns what a configuration says of the marks of a table."""
+    more = frozenset(text.strip().lower() for text in task.missing)
+    decimal = {"comma": ",", "point": ".", "": ""}[task.decimal]
+    return Marks(MISSING | more, decimal, task.dates)
+
+
 def counted(column: Iterable[str], marks: Marks) -> Counter[str]:
     """Returns how often a column holds each field that is not missing."""
     counts = Counter(column)
@@ -145,10 +159,11 @@ def form_of(column: Sequence[str], marks: Marks, file_decimal: str = "", kind: s
     if marks.before:
         numbers = all(_of_before(text) is not None for text in counts)
         return Form("number" if kind == "number" or (counts and numbers) else "category")
-    decimal = marks.decimal or _needed(counts) or file_decimal or "."
+    known = marks.decimal or _needed(counts) or file_decimal
+    decimal = known or "."
     shares = _share(counts, functools.partial(number, decimal=decimal))
     if kind == "number" or shares >= NEARLY:
-        doubt = "" if marks.decimal or file_decimal or _needed(counts) else _doubt(counts)
+        doubt = "" if known else _doubt(counts)
         return Form("number", decimal, "", _others(counts, lambda t: number(t, decimal)), doubt)
     found = _date_form(counts, marks)
     if kind == "date" or found:

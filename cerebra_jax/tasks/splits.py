@@ -7,6 +7,7 @@ several folds. Each is said in a line.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from cerebra_jax.config import RunCfg, TaskCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import fields
 from cerebra_jax.tasks.examples import cut
-from cerebra_jax.tasks.fields import Marks
 from cerebra_jax.tasks.table import Table, known
 from cerebra_jax.tasks.task import SPLITS
 
@@ -67,9 +67,7 @@ def of(
     elif task.stratify:
         found, way = _by_class(task, rows, labels), "at random, in each class"
     else:
-        places = cut(len(rows), task.valid_share, task.test_share)
-        found = {split: [rows[i] for i in ids] for split, ids in places.items()}
-        way = "at random"
+        found, way = _picked(rows, cut(len(rows), task.valid_share, task.test_share)), "at random"
     counts = ", ".join(f"{len(found[split]):,} {split}" for split in SPLITS)
     return found, f"rows are split {way}: {counts}"
 
@@ -96,6 +94,10 @@ def files_of(folder: Path, hint: str) -> dict[str, Path]:
     return found
 
 
+def _picked(rows: Sequence[int], places: dict[str, np.ndarray]) -> Rows:
+    return {split: [rows[i] for i in ids] for split, ids in places.items()}
+
+
 def _sorted_by(split_of_row: Sequence[str], rows: Sequence[int]) -> Rows:
     found: Rows = {split: [] for split in SPLITS}
     for i in rows:
@@ -107,30 +109,25 @@ def _completed(task: TaskCfg, found: Rows) -> Rows:
     """Returns three splits: where none is for validation, a part of train is."""
     if found["valid"]:
         return found
-    train = found["train"]
-    places = cut(len(train), task.valid_share, 0.0)
-    return found | {split: [train[i] for i in places[split]] for split in ("train", "valid")}
+    places = _picked(found["train"], cut(len(found["train"]), task.valid_share, 0.0))
+    return places | {"test": found["test"]}
 
 
 def _by_column(task: TaskCfg, table: Table, rows: Sequence[int]) -> Rows:
     column = table.columns[known(table, task.split_column, "task.split_column")]
     split_of = {name: split for split, names in NAMES.items() for name in names}
-    found: Rows = {split: [] for split in SPLITS}
+    said = [split_of.get(text.strip().lower(), "") for text in column]
     for i in rows:
-        split = split_of.get(column[i].strip().lower())
-        if split is None:
+        if not said[i]:
             what = f"{table.place(i)}: column {task.split_column} holds {column[i]!r}"
             raise UserError(what, "write train, valid or test")
-        found[split].append(i)
-    return _none_empty(_completed(task, found), task.split_column)
+    return _none_empty(_completed(task, _sorted_by(said, rows)), task.split_column)
 
 
 def _by_group(task: TaskCfg, table: Table, rows: Sequence[int]) -> Rows:
     column = table.columns[known(table, task.group, "task.group")]
-    groups = sorted({column[i] for i in rows})
-    size = {group: 0 for group in groups}
-    for i in rows:
-        size[column[i]] += 1
+    size = Counter(column[i] for i in rows)
+    groups = sorted(size)
     wanted = {"test": task.test_share * len(rows), "valid": task.valid_share * len(rows)}
     split_of: dict[str, str] = {}
     taken = {"test": 0, "valid": 0}
@@ -141,34 +138,25 @@ def _by_group(task: TaskCfg, table: Table, rows: Sequence[int]) -> Rows:
         split_of[group] = split
         if split != "train":
             taken[split] += size[group]
-    found: Rows = {split: [] for split in SPLITS}
-    for i in rows:
-        found[split_of[column[i]]].append(i)
-    return _none_empty(found, task.group)
+    return _none_empty(_sorted_by([split_of.get(x, "") for x in column], rows), task.group)
 
 
 def _by_time(task: TaskCfg, table: Table, rows: Sequence[int]) -> Rows:
     name = known(table, task.time, "task.time")
-    marks = Marks(dates=task.dates)
-    form = fields.form_of(table.columns[name], marks)
+    form = fields.form_of(table.columns[name], fields.marks_of(task))
     if form.kind == "category":
         what = f"column {name} holds neither dates nor numbers"
         raise UserError(what, "name its form: --config.task.dates=%d/%m/%Y, say")
     at = []
     for i in rows:
         text = table.columns[name][i]
-        date = form.kind == "date"
-        value = fields.days(text, form.date) if date else fields.number(text, form.decimal)
+        value = fields.value(text, form)
         if value is None:
             what = f"{table.place(i)}: column {name} holds {text!r}, which is no time"
             raise UserError(what, "mend it, or leave the row out")
         at.append(value)
-    order = [rows[k] for k in np.argsort(at, kind="stable")]
-    n = len(order)
-    first = int(round(1.0 - task.valid_share - task.test_share, 9) * n)
-    second = first + int(round(task.valid_share, 9) * n) if task.test_share else n
-    found = {"train": order[:first], "valid": order[first:second], "test": order[second:]}
-    return _none_empty(found, name)
+    order_N = np.argsort(at, kind="stable")
+    return _picked(rows, cut(len(rows), task.valid_share, task.test_share, order_N))
 
 
 def _by_fold(task: TaskCfg, rows: Sequence[int], fold: int) -> Rows:
@@ -177,7 +165,7 @@ def _by_fold(task: TaskCfg, rows: Sequence[int], fold: int) -> Rows:
     rest = np.concatenate([part for i, part in enumerate(parts) if i != fold])
     n = max(1, int(round(task.valid_share, 9) * len(rest)))
     found = {"train": rest[n:], "valid": rest[:n], "test": parts[fold]}
-    return _none_empty({s: [rows[i] for i in ids] for s, ids in found.items()}, "task.folds")
+    return _none_empty(_picked(rows, found), "task.folds")
 
 
 def _by_class(task: TaskCfg, rows: Sequence[int], labels: Sequence[str]) -> Rows:

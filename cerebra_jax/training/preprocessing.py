@@ -80,7 +80,7 @@ def read(workdir: Path) -> dict[str, Any] | None:
     kept = folder.read_json(workdir / FILE)
     if kept is None:
         return None
-    if not isinstance(kept, dict) or not isinstance(kept.get("version"), int):
+    if not isinstance(kept, dict) or not {"version", "lengths", "info", "learnt"} <= kept.keys():
         raise UserError(f"{workdir / FILE} is damaged", "copy the run again")
     if kept["version"] > VERSION:
         what = f"{workdir / FILE} is of a later version ({kept['version']})"

@@ -29,15 +29,10 @@ SMALL = (
 KEYS = ("id", "city", "area", "built", "rent")
 
 
-def rents(n: int = 60) -> list[list[str]]:
-    rng = random.Random(7)
-    rows = []
-    for i in range(n):
-        day = f"{rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.{rng.randint(1990, 2024)}"
-        area = rng.uniform(20, 140)
-        city = rng.choice(["Köln", "München"])
-        rows.append([f"A-{i:05d}", city, f"{area:.1f}", day, f"{1e7 * area:.0f}"])
-    return rows
+@pytest.fixture(scope="session")
+def large(rents):
+    """Returns a function that makes n rows whose rents are about 1e9."""
+    return lambda n: [[*row[:4], f"{float(row[4]) * 1e6:.0f}"] for row in rents(n)]
 
 
 def write(path: Path, rows: list[list[str]], header=KEYS) -> Path:
@@ -52,10 +47,10 @@ def train(file: Path, workdir: Path, *more: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, Path]:
+def made(tmp_path_factory, large) -> tuple[Path, Path]:
     """The folder of a run and its table."""
     folder = tmp_path_factory.mktemp("own")
-    table = write(folder / "plain.csv", rents())
+    table = write(folder / "plain.csv", large(60))
     assert train(table, folder / "run") == 0
     return folder / "run", table
 
@@ -87,11 +82,11 @@ def test_a_copied_run_without_its_table_gives_the_same_bytes(made, run):
     assert all(len(x.replace(".", "").lstrip("-")) >= 12 for x in found)  # all digits of 1e9
 
 
-def test_other_data_are_named_by_eval_and_by_resuming(made, tmp_path, capsys):
+def test_other_data_are_named_by_eval_and_by_resuming(made, tmp_path, capsys, large):
     workdir, table = made
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
-    other = rents()
+    other = large(60)
     for row in other:
         row[2] = f"{float(row[2]) / 10:.2f}"
     kept = table.read_bytes()
@@ -102,7 +97,7 @@ def test_other_data_are_named_by_eval_and_by_resuming(made, tmp_path, capsys):
         (run / "result.json").unlink()
         assert train(table, run) == 2
         assert "trained on: 'area' is not as before" in capsys.readouterr().err
-        write(table, rents() + rents()[:1])
+        write(table, large(60) + large(60)[:1])
         assert main(["eval", f"--workdir={run}"]) == 2
         assert "are not as before" in capsys.readouterr().err
         assert len(predict(run, write(tmp_path / "new.csv", other))) == len(other)
@@ -110,8 +105,10 @@ def test_other_data_are_named_by_eval_and_by_resuming(made, tmp_path, capsys):
         table.write_bytes(kept)
 
 
-def test_a_column_of_the_users_is_never_replaced_and_what_is_new_is_counted(run, tmp_path, capsys):
-    rows = [[*row[:4], "mine"] for row in rents(3)]
+def test_a_column_of_the_users_is_never_replaced_and_what_is_new_is_counted(
+    run, tmp_path, capsys, large
+):
+    rows = [[*row[:4], "mine"] for row in large(3)]
     rows[1][1] = "Ulm"
     found = predict(run, write(tmp_path / "new.csv", rows, (*KEYS[:4], "prediction")))
     assert [row["prediction"] for row in found] == ["mine"] * 3
@@ -121,8 +118,8 @@ def test_a_column_of_the_users_is_never_replaced_and_what_is_new_is_counted(run,
     assert "the answers are in prediction_2" in shown
 
 
-def test_a_number_that_cannot_be_is_named_by_its_line(run, made, tmp_path, capsys):
-    rows = rents(20)
+def test_a_number_that_cannot_be_is_named_by_its_line(run, made, tmp_path, capsys, large):
+    rows = large(20)
     rows[2][2] = "1e300"
     assert main(["predict", f"--workdir={run}", f"--data={write(tmp_path / 'n.csv', rows)}"]) == 2
     assert "n.csv:4: column area holds '1e300'" in capsys.readouterr().err

@@ -52,11 +52,10 @@ def numbers_of(
 def _value(name: str, text: str, form: Form, marks: Marks, where: str) -> float:
     if fields.absent(text, marks):
         return np.nan
-    date = form.kind == "date"
-    value = fields.days(text, form.date) if date else fields.number(text, form.decimal)
+    value = fields.value(text, form)
     what = f"{where}: column {name} holds {text!r}"
     if value is None:
-        kind = "date" if date else "finite number"
+        kind = "date" if form.kind == "date" else "finite number"
         hint = f"mend it, or call it missing: --config.task.missing='{text}'; "
         raise UserError(
             f"{what}, which is no {kind}", f"{hint}or --config.task.types={name}:category"
@@ -212,13 +211,12 @@ class Row:
         found = {}
         for column in self.columns:
             old, texts = column.form, columns[column.name]
-            if old.kind == "category" or self.marks.before:
+            as_before = old.kind == "category" or self.marks.before
+            if as_before or (old.kind == "date" and fields.all_dates(texts, old.date, self.marks)):
                 found[column.name] = old
-                continue
-            new = fields.form_of(texts, self.marks, decimal or old.decimal, old.kind)
-            if old.kind == "date" and fields.all_dates(texts, old.date, self.marks):
-                new = old
-            found[column.name] = new._replace(others=old.others)
+            else:
+                new = fields.form_of(texts, self.marks, decimal or old.decimal, old.kind)
+                found[column.name] = new._replace(others=old.others)
         return found
 
 

@@ -107,17 +107,19 @@ class TabularTask(Examples):
         # the table, which of its columns and rows are used, and how they are written
         given = _found(task)
         table, target = given.table, task.target or synthetic.TARGET
-        marks = fields.BEFORE if before else _marks(task)
+        marks = fields.BEFORE if before else fields.marks_of(task)
         kinds = _given_kinds(task, table)
         forms = _forms(task, table, target, kinds, marks)
         features = [name for name in forms if name != target]
-        log = log if table.file and not before else _say_nothing
-        for line in understood.lines(table, forms, target, kinds, marks):
-            log(line)
+        tells = bool(table.file) and not before  # not of a table that is made up, nor once more
+        if tells:
+            for line in understood.lines(table, forms, target, kinds, marks):
+                log(line)
         rows = _rows(task, table, target, forms[target], marks, log)
         texts = _pick(table.columns[target], rows)
         places, line = splits.of(cfg, table, rows, texts, given.split_of_row)
-        log(line)
+        if tells:
+            log(line)
 
         # the labels
         about_target, labels = _labels(target, forms[target], table, places, marks)
@@ -262,19 +264,8 @@ def _found(task: TaskCfg) -> _Found:
     return _Found(table, [split for split, part in tables.items() for _ in range(part.rows)])
 
 
-def _say_nothing(line: str) -> None:
-    pass
-
-
 def _pick(column: list[str], rows: list[int]) -> list[str]:
     return [column[i] for i in rows]
-
-
-def _marks(task: TaskCfg) -> Marks:
-    """Returns what a configuration says of the marks of a table."""
-    more = frozenset(text.strip().lower() for text in task.missing)
-    decimal = "," if task.decimal == "comma" else "." if task.decimal == "point" else ""
-    return Marks(fields.MISSING | more, decimal, task.dates)
 
 
 def _forms(
@@ -305,7 +296,7 @@ def _forms(
             forms[name] = forms[name]._replace(others=())
     form = fields.form_of(table.columns[target], marks, decimal, given.get(target, ""))
     if form.kind == "date":
-        hint = "use a column of days, or --config.task.types={target}:category"
+        hint = f"use a column of days, or --config.task.types={target}:category"
         raise UserError(f"the target {target} holds dates", hint)
     return forms | {target: form._replace(others=())}
 
@@ -316,7 +307,7 @@ def _given_kinds(task: TaskCfg, table: Table) -> dict[str, str]:
     for entry in words(task.types):
         name, _, kind = entry.rpartition(":")
         if kind not in columns.KINDS:
-            hint = "write NAME:number or NAME:category, with commas"
+            hint = "write NAME:number, NAME:category or NAME:date, with commas"
             raise UserError(f"cannot read {entry!r} in task.types", hint)
         given[name if name == "*" else known(table, name, "task.types")] = kind
     return given

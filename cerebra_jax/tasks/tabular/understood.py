@@ -27,9 +27,9 @@ def lines(
     yield f"{table.file}: {table.rows:,} rows of {len(table.columns)} columns, {table.how}"
     width = max(len(name) for name in list(forms)[:MOST])
     features = [name for name in forms if name != target]
+    counts = {name: fields.counted(table.columns[name], marks) for name in forms}
     for name in [*features[: MOST - 1], target]:
-        counts = fields.counted(table.columns[name], marks)
-        yield _line(name, width, forms[name], counts, table.rows, name == target)
+        yield _line(name, width, forms[name], counts[name], table.rows, name == target)
     if len(features) >= MOST:
         yield f"  and {len(features) - MOST + 1:,} columns more"
     unused = [name for name in table.columns if name not in forms]
@@ -37,8 +37,7 @@ def lines(
         yield f"  not used: {', '.join(unused[:20])}"
     for name in [*features, target]:
         if name not in given and not (name != target and "*" in given):
-            counts = fields.counted(table.columns[name], marks)
-            yield from _doubts(table, name, forms[name], counts, name == target)
+            yield from _doubts(table, name, forms[name], counts[name], name == target)
 
 
 def _line(

@@ -138,7 +138,7 @@ class Encoded(Sketch):
         }
 
     def train_batch(self, *_: Any) -> Batch:
-        """Raises UserError: there is no text to make a batch of."""
+        """Raises UserError, as `pick`, `eval_batches` and `counts` do: there is no text here."""
         no_data()
 
     pick = eval_batches = counts = train_batch

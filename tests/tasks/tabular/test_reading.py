@@ -25,18 +25,6 @@ from cerebra_jax.tasks.task import SPLITS
 HEADER = ("id", "city", "area", "built", "rent")
 
 
-def rents(n: int = 80) -> list[list[str]]:
-    """Rows of an id, a city, an area, a date and a rent."""
-    rng = random.Random(7)
-    rows = []
-    for i in range(n):
-        day = f"{rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.{rng.randint(1990, 2024)}"
-        area = rng.uniform(20, 140)
-        city = rng.choice(["Köln", "München", "Halle (Saale)"])
-        rows.append([f"A-{i:05d}", city, f"{area:.1f}", day, f"{9 * area + rng.gauss(0, 9):.2f}"])
-    return rows
-
-
 def text_of(rows, delimiter=",", header=HEADER) -> str:
     return "".join(delimiter.join(row) + "\n" for row in (header, *rows))
 
@@ -66,15 +54,20 @@ def assert_same(task, other) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("reading")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, rents) -> Path:
     path = tmp_path_factory.mktemp("plain") / "plain.csv"
-    path.write_text(text_of(rents()), encoding="utf-8")
+    path.write_text(text_of(rents(80)), encoding="utf-8")
     return path
 
 
-def forms(folder: Path) -> list[Path]:
+def forms(folder: Path, plain_rows: list[list[str]]) -> list[Path]:
     """The same table as files of every form."""
-    text, rows = text_of(rents()), german(rents())
+    text, rows = text_of(plain_rows), german(plain_rows)
     semicolons = text_of(rows, ";")
     files = {
         "comma.csv": semicolons.encode(),
@@ -94,16 +87,16 @@ def forms(folder: Path) -> list[Path]:
     for name, data in files.items():
         (folder / name).write_bytes(data)
         paths.append(folder / name)
-    columns = dict(zip(HEADER, map(list, zip(*rents(), strict=True)), strict=True))
+    columns = dict(zip(HEADER, map(list, zip(*plain_rows, strict=True)), strict=True))
     typed = columns | {name: [float(x) for x in columns[name]] for name in ("area", "rent")}
     parquet.write_table(pa.table(typed), folder / "typed.parquet")
     feather.write_feather(pa.table(typed), str(folder / "typed.feather"))
     return [*paths, folder / "typed.parquet", folder / "typed.feather"]
 
 
-def test_a_table_in_any_form_is_the_same_task(plain, tmp_path):
+def test_a_table_in_any_form_is_the_same_task(plain, tmp_path, rents):
     want = task_of(plain)
-    for path in forms(tmp_path):
+    for path in forms(tmp_path, rents(80)):
         assert_same(want, task_of(path))
 
 
@@ -160,7 +153,7 @@ def test_the_delimiter_makes_the_rows_alike():
     assert delimiter_of("only\n1,5\n2,5\n") != ","  # a column of decimal commas
 
 
-def test_what_was_understood_is_said_a_line_a_column_and_what_is_doubtful(plain, tmp_path):
+def test_what_was_understood_is_said_a_line_a_column_and_what_is_doubtful(plain, tmp_path, rents):
     said: list[str] = []
     task_of(plain, said)
     assert said[0].endswith("80 rows of 5 columns, UTF-8, fields parted by commas")
@@ -172,7 +165,7 @@ def test_what_was_understood_is_said_a_line_a_column_and_what_is_doubtful(plain,
     assert len(doubts) == 1 and "task.ignore=id" in doubts[0]
     assert said[-1] == "rows are split at random: 64 train, 8 valid, 8 test"
 
-    rows = [[*row[:4], str(i % 4)] for i, row in enumerate(rents())]
+    rows = [[*row[:4], str(i % 4)] for i, row in enumerate(rents(80))]
     rows[7][2] = "foo"
     for row in rows:
         row[0] = "the same"
@@ -190,8 +183,8 @@ def test_what_was_understood_is_said_a_line_a_column_and_what_is_doubtful(plain,
 
 
 @pytest.mark.parametrize("field", ["inf", "1e999", "foo", "1e39"])
-def test_a_target_that_is_no_number_is_named_by_its_line(field, tmp_path):
-    rows = rents()
+def test_a_target_that_is_no_number_is_named_by_its_line(field, tmp_path, rents):
+    rows = rents(80)
     rows[40][4] = field
     path = tmp_path / "t.csv"
     path.write_text(text_of(rows))
@@ -203,8 +196,8 @@ def test_a_target_that_is_no_number_is_named_by_its_line(field, tmp_path):
     assert f"1 of 80 rows have no rent: left out ({path}:42)" in said
 
 
-def test_a_number_beyond_float32_is_named_by_its_line(tmp_path):
-    rows = rents()
+def test_a_number_beyond_float32_is_named_by_its_line(tmp_path, rents):
+    rows = rents(80)
     rows[9][2] = "1e300"
     path = tmp_path / "t.csv"
     path.write_text(text_of(rows))
@@ -213,8 +206,8 @@ def test_a_number_beyond_float32_is_named_by_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["#N/A", "NaN", "-", "", "NULL", "<NA>"])
-def test_marks_of_missing_fields_are_not_categories(mark, tmp_path, plain):
-    rows = rents()
+def test_marks_of_missing_fields_are_not_categories(mark, tmp_path, plain, rents):
+    rows = rents(80)
     rows[3][2] = mark
     path = tmp_path / "t.csv"
     path.write_text(text_of(rows))
@@ -223,7 +216,7 @@ def test_marks_of_missing_fields_are_not_categories(mark, tmp_path, plain):
     assert task.shape == task_of(plain).shape
 
 
-def test_a_run_without_its_table_reads_rows_as_with_it(plain, tmp_path):
+def test_a_run_without_its_table_reads_rows_as_with_it(plain, tmp_path, rents):
     for keys in ({}, {"scale": "quantile"}, {"target": "city"}):
         task = task_of(plain, **keys)
         learnt = json.loads(json.dumps(registry.learnt(task), allow_nan=False))
@@ -237,17 +230,23 @@ def test_a_run_without_its_table_reads_rows_as_with_it(plain, tmp_path):
             k: x.shape for k, x in task.example(5).items()
         }
         want = task.inputs(read(str(plain)))
-        for path in forms(tmp_path):
+        for path in forms(tmp_path, rents(80)):
             found = other.inputs(read(str(path)))
             for name, x in want.items():
                 np.testing.assert_allclose(found[name], x, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.randoms(use_true_random=False), st.floats(0.01, 1000), st.sampled_from(",;\t|"))
-def test_answers_do_not_depend_on_units_orders_names_or_delimiters(rng, factor, delimiter):
+@given(
+    rng=st.randoms(use_true_random=False),
+    factor=st.floats(0.01, 1000),
+    delimiter=st.sampled_from(",;\t|"),
+)
+def test_answers_do_not_depend_on_units_orders_names_or_delimiters(
+    folder, rents, rng, factor, delimiter
+):
     """Rescaling a column, more columns, other order, other delimiter: the same tokens."""
-    rows, folder = rents(40), Path(_folder())
+    rows = rents(40)
     path = folder / "a.csv"
     path.write_text(text_of(rows))
     header = [*HEADER, "more"]
@@ -262,18 +261,7 @@ def test_answers_do_not_depend_on_units_orders_names_or_delimiters(rng, factor, 
     assert_same(task_of(path), task_of(other, ignore="more"))
 
 
-_made: list[str] = []
-
-
-def _folder() -> str:
-    import tempfile
-
-    if not _made:
-        _made.append(tempfile.mkdtemp(prefix="cerebra-test-"))
-    return _made[0]
-
-
-def test_rows_are_split_as_is_asked_for(tmp_path, plain):
+def test_rows_are_split_as_is_asked_for(tmp_path, plain, rents):
     rows = rents(60)
     header = (*HEADER, "when", "part", "who")
     parts = ["train"] * 40 + ["dev"] * 10 + ["test"] * 10
@@ -330,8 +318,8 @@ def test_each_class_has_its_share_where_that_is_asked_for(tmp_path):
     assert shares == {split: pytest.approx(0.1) for split in SPLITS}
 
 
-def test_a_folder_of_splits_is_a_table(tmp_path, plain):
-    rows = rents()
+def test_a_folder_of_splits_is_a_table(tmp_path, plain, rents):
+    rows = rents(80)
     for split, part in (("train", rows[:60]), ("valid", rows[60:70]), ("test", rows[70:])):
         (tmp_path / f"{split}.csv").write_text(text_of(part))
     said: list[str] = []
@@ -353,9 +341,12 @@ def test_typed_columns_that_are_no_fields_are_refused(tmp_path):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([".csv", ".csv.gz", ".parquet", ".tsv.xz"]))
-def test_any_bytes_are_a_table_or_one_line(data, end):
-    path = Path(_folder()) / f"any{end}"
+@given(
+    data=st.binary(max_size=200),
+    end=st.sampled_from([".csv", ".csv.gz", ".parquet", ".tsv.xz"]),
+)
+def test_any_bytes_are_a_table_or_one_line(folder, data, end):
+    path = folder / f"any{end}"
     path.write_bytes(data)
     try:
         table = read(str(path))
