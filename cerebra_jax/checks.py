@@ -68,6 +68,15 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
         yield "net.pooler is set without net.pool", "use net.pool=mean or max"
 
     # options that exclude each other
+    if train.patience:
+        late = {
+            "prune": cfg.prune.on,
+            "quant.bits": bool(cfg.quant.bits),
+            "objective.budget": bool(cfg.objective.budget),
+        }
+        for name in (name for name, on in late.items() if on):
+            hint = "its phases have to end: use train.patience=0"
+            yield f"train.patience is set with {name}", hint
     if cfg.prune.on and net.scan:
         yield "prune is set with net.scan", "layers end at different widths: net.scan=False"
     if cfg.task.buckets > 1 and cfg.objective.budget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 
@@ -21,6 +22,17 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return out
 
 
+def map_named(function: Callable[[str], Any], tree: Any) -> Any:
+    """Returns the tree with each leaf replaced by what the function makes of its name."""
+
+    def walk(prefix: str, node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: walk(f"{prefix}/{k}" if prefix else str(k), v) for k, v in node.items()}
+        return function(prefix)
+
+    return walk("", tree)
+
+
 def label(tree: Any, rules: list[tuple[str, str]]) -> Any:
     """Returns the tree with each leaf replaced by the label of the one rule that matches its name.
 
@@ -28,12 +40,10 @@ def label(tree: Any, rules: list[tuple[str, str]]) -> Any:
     matches: a parameter that no rule covers is a bug.
     """
 
-    def walk(prefix: str, node: Any) -> Any:
-        if isinstance(node, dict):
-            return {k: walk(f"{prefix}/{k}" if prefix else str(k), v) for k, v in node.items()}
-        hits = [name for pattern, name in rules if re.fullmatch(pattern, prefix)]
+    def of(name: str) -> str:
+        hits = [found for pattern, found in rules if re.fullmatch(pattern, name)]
         if len(hits) != 1:
-            raise ValueError(f"{prefix}: {len(hits)} rules match {hits}")
+            raise ValueError(f"{name}: {len(hits)} rules match {hits}")
         return hits[0]
 
-    return walk("", tree)
+    return map_named(of, tree)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import cerebra_jax
+from cerebra_jax import trees
 from cerebra_jax.errors import UserError
 from cerebra_jax.main import main
 from cerebra_jax.tasks.examples import cut
@@ -151,6 +152,57 @@ def test_a_finished_run_may_become_longer(made, tmp_path):
     assert (old["steps"], new["steps"]) == (40, 44) and old["params_sha256"] != new["params_sha256"]
     with pytest.raises(UserError, match="'44 steps' -> '40 steps'"):
         cerebra_jax.train(cfg, tmp_path / "run", print)
+
+
+def test_a_run_begins_from_another_ones_weights_and_what_is_frozen_stays(made, tmp_path):
+    folder, cfg, run, *_ = made["regression"]
+    train = dataclasses.replace(cfg.train, duration="3 steps", freeze=("embed/*", "*/router/*"))
+    new = dataclasses.replace(cfg, train=train, init_from=str(folder), seed=5)
+    said: list[str] = []
+    tuned = cerebra_jax.train(new, tmp_path / "tuned", said.append)
+    [line] = [line for line in said if line.startswith("begins from")]
+    assert f"begins from step {run.step:,} of {folder}" in line and "afresh" not in line
+    before, after = (trees.named_leaves(r.variables["params"]) for r in (run, tuned))
+    for name, array in before.items():
+        still = name.startswith("embed/") or "/router/" in name
+        assert np.array_equal(array, after[name]) == still, name
+
+    # a table of other categories has other tokens, and a pattern without a parameter is a mistake
+    lines = _lines("regression", random.Random(1))
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(line.replace(",b,", ",d,") for line in lines) + "\n")
+    task = dataclasses.replace(cfg.task, path=str(other))
+    said.clear()
+    cerebra_jax.train(dataclasses.replace(new, task=task), tmp_path / "other", said.append)
+    [line] = [line for line in said if line.startswith("begins from")]
+    assert line.endswith("; afresh: columns/bias, embed/table")
+    train = dataclasses.replace(train, freeze=("body/*",))
+    with pytest.raises(UserError, match="'body/\\*' names no parameter"):
+        cerebra_jax.train(dataclasses.replace(new, train=train), tmp_path / "none", print)
+    with pytest.raises(UserError, match="nowhere holds no run"):
+        bad = dataclasses.replace(new, init_from=str(tmp_path / "nowhere"))
+        cerebra_jax.train(bad, tmp_path / "none", print)
+
+
+def test_a_run_that_gets_no_better_ends_early_and_is_whole(made, tmp_path):
+    _, cfg, *_ = made["classification"]
+    train = dataclasses.replace(
+        cfg.train, lr=0.0, duration="30 steps", eval_every="2 steps", patience=2
+    )
+    said: list[str] = []
+    run = cerebra_jax.train(dataclasses.replace(cfg, train=train), tmp_path / "run", said.append)
+    [line] = [line for line in said if "stopped early" in line]
+    assert line.startswith("step 6 · 2 validations were no better than that of step 2")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["planned_steps"]) == (6, 30)
+    assert result["best_step"] == run.step
+    assert result["tokens"] == 6 * 16 * result["seq_len"]
+
+    # it goes on where it is given more patience
+    train = dataclasses.replace(train, duration="32 steps", patience=3)
+    cerebra_jax.train(dataclasses.replace(cfg, train=train), tmp_path / "run", said.append)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["steps"], result["planned_steps"]) == (8, 32)
 
 
 def test_eval_tells_each_class_apart(made, tmp_path, capsys):

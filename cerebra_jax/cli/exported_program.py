@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from cerebra_jax import config
 from cerebra_jax.checks import require
 from cerebra_jax.cli import model_card as card
+from cerebra_jax.cli import readers
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cost.device import present_platform
 from cerebra_jax.errors import UserError
@@ -25,56 +25,6 @@ from cerebra_jax.training import preprocessing
 PLATFORMS = ("cpu", "cuda", "tpu")
 # the entries of a batch that the forward pass does not read
 _NOT_READ = ("labels_BxL", "w_BxL", "ex_B", "index_B", "weight_B")
-USE = """import numpy as np
-from jax import export
-
-with open("{name}", "rb") as file:
-    run = export.deserialize(file.read())
-batch = {{{batch}}}
-print(run.call(batch))  # {output}, float32"""
-
-
-USE_TABLE = """import json
-import numpy as np
-from jax import export
-
-with open("{name}", "rb") as file:
-    run = export.deserialize(file.read())
-with open("{name}.preprocessing.json", encoding="utf-8") as file:
-    kept = json.load(file)["learnt"]
-
-
-def batch(rows):  # dicts of fields as text; "" is missing, dates are days since 1970-01-01
-    ids, values, first = [np.zeros(len(rows))], [np.ones(len(rows))], 1
-    for name, c in kept["columns"].items():
-        fields = [row[name] for row in rows]
-        if c["kind"] == "category":
-            place = {"": 1} | {text: i for i, text in enumerate(c["categories"], start=2)}
-            own, x = [place.get(text, 0) for text in fields], np.ones(len(rows))
-        else:
-            raw = np.array([float(text or "nan") for text in fields])
-            own = np.isnan(raw)
-            x = np.interp(raw, *c["points"]) if c["points"] else (raw - c["mean"]) / c["sd"]
-        ids.append(first + np.array(own))
-        values.append(np.where(np.isnan(x), 1, x))
-        first += 2 + len(c.get("categories", ()))
-    ids, values = np.stack(ids, 1), np.stack(values, 1)
-    return {"inputs_BxL": ids.astype(np.int32), "values_BxL": values.astype(np.float32)}
-
-
-rows = [{row}]
-logits, target = np.asarray(run.call(batch(rows))), kept["target"]
-if "classes" in target:
-    print([target["classes"][i] for i in logits.argmax(1)])
-else:
-    print(logits[:, 0] * target["sd"] + target["mean"])  # in the target's unit"""
-
-USE_ONNX = """import numpy as np
-import onnxruntime
-
-run = onnxruntime.InferenceSession("{name}")
-batch = {{{batch}}}
-print(run.run(None, batch)[0])  # {output}, float32"""
 
 
 class Form(NamedTuple):
@@ -128,7 +78,7 @@ def onnx(cfg: config.RunCfg, source: Path, to: Path, rows: int, say: Callable[[s
     # the file and its card
     _put(to, blob)
     output = f"logits {'x'.join(map(str, want.shape))}"
-    use = USE_ONNX.format(name=to.name, batch=_zeros(batch, str(rows)), output=output)
+    use = readers.ONNX.format(name=to.name, batch=_zeros(batch, str(rows)), output=output)
     for path in card.write(to, card.Made(cfg, task, run.step, run.score, facts), use):
         say(f"written: {path}")
     for fact in facts:
@@ -187,11 +137,8 @@ def write(
     blob = bytes(exported.serialize())
     # the file and its card
     _put(to, blob)
-    shape = "x".join(map(str, exported.out_avals[0].shape))
-    use = USE.format(name=to.name, batch=_zeros(example, "2"), output=f"logits {shape}")
-    if cfg.task.name == "tabular":
-        empty = json.dumps(dict.fromkeys(run.task.columns, ""), ensure_ascii=False)
-        use = USE_TABLE.replace("{name}", to.name).replace("{row}", empty)
+    output = f"logits {'x'.join(map(str, exported.out_avals[0].shape))}"
+    use = readers.of(to.name, cfg, task, _zeros(example, "2"), output)
     platforms = ", ".join(form.platforms)
     inputs = ", ".join(f"{name} {x.dtype}{[*x.shape[1:]]}" for name, x in example.items())
     facts.append(f"inputs, b rows: {inputs}")

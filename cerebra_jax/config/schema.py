@@ -45,6 +45,9 @@ class TaskCfg:
     tokenizer: str = _f(
         "bpe", "tokenizer; words for intent only", of=("bpe", "words", "bytes", "gpt2")
     )
+    tokenizer_from: str = _f(
+        "", "folder of a run whose bpe or words are taken as they are; empty: learnt from the texts"
+    )
     vocab_size: int = _f(
         4096,
         "tokens of a BPE or of words at most, or symbols of a synthetic task",
@@ -106,6 +109,16 @@ class TaskCfg:
         "standard",
         "how columns of numbers are scaled, by training rows",
         of=("standard", "quantile"),
+    )
+    target_scale: str = _f(
+        "standard",
+        "what a regression learns: the number, its logarithm (of positive ones), or its quantile",
+        of=("standard", "log", "quantile"),
+    )
+    class_weights: tuple[str, ...] = _f(
+        (),
+        "how much classes count in training: balanced, or NAME:WEIGHT of some; empty: alike",
+        item=str,
     )
     min_count: int = _f(
         2, "a category or word that training shows less often is one with those never seen", lo=1
@@ -443,11 +456,17 @@ class TrainCfg:
     b2: float = _f(0.95, "AdamW beta 2", lo=0.0, hi=0.99999)
     weight_decay: float = _f(0.1, "AdamW weight decay, on matrices only", lo=0.0, hi=10.0)
     clip: float = _f(1.0, "global gradient norm is clipped to this", lo=1e-6, hi=1e9)
+    freeze: tuple[str, ...] = _f(
+        (), "parameters that stay as they begin: names, with * for any signs: embed/*", item=str
+    )
     max_skips: int = _f(3, "non-finite steps in a row that are skipped before the run stops", lo=0)
     devices: int = _f(0, "devices to use; 0: all", lo=0)
     log_every: str = _f("0.1 frac", "interval of a printed line")
     eval_every: str = _f("0.5 frac", "interval of a validation pass")
     checkpoint_every: str = _f("0.25 frac", "interval of a checkpoint")
+    patience: int = _f(
+        0, "validations in a row without a better one that end a run early; 0: never", lo=0
+    )
 
 
 @dataclass(frozen=True)
@@ -554,6 +573,7 @@ class RunCfg:
         "FLOPs, or the model with a random router",
         of=("", "dense", "equal_flops", "random"),
     )
+    init_from: str = _f("", "folder of a run from whose weights this one begins; empty: afresh")
     task: TaskCfg = field(default_factory=TaskCfg)
     net: NetCfg = field(default_factory=NetCfg)
     objective: ObjectiveCfg = field(default_factory=ObjectiveCfg)

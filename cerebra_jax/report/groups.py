@@ -40,7 +40,9 @@ def identity(values: Mapping[str, Any], result: Mapping[str, Any]) -> Identity:
     flat = {key: _hashable(value) for key, value in _flat(config.renewed(values))}
     for key in NOT_IDENTITY:
         flat.pop(key, None)
-    sha256 = result.get("data", {}).get("sha256", "")
+    data = result.get("data", {})
+    # folds are splits of the same rows
+    sha256 = data.get("fields_sha256" if flat.get("task.folds") else "sha256", "")
     return flat | {"data": f"{result['dataset']} {sha256[:8]}".strip()}
 
 

@@ -323,6 +323,8 @@ def provenance(groups: Groups) -> str:
     day = datetime.date.fromtimestamp(written)
     hours = sum(run.result["wall_s"] for run in runs) / 3600
     notices = sorted({run.notice for run in runs} - {""})
+    folds = all(run.config["task"].get("folds") for run in runs)
+    repeats = "folds, whose training rows overlap" if folds else "seeds"
     return (
         f"Data {all_of(lambda run: run.dataset)}; {all_of(size)}, "
         f"L = {all_of(lambda run: run.seq_len)}; "
@@ -331,7 +333,7 @@ def provenance(groups: Groups) -> str:
         f"{all_of(machine)}; {hours:.1f} hours in all, {day}; "
         f"commit {all_of(lambda run: str(run.result['commit'])[:12])}."
         f"{''.join(f' {notice}.' for notice in notices)} "
-        "± is the standard deviation over seeds. "
+        f"± is the standard deviation over {repeats}. "
         f"Costs count {all_of(lambda run: run.costs.unit)} and are relative to the dense "
         "Transformer of the same shape: expected and hard count causal attention as half the "
         "square, executed what the program runs."

@@ -83,6 +83,20 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
         hint = "it is for task.name=intent, in the place of task.path"
         yield f"task.tfds is set beside task.name={cfg.task.name}", hint
 
+    if cfg.task.tokenizer_from:
+        if cfg.task.name not in ("text", "intent"):
+            hint = "it is for texts and intents: leave it empty"
+            yield f"task.tokenizer_from is set for task.name={cfg.task.name}", hint
+        elif cfg.task.tokenizer not in ("bpe", "words"):
+            hint = "nothing of it is learnt: leave it empty"
+            yield f"task.tokenizer_from is set for task.tokenizer={cfg.task.tokenizer}", hint
+    if cfg.task.class_weights and cfg.task.name not in TABLES:
+        hint = "it is for the classes of tabular and intent: leave it empty"
+        yield f"task.class_weights is set for task.name={cfg.task.name}", hint
+    if cfg.task.target_scale != "standard" and cfg.task.name != "tabular":
+        hint = "it is for the numbers of tabular: use task.target_scale=standard"
+        yield f"task.target_scale is set for task.name={cfg.task.name}", hint
+
     yield from task.check(cfg)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Pairs = Mapping[str, tuple[Any, Any]]  # name -> (sum, count), arrays; "loss" is always among them
 Log = Callable[[str], None]  # is told, line by line, what a person should know
 SPLITS = ("train", "valid", "test")
+PREPROCESSING = "preprocessing.json"  # in a run's folder: what its task learnt from the data
 
 
 class Shape(NamedTuple):

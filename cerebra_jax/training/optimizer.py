@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import optax
 
 from cerebra_jax import trees
 from cerebra_jax.config import TrainCfg
+from cerebra_jax.errors import UserError
 from cerebra_jax.policies.schedule import Length
 
 # every parameter of every model, by name, exactly once
@@ -37,17 +40,42 @@ def learning_rate(cfg: TrainCfg, length: Length) -> optax.Schedule:
 
 
 def make(cfg: TrainCfg, length: Length) -> optax.GradientTransformation:
-    """Returns clipping by the global norm, then AdamW.
+    """Returns clipping by the global norm, then AdamW; what cfg.freeze names stays as it is.
 
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
 
-    def decayed(params: Any) -> Any:
-        return jax.tree.map(lambda lab: lab == "decay", trees.label(params, DECAY_RULES))
+    def still(params: Any) -> Any:
+        names = frozen(cfg.freeze, trees.named_leaves(params))
+        return trees.map_named(lambda name: name in names, params)
 
+    def decayed(params: Any) -> Any:
+        labels = trees.label(params, DECAY_RULES)
+        return jax.tree.map(lambda lab, held: lab == "decay" and not held, labels, still(params))
+
+    first = [optax.masked(optax.set_to_zero(), still)] if cfg.freeze else []
     return optax.chain(
+        *first,
         optax.clip_by_global_norm(cfg.clip),
         optax.scale_by_adam(cfg.b1, cfg.b2),
         optax.add_decayed_weights(cfg.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate(cfg, length)),
     )
+
+
+def frozen(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Returns the parameters that train.freeze names; `*` stands for any signs.
+
+    UserError where a pattern names none, or nothing is left to train.
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        own = fnmatch.filter(names, pattern)
+        if not own:
+            some = ", ".join(names[:: max(1, len(names) // 5)])
+            raise UserError(f"train.freeze: {pattern!r} names no parameter", f"some: {some}")
+        found.update(own)
+    if found and len(found) == len(names):
+        raise UserError("train.freeze holds every parameter still", "freeze fewer")
+    return found

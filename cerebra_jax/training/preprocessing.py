@@ -17,10 +17,10 @@ from typing import Any
 from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import registry
-from cerebra_jax.tasks.task import Log, Task
+from cerebra_jax.tasks.task import PREPROCESSING, Log, Task
 from cerebra_jax.training import workdir as folder
 
-FILE = "preprocessing.json"
+FILE = PREPROCESSING
 VERSION = 1
 
 

@@ -97,6 +97,13 @@ class Recorder:
         """Returns the validation line of a step, None where it was not evaluated."""
         return self.log.validation(step)
 
+    def best(self) -> tuple[int, int]:
+        """Returns the step of the best validation so far, and how many came after it."""
+        lines = [line for line in self.log.lines if line["split"] == "valid"]
+        scores = [self.experiment.score(line) for line in lines]
+        first = scores.index(min(scores))
+        return lines[first]["step"], len(lines) - 1 - first
+
     def sync(self) -> None:
         """Puts all lines on the disk, so that no checkpoint is ahead of them."""
         self.log.sync()

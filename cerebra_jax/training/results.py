@@ -36,6 +36,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 class Ended(NamedTuple):
     """How a run ended."""
 
+    steps: int  # optimizer steps that it took; fewer than planned where it stopped early
     best: int  # step of the best checkpoint by validation
     serving: Serving  # its program
     valid: dict[str, Any]  # its lines
@@ -143,7 +144,7 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     e = programs.experiment
     task, cfg, model = e.task, e.cfg, e.model_of(ended.serving)
     steps = [line for line in metrics.read(log) if line["split"] == "train"]
-    lengths = _lengths(e, steps)
+    lengths = _lengths(e, steps, ended.steps)
     tokens = cfg.train.batch_size * sum(lengths)
     laps = [line["step_ms"] for line in steps if line["step_ms"]]
     step_ms = statistics.median(laps) if laps else None
@@ -159,21 +160,23 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
         "causal": model.causal,
         "seed": cfg.seed,
         "params": parameters(e.like.params),
-        "steps": e.length.total,
+        "steps": ended.steps,
         "seq_len": e.sizes.tokens,
         "tokens": tokens,
     }
     if task.shape.lengths:
         found["steps_of_length"] = collections.Counter(map(str, lengths))
     found["best_step"] = ended.best
+    if ended.steps < e.length.total:
+        found["planned_steps"] = e.length.total
     if cfg.quant.bits:
         found |= {"bits": 8, "bits_from_step": e.quantized_from}
     return found | {
         "val": ended.valid,
         "test": ended.test,
-        "costs": _costs(e, model, steps, ended.test),
+        "costs": _costs(e, model, steps, ended),
         "step_ms": step_ms,
-        "tokens_per_s": step_ms and tokens / e.length.total / step_ms * 1e3,
+        "tokens_per_s": step_ms and tokens / ended.steps / step_ms * 1e3,
         "wall_s": ended.wall,
         **memory(programs.devices),
         "device": environment(programs.devices) | {"host_platform": platform.platform()},
@@ -183,21 +186,22 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     }
 
 
-def _lengths(e: Experiment, steps: list[dict[str, Any]]) -> list[int]:
+def _lengths(e: Experiment, steps: list[dict[str, Any]], total: int) -> list[int]:
     """Returns the tokens of an example of each step."""
     if e.task.shape.lengths:
         return [line["length"] for line in steps]
-    return [e.sizes.tokens] * e.length.total
+    return [e.sizes.tokens] * total
 
 
 def _costs(
-    e: Experiment, model: models.Model, steps: list[dict[str, Any]], test: dict[str, Any]
+    e: Experiment, model: models.Model, steps: list[dict[str, Any]], ended: Ended
 ) -> dict[str, Any]:
     """Returns the costs of a run and of its result.
 
     FLOPs are forward, per token, 1 MAC = 2 FLOPs; relative ones are shares of dense.
     """
     # of the result, on the test split
+    test = ended.test
     L, unit = e.sizes.tokens, model.unit
     dense, dense_executed = (
         cost / L for cost in models.dense_costs(model.net, L, e.task.shape.vocab_size, unit)
@@ -207,9 +211,9 @@ def _costs(
     executed_flops = round(test["executed_rel_flops"] * model.dense.executed_flops) / L
 
     # of training
-    first = e.sampling.first if e.sampling else e.length.total
-    own = sampler_flops(e) * max(0, e.length.total - first)
-    train_total = _trained(e, steps) + own
+    first = e.sampling.first if e.sampling else ended.steps
+    own = sampler_flops(e) * max(0, ended.steps - first)
+    train_total = _trained(e, steps, ended.steps) + own
     macs = " (1 MAC = 2 FLOPs)" if unit.name == "flops" else ""
     return {
         "counts": unit.name,
@@ -230,15 +234,15 @@ def _costs(
     }
 
 
-def _trained(e: Experiment, steps: list[dict[str, Any]]) -> int:
+def _trained(e: Experiment, steps: list[dict[str, Any]], total: int) -> int:
     """Returns the executed FLOPs of all training steps, each in the program that took it."""
     if e.sizes.slots:
         ran = [line["program"] for line in steps]
     elif e.sizes.plan:
-        ran = [e.sizes.plan.bucket(step) for step in range(e.length.total)]
+        ran = [e.sizes.plan.bucket(step) for step in range(total)]
     else:
-        ran = [0] * e.length.total
-    pairs = zip(ran, _lengths(e, steps), strict=False)
+        ran = [0] * total
+    pairs = zip(ran, _lengths(e, steps, total), strict=False)
     forward = sum(e.sizes.model(size, tokens).cost.executed_flops for size, tokens in pairs)
     passes = train_factor(e.cfg.net.remat, e.sizes.platform or present_platform())
     return passes * forward * e.cfg.train.batch_size

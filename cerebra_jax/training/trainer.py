@@ -26,6 +26,7 @@ from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import finished, lines, metrics, preprocessing, results, step
 from cerebra_jax.training.checkpoint import Checkpoints, digest
 from cerebra_jax.training.experiment import Experiment, Serving, prepare
+from cerebra_jax.training.initial import begun
 from cerebra_jax.training.lines import Evaluated, Measured
 from cerebra_jax.training.parallel import DataParallel
 from cerebra_jax.training.programs import Program, Programs
@@ -102,7 +103,7 @@ class Trainer:
         found = self.checkpoints.latest(e.like)
         if found is None:
             self.checkpoints.preflight(e.like)
-            host, self.start = e.fresh(), Position()
+            host, self.start = begun(e.cfg, e.task, e.fresh(), self.screen.say), Position()
         else:
             host, self.start = found.state, self._resumed(found.meta, found.step)
 
@@ -134,7 +135,7 @@ class Trainer:
         at = self.start.step
         while True:
             saved = self._checked(at)
-            if at == self.experiment.length.total:
+            if at == self.experiment.length.total or self._exhausted(at):
                 return
             if self.stop():
                 self._preempt(at, saved)
@@ -159,6 +160,21 @@ class Trainer:
         else:
             self.checkpoints.check()
         return saves or at == self.start.step
+
+    def _exhausted(self, at: int) -> bool:
+        """Returns whether so many validations, the one at `at` the last, were no better."""
+        patience = self.experiment.cfg.train.patience
+        if not patience or self.recorder.validation(at) is None:
+            return False
+        best, since = self.recorder.best()
+        if since < patience:
+            return False
+        plural = "validations were" if since > 1 else "validation was"
+        self.screen.say(
+            f"step {at:,} · {since} {plural} no better than that of step {best:,}: "
+            f"stopped early (train.patience)"
+        )
+        return True
 
     def _calibrate(self, at: int) -> None:
         """Measures the thresholds on held-out batches."""
@@ -303,9 +319,10 @@ class Trainer:
         valid = valid or lines.evaluate(self.programs, what, "valid", self.stop)
         test = valid and lines.evaluate(self.programs, what, "test", self.stop)
         if valid is None or test is None:
-            self._preempt(self.experiment.length.total, True)
+            self._preempt(int(self.state.step), True)
         self.recorder.test(test)
-        ended = results.Ended(best.step, serving, valid, test, final, self._wall())
+        steps = int(self.state.step)
+        ended = results.Ended(steps, best.step, serving, valid, test, final, self._wall())
         return results.result(self.programs, self.recorder.path, ended)
 
 

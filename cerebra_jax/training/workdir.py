@@ -23,8 +23,8 @@ from typing import Any
 from cerebra_jax import config
 from cerebra_jax.errors import Busy, UserError
 
-# where prepared data lies, who computes, and how a DCT is computed: not what
-MAY_CHANGE = ("task.cache_dir", "train.devices", "net.route.dct", "net.remat")
+# where prepared data lies, who computes, how a DCT is computed and when to stop: not what
+MAY_CHANGE = ("task.cache_dir", "train.devices", "train.patience", "net.route.dct", "net.remat")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -71,6 +71,15 @@ def predict(run: Path, data: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def reader(to: Path, *change: str) -> dict[str, Any]:
+    """Runs the reader in the card of an exported program, changed, and returns its names."""
+    code = Path(f"{to}.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert change[0] in code
+    scope: dict[str, Any] = {}
+    exec(code.replace(*change).replace(f'"{to.name}', f'"{to}'), scope)
+    return scope
+
+
 def test_a_copied_run_without_its_table_gives_the_same_bytes(made, run):
     workdir, table = made
     predict(workdir, table)
@@ -160,7 +169,6 @@ def test_an_exported_table_reads_its_rows_alone(run, made, tmp_path):
     to = tmp_path / "model.stablehlo"
     words = ["export", f"--workdir={run}", "--format=stablehlo", f"--to={to}", "--platforms=cpu"]
     assert main(words) == 0
-    code = Path(f"{to}.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     table = read(str(made[1]))
     found = predict(run, made[1])
     names = ("area", "built", "city", "id")
@@ -170,13 +178,10 @@ def test_an_exported_table_reads_its_rows_alone(run, made, tmp_path):
         day, month, year = row["built"].split(".")
         days = np.datetime64(f"{year}-{month}-{day}") - np.datetime64("1970-01-01")
         rows.append(row | {"built": str(days.astype(int))})
-    head, tail = code.split("rows = [")
-    code = f"{head}rows = {rows!r}\n{tail.partition(chr(10))[2]}"
-    code = code.replace("    print(logits", "    found = (logits")
-    scope: dict[str, Any] = {}
-    exec(code.replace(f'"{to.name}', f'"{to}'), scope)
+    empty = json.dumps(dict.fromkeys(names, ""))
+    scope = reader(to, f"rows = [{empty}]", f"rows = {rows!r}")
     want = [float(row["prediction"]) for row in found[:5]]
-    np.testing.assert_allclose(scope["found"], want, rtol=1e-5)
+    np.testing.assert_allclose(scope["y"], want, rtol=1e-5)
 
 
 def test_texts_with_new_words_and_empty_ones_have_answers(tmp_path, capsys):
@@ -204,3 +209,15 @@ def test_texts_with_new_words_and_empty_ones_have_answers(tmp_path, capsys):
         each = [float(row[f"probability of {label}"]) for label in said]
         assert sum(each) == pytest.approx(1) and max(each) == float(row["probability"])
         assert row["prediction"] == list(said)[int(np.argmax(each))]
+
+    # the reader in the card of a program: the same answers without this package
+    to = tmp_path / "model.stablehlo"
+    words = ["export", f"--workdir={tmp_path / 'run'}", "--format=stablehlo", f"--to={to}"]
+    assert main([*words, "--platforms=cpu"]) == 0
+    asked = ["zzzz qqqq", "", "are you open"]
+    scope = reader(to, 'texts = [""]', f"texts = {asked!r}")
+    power_NxC = np.exp(scope["logits"])
+    for row, power_C in zip(found, power_NxC / power_NxC.sum(1, keepdims=True), strict=True):
+        names = scope["kept"]["classes"]
+        want = [float(row[f"probability of {label}"]) for label in names]
+        np.testing.assert_allclose(power_C, want, atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.errors import UserError
-from cerebra_jax.report import groups, runs
+from cerebra_jax.report import groups, runs, tables
 
 OTHER = {
     bool: lambda v: not v,
@@ -43,6 +43,16 @@ def test_other_data_of_the_same_name_are_another_group(make_run):
         "chiar, data=wikitext2 aaaaaaaa",
         "chiar, data=wikitext2 bbbbbbbb",
     ]
+
+
+def test_folds_of_the_same_rows_are_repeats(make_run):
+    made = []
+    for seed in range(2):
+        data = {"sha256": f"{seed}" * 64, "fields_sha256": "f" * 64}
+        made.append(make_run(f"{seed}", "chiar", seed, 1.0 + seed, {"task.folds": 2}, data=data))
+    [group] = runs.load(made).values()
+    assert len(group) == 2
+    assert "standard deviation over folds" in tables.provenance(runs.load(made))
 
 
 def test_names_are_what_tells_groups_apart(make_run):

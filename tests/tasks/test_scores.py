@@ -1,10 +1,15 @@
 """Figures of pooled heads against their definitions, and against sums taken in pieces."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cerebra_jax.config import TaskCfg
+from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import scores
+from cerebra_jax.tasks.tabular.target import Target
 from cerebra_jax.types import Out
 
 C, D = 5, 4
@@ -79,6 +84,53 @@ def test_regression_figures_are_their_definitions():
     assert got["mae"] == pytest.approx(1000 * np.abs(miss[real]).mean(), rel=1e-5)
     assert got["r2"] == pytest.approx(1 - (miss[real] ** 2).mean() / labels[real].var(), rel=1e-4)
     assert "r2" not in scores.errors(total([p[1] for p in parts]), 1.0, None)
+
+
+def test_classes_count_by_their_weights_in_the_total_alone():
+    out, logits = made(60, C)
+    labels = np.random.RandomState(2).randint(0, C, 60).astype(np.int32)
+    batch = {"labels_BxL": jnp.asarray(labels[:, None]), "w_BxL": jnp.ones((60, 1))}
+    cfg = TaskCfg(class_weights=("balanced",))
+    weight_C = scores.weights(cfg, list("abcdefgh"[:C]), labels)
+    nats, sums = scores.classify(out, batch, True, weight_C)
+    _, alike = scores.classify(out, batch)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    nats_N = -log_p[np.arange(60), labels]
+    # balanced: the sum is that of the means of the classes, each as large as any other
+    means = [nats_N[labels == c].mean() for c in range(C)]
+    assert float(nats) == pytest.approx(60 * np.mean(means), rel=1e-5)
+    np.testing.assert_allclose(sums["each"][0], weight_C[labels] * nats_N, rtol=1e-4)
+    assert all(np.array_equal(sums[name][0], alike[name][0]) for name in alike)
+
+    named = TaskCfg(class_weights=("b:3",))
+    assert scores.weights(named, ["a", "b"], labels).tolist() == [1, 3]
+    with pytest.raises(UserError, match="'x', which is no class"):
+        scores.weights(TaskCfg(class_weights=("x:3",)), ["a", "b"], labels)
+    assert scores.check_weights(TaskCfg(class_weights=("b:0",)))
+
+
+@pytest.mark.parametrize("scale", ["standard", "log", "quantile"])
+def test_a_target_comes_back_in_its_own_unit(scale):
+    y_N = np.exp(np.random.RandomState(3).standard_normal(500)) * 1e5
+    target = Target.fit("y", y_N, scale)
+    label_N = target.labels(y_N)
+    assert abs(label_N.mean()) < 1e-3 and label_N.std() == pytest.approx(1, abs=0.02)
+    inner_N = np.argsort(y_N)[5:-5]  # quantiles end at the training rows
+    back_N = target.values(label_N.astype(np.float64))
+    np.testing.assert_allclose(back_N[inner_N], y_N[inner_N], rtol=5e-2)
+    assert Target.restored(json.loads(json.dumps(target.learnt()))) == target
+    # in the step as on the host
+    z_N = np.linspace(-2, 2, 50, dtype=np.float32)
+    inside_N = target.values(jnp.asarray(z_N), jnp)
+    np.testing.assert_allclose(inside_N, target.values(z_N.astype(np.float64)), rtol=1e-4)
+    # figures are errors of the numbers, whatever the loss is of
+    out, z = made(60, 1)
+    batch = {"labels_BxL": jnp.asarray(label_N[:60, None]), "w_BxL": jnp.ones((60, 1))}
+    _, sums = scores.regress(out, batch, value=lambda z: target.values(z, jnp) / target.unit)
+    miss_N = target.values(z[:, 0].astype(np.float64)) - target.values(label_N[:60].astype(float))
+    got = scores.errors(total([sums]), target.unit, None)
+    assert got["rmse"] == pytest.approx(np.sqrt((miss_N**2).mean()), rel=1e-4)
+    assert got["mae"] == pytest.approx(np.abs(miss_N).mean(), rel=1e-4)
 
 
 def test_what_is_not_finite_shows_in_the_loss():

@@ -6,6 +6,7 @@ And n-grams of its words.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from json import loads
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +28,19 @@ def learn(task: TaskCfg, train: list[str], before: bool = False) -> Tokenizer:
     """
     if task.tokenizer == "bytes":
         return tokenizer.Bytes()
+    if task.tokenizer_from:
+        return of_json(**tokenizer.of_run(task))
     if task.tokenizer == "words":
         return Words.learnt(train, task.min_count, task.vocab_size, before)
     if task.tokenizer == "gpt2":
         return tokenizer.Bpe(tokenizer.gpt2(Path(task.gpt2_dir).expanduser()), "gpt2")
     blocks = (_spaced(text).encode() for text in train)
     return tokenizer.Bpe(tokenizer.train_bpe(blocks, task.vocab_size), "bpe")
+
+
+def of_json(name: str, json: str, before: bool) -> Tokenizer:
+    """Returns the tokenizer of this name and JSON; before: words are those of version 0.1."""
+    return Words(loads(json), before) if name == "words" else tokenizer.named(name, json)
 
 
 def encode(tok: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

@@ -6,7 +6,6 @@ of what belongs to no intent, and the figures then tell intents and that class a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +17,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import scores, splits
 from cerebra_jax.tasks.examples import Arrays, Examples, digest, digest_of_texts
 from cerebra_jax.tasks.intent import read
-from cerebra_jax.tasks.intent.encoder import Encoder, encode, learn
+from cerebra_jax.tasks.intent.encoder import Encoder, encode, learn, of_json
 from cerebra_jax.tasks.intent.subwords import MOST, NONE, Subwords
 from cerebra_jax.tasks.intent.words import UNKNOWN, Words
 from cerebra_jax.tasks.registry import register
@@ -33,7 +32,6 @@ from cerebra_jax.tasks.task import (
     host_rows,
 )
 from cerebra_jax.tasks.text import reading
-from cerebra_jax.tasks.text.tokenizer import named
 from cerebra_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -58,6 +56,7 @@ class IntentTask(Examples):
 
     choice = scores.ACCURACY
     padded = True
+    weight_C: np.ndarray | None = None  # how much each class counts in training; None: alike
 
     def __init__(self, splits: dict[str, Arrays], encoder: Encoder, about: About, cfg: TaskCfg):
         super().__init__(splits)
@@ -101,6 +100,7 @@ class IntentTask(Examples):
         task = cfg.task
         yield from check_vocabulary(cfg)
         yield from splits.check(cfg)
+        yield from scores.check_weights(task)
         if task.subwords and task.tokenizer != "words":
             hint = "use task.name=intent with task.tokenizer=words, or task.subwords=0"
             yield f"task.subwords is set for {task.tokenizer}", f"they are parts of words: {hint}"
@@ -143,7 +143,12 @@ class IntentTask(Examples):
             cut={split: sum(len(x) >= L for x in ids[split]) for split in SPLITS},
             digests=_digests(found),
         )
-        return cls(splits, encoder, about, task)
+        made = cls(splits, encoder, about, task)
+        if task.class_weights:
+            made.weight_C = scores.weights(task, classes, splits["train"]["labels_BxL"][:, 0])
+            made.choice = scores.MACRO_F1
+            log(scores.told(made.weight_C, classes))
+        return made
 
     def learnt(self) -> dict[str, Any]:
         """Returns all that was learnt from the texts, for JSON: tokenizer, length and classes."""
@@ -151,7 +156,10 @@ class IntentTask(Examples):
         return {
             "tokenizer": {"name": tok.name, "json": tok.json},
             "before": isinstance(tok, Words) and tok.before,
+            "bos": tok.bos,
+            "padding": self._encoder.padding,
             "tokens": self._encoder.L,
+            "subwords": self._encoder.subwords.buckets if self._encoder.subwords else 0,
             "classes": self._about.classes,
             "digests": self._about.digests,
         }
@@ -162,8 +170,7 @@ class IntentTask(Examples):
 
         One empty text stands for every split.
         """
-        name, text = learnt["tokenizer"]["name"], learnt["tokenizer"]["json"]
-        tok = Words(json.loads(text), learnt["before"]) if name == "words" else named(name, text)
+        tok = of_json(**learnt["tokenizer"], before=learnt["before"])
         buckets = cfg.task.subwords
         subwords = Subwords(buckets, first=tok.vocab_size + 1) if buckets else None
         encoder = Encoder(tok, subwords, learnt["tokens"])
@@ -243,7 +250,7 @@ class IntentTask(Examples):
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """Returns `scores.classify`."""
-        return scores.classify(out, batch, each)
+        return scores.classify(out, batch, each, self.weight_C)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
         """Returns accuracy and macro-F1 over all classes.
@@ -272,6 +279,7 @@ class IntentTask(Examples):
             "dataset": self.dataset,
             "notice": self.notice,
             "sha256": digest(arrays),
+            "fields_sha256": self._about.digests["rows"],
             "splits": splits,
             "tokenizer": {"name": self._tok.name, "sha256": self._tok.sha256},
             "vocab_size": self.shape.vocab_size,
@@ -280,9 +288,10 @@ class IntentTask(Examples):
 
 
 def _digests(found: read.Labelled) -> dict[str, str]:
-    """Returns a sha256 of all texts and of all labels, as they were read."""
+    """Returns a sha256 of all texts and of all labels as they were read, and of both unordered."""
     rows = [row for split in SPLITS for row in found.rows[split]]
     return {
+        "rows": digest_of_texts(sorted(f"{label}\0{text}" for text, label in rows)),
         "texts": digest_of_texts([text for text, _ in rows]),
         "labels": digest_of_texts([label for _, label in rows]),
     }

@@ -236,11 +236,11 @@ def fit(
     if not len(x_n):
         hint = f"use --config.task.ignore={name}"
         raise UserError(f"column {name} has no number in any training row", hint)
-    points = _normal_quantiles(x_n) if scale == "quantile" else ()
+    points = normal_quantiles(x_n) if scale == "quantile" else ()
     return Numbers(name, float(x_n.mean()), float(x_n.std()) or 1.0, points, form)
 
 
-def _normal_quantiles(x_n: np.ndarray) -> tuple[tuple[float, ...], ...]:
+def normal_quantiles(x_n: np.ndarray) -> tuple[tuple[float, ...], ...]:
     """Returns (values, normal quantiles); equal values stand at the mean of their quantiles."""
     points = min(QUANTILES, len(x_n))
     quantiles = (np.arange(points) + 0.5) / points

@@ -25,6 +25,7 @@ from cerebra_jax.tasks.fields import Form, Marks
 from cerebra_jax.tasks.registry import register
 from cerebra_jax.tasks.table import Format, Table, joined, known, read
 from cerebra_jax.tasks.tabular import columns, synthetic, understood
+from cerebra_jax.tasks.tabular.target import Target
 from cerebra_jax.tasks.task import LOSS, SPLITS, Log, Metric, Pairs, Shape
 from cerebra_jax.types import Batch
 
@@ -58,6 +59,8 @@ class TabularTask(Examples):
         self.dataset = about.dataset
         self.notice = about.notice
         self._classes: list[str] | None = about.target.get("classes")
+        self._target = None if self._classes else Target.restored(about.target)
+        self._weight_C: np.ndarray | None = None
         tokens = splits["train"]["inputs_BxL"].shape[1]
         outputs = len(self._classes) if self._classes else 1
         self.shape = Shape(tokens, row.ids, outputs=outputs)
@@ -65,8 +68,8 @@ class TabularTask(Examples):
         if self._classes:
             self.metrics = (scores.ACCURACY, scores.MACRO_F1)
             self.choice = scores.ACCURACY
-        else:  # four significant digits of what the target varies by
-            digits = max(1, 3 - math.floor(math.log10(about.target["sd"])))
+        if self._target:  # four significant digits of what the target varies by
+            digits = max(1, 3 - math.floor(math.log10(self._target.unit)))
             self.metrics = (
                 scores.RMSE._replace(digits=digits),
                 scores.MAE._replace(digits=digits),
@@ -92,6 +95,7 @@ class TabularTask(Examples):
             hint = "name the column to predict: --config.task.target=NAME"
             yield "task.target is empty", hint
         yield from splits.check(cfg)
+        yield from scores.check_weights(cfg.task)
 
     @classmethod
     def build(cls, cfg: RunCfg, log: Log = print, before: bool = False) -> TabularTask:
@@ -122,7 +126,7 @@ class TabularTask(Examples):
             log(line)
 
         # the labels
-        about_target, labels = _labels(target, forms[target], table, places, marks)
+        about_target, labels = _labels(task, forms[target], table, places, marks)
         if given.noise_N is not None and forms[target].kind == "number":
             about_target["floor"] = _floor_of_noise(given.noise_N, places)
         elif forms[target].kind == "number":
@@ -145,7 +149,21 @@ class TabularTask(Examples):
 
         name = f"table:{table.name}{' (distinct rows)' if task.dedup else ''}"
         digests = _digests(table, forms, rows)
-        return cls(arrays, row, About(name, given.notice, about_target, task.scale, digests))
+        found = cls(arrays, row, About(name, given.notice, about_target, task.scale, digests))
+        found.weigh(task, log)
+        return found
+
+    def weigh(self, cfg: TaskCfg, log: Log) -> None:
+        """Lets classes count as task.class_weights says; UserError where that cannot be."""
+        if not cfg.class_weights:
+            return
+        if self._classes is None:
+            what = f"task.class_weights is set, and the target {self._about.target['name']}"
+            raise UserError(f"{what} is a number", "leave it empty, or use --config.task.types")
+        label_N = self._splits["train"]["labels_BxL"][:, 0]
+        self._weight_C = scores.weights(cfg, self._classes, label_N)
+        self.choice = scores.MACRO_F1
+        log(scores.told(self._weight_C, self._classes))
 
     def learnt(self) -> dict[str, Any]:
         """Returns all that was learnt from the table, for JSON: columns, target and marks."""
@@ -197,29 +215,34 @@ class TabularTask(Examples):
 
     def answers(self, out_NxC: np.ndarray) -> dict[str, list]:
         """Returns `scores.named`; or numbers in the target's unit."""
-        if self._classes:
-            return scores.named(out_NxC, self._classes)
-        target = self._about.target
-        value_N = out_NxC[:, 0].astype(np.float64) * target["sd"] + target["mean"]
-        return {"prediction": value_N.tolist()}
+        if self._target:
+            return {"prediction": self._target.values(out_NxC[:, 0].astype(np.float64)).tolist()}
+        return scores.named(out_NxC, self._classes or [])
 
     def loss(self, out: Out, batch: Batch, chunk: int, each: bool = False) -> tuple[Any, Pairs]:
         """Returns `scores.classify` or `scores.regress`, by the target."""
-        loss = scores.classify if self._classes else scores.regress
-        return loss(out, batch, each)
+        if self._target is None:
+            return scores.classify(out, batch, each, self._weight_C)
+        if self._target.scale == "standard":
+            return scores.regress(out, batch, each)
+        import jax.numpy as jnp
+
+        target = self._target
+        return scores.regress(out, batch, each, lambda z: target.values(z, jnp) / target.unit)
 
     def report(self, split: str, sums: Pairs) -> dict[str, float]:
         """Returns accuracy and macro-F1.
 
         Or RMSE and MAE in the target's unit and R2 about the split's own mean.
         """
-        if self._classes:
+        if self._target is None:
             return scores.classes(sums)
-        sd = self._about.target["sd"]
+        unit = self._target.unit
         if split == "train":
-            return {"rmse": scores.errors(sums, sd, None)["rmse"]}
-        variance = float(self._splits[split]["labels_BxL"].astype(np.float64).var())
-        found = scores.errors(sums, sd, variance)
+            return {"rmse": scores.errors(sums, unit, None)["rmse"]}
+        label_N = self._splits[split]["labels_BxL"].astype(np.float64)
+        variance = float((self._target.values(label_N) / unit).var())
+        found = scores.errors(sums, unit, variance)
         if split in self._about.target["floor"]:
             found["rmse_floor"] = self._about.target["floor"][split]
         return found
@@ -230,6 +253,7 @@ class TabularTask(Examples):
             "dataset": self.dataset,
             "notice": self.notice,
             "sha256": digest(self._splits),
+            "fields_sha256": digest_of_texts([f"{k} {v}" for k, v in self._about.digests.items()]),
             "splits": {split: {"rows": n} for split, n in self.size.items()},
             "target": self._about.target,
             "vocab_size": self.shape.vocab_size,
@@ -357,23 +381,28 @@ def _fitted(
 
 
 def _labels(
-    name: str, form: Form, table: Table, splits: dict[str, list[int]], marks: Marks
+    task: TaskCfg, form: Form, table: Table, splits: dict[str, list[int]], marks: Marks
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns (what the labels mean, {split: labels}).
 
     They are classes by their sorted names, or numbers scaled by the training rows.
     """
+    name = task.target or synthetic.TARGET
     column = table.columns[name]
     if form.kind == "category":
+        if task.target_scale != "standard":
+            what = f"task.target_scale is {task.target_scale}, and the target {name} is no number"
+            raise UserError(what, "use task.target_scale=standard")
         return _class_labels(name, {split: _pick(column, rows) for split, rows in splits.items()})
     y_N = columns.numbers_of(name, column, form, marks, table.place)
+    if task.target_scale == "log":
+        for i in sorted(i for rows in splits.values() for i in rows):
+            if y_N[i] <= 0.0:
+                what = f"{table.place(i)}: the target {name} is {column[i]}, which has no logarithm"
+                raise UserError(what, "use task.target_scale=quantile, or leave the row out")
     numbers = {split: y_N[rows] for split, rows in splits.items()}
-    mean, sd = float(numbers["train"].mean()), float(numbers["train"].std())
-    if sd == 0.0:
-        what = f"the target {name} is {mean:g} in every training row"
-        raise UserError(what, "choose another task.target")
-    labels = {split: ((y - mean) / sd).astype(np.float32) for split, y in numbers.items()}
-    return {"name": name, "kind": "number", "mean": mean, "sd": sd}, labels
+    target = Target.fit(name, numbers["train"], task.target_scale)
+    return target.learnt(), {split: target.labels(y) for split, y in numbers.items()}
 
 
 def _class_labels(

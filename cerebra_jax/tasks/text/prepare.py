@@ -144,7 +144,10 @@ def _write_tokens(text: Path, settings: dict[str, Any], cfg: TaskCfg, target: Pa
     counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
     with _new_folder(target) as folder:
         # the tokenizer
-        if settings["name"] == "bpe":
+        if cfg.tokenizer_from:
+            found = tokenizer.of_run(cfg)["json"]
+            (folder / "tokenizer.json").write_text(found, encoding="utf-8")
+        elif settings["name"] == "bpe":
             some = _evenly(wikitext.read(records, "train"), counts["train"], settings["bytes"])
             found = tokenizer.train_bpe(some, cfg.vocab_size)
             (folder / "tokenizer.json").write_text(found, encoding="utf-8")

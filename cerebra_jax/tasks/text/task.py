@@ -195,6 +195,9 @@ class TextTask(Encoded):
         A BPE may find fewer tokens in a small text.
         """
         vocab_size = VOCAB_SIZES.get(cfg.task.tokenizer, cfg.task.vocab_size)
+        if cfg.task.tokenizer_from:
+            given = tokenizer.of_run(cfg.task)
+            vocab_size = tokenizer.named(given["name"], given["json"]).vocab_size
         return Sketch(cfg.task.seq_len, vocab_size)
 
     @staticmethod

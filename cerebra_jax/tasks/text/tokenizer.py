@@ -18,6 +18,7 @@ import numpy as np
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
+from cerebra_jax.tasks.task import PREPROCESSING
 
 # WikiText's mark for a rare word: one token, with its space as every word has in a byte-level BPE
 UNK = " <unk>"
@@ -194,6 +195,9 @@ def settings(cfg: TaskCfg, offline: bool) -> dict[str, Any]:
     """
     if cfg.tokenizer == "bytes":
         return {"name": "bytes"}
+    if cfg.tokenizer_from:
+        text = of_run(cfg)["json"]
+        return {"name": cfg.tokenizer, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     if cfg.tokenizer == "bpe":
         size = BPE_BYTES_OFFLINE if offline else BPE_BYTES
         return {"name": "bpe", "vocab_size": cfg.vocab_size, "bytes": size}
@@ -206,6 +210,25 @@ def settings(cfg: TaskCfg, offline: bool) -> dict[str, Any]:
             raise UserError(f"{folder / name} does not exist", hint)
         digest.update((folder / name).read_bytes())
     return {"name": "gpt2", "sha256": digest.hexdigest()}
+
+
+def of_run(cfg: TaskCfg) -> dict[str, Any]:
+    """Returns the tokenizer that the run in cfg.tokenizer_from learnt: its name and its JSON.
+
+    UserError where there is none, or one of another kind than cfg.tokenizer.
+    """
+    path = Path(cfg.tokenizer_from).expanduser() / PREPROCESSING
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["learnt"]
+        name = found["tokenizer"]["name"]
+        assert isinstance(found["tokenizer"]["json"], str)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        hint = "name the folder of a run of task.name=text or intent"
+        raise UserError(f"task.tokenizer_from: {path} holds no tokenizer", hint) from None
+    if name != cfg.tokenizer:
+        what = f"task.tokenizer is {cfg.tokenizer}, that of {cfg.tokenizer_from} is {name}"
+        raise UserError(what, f"use --config.task.tokenizer={name}")
+    return found["tokenizer"] | {"before": found.get("before", False)}
 
 
 def load(folder: Path, name: str) -> Bytes | Bpe:

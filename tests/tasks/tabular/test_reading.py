@@ -196,6 +196,34 @@ def test_a_target_that_is_no_number_is_named_by_its_line(field, tmp_path, rents)
     assert f"1 of 80 rows have no rent: left out ({path}:42)" in said
 
 
+def test_how_a_target_is_learnt_fits_it_or_is_refused(plain, tmp_path, rents):
+    rows = rents(80)
+    rows[40][4] = "-3"
+    path = tmp_path / "t.csv"
+    path.write_text(text_of(rows))
+    with pytest.raises(UserError, match="t.csv:42: the target rent is -3, which has no logarithm"):
+        task_of(path, target_scale="log")
+    with pytest.raises(UserError, match="the target city is no number"):
+        task_of(plain, target="city", target_scale="log")
+    with pytest.raises(UserError, match="the target rent is a number"):
+        task_of(plain, class_weights="balanced")
+    said: list[str] = []
+    task = task_of(plain, said, target="city", class_weights="Köln:2")
+    assert task.choice.key == "macro_f1" and any("Köln 2" in line for line in said)
+
+    # what is learnt comes back in its unit, with and without the table
+    task = task_of(plain, target_scale="log")
+    again = type(task).restored(
+        config.parse({"task": {"name": "tabular"}}),
+        json.loads(json.dumps(task.learnt())),
+        task.info() | {"lengths": []},
+    )
+    labels_Nx1 = task._splits["test"]["labels_BxL"]
+    rents_N = again.answers(labels_Nx1)["prediction"]
+    wanted = [float(row[4]) for row in rents(80)]
+    assert all(min(abs(x - y) for y in wanted) < 1e-3 for x in rents_N)
+
+
 def test_a_number_beyond_float32_is_named_by_its_line(tmp_path, rents):
     rows = rents(80)
     rows[9][2] = "1e300"
