@@ -9,6 +9,7 @@ cerebra --config=configs/tabular.py --config.task.path=FILE.csv --config.task.ta
               phases, then come `shrink` and `convert`
     salaries  salaries of ai-jobs.net; give their file with --config.task.path. Without it, made-up
               rents, from a seed: no file, no network
+    small     a table of some hundred rows: small batches, many epochs, early stopping
     smoke     ends in seconds
 
 --config.task.target=NAME names the column to predict. The types of columns are inferred.
@@ -28,7 +29,7 @@ from cerebra_jax import config
 from cerebra_jax.errors import UserError
 
 MODELS = ("cerebra", "dense")
-PARTS = (*MODELS, "salaries", "full", "smoke")
+PARTS = (*MODELS, "salaries", "full", "small", "smoke")
 
 
 def get_config(arg: str = ""):
@@ -86,6 +87,12 @@ def get_config(arg: str = ""):
         c.sampler.beta = 0.5
         c.sampler.gamma = 2.0
         c.sampler.start = "0.85 frac"
+    if "small" in parts:
+        c.train.duration = "100 epochs"
+        c.train.batch_size = 32
+        c.train.eval_every = "2 epochs"
+        c.train.checkpoint_every = "2 epochs"
+        c.train.patience = 15
     if "smoke" in parts:
         c.net.depth = 2
         c.net.width = 32
