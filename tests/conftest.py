@@ -76,19 +76,14 @@ FLOOR = (
 )
 FLOOR_VARIANTS = (
     "dense",
-    "window",
-    "chiar-hard-kv-routed",
     "chiar-threshold-routed-dispatched",
     "chiar-rbf-threshold",
     "chiar-scan-remat",
     "cerebra-hybrid-odd",
-    "cerebra-scan-remat",
     "cerebra-gla-gla",
     "cerebra-ssm-local-threshold-dispatched",
     "mod-learned",
-    "mod-routed",
     "lstm-scan-remat",
-    "ssm",
     "cnn",
 )
 

@@ -307,8 +307,8 @@ def assert_token_priced(cfg):
 
 HAVE_CACHES = ("dense", "window", "chiar", "cerebra", "mod", "ssm", "lstm")
 DECODED = [case for case in CASES if case.split("-")[0] in HAVE_CACHES]
-# a lowering and a kernel are of the whole pass alone; an oracle does not decode
-OF_A_PASS = {"scan", "oracle", "onehot", "blockwise", "long"}
+# a lowering, a kernel and a mask are of the whole pass alone; an oracle does not decode
+OF_A_PASS = {"scan", "oracle", "onehot", "blockwise", "long", "masked"}
 DECODED = [case for case in DECODED if OF_A_PASS.isdisjoint(case.split("-"))]
 
 

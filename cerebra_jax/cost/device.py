@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import time
@@ -188,10 +189,12 @@ def roofline_seconds(flops: int, size: int, device: Device, dtype: str = "float3
     return max(flops / device.peak(dtype), size / device.bandwidth)
 
 
+@functools.cache
 def detect() -> Device:
     """Returns the device that JAX computes on.
 
-    That is the table's row of its kind, or what `measure` finds for CPUs and unknown kinds.
+    That is the table's row of its kind, or what `measure` finds for CPUs and unknown kinds: once,
+    so that all prices of a process are of one machine.
     """
     import jax
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.config import NetCfg
+from cerebra_jax.config import CompressCfg, NetCfg, RouteCfg
 from cerebra_jax.kernels.attention import PAST, Blocks, pieces
 from cerebra_jax.kernels.fused_attention import calls_of
 from cerebra_jax.kernels.fused_call import PLATFORMS
@@ -257,6 +259,12 @@ def dispatch_part(net: NetCfg, L: int, room: Capacity, *, light: bool, assigns: 
 
 def ends(net: NetCfg, L: int, vocab: int) -> tuple[Block, Block]:
     """Returns the embedding, and the last norm with the head, as blocks."""
+    # no router and no compressor changes them: one trace serves all the rates of a budget
+    return _ends(dataclasses.replace(net, route=RouteCfg(), compress=CompressCfg()), L, vocab)
+
+
+@functools.lru_cache(maxsize=64)
+def _ends(net: NetCfg, L: int, vocab: int) -> tuple[Block, Block]:
     return Block("embed", (_embedding(net, L, vocab),)), Block("head", (_head(net, L, vocab),))
 
 

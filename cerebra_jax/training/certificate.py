@@ -110,7 +110,9 @@ class Variant:
         self.model = e.model_of(self.serving)
         self.programs = Programs(e)
         self.target = Target.of(cfg)
-        self.aimed = prepare(_one_device(cfg), task, self.target.platform)
+        self.aimed = e  # the same for the target's platform
+        if self.target.platform != device.present_platform():
+            self.aimed = prepare(_one_device(cfg), task, self.target.platform)
 
         # what it runs on
         shard = self.programs.shard

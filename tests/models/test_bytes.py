@@ -173,18 +173,18 @@ def cerebras(base: NetCfg) -> Iterator[NetCfg]:
 
 
 def test_what_decisions_cost_at_the_ceiling_is_the_whole_price(tiny_cfg):
-    """In any unit, with nothing below zero, for lengths with and without a remainder."""
-    for net, L in itertools.product(variants(tiny_cfg), (48, 97)):
-        for unit in (units.FLOPS, BYTES, SECONDS):
-            prices = Pricing(L, V, unit, "cpu")
-            cost = prices.decisions(net)
-            assert len(cost.layers) == len(registry.routed(net))
-            assert min([0.0, *np.ravel(cost.layers)]) == 0.0 < cost.fixed
-            whole, dense = (prices.of(own).model(unit) for own in (net, dense_of(net)))
-            share = kept_cost(net, prices, 1.0)
-            np.testing.assert_allclose(share, whole / dense, rtol=1e-9, err_msg=str(net))
-            alike = len(set(cost.layers)) <= 1
-            assert alike == (net.kept == WHOLE)
+    """In any unit, with nothing below zero, for lengths with and without a remainder; in turn."""
+    turns = itertools.cycle(itertools.product((units.FLOPS, BYTES, SECONDS), (48, 97)))
+    for net, (unit, L) in zip(variants(tiny_cfg), turns, strict=False):
+        prices = Pricing(L, V, unit, "cpu")
+        cost = prices.decisions(net)
+        assert len(cost.layers) == len(registry.routed(net))
+        assert min([0.0, *np.ravel(cost.layers)]) == 0.0 < cost.fixed
+        whole, dense = (prices.of(own).model(unit) for own in (net, dense_of(net)))
+        share = kept_cost(net, prices, 1.0)
+        np.testing.assert_allclose(share, whole / dense, rtol=1e-9, err_msg=str(net))
+        alike = len(set(cost.layers)) <= 1
+        assert alike == (net.kept == WHOLE)
 
 
 def test_layers_with_rates_of_their_own_cost_the_same_each(tiny_cfg):

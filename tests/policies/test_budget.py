@@ -180,36 +180,28 @@ def test_a_dense_model_is_refused_before_jax(tiny_cfg):
 
 
 @pytest.mark.parametrize(
-    ("mode", "kv", "unit"),  # every pair of these
+    ("mode", "kv", "unit", "wanted"),  # every pair of these
     [
-        ("threshold", "all", "flops"),
-        ("hard", "routed", "flops"),
-        ("threshold", "routed", "bytes"),
-        ("hard", "all", "bytes"),
-        ("threshold", "all", "seconds"),
-        ("hard", "routed", "seconds"),
+        ("threshold", "all", "flops", 0.65),
+        ("hard", "routed", "flops", 0.75),
+        ("threshold", "routed", "bytes", 0.75),
+        ("hard", "all", "bytes", 0.65),
+        ("threshold", "all", "seconds", 0.75),
+        ("hard", "routed", "seconds", 0.65),
     ],
 )
-def test_the_real_prices_land_within_two_percent(tiny_cfg, mode, kv, unit):
-    cfg = tiny_cfg(
-        {
-            "net": {"depth": 6, "width": 64},
-            "net.route": {"mode": mode, "kv": kv},
-            "task.seq_len": 256,
-        }
-    )
-    for wanted in (0.65, 0.75):
-        at = tiny_cfg(
-            {
-                "net": {"depth": 6, "width": 64},
-                "net.route": {"mode": mode, "kv": kv},
-                "task.seq_len": 256,
-                "objective.budget": wanted,
-                "objective.unit": unit,
-                "objective.device": "t4",
-            }
-        )
-        plan = plan_budget(at, 260, Length(100, 100))
-        assert abs(plan.levels[-1] / wanted - 1) < 0.02
-        assert plan.table[2][0] < plan.table[2][-1] and plan.light < plan.table[2][0]
-    assert plan_budget(cfg, 260, Length(100, 100)) is None
+def test_the_real_prices_land_within_two_percent(tiny_cfg, mode, kv, unit, wanted):
+    keys = {
+        "net": {"depth": 6, "width": 64},
+        "net.route": {"mode": mode, "kv": kv},
+        "task.seq_len": 256,
+    }
+    budget = {
+        "objective.budget": wanted,
+        "objective.unit": unit,
+        "objective.device": "t4",
+    }
+    plan = plan_budget(tiny_cfg(keys | budget), 260, Length(100, 100))
+    assert abs(plan.levels[-1] / wanted - 1) < 0.02
+    assert plan.table[2][0] < plan.table[2][-1] and plan.light < plan.table[2][0]
+    assert plan_budget(tiny_cfg(keys), 260, Length(100, 100)) is None

@@ -1,7 +1,7 @@
 """Policies at once: penalty, sampler, pruning, 8 bits in overlapping phases, every pair of their
 settings in some run.
 
-The runs are rows of an orthogonal array: no pair is left out. Matrices that are pruned to nothing
+No pair is left out. Matrices that are pruned to nothing
 are among them, whose largest weight, the scale of 8 bits, is 0.
 """
 
@@ -31,25 +31,18 @@ PENALTY = (
         },
     },
 )
-SAMPLER = (
-    {},
-    {"sampler": {"beta": 3.0, "gamma": 9.0, "start": "2 steps"}},
-    {"sampler": {"beta": 3.0, "start": "4 steps", "mode": "curriculum"}},
-)
+SAMPLER = ({}, {"sampler": {"beta": 3.0, "gamma": 9.0, "start": "2 steps"}})
 ROUNDS = {"start": "2 steps", "end": "9 steps", "rounds": 4, "tile": 1}
-PRUNE = (
-    {},
-    {"prune": {"keep": 0.45} | ROUNDS},
-    {"prune": {"keep": 0.8, "unstructured": 1.0} | ROUNDS},
-)
-QUANT = ({}, {"quant": {"bits": 8, "start": "1 steps"}}, {"quant": {"bits": 8, "start": "6 steps"}})
+PRUNE = ({}, {"prune": {"keep": 0.45, "unstructured": 1.0} | ROUNDS})
+QUANT = ({}, {"quant": {"bits": 8, "start": "4 steps"}})
 CHOICES = (PENALTY, SAMPLER, PRUNE, QUANT)
-RUNS = [(a, b, (a + b) % 3, (a + 2 * b) % 3) for a, b in itertools.product(range(3), repeat=2)]
+RUNS = [(0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 0), (1, 1, 0, 1), (2, 0, 1, 1), (2, 1, 0, 0)]
 
 
 def test_every_pair_of_settings_is_in_a_run():
     for i, j in itertools.combinations(range(len(CHOICES)), 2):
-        assert {(run[i], run[j]) for run in RUNS} == set(itertools.product(range(3), repeat=2))
+        pairs = itertools.product(range(len(CHOICES[i])), range(len(CHOICES[j])))
+        assert {(run[i], run[j]) for run in RUNS} == set(pairs)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
