@@ -220,7 +220,8 @@ class RoutedBlock(nn.Module):
         if self.filter is not None:
             found.append(filter_part(net, self.filter, L))
         if self.router is not None:
-            found.append(Part("router", _routing(self.router, net.width, net.dtype, L)))
+            router = stack.at_any_rate(self.router)
+            found.append(Part("router", _routing(router, net.width, net.dtype, L)))
         if self.rbf is not None:
             found += _mixer_parts(net, self.rbf, L)
         if self.heavy is not None:

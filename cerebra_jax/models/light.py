@@ -112,6 +112,7 @@ def _compressing(compress: Compressor, width: int, dtype: str) -> pricing.Price:
 
 def router_part(net: NetCfg, router: nn.Module, L: int) -> Part:
     """Returns the router as a part, counted at its real number of tokens."""
+    router = stack.at_any_rate(router)
     return Part("router", _routing(router, net.width, net.dtype, L, net.causal))
 
 

@@ -243,6 +243,17 @@ def rows_part(net: NetCfg, name: str, layer: nn.Module, L: int, room: Capacity |
     return Part(name, price, L, run_rows=slots, decided=decided)
 
 
+def at_any_rate(router: nn.Module) -> nn.Module:
+    """Returns the router as it is priced: a threshold costs the same whatever it lets through."""
+    route = getattr(router, "route", None)
+    if route is None or route.mode not in ("threshold", "hard"):
+        return router
+    usual = RouteCfg()
+    names = ("rate", "floor", "ceiling", "capacity")
+    route = dataclasses.replace(route, **{name: getattr(usual, name) for name in names})
+    return router.clone(route=route)
+
+
 def norm_part(net: NetCfg, rows: int) -> Part:
     """Returns LayerNorm of that many rows as a part."""
     price = pricing.by_row(Norm(parent=None), net.width, net.dtype)
