@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -140,13 +141,17 @@ class Experiment:
 
     def fresh(self) -> state.TrainState:
         """Returns the state before the first step."""
-        given = self.policies(self.sizes.final, draws=True)
-        return state.init(self.model, self.optimizer, self.task.example(1), self.key, given)
+        return self._initializer(self.key)
 
     @functools.cached_property
     def like(self) -> state.TrainState:
         """Shapes and dtypes of the state."""
-        return jax.eval_shape(self.fresh)
+        return jax.eval_shape(self._initializer, self.key)
+
+    @functools.cached_property
+    def _initializer(self) -> Callable[[jax.Array], state.TrainState]:
+        given = self.policies(self.sizes.final, draws=True)
+        return state.initializer(self.model, self.optimizer, self.task.example(1), given)
 
     # its batches
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -55,6 +55,16 @@ def init(
     policies: Sequence[Policy] = (),
 ) -> TrainState:
     """Returns a fresh state: a pure function of the key, compiled as one program."""
+    return initializer(model, optimizer, batch, policies)(key)
+
+
+def initializer(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    policies: Sequence[Policy] = (),
+) -> Callable[[jax.Array], TrainState]:
+    """Returns make(key) -> a fresh state; traced once, for its shapes as for itself."""
 
     @jax.jit
     def make(key):
@@ -69,4 +79,4 @@ def init(
             **({"routing": variables["routing"]} | owned),
         )
 
-    return make(key)
+    return make
