@@ -157,6 +157,7 @@ def test_a_finished_run_may_become_longer(made, tmp_path):
 def test_a_run_begins_from_another_ones_weights_and_what_is_frozen_stays(made, tmp_path):
     folder, cfg, run, *_ = made["regression"]
     train = dataclasses.replace(cfg.train, duration="3 steps", freeze=("embed/*", "*/router/*"))
+    task = dataclasses.replace(cfg.task, target_scale="quantile")
     new = dataclasses.replace(cfg, train=train, init_from=str(folder), seed=5)
     said: list[str] = []
     tuned = cerebra_jax.train(new, tmp_path / "tuned", said.append)
@@ -167,15 +168,22 @@ def test_a_run_begins_from_another_ones_weights_and_what_is_frozen_stays(made, t
         still = name.startswith("embed/") or "/router/" in name
         assert np.array_equal(array, after[name]) == still, name
 
-    # a table of other categories has other tokens, and a pattern without a parameter is a mistake
+    # another target is another head, a table of other categories has other tokens, and a pattern
+    # without a parameter is a mistake
     lines = _lines("regression", random.Random(1))
     other = tmp_path / "other.csv"
     other.write_text("\n".join(line.replace(",b,", ",d,") for line in lines) + "\n")
+    said.clear()
+    quantile = dataclasses.replace(new, task=task)
+    cerebra_jax.train(quantile, tmp_path / "quantile", said.append)
+    assert [line for line in said if line.endswith("; afresh: head/table")]
     task = dataclasses.replace(cfg.task, path=str(other))
     said.clear()
     cerebra_jax.train(dataclasses.replace(new, task=task), tmp_path / "other", said.append)
     [line] = [line for line in said if line.startswith("begins from")]
     assert line.endswith("; afresh: columns/bias, embed/table")
+    [line] = [line for line in said if line.startswith("warning: train.freeze")]
+    assert line.endswith("holds still what begins at random: embed/table")
     train = dataclasses.replace(train, freeze=("body/*",))
     with pytest.raises(UserError, match="'body/\\*' names no parameter"):
         cerebra_jax.train(dataclasses.replace(new, train=train), tmp_path / "none", print)
@@ -198,7 +206,10 @@ def test_a_run_that_gets_no_better_ends_early_and_is_whole(made, tmp_path):
     assert result["best_step"] == run.step
     assert result["tokens"] == 6 * 16 * result["seq_len"]
 
-    # it goes on where it is given more patience
+    # one that is too short for its patience says so; with more of it a run goes on
+    short = dataclasses.replace(train, duration="4 steps")
+    cerebra_jax.train(dataclasses.replace(cfg, train=short), tmp_path / "short", said.append)
+    assert any("train.patience is 2 and the run has 2 validations" in line for line in said)
     train = dataclasses.replace(train, duration="32 steps", patience=3)
     cerebra_jax.train(dataclasses.replace(cfg, train=train), tmp_path / "run", said.append)
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -20,6 +20,7 @@ print(run.call(batch))  # {output}, float32"""
 
 
 TABLE = """import json
+import unicodedata
 import numpy as np
 from jax import export
 
@@ -29,13 +30,19 @@ with open("{name}.preprocessing.json", encoding="utf-8") as file:
     kept = json.load(file)["learnt"]
 
 
-def batch(rows):  # dicts of fields as text; "" is missing, dates are days since 1970-01-01
+def clean(text):  # "" where it is a mark of a missing field
+    text = unicodedata.normalize("NFC", text.strip())
+    return "" if text.lower() in kept["marks"]["missing"] else text
+
+
+def batch(rows):  # dicts of fields as text: decimal points, dates as days since 1970-01-01
     ids, values, first = [np.zeros(len(rows))], [np.ones(len(rows))], 1
     for name, c in kept["columns"].items():
-        fields = [row[name] for row in rows]
+        fields = [clean(row[name]) for row in rows]
         if c["kind"] == "category":
             place = {"": 1} | {text: i for i, text in enumerate(c["categories"], start=2)}
-            own, x = [place.get(text, 0) for text in fields], np.ones(len(rows))
+            own = [place.get(text) or place.get(text.removesuffix(".0"), 0) for text in fields]
+            x = np.ones(len(rows))
         else:
             raw = np.array([float(text or "nan") for text in fields])
             own = np.isnan(raw)

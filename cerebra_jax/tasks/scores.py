@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +75,13 @@ def weights(cfg: TaskCfg, names: Sequence[str], label_N: np.ndarray) -> np.ndarr
         seen = int((count_C > 0).sum())
         return np.where(count_C > 0, len(label_N) / (seen * np.maximum(count_C, 1)), 1.0)
     weight_C = np.ones(len(names))
+    named: set[str] = set()
     for entry in cfg.class_weights:
         name, _, text = entry.rpartition(":")
+        name = unicodedata.normalize("NFC", name.strip())
+        if name in named:
+            raise UserError(f"task.class_weights names {name!r} twice", "keep one of them")
+        named.add(name)
         if name not in names:
             what = f"task.class_weights names {name!r}, which is no class"
             some = ", ".join(f"{one}:1" for one in names[:3])
@@ -94,7 +100,10 @@ def check_weights(cfg: TaskCfg) -> list[Problem]:
         except ValueError:
             value = -1.0
         if ":" not in entry or not 0.0 < value < float("inf"):
-            hint = "write balanced, or NAME:WEIGHT of classes, with commas: spam:5,ham:1"
+            hint = (
+                "write balanced, or NAME:WEIGHT of classes, with commas: spam:5,ham:1; a name that "
+            )
+            hint += "holds a comma needs a list in a configuration file"
             return [(f"cannot read {entry!r} in task.class_weights", hint)]
     return []
 

@@ -6,7 +6,8 @@ columns or classes is taken only where these mean the same in both runs; the res
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +42,7 @@ def begun(cfg: RunCfg, task: Task, state: TrainState, say: Callable[[str], None]
     UserError where that is no run, or none of its arrays is of this model.
     """
     if not cfg.init_from:
+        _doubt(cfg, [name for name in leaves(state) if name.startswith(PARAMS)], say)
         return state
     folder = Path(cfg.init_from).expanduser()
     hint = "name the folder of a run: --config.init_from=runs/NAME"
@@ -49,6 +51,9 @@ def begun(cfg: RunCfg, task: Task, state: TrainState, say: Callable[[str], None]
     # which arrays
     found = imported.load(folder, say)
     own = leaves(state)
+    is_int8 = any(name.endswith("/int8") for name in found.named)
+    hint = "name the run that it was converted from"
+    require(not is_int8, f"init_from: the weights of {folder} are int8", hint)
     kept = preprocessing.read(folder) or {"task": "", "learnt": {"classes": "not known"}}
     there, here = meaning(kept["learnt"]), meaning(registry.learnt(task))
     taken = _matching(own, found.named, _strangers(there, here))
@@ -69,9 +74,21 @@ def begun(cfg: RunCfg, task: Task, state: TrainState, say: Callable[[str], None]
     if kept["task"] in TEXTS and cfg.task.name in TEXTS and there.inputs != here.inputs:
         say(f"its tokens are others: --config.task.tokenizer_from={folder} takes them too")
 
+    _doubt(cfg, afresh, say)
+
     # in their places
     filled = fill(serialization.to_state_dict(state), own | taken)
     return cast(TrainState, serialization.from_state_dict(state, filled))
+
+
+def _doubt(cfg: RunCfg, afresh: Iterable[str], say: Callable[[str], None]) -> None:
+    """Says which parameters train.freeze holds still although they begin at random."""
+    params = [
+        name.removeprefix(PARAMS) for name in afresh if not name.startswith(("routing/", "opt"))
+    ]
+    still = [name for name in params if any(fnmatch.fnmatch(name, x) for x in cfg.train.freeze)]
+    if still:
+        say(f"warning: train.freeze holds still what begins at random: {_some(still)}")
 
 
 def _strangers(there: Meaning, here: Meaning) -> tuple[str, ...]:
@@ -104,8 +121,9 @@ def meaning(learnt: dict[str, Any]) -> Meaning:
     """Returns the meaning of what a task learnt; tasks that learn nothing have one for all."""
     columns = {name: column.get("categories") for name, column in learnt.get("columns", {}).items()}
     target = learnt.get("target", {})
-    classes = learnt.get("classes", target.get("classes", target.get("name")))
-    return Meaning([learnt.get("tokenizer"), list(columns.items())], classes)
+    number = [target.get("name"), target.get("scale", "standard")]
+    outputs = learnt.get("classes", target.get("classes", number))
+    return Meaning([learnt.get("tokenizer"), list(columns.items())], outputs)
 
 
 def _some(names: list[str]) -> str:

@@ -11,6 +11,7 @@ Runs of version 0.1 have no such file. They need their data, which are read as t
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def build(cfg: RunCfg, workdir: Path, log: Log) -> Task:
     UserError says what is not as it was.
     """
     kept = read(workdir)
+    if kept is not None and cfg.task.tokenizer_from:  # it is its own by now
+        task = dataclasses.replace(cfg.task, tokenizer_from=str(workdir))
+        cfg = dataclasses.replace(cfg, task=task)
     begun = (workdir / "checkpoints").exists() and not (workdir / "import.json").exists()
     task = registry.build(cfg, log, before=begun and kept is None)
     if kept is not None and (what := changes(kept, task)):

@@ -128,6 +128,12 @@ def opening(programs: Programs) -> list[str]:
     epochs = f"({total / e.length.per_epoch:.2g} epochs)"
     on = f"on {len(devices)} x {devices[0].device_kind}"
     lines.append(f"data {e.task.dataset} · {steps} {epochs} {on}")
+    if cfg.train.patience:
+        every = e.length.steps(cfg.train.eval_every)
+        validations = math.ceil(total / every) if every else 1
+        if validations <= cfg.train.patience + 1:
+            what = f"warning: train.patience is {cfg.train.patience} and the run has {validations}"
+            lines.append(f"{what} validations: it cannot end early (train.eval_every)")
     if cfg.quant.bits:
         first = f"8 bits from step {e.quantized_from:,} on"
         lines.append(f"{first}: the best checkpoint is one of those")

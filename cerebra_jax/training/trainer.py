@@ -172,7 +172,7 @@ class Trainer:
         plural = "validations were" if since > 1 else "validation was"
         self.screen.say(
             f"step {at:,} · {since} {plural} no better than that of step {best:,}: "
-            f"stopped early (train.patience)"
+            f"stopped early; more train.patience and a longer train.duration go on"
         )
         return True
 

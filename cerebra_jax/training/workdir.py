@@ -139,7 +139,7 @@ def claim(workdir: Path, cfg: config.RunCfg, say: Callable[[str], None] = _silen
         if result is not None:
             kept = workdir / f"result-{result['steps']}.json"
             os.replace(workdir / "result.json", kept)
-            say(f"the result of {before} is kept: {kept}")
+            say(f"the result of {result['steps']:,} steps is kept: {kept}")
     write_json(workdir / "config.json", config.to_dict(cfg))
 
 

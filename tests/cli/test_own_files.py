@@ -175,6 +175,7 @@ def test_an_exported_table_reads_its_rows_alone(run, made, tmp_path):
     rows = []
     for i in range(5):
         row = {name: table.columns[name][i] for name in names}
+        row["city"] = f" {row['city']} "  # as predict, it strips
         day, month, year = row["built"].split(".")
         days = np.datetime64(f"{year}-{month}-{day}") - np.datetime64("1970-01-01")
         rows.append(row | {"built": str(days.astype(int))})
@@ -200,6 +201,16 @@ def test_texts_with_new_words_and_empty_ones_have_answers(tmp_path, capsys):
     words = ["--config=configs/intent.py:smoke", f"--config.task.path={table}", *SMALL]
     assert main([*words, f"--workdir={tmp_path / 'run'}"]) == 0
     assert "60 texts, UTF-8" in capsys.readouterr().out
+    # another run takes its words, keeps them, and goes on without it
+    more = ["--config.task.tokenizer_from=" + str(tmp_path / "run"), "--config.task.min_count=9"]
+    assert main([*words, *more, f"--workdir={tmp_path / 'next'}"]) == 0
+    kept = [json.loads((tmp_path / x / "preprocessing.json").read_text()) for x in ("run", "next")]
+    assert kept[0]["learnt"]["tokenizer"] == kept[1]["learnt"]["tokenizer"]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert main(["eval", f"--workdir={tmp_path / 'next'}"]) == 0
+    (tmp_path / "moved").rename(tmp_path / "run")
+    capsys.readouterr()
+
     table.unlink()
     new = write(tmp_path / "n.csv", [["zzzz qqqq"], [""], ["are you open"]], ("text",))
     found = predict(tmp_path / "run", new)

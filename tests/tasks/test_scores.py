@@ -106,6 +106,8 @@ def test_classes_count_by_their_weights_in_the_total_alone():
     assert scores.weights(named, ["a", "b"], labels).tolist() == [1, 3]
     with pytest.raises(UserError, match="'x', which is no class"):
         scores.weights(TaskCfg(class_weights=("x:3",)), ["a", "b"], labels)
+    with pytest.raises(UserError, match="names 'b' twice"):
+        scores.weights(TaskCfg(class_weights=("b:3", "b:4")), ["a", "b"], labels)
     assert scores.check_weights(TaskCfg(class_weights=("b:0",)))
 
 
