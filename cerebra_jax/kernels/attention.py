@@ -171,6 +171,11 @@ def _angles(half: int, base: float, step: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
+def _row_of(table_NxC: np.ndarray, index_BxL: jax.Array) -> jax.Array:
+    """Returns rows 0 … N − 1 of a table, (B, 1, L, C); no index is negative."""
+    return jnp.take(table_NxC, index_BxL, axis=0, mode="clip")[:, None]
+
+
 def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Returns x with rotary position embedding, in the rotate-half form; same shape and dtype.
 
@@ -180,8 +185,9 @@ def rope(x_BxHxLxC: jax.Array, pos_BxL: jax.Array, base: float = 10_000.0) -> ja
     arXiv:2104.09864.
     """
     half = x_BxHxLxC.shape[-1] // 2
-    cos1, sin1 = (jnp.asarray(t)[pos_BxL & 1023][:, None] for t in _angles(half, base, 1))
-    cos2, sin2 = (jnp.asarray(t)[pos_BxL >> 10][:, None] for t in _angles(half, base, 1024))
+    low_BxL, high_BxL = pos_BxL & 1023, pos_BxL >> 10
+    cos1, sin1 = (_row_of(table, low_BxL) for table in _angles(half, base, 1))
+    cos2, sin2 = (_row_of(table, high_BxL) for table in _angles(half, base, 1024))
     cos = cos1 * cos2 - sin1 * sin2
     sin = sin1 * cos2 + cos1 * sin2
     a, b = jnp.split(x_BxHxLxC.astype(jnp.float32), 2, axis=-1)
