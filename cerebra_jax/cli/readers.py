@@ -1,4 +1,4 @@
-"""Python that runs an exported program, for its card: each needs JAX, NumPy, and this file's text.
+"""Python that runs an exported program, for its card. Each names the packages that it needs.
 
 Those of tables and texts read FILE.preprocessing.json, and give the answers of `predict`.
 """
@@ -10,7 +10,8 @@ from typing import Any
 
 from cerebra_jax.config import RunCfg
 
-PROGRAM = """import numpy as np
+PROGRAM = """# pip install jax flatbuffers
+import numpy as np
 from jax import export
 
 with open("{name}", "rb") as file:
@@ -19,7 +20,8 @@ batch = {{{batch}}}
 print(run.call(batch))  # {output}, float32"""
 
 
-TABLE = """import json
+TABLE = """# pip install jax flatbuffers
+import json
 import unicodedata
 import numpy as np
 from jax import export
@@ -66,14 +68,16 @@ else:  # in the target's unit
     y = np.exp(y) if scale == "log" else y
     print(y)"""
 
-ONNX = """import numpy as np
+ONNX = """# pip install onnxruntime
+import numpy as np
 import onnxruntime
 
 run = onnxruntime.InferenceSession("{name}")
 batch = {{{batch}}}
 print(run.run(None, batch)[0])  # {output}, float32"""
 
-HEAD_TEXTS = """import json
+HEAD_TEXTS = """# pip install jax flatbuffers{packages}
+import json
 import numpy as np
 {imports}
 from jax import export
@@ -154,16 +158,23 @@ def of(name: str, cfg: RunCfg, task: Any, batch: str, output: str) -> str:
 def _of_texts(name: str, cfg: RunCfg) -> str:
     call = "batch(texts)"
     if cfg.task.tokenizer == "words":
-        imports, tokenizer = "import regex\nimport unicodedata", WORDS
+        packages, imports, tokenizer = " regex", "import regex\nimport unicodedata", WORDS
         if cfg.task.subwords:
             imports += "\nimport zlib"
             tokenizer += SUBWORDS
             call += ' | {"subwords_BxLxG": subwords(texts)}'
     elif cfg.task.tokenizer == "bytes":
-        imports, tokenizer = "", BYTES
+        packages, imports, tokenizer = "", "", BYTES
     else:
-        imports, tokenizer = "from tokenizers import Tokenizer", BPE
-    parts = {"imports": imports, "tokenizer": tokenizer, "call": call, "name": name}
+        packages, imports = " tokenizers", "from tokenizers import Tokenizer"
+        tokenizer = BPE
+    parts = {
+        "packages": packages,
+        "imports": imports,
+        "tokenizer": tokenizer,
+        "call": call,
+        "name": name,
+    }
     code = HEAD_TEXTS
     for key, text in parts.items():
         code = code.replace("{" + key + "}", text)

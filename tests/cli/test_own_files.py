@@ -74,7 +74,7 @@ def predict(run: Path, data: Path) -> list[dict[str, str]]:
 def reader(to: Path, *change: str) -> dict[str, Any]:
     """Runs the reader in the card of an exported program, changed, and returns its names."""
     code = Path(f"{to}.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    assert change[0] in code
+    assert change[0] in code and code.startswith("# pip install jax flatbuffers")
     scope: dict[str, Any] = {}
     exec(code.replace(*change).replace(f'"{to.name}', f'"{to}'), scope)
     return scope
