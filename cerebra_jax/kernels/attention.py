@@ -172,7 +172,10 @@ def _angles(half: int, base: float, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _row_of(table_NxC: np.ndarray, index_BxL: jax.Array) -> jax.Array:
-    """Returns rows 0 … N − 1 of a table, (B, 1, L, C); no index is negative."""
+    """Returns rows of a table, (B, 1, L, C), for an index of 0 … N − 1.
+
+    Indexing with brackets also asks whether a row is counted from the end, in as many operations.
+    """
     return jnp.take(table_NxC, index_BxL, axis=0, mode="clip")[:, None]
 
 

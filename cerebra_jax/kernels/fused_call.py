@@ -57,15 +57,10 @@ _target: contextvars.ContextVar[_Target | None] = contextvars.ContextVar("target
 def lowering_for(platform: str, implementation: str = "cudnn") -> Iterator[None]:
     """Lets programs traced inside hold the kernels of that platform, cpu, gpu or tpu.
 
-    JAX keeps what it has traced, so its caches are cleared on the way in and out, unless programs
-    are for that platform anyway. implementation: how JAX computes what cuDNN would; with "xla" the
-    calls for a GPU run on a CPU.
+    JAX keeps what it has traced, so its caches are cleared on the way in and out. implementation:
+    how JAX computes what cuDNN would; with "xla" the calls for a GPU run on a CPU.
     """
-    target = _Target(platform, implementation)
-    if target == (_target.get() or _present()):
-        yield
-        return
-    token = _target.set(target)
+    token = _target.set(_Target(platform, implementation))
     absent = platform == "gpu" and device.present_platform() != "gpu"
     jax.clear_caches()
     try:
@@ -76,15 +71,11 @@ def lowering_for(platform: str, implementation: str = "cudnn") -> Iterator[None]
         jax.clear_caches()
 
 
-def _present() -> _Target:
-    return _Target(device.present_platform(), "cudnn")
-
-
 def _traced_for() -> _Target:
     """Returns where the program that is traced now will run."""
     if device.is_counting():
         return _Target("", "")
-    return _target.get() or _present()
+    return _target.get() or _Target(device.present_platform(), "cudnn")
 
 
 # calls

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -74,6 +75,11 @@ class Form(NamedTuple):
     date: str = ""
     others: tuple[str, ...] = ()  # of a number or date: fields that are none, taken as missing
     doubt: str = ""  # what the fields could be as well
+
+
+def composed(text: str) -> str:
+    """Returns a category or class as it is compared: without space around it, in NFC."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def absent(text: str, marks: Marks) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from cerebra_jax.checks import Problem
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import UserError
+from cerebra_jax.tasks.fields import composed
 from cerebra_jax.tasks.task import Metric, Pairs
 from cerebra_jax.types import Batch
 
@@ -75,18 +75,19 @@ def weights(cfg: TaskCfg, names: Sequence[str], label_N: np.ndarray) -> np.ndarr
         seen = int((count_C > 0).sum())
         return np.where(count_C > 0, len(label_N) / (seen * np.maximum(count_C, 1)), 1.0)
     weight_C = np.ones(len(names))
+    place = {composed(name): i for i, name in enumerate(names)}
     named: set[str] = set()
     for entry in cfg.class_weights:
         name, _, text = entry.rpartition(":")
-        name = unicodedata.normalize("NFC", name.strip())
+        name = composed(name)
         if name in named:
             raise UserError(f"task.class_weights names {name!r} twice", "keep one of them")
         named.add(name)
-        if name not in names:
+        if name not in place:
             what = f"task.class_weights names {name!r}, which is no class"
             some = ", ".join(f"{one}:1" for one in names[:3])
             raise UserError(what, f"the classes are {some} …" if len(names) > 3 else f"use {some}")
-        weight_C[list(names).index(name)] = float(text)
+        weight_C[place[name]] = float(text)
     return weight_C
 
 

@@ -83,9 +83,7 @@ def begun(cfg: RunCfg, task: Task, state: TrainState, say: Callable[[str], None]
 
 def _doubt(cfg: RunCfg, afresh: Iterable[str], say: Callable[[str], None]) -> None:
     """Says which parameters train.freeze holds still although they begin at random."""
-    params = [
-        name.removeprefix(PARAMS) for name in afresh if not name.startswith(("routing/", "opt"))
-    ]
+    params = [name.removeprefix(PARAMS) for name in afresh]
     still = [name for name in params if any(fnmatch.fnmatch(name, x) for x in cfg.train.freeze)]
     if still:
         say(f"warning: train.freeze holds still what begins at random: {_some(still)}")

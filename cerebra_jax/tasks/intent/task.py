@@ -48,6 +48,7 @@ class About(NamedTuple):
     classes: list[str]
     cut: dict[str, int]  # split -> texts that have more tokens than L holds
     digests: dict[str, str]  # texts, labels -> sha256 of them as they were read
+    fields: str = ""  # sha256 of all rows, however they are split
 
 
 @register("intent")
@@ -142,6 +143,7 @@ class IntentTask(Examples):
             classes=classes,
             cut={split: sum(len(x) >= L for x in ids[split]) for split in SPLITS},
             digests=_digests(found),
+            fields=_digest_of_rows(found),
         )
         made = cls(splits, encoder, about, task)
         if task.class_weights:
@@ -279,7 +281,7 @@ class IntentTask(Examples):
             "dataset": self.dataset,
             "notice": self.notice,
             "sha256": digest(arrays),
-            "fields_sha256": self._about.digests["rows"],
+            "fields_sha256": self._about.fields,
             "splits": splits,
             "tokenizer": {"name": self._tok.name, "sha256": self._tok.sha256},
             "vocab_size": self.shape.vocab_size,
@@ -288,13 +290,18 @@ class IntentTask(Examples):
 
 
 def _digests(found: read.Labelled) -> dict[str, str]:
-    """Returns a sha256 of all texts and of all labels as they were read, and of both unordered."""
+    """Returns a sha256 of all texts and of all labels, as they were read."""
     rows = [row for split in SPLITS for row in found.rows[split]]
     return {
-        "rows": digest_of_texts(sorted(f"{label}\0{text}" for text, label in rows)),
         "texts": digest_of_texts([text for text, _ in rows]),
         "labels": digest_of_texts([label for _, label in rows]),
     }
+
+
+def _digest_of_rows(found: read.Labelled) -> str:
+    """Returns one sha256 of all labelled texts, the same for every split of them."""
+    rows = [f"{label}\0{text}" for split in SPLITS for text, label in found.rows[split]]
+    return digest_of_texts(sorted(rows))
 
 
 def _selected(found: read.Labelled, task: TaskCfg) -> read.Labelled:

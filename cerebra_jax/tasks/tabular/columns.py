@@ -10,7 +10,6 @@ the vocabulary, so that no two columns share a row of the embedding table.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -119,7 +118,7 @@ class Categories(NamedTuple):
         """Returns the id of a field from 0 on; 3.0 is the category 3 where that is known."""
         if fields.absent(text, marks):
             return MISSING_ID
-        text = composed(text)
+        text = fields.composed(text)
         found = self.known.get(text, 0)
         return found or self.known.get(text.removesuffix(".0"), 0)
 
@@ -138,11 +137,6 @@ class Categories(NamedTuple):
     def learnt(self) -> dict[str, Any]:
         """Returns all of it, for JSON: the categories in the order of their ids."""
         return {"kind": "category", "categories": list(self.known)}
-
-
-def composed(text: str) -> str:
-    """Returns a category or class as it is compared: without space around it, in NFC."""
-    return unicodedata.normalize("NFC", text.strip())
 
 
 def restored(name: str, learnt: dict[str, Any]) -> Numbers | Categories:
@@ -228,7 +222,7 @@ def fit(
     Raises UserError where none of them holds a number.
     """
     if form.kind == "category":
-        counts = Counter(composed(text) for text in train if not fields.absent(text, marks))
+        counts = Counter(fields.composed(text) for text in train if not fields.absent(text, marks))
         often = sorted(text for text, n in counts.items() if n >= min_count)
         return Categories(name, {text: 2 + i for i, text in enumerate(often)})
     x_N = numbers_of(name, train, form, marks)

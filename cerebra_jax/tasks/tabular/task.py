@@ -408,7 +408,7 @@ def _labels(
 def _class_labels(
     name: str, texts: dict[str, list[str]]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    found = {split: [columns.composed(text) for text in column] for split, column in texts.items()}
+    found = {split: [fields.composed(text) for text in column] for split, column in texts.items()}
     classes = sorted(set().union(*found.values()))
     if len(classes) < 2:
         what = f"the target {name} has one class only, {classes[0]!r}"
