@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Problem = tuple[str, str]  # what is wrong, and how to put it right
 RULES = ("cerebra_jax.tasks.registry", "cerebra_jax.models.rules")  # modules with a `check(cfg)`
 
+MOST_STEPS = (1 << 31) - 1  # steps are counted in 32 bits
+
 ROUTED = ("chiar", "cerebra", "mod")
 UNROUTED = ("window", "lstm", "ssm", "cnn", "fnet", "mlp")  # beside the dense Transformer
 
@@ -77,6 +79,9 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
         for name in (name for name, on in late.items() if on):
             hint = "its phases have to end: use train.patience=0"
             yield f"train.patience is set with {name}", hint
+    if cfg.sampler.on and train.on_nonfinite == "rollback":
+        hint = "the sampler would draw the same examples again: use train.on_nonfinite=skip"
+        yield "train.on_nonfinite is rollback with a sampler", hint
     if cfg.prune.on and net.scan:
         yield "prune is set with net.scan", "layers end at different widths: net.scan=False"
     if cfg.task.buckets > 1 and cfg.objective.budget:
@@ -98,6 +103,9 @@ def to_steps(duration: str, total: int, per_epoch: int) -> int:
         raise UserError(what, 'write "500 steps", "3 epochs" or "0.1 frac"') from None
     if steps < 0:
         raise UserError(f"the duration {duration!r} is negative", "use a positive one")
+    if steps > MOST_STEPS:
+        what = f"the duration {duration!r} is {steps:.3g} steps"
+        raise UserError(what, f"a run has at most {MOST_STEPS:,}")
     return steps
 
 

@@ -242,7 +242,7 @@ def _configuration(workdir: Path) -> RunCfg:
     file = workdir / "config.json"
     if not file.is_file():
         raise UserError(f"{workdir} holds no run", "give the folder of one: it has a config.json")
-    return config.parse(file.read_text(encoding="utf-8"))
+    return config.parse_data(file.read_text(encoding="utf-8"), file)
 
 
 def _until(mark: str, text: str) -> str:

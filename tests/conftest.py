@@ -88,11 +88,16 @@ FLOOR_VARIANTS = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks the tests of the subsets, and lets those of one variant follow each other.
 
-    A model that one test has made and compiled then serves the next ones.
+    A model that one test has made and compiled then serves the next ones. Large drivers of faults
+    run only where -m names them.
     """
+    if "faults" not in config.option.markexpr:
+        large = [item for item in items if item.get_closest_marker("faults")]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
     for item in items:
         name = item.path.relative_to(ROOT / "tests").as_posix()
         if name.startswith(QUICK):

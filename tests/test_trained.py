@@ -195,7 +195,7 @@ def test_a_run_begins_from_another_ones_weights_and_what_is_frozen_stays(made, t
 def test_a_run_that_gets_no_better_ends_early_and_is_whole(made, tmp_path):
     _, cfg, *_ = made["classification"]
     train = dataclasses.replace(
-        cfg.train, lr=0.0, duration="30 steps", eval_every="2 steps", patience=2
+        cfg.train, lr=1e-30, duration="30 steps", eval_every="2 steps", patience=2
     )
     said: list[str] = []
     run = cerebra_jax.train(dataclasses.replace(cfg, train=train), tmp_path / "run", said.append)

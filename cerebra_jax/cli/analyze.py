@@ -98,7 +98,7 @@ def _facts(request: Request) -> dict[str, Any]:
     """Returns all that is told, as JSON holds it."""
     cfg, split = request.cfg, request.split
     task = cast(TextTask, preprocessing.build(cfg, request.workdir, print))  # `run` has seen to it
-    compile_cache(cfg.task.cache_dir)
+    compile_cache(cfg.task)
     from cerebra_jax.analysis import saliency as gradients
     from cerebra_jax.models import registry
     from cerebra_jax.training import finished

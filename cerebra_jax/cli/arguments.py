@@ -210,6 +210,15 @@ def add_strict(parser: Parser) -> None:
     )
 
 
+def add_verify(parser: Parser) -> None:
+    """Declares --verify."""
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="hash all prepared data again, large files too that look untouched",
+    )
+
+
 def doubting(request: Request, say: Callable[[str], None]) -> Callable[[str], None]:
     """Returns `say`; with --strict, one that raises UserError at the first warning."""
 

@@ -68,7 +68,7 @@ def run(request: Request) -> None:
         task = preprocessing.build(cfg, request.workdir, screen.say)
         size = cfg.train.batch_size // cfg.train.accum
         batches = list(itertools.islice(_batches(task, request.data, size), BATCHES))
-        compile_cache(cfg.task.cache_dir)
+        compile_cache(cfg.task)
         from cerebra_jax.training import finished, frozen
 
         # where the thresholds should stand

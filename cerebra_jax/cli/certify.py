@@ -78,7 +78,7 @@ def run(request: Request) -> None:
             task = preprocessing.build(one_program, workdir, screen.say)
         else:
             task = build(one_program, screen.say)
-        compile_cache(cfg.task.cache_dir)
+        compile_cache(cfg.task)
         from cerebra_jax.training import certificate, finished
 
         state = None

@@ -62,7 +62,6 @@ def model(found: Found, overrides: Mapping[str, str], tau: tuple[float, ...]) ->
     # it is trained already: `train` on the folder only measures it
     base["train"]["duration"] = f"{max(1, step)} steps"
     base["sampler"] = dataclasses.asdict(config.SamplerCfg())  # its table is not in the file
-    base["task"]["cache_dir"] = ""  # where compiled programs are read from is not for a file to say
     if not own and "task.tokenizer" not in overrides and base["task"]["vocab_size"] != GPT2:
         what = f"nothing says which tokenizer has {base['task']['vocab_size']:,} tokens"
         raise UserError(what, "give --config.task.tokenizer=..., and its files")
@@ -124,12 +123,12 @@ def _own(about: dict[str, Any]) -> dict[str, Any]:
     """Returns the configuration in a file that `export` wrote."""
     try:
         base, names = json.loads(about["config"]), about["names"]
-        config.parse(base)
+        cfg = config.parse_data(base, "the file")
         if names not in SCHEMES:
             raise KeyError(names)
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError("the file's text is not what export writes", "export it again") from None
-    return config.to_dict(config.parse(base))
+    return config.to_dict(cfg)
 
 
 def _published(found: Found) -> tuple[dict[str, Any], dict[str, str]]:

@@ -6,7 +6,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import compile_cache
-from cerebra_jax.tasks import judged
+from cerebra_jax.tasks import judged, prepared
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
@@ -21,6 +21,7 @@ def add_arguments(parser: Parser) -> None:
         default="test",
         help="what is measured: valid or test (default test)",
     )
+    arguments.add_verify(parser)
     arguments.add_verbose(parser)
 
 
@@ -31,8 +32,10 @@ def run(request: Request) -> None:
     """Prints the metrics of --split and writes WORKDIR/eval-SPLIT.json."""
     screen = Screen()
     with folder.quiet(request.workdir / "log.txt", request.verbose):
+        if request.verify:
+            prepared.forget(request.cfg.task)
         task = preprocessing.build(request.cfg, request.workdir, screen.say)
-        compile_cache(request.cfg.task.cache_dir)
+        compile_cache(request.cfg.task)
         from cerebra_jax.training import trainer
         from cerebra_jax.training.closing import quality
 

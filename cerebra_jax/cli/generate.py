@@ -65,7 +65,7 @@ def run(request: Request) -> None:
     )
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         task = preprocessing.restore(cfg, request.workdir, print)
-        compile_cache(cfg.task.cache_dir)
+        compile_cache(cfg.task)
         from cerebra_jax.trained import Trained  # JAX from here on
 
         run = Trained(request.workdir, cfg, task)

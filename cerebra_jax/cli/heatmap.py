@@ -110,7 +110,7 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:
         f"the text has {len(read.ids):,} tokens",
         f"give a shorter one, of {MOST:,} at most",
     )
-    compile_cache(cfg.task.cache_dir)
+    compile_cache(cfg.task)
     from cerebra_jax.analysis import routing_trace as decisions
     from cerebra_jax.models import registry
     from cerebra_jax.training import finished

@@ -44,7 +44,8 @@ def lines(words: list[str]) -> Iterator[str]:
             section = head
         default = "empty" if field.default == () else json.dumps(field.default)
         meaning = f"{field.metadata['doc']}{_allowed(field)}"
-        yield f"  {key:<27} {type_name(field):<13} {default:<15} {meaning}"
+        kind = "path" if field.metadata["place"] else type_name(field)
+        yield f"  {key:<27} {kind:<13} {default:<15} {meaning}"
 
 
 def _chosen(words: list[str]) -> dict[str, dataclasses.Field]:
@@ -56,6 +57,8 @@ def _chosen(words: list[str]) -> dict[str, dataclasses.Field]:
 
 def _allowed(field: dataclasses.Field) -> str:
     choices, least, most = (field.metadata[name] for name in ("of", "lo", "hi"))
+    if field.metadata["place"] == "write":
+        return " [not from a file of data]"
     if choices:
         return f" [{' | '.join(json.dumps(x) if x == '' else str(x) for x in choices)}]"
     if least == -math.inf and most == math.inf:

@@ -48,7 +48,7 @@ def run(request: Request) -> None:
     table = read(request.data, form)
     with folder.quiet(request.workdir / "log.txt", request.verbose):
         task = preprocessing.restore(request.cfg, request.workdir, print)
-        compile_cache(request.cfg.task.cache_dir)
+        compile_cache(request.cfg.task)
         from cerebra_jax.trained import Trained  # JAX from here on
 
         trained = Trained(request.workdir, request.cfg, task)

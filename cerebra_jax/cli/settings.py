@@ -84,8 +84,8 @@ def _read_json(file: Path, spec: str) -> dict[str, Any]:
             f"{spec} has an argument, but .json is data", "leave out what follows the colon"
         )
     try:
-        cfg = config.parse(json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        cfg = config.parse_data(json.loads(file.read_text(encoding="utf-8")), file)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise UserError(
             f"{file} is not JSON ({e})", "take the config.json of an undamaged run"
         ) from None

@@ -55,7 +55,7 @@ def run(request: Request) -> None:
     )
     with folder.quiet(workdir / "log.txt", request.verbose):
         task = preprocessing.build(cfg, workdir, screen.say)
-        compile_cache(cfg.task.cache_dir)
+        compile_cache(cfg.task)
         from cerebra_jax.training import shrink as cut
 
         found = cut.shrink(

@@ -98,7 +98,7 @@ class Pool:
         with open(workdir / SCREEN, "a", encoding="utf-8") as screen:
             nothing = subprocess.DEVNULL
             process = subprocess.Popen(
-                command(workdir), env=env, stdin=nothing, stdout=screen, stderr=screen
+                command(point), env=env, stdin=nothing, stdout=screen, stderr=screen
             )
         self._children.append(_Child(point, process, slot, time.monotonic()))
         if self.stopping:  # the signal came while it started
@@ -121,10 +121,13 @@ class Pool:
             child.process.terminate()
 
 
-def command(workdir: Path) -> list[str]:
-    """Returns the command line of the run of a folder that holds config.json."""
-    config = workdir / "config.json"
-    return [sys.executable, "-m", "cerebra_jax.main", f"--config={config}", f"--workdir={workdir}"]
+def command(point: Point) -> list[str]:
+    """Returns the command line of the run of a point, whose folder holds config.json."""
+    workdir, cache = point.workdir, point.cfg.task.cache_dir
+    words = [f"--config={workdir / 'config.json'}", f"--workdir={workdir}"]
+    if cache:  # config.json is data, and may not say where compiled programs lie
+        words.append(f"--config.task.cache_dir={cache}")
+    return [sys.executable, "-m", "cerebra_jax.main", *words]
 
 
 def share(things: Sequence[Any], slot: int, jobs: int) -> list[Any]:

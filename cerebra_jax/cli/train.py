@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
+from cerebra_jax.config import TaskCfg, reads
 from cerebra_jax.errors import Preempted
+from cerebra_jax.tasks import prepared
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 from cerebra_jax.training.closing import closing
@@ -60,6 +61,7 @@ def add_arguments(parser: Parser) -> None:
         "--fresh", action="store_true", help="move an existing folder aside and start again"
     )
     arguments.add_strict(parser)
+    arguments.add_verify(parser)
     arguments.add_verbose(parser)
 
 
@@ -68,15 +70,17 @@ check = arguments.configured
 
 def run(request: Request) -> None:
     """Trains; raises RunError with the exit status of any end but a good one."""
-    screen, workdir, cfg = Screen(), request.workdir, request.cfg
+    screen, workdir, cfg = Screen(), request.workdir, reads.watched(request.cfg)
     folder.prepare(workdir, request.fresh, screen.say)
     quiet = folder.quiet(workdir / "log.txt", request.verbose)
     with folder.locked(workdir, screen.say), quiet, Stop() as stop:
         folder.claim(workdir, cfg, screen.say)
         result = folder.read_json(workdir / "result.json")
         if result is None:
+            if request.verify:
+                prepared.forget(cfg.task)
             task = preprocessing.build(cfg, workdir, arguments.doubting(request, screen.say))
-            compile_cache(cfg.task.cache_dir)
+            compile_cache(cfg.task)
             from cerebra_jax.training import trainer
 
             stop.in_loop = True
@@ -86,14 +90,15 @@ def run(request: Request) -> None:
             screen.say(line)
 
 
-def compile_cache(cache_dir: str) -> None:
+def compile_cache(cfg: TaskCfg) -> None:
     """Keeps compiled programs between runs, in a folder that only its owner may read: they are
     native code.
+
+    A file of data cannot name that folder (`config.parse_data`).
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    root = cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax"
-    cache = Path(root).expanduser() / "xla"
+    cache = prepared.cache_folder(cfg) / "xla"
     cache.mkdir(parents=True, exist_ok=True)
     cache.chmod(0o700)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)

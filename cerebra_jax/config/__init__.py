@@ -51,9 +51,12 @@ __all__ = [
     "TaskCfg",
     "TrainCfg",
     "defaults",
+    "durations",
     "fields",
     "listed",
     "parse",
+    "parse_data",
+    "places",
     "renewed",
     "suggest",
     "suggest_key",
@@ -134,6 +137,32 @@ def parse(config: Any) -> RunCfg:
     cfg = _parse(RunCfg, _with_current_keys(config), "")
     checks.together(cfg)
     _check_durations(cfg)
+    return cfg
+
+
+def places() -> dict[str, str]:
+    """Returns {key: "read" or "write"} of the keys that are paths; `schema._f` says what it means.
+
+    The command line and a Python configuration may set all of them, a file of data the first kind.
+    """
+    return {key: f.metadata["place"] for key, f in fields().items() if f.metadata["place"]}
+
+
+def parse_data(given: Any, source: object) -> RunCfg:
+    """Returns the RunCfg of a file of data, such as the config.json of a run.
+
+    It may name files to read. A folder to write in it may not name, because compiled programs are
+    loaded from there: such a key has its default, and one line on stderr says so.
+    """
+    cfg = parse(given)
+    for key in (key for key, kind in places().items() if kind == "write"):
+        section, name = key.split(".")
+        value = getattr(getattr(cfg, section), name)
+        if value:
+            hint = f"--config.{key}=FOLDER or CEREBRA_CACHE=FOLDER does"
+            names.tell(f"{key}={value!r} of {source} is not followed; {hint}")
+            plain = dataclasses.replace(getattr(cfg, section), **{name: ""})
+            cfg = dataclasses.replace(cfg, **{section: plain})
     return cfg
 
 
@@ -227,11 +256,21 @@ def _open_lists(tree: Any) -> Any:
     return tree
 
 
+def durations() -> list[str]:
+    """Returns the keys that are durations, beside that of the run."""
+    ends = (" frac", " steps", " epochs")
+    keys = [key for key, field in fields().items() if str(field.default).endswith(ends)]
+    return [key for key in keys if key != "train.duration"]
+
+
 def _check_durations(c: RunCfg) -> None:
-    """Raises UserError where a duration cannot be read, or training has no end."""
-    for name, f in fields().items():
-        if str(f.default).endswith((" frac", " steps", " epochs")):
-            to_steps(functools.reduce(getattr, name.split("."), c), 1000, 1000)
+    """Raises UserError where a duration cannot be read or is over after the run, or training has no
+    end.
+    """
+    for key in durations():
+        duration = functools.reduce(getattr, key.split("."), c)
+        if to_steps(duration, 1000, 1000) > 1000 and duration.strip().endswith("frac"):
+            raise UserError(f"{key} is {duration!r}", "a run ends at 1 frac")
     if c.train.duration.strip().endswith("frac") or to_steps(c.train.duration, 0, 1000) == 0:
         raise UserError(
             f"train.duration is {c.train.duration!r}", 'write "500 steps" or "3 epochs"'

@@ -192,7 +192,7 @@ def current_key(key: str) -> str:
     """Returns today's name of a key, and says once where it was called otherwise."""
     if key not in RENAMED_KEYS:
         return key
-    _tell(f"{key} is now called {RENAMED_KEYS[key]}")
+    tell(f"{key} is now called {RENAMED_KEYS[key]}; the old name still works")
     return RENAMED_KEYS[key]
 
 
@@ -203,7 +203,7 @@ def current_value(key: str, value: object) -> object:
     renamed = RENAMED_VALUES[key] if key in RENAMED_VALUES else {}
     if not isinstance(value, str) or value not in renamed:
         return value
-    _tell(f"{key}={value} is now called {key}={renamed[value]}")
+    tell(f"{key}={value} is now called {key}={renamed[value]}; the old name still works")
     return renamed[value]
 
 
@@ -220,7 +220,8 @@ def synonym(word: str, table: dict[str, str]) -> str:
     return ""
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Prints a notice to stderr, once."""
     if line not in _told:
         _told.add(line)
-        print(f"notice: {line}; the old name still works", file=sys.stderr)
+        print(f"notice: {line}", file=sys.stderr)

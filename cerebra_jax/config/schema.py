@@ -26,7 +26,19 @@ def _f(
     """Returns a field with its meaning and what it may be: one of `of`, or between lo and hi, or a
     list of items.
     """
-    return field(default=default, metadata={"doc": doc, "of": of, "lo": lo, "hi": hi, "item": item})
+    metadata = {"doc": doc, "of": of, "lo": lo, "hi": hi, "item": item, "place": ""}
+    return field(default=default, metadata=metadata)
+
+
+def _path(place: str, doc: str) -> Any:
+    """Returns a field for a path.
+
+    place: "read" where it names files of data, which any configuration may name; "write" where it
+    names a folder to write in and to load compiled programs from, which a file of data (a run's
+    config.json) may not name.
+    """
+    plain = {"of": (), "lo": -math.inf, "hi": math.inf, "item": None}
+    return field(default="", metadata={"doc": doc, "place": place} | plain)
 
 
 @dataclass(frozen=True)
@@ -37,16 +49,19 @@ class TaskCfg:
         "text", "task", of=("text", "tabular", "intent", "long_sequence", "listops", "mixed")
     )
     dataset: str = _f("wikitext2", "text to train on", of=("wikitext2", "wikitext103", "offline"))
-    data_dir: str = _f("", "folder with train/valid/test text, plain or .gz; empty: download")
-    cache_dir: str = _f(
-        "", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax"
+    data_dir: str = _path(
+        "read", "folder with train/valid/test text, plain or .gz; empty: download"
+    )
+    cache_dir: str = _path(
+        "write", "where prepared data is kept; empty: $CEREBRA_CACHE or ~/.cache/cerebra_jax"
     )
     offline_fallback: bool = _f(True, "train on the offline corpus where nothing can be downloaded")
     tokenizer: str = _f(
         "bpe", "tokenizer; words for intent only", of=("bpe", "words", "bytes", "gpt2")
     )
-    tokenizer_from: str = _f(
-        "", "folder of a run whose bpe or words are taken as they are; empty: learnt from the texts"
+    tokenizer_from: str = _path(
+        "read",
+        "folder of a run whose bpe or words are taken as they are; empty: learnt from the texts",
     )
     vocab_size: int = _f(
         4096,
@@ -54,7 +69,7 @@ class TaskCfg:
         lo=3,
         hi=200_000,
     )
-    gpt2_dir: str = _f("", "folder with GPT-2's vocab.json and merges.txt")
+    gpt2_dir: str = _path("read", "folder with GPT-2's vocab.json and merges.txt")
     seq_len: int = _f(
         256,
         "tokens per window or example (L); 0: what the data need (not for a text)",
@@ -68,8 +83,8 @@ class TaskCfg:
         hi=16,
     )
     eval_context: int = _f(0, "tokens of context re-read before each evaluation window", lo=0)
-    path: str = _f(
-        "",
+    path: str = _path(
+        "read",
         "table (CSV, or .gz) of tabular and intent; of intent also a folder or CLINC150's JSON; "
         "empty: made up",
     )
@@ -447,7 +462,7 @@ class TrainCfg:
     """Holds how a model is trained."""
 
     duration: str = _f("600 steps", "how long to train: steps or epochs")
-    batch_size: int = _f(16, "windows per step, over all devices", lo=1)
+    batch_size: int = _f(16, "windows per step, over all devices", lo=1, hi=1 << 30)
     accum: int = _f(1, "micro-batches per step", lo=1)
     lr: float = _f(2e-3, "peak learning rate", lo=0.0, hi=10.0)
     lr_end: float = _f(0.1, "final learning rate as a share of the peak", lo=0.0, hi=1.0)
@@ -459,7 +474,16 @@ class TrainCfg:
     freeze: tuple[str, ...] = _f(
         (), "parameters that stay as they begin: names, with * for any signs: embed/*", item=str
     )
-    max_skips: int = _f(3, "non-finite steps in a row that are skipped before the run stops", lo=0)
+    max_skips: int = _f(
+        3, "steps in a row whose loss is huge or not finite, before train.on_nonfinite", lo=0
+    )
+    on_nonfinite: str = _f(
+        "skip",
+        "skip: steps that are not finite are left out, after train.max_skips of them the run ends; "
+        "rollback: it then goes on once from its last checkpoint with other batches; halt: it ends "
+        "at the first",
+        of=("skip", "rollback", "halt"),
+    )
     devices: int = _f(0, "devices to use; 0: all", lo=0)
     log_every: str = _f("0.1 frac", "interval of a printed line")
     eval_every: str = _f("0.5 frac", "interval of a validation pass")
@@ -573,7 +597,9 @@ class RunCfg:
         "FLOPs, or the model with a random router",
         of=("", "dense", "equal_flops", "random"),
     )
-    init_from: str = _f("", "folder of a run from whose weights this one begins; empty: afresh")
+    init_from: str = _path(
+        "read", "folder of a run from whose weights this one begins; empty: afresh"
+    )
     task: TaskCfg = field(default_factory=TaskCfg)
     net: NetCfg = field(default_factory=NetCfg)
     objective: ObjectiveCfg = field(default_factory=ObjectiveCfg)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cerebra_jax.checks import ROUTED, Problem, counts, joined, numbers
 from cerebra_jax.config.mixers import RECURRENT
+from cerebra_jax.cost import device
 
 if TYPE_CHECKING:
     from cerebra_jax.config import NetCfg, RouteCfg, RunCfg
@@ -25,7 +26,12 @@ MAX_PER_LAYER = 1e3  # the largest number of net.route.by_layer
 
 
 def check(cfg: RunCfg) -> Iterator[Problem]:
-    """Yields what the model of a configuration forbids."""
+    """Yields what the model of a configuration, or the device that it is priced for, forbids.
+
+    Raises UserError for a device that nobody knows.
+    """
+    if cfg.objective.device:
+        device.given(cfg.objective.device)
     yield from RULES[cfg.net.name](cfg)
     yield from _mixers(cfg)
 

@@ -95,6 +95,7 @@ class Checkpoints:
             for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(part)
         self._manager = self._open()
+        self._incomplete = self._without_orbax()
         self._writer = ThreadPoolExecutor(1)
         self._handing_over: Future | None = None  # what is being hashed and given to Orbax
 
@@ -112,6 +113,20 @@ class Checkpoints:
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP), best]),
         )
         return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
+
+    def _without_orbax(self) -> list[str]:
+        """Returns the folders of steps that Orbax does not take for checkpoints; says which.
+
+        Something inside them was renamed or deleted.
+        """
+        if not self.folder.is_dir():
+            return []
+        complete = set(map(str, self._manager.all_steps()))
+        names = {path.name for path in self.folder.iterdir() if path.name.isdecimal()}
+        found = sorted(names - complete, key=int)
+        for name in found:
+            self._say(f"warning: checkpoint {name} is damaged (it is not complete): left out")
+        return found
 
     def preflight(self, state: Any) -> None:
         """Raises UserError where the disk cannot hold the checkpoints of a run."""
@@ -144,7 +159,7 @@ class Checkpoints:
     ) -> None:
         """Gives Orbax the arrays by name, and beside them their shapes and digests."""
         shapes = {name: _described(leaf) for name, leaf in named.items()}
-        meta = meta | {"sha256": digests(named), "shapes": shapes}
+        meta = meta | {"step": step, "sha256": digests(named), "shapes": shapes}
         meta["own_sha256"] = _own(meta)
 
         # a step that has a checkpoint was stopped by a signal, and evaluated only after the resume
@@ -206,14 +221,16 @@ class Checkpoints:
         intact: a run never begins from scratch without being told to.
         """
         steps = self.steps()
-        if not steps:
+        if not steps and not self._incomplete:
             return None
         for saved, damaged in self._walk(steps, like):
             # else the step could not be saved again when training gets there
-            if damaged and not self._read_only:
+            aside = [*map(str, damaged), *self._incomplete]
+            if aside and not self._read_only:
                 self._manager.close()
-                for step in damaged:
-                    self._set_aside(step)
+                for name in aside:
+                    self._set_aside(name)
+                self._incomplete = []
                 self._manager = self._open()
             return saved
         raise UserError(
@@ -273,6 +290,8 @@ class Checkpoints:
             raise Damaged(f"metadata: {_short(e)}") from None
         if not good:
             raise Damaged("sha256 mismatch in its metadata")
+        if meta.get("step", step) != step:
+            raise Damaged(f"it holds step {meta['step']}: its folder was renamed")
         return meta
 
     def _restore(self, step: int, like: Any) -> Saved:
@@ -309,12 +328,12 @@ class Checkpoints:
                 raise Damaged(f"sha256 mismatch in {name}")
         return got
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: str) -> None:
         """Moves a damaged checkpoint out of the way, for whoever wants to look at it."""
         aside = self.folder.parent / "damaged"
         aside.mkdir(exist_ok=True)
         names = (aside / f"{step}{suffix}" for suffix in ["", *(f".{i}" for i in range(1, 1000))])
-        shutil.move(self.folder / str(step), next(p for p in names if not p.exists()))
+        shutil.move(self.folder / step, next(p for p in names if not p.exists()))
 
 
 def _finite(leaf: np.ndarray) -> bool:

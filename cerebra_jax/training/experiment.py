@@ -97,6 +97,22 @@ class Experiment:
         choice = self.task.choice
         return line[choice.key] if choice.lower else -line[choice.key]
 
+    @property
+    def largest_loss(self) -> float:
+        """A loss beyond which a run has diverged: nats, or squared standard deviations.
+
+        More than 700 nats are more than 1e300 perplexity.
+        """
+        return 1e6 if self.task.shape.outputs == 1 else 700.0
+
+    @property
+    def cure(self) -> str:
+        """What helps against a loss that is huge or not finite."""
+        hint = f"lower train.lr (it is {self.cfg.train.lr:g})"
+        if self.task.shape.outputs == 1:
+            hint += ", or bound what is learnt: task.target_scale=quantile"
+        return hint
+
     # its models
 
     @property
@@ -167,14 +183,14 @@ class Experiment:
         queue = [np.asarray(x) for x in host.sampler.drawn]
         return {first + i: Drawn(*(x[i] for x in queue)) for i in range(sampler.AHEAD)}
 
-    def batch(self, step: int, drawn: dict[int, Drawn]) -> Batch:
-        """Returns the batch of the step after `step` steps.
+    def batch(self, step: int, drawn: dict[int, Drawn], passed_over: int = 0) -> Batch:
+        """Returns the batch of the step after `step` steps, of which some batches are left out.
 
         A draw for it is taken out of `drawn`.
         """
         seed = self.cfg.seed
         if not self.draws(step):
-            return self.task.train_batch(seed, step, self.cfg.train.batch_size)
+            return self.task.train_batch(seed, step + passed_over, self.cfg.train.batch_size)
         index_B, weight_B = drawn.pop(step)
         batch = self.task.pick(seed, step, np.asarray(index_B))
         return batch | {"index_B": index_B[batch["ex_B"]], "weight_B": weight_B[batch["ex_B"]]}

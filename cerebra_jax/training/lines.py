@@ -118,6 +118,9 @@ def evaluate(
         previous = sums
     total = metrics.add(total, jax.device_get(previous))
     found = line(e, Measured(what.step, split, total, examples, what.serving))
-    if found["loss"] is None:
-        raise Diverged(f"step {what.step}: the {split} loss is not finite", "lower train.lr")
+    loss = found["loss"]
+    # one value far off is enough for a huge squared error
+    if loss is None or (e.task.shape.outputs != 1 and loss > e.largest_loss):
+        shown = "not finite" if loss is None else f"{loss:.3g}"
+        raise Diverged(f"step {what.step}: the {split} loss is {shown}", e.cure)
     return found

@@ -45,6 +45,8 @@ def form(sums: Sums) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Returns a number, or an array of them, as JSON may hold it: None where it is not finite."""
+    if value is None:
+        return None
     if np.ndim(value):
         return [plain(v) for v in value]
     return float(value) if np.isfinite(value) else None

@@ -99,6 +99,10 @@ def changes(kept: dict[str, Any], task: Task) -> str:
     if names:
         some = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
         return f"{some} {'is' if len(names) == 1 else 'are'} not as before"
-    if kept["info"].get("sha256") != task.info().get("sha256"):
+    there, here = kept["info"], task.info()
+    if there.get("sha256") != here.get("sha256"):
         return "they are split or scaled in another way"
+    # earlier versions did not keep it
+    if "tokens_sha256" in there and there["tokens_sha256"] != here.get("tokens_sha256"):
+        return "their text is the same, their tokens are not"
     return ""

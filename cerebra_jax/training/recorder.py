@@ -46,6 +46,7 @@ class Recorder:
         self.drawn_every = max(1, experiment.length.total // POINTS)
         self.log = metrics.Log(self.path, start.step, start.scored)
         self.tracker = metrics.tracker(workdir / "tensorboard", start.step)
+        self.huge = 0  # steps in a row, the last one too, whose loss was finite and huge
         screen.begin(experiment.length.total, start.step)
 
     def train(self, line: dict[str, Any], tokens: int) -> None:
@@ -63,10 +64,16 @@ class Recorder:
         self.log.write(line)
 
         at, skipped = line["step"], int(line["skipped"] or 0)
-        if skipped > self.experiment.cfg.train.max_skips:
+        is_huge = line["loss"] is not None and line["loss"] > self.experiment.largest_loss
+        self.huge = self.huge + 1 if is_huge else 0
+        train = self.experiment.cfg.train
+        bad = skipped or self.huge
+        if bad > (0 if train.on_nonfinite == "halt" else train.max_skips):
+            what = "loss or gradients were not finite" if skipped else f"loss {line['loss']:.3g}"
+            times = f"{bad} steps in a row" if bad > 1 else "in one step"
             raise Diverged(
-                f"step {at}: loss or gradients were not finite {skipped} steps in a row",
-                "the last checkpoint is finite; lower train.lr, or raise train.max_skips",
+                f"step {at}: {what} {times}",
+                f"the last checkpoint is good; {self.experiment.cure}",
             )
         parts = ["loss not finite" if line["loss"] is None else f"loss {line['loss']:.3f}"]
         parts.append(of_dense(line))

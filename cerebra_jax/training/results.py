@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import math
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import jax
 
 import cerebra_jax
+from cerebra_jax import config
+from cerebra_jax.config import reads
 from cerebra_jax.cost.device import present_platform
 from cerebra_jax.errors import UserError
 from cerebra_jax.kernels.remat import train_factor
@@ -128,6 +131,7 @@ def opening(programs: Programs) -> list[str]:
     epochs = f"({total / e.length.per_epoch:.2g} epochs)"
     on = f"on {len(devices)} x {devices[0].device_kind}"
     lines.append(f"data {e.task.dataset} · {steps} {epochs} {on}")
+    lines += _doubts(e)
     if cfg.train.patience:
         every = e.length.steps(cfg.train.eval_every)
         validations = math.ceil(total / every) if every else 1
@@ -137,6 +141,25 @@ def opening(programs: Programs) -> list[str]:
     if cfg.quant.bits:
         first = f"8 bits from step {e.quantized_from:,} on"
         lines.append(f"{first}: the best checkpoint is one of those")
+    return lines
+
+
+def _doubts(e: Experiment) -> list[str]:
+    """Returns warnings of settings that do not fit the length of the run or its data."""
+    lines = []
+    with reads.paused():
+        given = {
+            key: functools.reduce(getattr, key.split("."), e.cfg) for key in config.durations()
+        }
+    for key, duration in given.items():
+        steps = e.length.steps(duration)
+        if steps > e.length.total and not key.endswith("_every"):
+            what = f"warning: {key} is {duration!r}, step {steps:,}"
+            lines.append(f"{what}, and the run has {e.length.total:,}")
+    size = e.cfg.train.batch_size
+    if 0 < e.task.examples < size:
+        what = f"warning: train.batch_size is {size:,} and there are {e.task.examples:,}"
+        lines.append(f"{what} training examples: a step takes some of them more than once")
     return lines
 
 

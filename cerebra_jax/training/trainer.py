@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 
 from cerebra_jax.checks import require
-from cerebra_jax.config import RunCfg, to_dict
-from cerebra_jax.errors import Preempted, UserError
+from cerebra_jax.config import RunCfg, reads, to_dict
+from cerebra_jax.errors import Diverged, Preempted, UserError
 from cerebra_jax.policies import sampler
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import finished, lines, metrics, preprocessing, results, step
@@ -69,12 +69,20 @@ class Due(NamedTuple):
 class Trainer:
     """One session of one run. `train` returns what result.json holds."""
 
-    def __init__(self, programs: Programs, workdir: Path, screen: Screen, stop: Callable[[], bool]):
+    def __init__(
+        self,
+        programs: Programs,
+        workdir: Path,
+        screen: Screen,
+        stop: Callable[[], bool],
+        unread: Callable[[], list[str]] = list,
+    ):
         self.experiment = programs.experiment
         self.programs = programs
         self.workdir = workdir
         self.screen = screen
         self.stop = stop
+        self.unread = unread  # which keys of the configuration nothing has read so far
         self.began = time.perf_counter()
         self.due = Due.of(self.experiment)
         self.environment = results.environment(programs.devices)
@@ -85,27 +93,34 @@ class Trainer:
         self.compiled: set[Program] = set()
         self.drawn: dict[int, sampler.Drawn] = {}
         self.sizes: dict[int, int] = {}  # chosen by adaptive capacity, by step
+        self.passed_over = 0  # batches that a rollback left out
 
     def train(self) -> dict[str, Any]:
         """Runs to the end, from wherever the folder says; closes all files whatever happens."""
         with contextlib.ExitStack() as closing:
             closing.callback(self.checkpoints.close)
             self._start()
-            closing.callback(self.recorder.close)
+            closing.callback(lambda: self.recorder.close())  # a rollback begins another one
             closing.callback(self.screen.end)
-            self._loop()
+            try:
+                self._loop()
+            except Diverged as error:
+                self._roll_back(error)
+                self._loop()
             self.screen.end()
             return self._finish()
 
-    def _start(self) -> None:
-        """Restores the latest intact checkpoint, or begins afresh."""
+    def _start(self, ahead: int = 0) -> None:
+        """Restores the latest intact checkpoint, or begins afresh; leaves out `ahead` batches."""
         e = self.experiment
         found = self.checkpoints.latest(e.like)
         if found is None:
             self.checkpoints.preflight(e.like)
             host, self.start = begun(e.cfg, e.task, e.fresh(), self.screen.say), Position()
+            self.passed_over = ahead
         else:
             host, self.start = found.state, self._resumed(found.meta, found.step)
+            self.passed_over = found.meta.get("passed_over", 0) + ahead
 
         # what follows from the state
         self.serving = e.serving(host)
@@ -119,6 +134,22 @@ class Trainer:
             model = e.model_of(self.serving)
             step.check_cost_gradient(model, self.state, e.task.example(4), e.penalty)
         self.recorder = Recorder(self.experiment, self.workdir, self.screen, self.start)
+
+    def _roll_back(self, error: Diverged) -> None:
+        """Goes back to the last checkpoint and leaves out the batches since, the first time only.
+
+        Raises the error where it may not. A run that is killed on the way does all of that again.
+        """
+        if self.experiment.cfg.train.on_nonfinite != "rollback" or self.passed_over:
+            raise error
+        self.screen.end()
+        self.recorder.close()
+        self.in_flight = None
+        failed = int(self.state.step)
+        steps = self.checkpoints.steps()
+        back = steps[0] if steps else 0
+        self.screen.say(f"{error.what}: back to step {back:,}, and on with other batches")
+        self._start(ahead=failed - back)
 
     def _resumed(self, meta: dict[str, Any], at: int) -> Position:
         """Returns where a checkpoint stands; says what is not as it was when it was written."""
@@ -194,13 +225,16 @@ class Trainer:
 
     def _step(self, at: int) -> None:
         """Starts the step after `at` steps, and reads the metrics of the one before it."""
-        batch = self.experiment.batch(at, self.drawn)
+        batch = self.experiment.batch(at, self.drawn, self.passed_over)
         tokens = self.experiment.tokens(batch)
         program = self._program(at, tokens)
         placed = self.programs.shard(batch)
         self.state, sums = program.step(self.state, placed, self.experiment.key)
         self._flush()
         self.in_flight = InFlight(at + 1, tokens, sums)
+        if at == self.start.step:  # all is compiled: what will ever be read has been
+            for key in self.unread():
+                self.screen.say(f"warning: {key} is set and has no effect in this run")
 
     def _size(self, at: int) -> int:
         """Returns the size of the program that takes the step after `at` steps."""
@@ -273,6 +307,8 @@ class Trainer:
     def _save(self, at: int, score: float | None) -> None:
         """Saves the state after `at` steps, and before it all lines up to there."""
         self._flush()
+        if self.recorder.huge:  # the last checkpoint stays the last good one
+            return
         self.recorder.sync()
         # the result is a model that is pruned, and in 8 bits: no other one can be the best
         unfinished = at <= self.experiment.rounds.last
@@ -285,6 +321,7 @@ class Trainer:
             "config": to_dict(self.experiment.cfg),
             "data": self.experiment.task.info(),
             "environment": self.environment,
+            "passed_over": self.passed_over,
         }
         self.checkpoints.save(at, self.state, meta, meta["score"])
         self.recorder.pace.pause()
@@ -300,6 +337,8 @@ class Trainer:
             self._save(at, None)
         self.checkpoints.wait()
         where = f"stopped by a signal at step {at}, which is saved"
+        if self.recorder.huge:
+            where = f"stopped by a signal at step {at}, whose loss is huge and which is not saved"
         raise Preempted(
             where if at else "stopped before the first step", "the same command goes on"
         )
@@ -335,18 +374,20 @@ def run(
 ) -> dict[str, Any]:
     """Trains to the end; returns what result.json holds.
 
-    Raises Preempted where `stop` said so, Diverged, UserError or DiskError.
+    Where cfg is `config.reads.watched`, it says which keys have no effect. Raises Preempted where
+    `stop` said so, Diverged, UserError or DiskError.
     """
     require(
         not cfg.quant.stored,
         "the weights of this run are int8 (quant.stored)",
         "train the run that it was converted from",
     )
+    require(cfg.train.lr > 0, "train.lr is 0: nothing would be learnt", "give a positive one")
     preprocessing.keep(workdir, cfg, task)
     programs = Programs(prepare(cfg, task))
     for line in results.opening(programs):
         screen.say(line)
-    return Trainer(programs, workdir, screen, stop).train()
+    return Trainer(programs, workdir, screen, stop, lambda: reads.unread(cfg)).train()
 
 
 def measure(cfg: RunCfg, task: Task, workdir: Path, split: str, screen: Screen) -> dict[str, Any]:

@@ -24,7 +24,15 @@ from cerebra_jax import config
 from cerebra_jax.errors import Busy, UserError
 
 # where prepared data lies, who computes, how a DCT is computed and when to stop: not what
-MAY_CHANGE = ("task.cache_dir", "train.devices", "train.patience", "net.route.dct", "net.remat")
+MAY_CHANGE = (
+    "task.cache_dir",
+    "train.devices",
+    "train.patience",
+    "train.max_skips",
+    "train.on_nonfinite",
+    "net.route.dct",
+    "net.remat",
+)
 
 
 def write_json(path: Path, value: Any) -> None:

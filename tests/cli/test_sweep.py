@@ -61,7 +61,7 @@ def sweep(tmp_path, monkeypatch):
     """Runs a sweep of children that train nothing: sweep("ok", "fail") has two seeds of each."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
-        pool, "command", lambda workdir: [sys.executable, "-ISc", CHILD, str(workdir)]
+        pool, "command", lambda point: [sys.executable, "-ISc", CHILD, str(point.workdir)]
     )
     monkeypatch.delenv("NPROC")  # of these tests
     monkeypatch.setattr(pool, "_cores", lambda: 4)

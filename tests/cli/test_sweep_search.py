@@ -60,7 +60,7 @@ RUN = """
 import os, sys
 from cerebra_jax.cli import flags, sweep, sweep_pool
 child = os.environ["CHILD"]
-sweep_pool.command = lambda workdir: [sys.executable, "-ISc", child, str(workdir)]
+sweep_pool.command = lambda point: [sys.executable, "-ISc", child, str(point.workdir)]
 price = {"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0}
 sweep.prices = lambda cfgs: [price for _ in cfgs]
 sweep.run(flags.parse(sys.argv[1:]))

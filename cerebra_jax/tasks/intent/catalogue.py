@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,10 @@ from tensorflow_datasets.core.download import extractor
 
 from cerebra_jax.config import TaskCfg, suggest
 from cerebra_jax.errors import DISK_ERRNOS, DiskError, UserError
+from cerebra_jax.tasks import prepared
 from cerebra_jax.tasks.intent.read import one_column
 from cerebra_jax.tasks.task import Log
 from cerebra_jax.tasks.text import download
-from cerebra_jax.tasks.text.prepare import cache_folder
 from cerebra_jax.tasks.text.wikitext import quiet
 
 # how long a server of the data may take to answer: the downloader itself gives up after minutes
@@ -43,8 +44,8 @@ def load(
     """
     # the data set
     name = cfg.tfds
-    folder = cache_folder(cfg) / "tfds"
-    builder = _builder(name, folder)
+    folder = prepared.cache_folder(cfg) / "tfds"
+    builder = _builder(name, folder, log)
 
     # which of its features
     features = builder.info.features
@@ -57,6 +58,9 @@ def load(
     if not builder.is_prepared():
         log(f"preparing {name} with tensorflow-datasets (once, kept in {folder})")
         _prepare(builder, name, folder)
+    if not (Path(builder.data_dir) / prepared.SEAL).exists():  # new, or made by tfds itself
+        with contextlib.suppress(PermissionError):
+            prepared.seal(Path(builder.data_dir))
     found = {}
     for split in builder.info.splits:
         if split in splits:
@@ -66,7 +70,15 @@ def load(
     return found
 
 
-def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
+def _remove_damaged(folder: Path, log: Log) -> None:
+    """Removes what was prepared of a data set and is not as it was written; says so."""
+    for seal in sorted(folder.rglob(prepared.SEAL)):
+        if what := prepared.damage(seal.parent):
+            log(f"{seal.parent} cannot be used ({what}): it is prepared again")
+            shutil.rmtree(seal.parent)
+
+
+def _builder(name: str, folder: Path, log: Log) -> tfds.core.DatasetBuilder:
     """Returns what makes a data set.
 
     Raises UserError where there is none of this name, configuration or version.
@@ -79,6 +91,7 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
             hint = "tensorflow.org/datasets/catalog lists them"
         what = f"tensorflow-datasets has no data set {base!r} that it can make itself"
         raise UserError(what, hint)
+    _remove_damaged(folder / base, log)
     with quiet():
         try:
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")

@@ -105,6 +105,9 @@ class IntentTask(Examples):
         if task.subwords and task.tokenizer != "words":
             hint = "use task.name=intent with task.tokenizer=words, or task.subwords=0"
             yield f"task.subwords is set for {task.tokenizer}", f"they are parts of words: {hint}"
+        if task.target and task.columns == (task.target,):
+            hint = "name the column of the texts: --config.task.columns=NAME"
+            yield f"task.columns and task.target are both {task.target!r}", hint
         if task.tfds and task.path:
             hint = "it is for task.name=intent, in the place of task.path"
             yield f"task.tfds is set beside task.path={task.path}", hint

@@ -4,7 +4,8 @@ CACHE/text/KEY      the tfds data set of a text, and its counts
 CACHE/tokens/KEY    train.bin valid.bin test.bin, tokenizer.json, meta.json
 
 Tokens are uint16, or uint32 if vocab_size > 65,536. Keys are hashes of the content and of all
-settings that matter. A folder has its name only when it is complete.
+settings that matter. A folder has its name only when it is complete, and holds the sha256 of each
+of its files (`tasks.prepared`): a damaged one is prepared again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -26,6 +26,7 @@ import numpy as np
 
 from cerebra_jax.config import TaskCfg
 from cerebra_jax.errors import DiskError, UserError
+from cerebra_jax.tasks import prepared
 from cerebra_jax.tasks.task import SPLITS, Log
 from cerebra_jax.tasks.text import corpus, tokenizer
 from cerebra_jax.tasks.text.corpus import Source
@@ -60,10 +61,11 @@ def digest(ready: Prepared) -> str:
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 
-def cache_folder(cfg: TaskCfg) -> Path:
-    """Returns the folder where prepared data is kept."""
-    folder = cfg.cache_dir or os.environ.get("CEREBRA_CACHE") or "~/.cache/cerebra_jax"
-    return Path(folder).expanduser()
+def tokens_digest(ready: Prepared) -> str:
+    """Returns one sha256 for the tokens of all splits, as they lie on the disk."""
+    found = prepared.seals(ready.folder)
+    hashes = "\n".join(found[f"{split}.bin"] for split in SPLITS)
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def prepare(cfg: TaskCfg, log: Log) -> Prepared:
@@ -71,7 +73,7 @@ def prepare(cfg: TaskCfg, log: Log) -> Prepared:
 
     Raises UserError (text, settings) or DiskError (cache).
     """
-    cache = cache_folder(cfg)
+    cache = prepared.cache_folder(cfg)
     try:
         (cache / "text").mkdir(parents=True, exist_ok=True)
         (cache / "tokens").mkdir(exist_ok=True)
@@ -93,7 +95,7 @@ def _prepare(cfg: TaskCfg, cache: Path, log: Log) -> Prepared:
         return cache / "text" / _key("text", key)
 
     def is_prepared(key: str) -> bool:
-        return _meta(text_folder(key)) is not None
+        return _meta(text_folder(key), log) is not None
 
     # which text, and where its tokens belong
     source = corpus.find(cfg, is_prepared, cache / "downloads", log)
@@ -101,7 +103,7 @@ def _prepare(cfg: TaskCfg, cache: Path, log: Log) -> Prepared:
     tokens = cache / "tokens" / _key(source.key, json.dumps(settings, sort_keys=True))
 
     # what is missing is made
-    meta = _meta(tokens)
+    meta = _meta(tokens, log)
     if meta is None:
         log(f"preparing {source.origin} (once, kept in {cache})")
         text = text_folder(source.key)
@@ -109,7 +111,7 @@ def _prepare(cfg: TaskCfg, cache: Path, log: Log) -> Prepared:
             counts = scan(source)  # refuses broken files before the slow imports
             _write_text(source, counts, text)
         _write_tokens(text, settings, cfg, tokens)
-        meta = _meta(tokens)
+        meta = _read_meta(tokens)
 
     counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
     return Prepared(
@@ -134,12 +136,13 @@ def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:
             "data": str(data.relative_to(folder)),
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+        prepared.seal(folder)
 
 
 def _write_tokens(text: Path, settings: dict[str, Any], cfg: TaskCfg, target: Path) -> None:
     from cerebra_jax.tasks.text import wikitext
 
-    meta = _meta(text)
+    meta = _read_meta(text)
     records = text / meta["data"]
     counts = {split: Count(**meta["counts"][split]) for split in SPLITS}
     with _new_folder(target) as folder:
@@ -173,6 +176,7 @@ def _write_tokens(text: Path, settings: dict[str, Any], cfg: TaskCfg, target: Pa
 
         done = {"counts": meta["counts"], "tokens": tokens, "dtype": dtype, "tokenizer": settings}
         (folder / "meta.json").write_text(json.dumps(done, indent=1))
+        prepared.seal(folder)
 
 
 def _groups(records: Iterator[bytes]) -> Iterator[list[bytes]]:
@@ -191,20 +195,21 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join((str(FORMAT), *parts)).encode()).hexdigest()[:24]
 
 
-def _meta(folder: Path) -> dict[str, Any] | None:
-    """Returns meta.json of a complete folder, else None.
+def _meta(folder: Path, log: Log) -> dict[str, Any] | None:
+    """Returns meta.json of a folder of which every file is as it was written, else None.
 
-    A folder is not complete where a token file has another size than was written.
+    Says so where a folder is not.
     """
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    if not folder.exists():
         return None
-    for split, n in meta.get("tokens", {}).items():
-        path = folder / f"{split}.bin"
-        if not path.exists() or path.stat().st_size != n * np.dtype(meta["dtype"]).itemsize:
-            return None
-    return meta
+    if what := prepared.damage(folder):
+        log(f"{folder} cannot be used ({what}): it is prepared again")
+        return None
+    return _read_meta(folder)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "meta.json").read_text())
 
 
 @contextlib.contextmanager
