@@ -104,7 +104,7 @@ def here(monkeypatch):
     pytest.importorskip("optuna", reason="searches take Optuna: the extra `sweep`")
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
-        pool, "command", lambda workdir: [sys.executable, "-ISc", CHILD, str(workdir)]
+        pool, "command", lambda point: [sys.executable, "-ISc", CHILD, str(point.workdir)]
     )
     monkeypatch.setattr(
         command,
