@@ -22,19 +22,16 @@ from ml_collections import config_dict
 from cerebra_jax import checks
 from cerebra_jax.checks import to_steps
 from cerebra_jax.config import names, values
+from cerebra_jax.config.net import CompressCfg, KeptCfg, NetCfg, RouteCfg
 from cerebra_jax.config.schema import (
-    CompressCfg,
-    KeptCfg,
-    NetCfg,
     ObjectiveCfg,
     PruneCfg,
     QuantCfg,
-    RouteCfg,
     RunCfg,
     SamplerCfg,
-    TaskCfg,
     TrainCfg,
 )
+from cerebra_jax.config.task import TaskCfg
 from cerebra_jax.config.values import listed
 from cerebra_jax.errors import UserError
 
@@ -141,7 +138,7 @@ def parse(config: Any) -> RunCfg:
 
 
 def places() -> dict[str, str]:
-    """Returns {key: "read" or "write"} of the keys that are paths; `schema._f` says what it means.
+    """Returns {key: "read" or "write"} of the keys that are paths; `field.path` says what it means.
 
     The command line and a Python configuration may set all of them, a file of data the first kind.
     """
