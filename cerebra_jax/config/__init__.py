@@ -60,6 +60,7 @@ __all__ = [
     "to_dict",
     "to_steps",
     "typed",
+    "value",
 ]
 
 ALL_KEYS = "`cerebra keys` lists all keys"
@@ -253,6 +254,14 @@ def _open_lists(tree: Any) -> Any:
     return tree
 
 
+def value(cfg: RunCfg, key: str) -> Any:
+    """Returns what a configuration has under a key."""
+    found: Any = cfg
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
 def durations() -> list[str]:
     """Returns the keys that are durations, beside that of the run."""
     ends = (" frac", " steps", " epochs")
@@ -265,7 +274,7 @@ def _check_durations(c: RunCfg) -> None:
     end.
     """
     for key in durations():
-        duration = functools.reduce(getattr, key.split("."), c)
+        duration = value(c, key)
         if to_steps(duration, 1000, 1000) > 1000 and duration.strip().endswith("frac"):
             raise UserError(f"{key} is {duration!r}", "a run ends at 1 frac")
     if c.train.duration.strip().endswith("frac") or to_steps(c.train.duration, 0, 1000) == 0:

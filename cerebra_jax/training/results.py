@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import math
@@ -148,9 +147,7 @@ def _doubts(e: Experiment) -> list[str]:
     """Returns warnings of settings that do not fit the length of the run or its data."""
     lines = []
     with reads.paused():
-        given = {
-            key: functools.reduce(getattr, key.split("."), e.cfg) for key in config.durations()
-        }
+        given = {key: config.value(e.cfg, key) for key in config.durations()}
     for key, duration in given.items():
         steps = e.length.steps(duration)
         if steps > e.length.total and not key.endswith("_every"):
