@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any
