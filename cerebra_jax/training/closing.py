@@ -40,7 +40,7 @@ def closing(r: dict[str, Any], workdir: Path) -> list[str]:
     """
     metrics = [Metric(**m) for m in r["metrics"]]
     lines = [f"test  · step {r['best_step']:,} · {quality(r['test'], metrics)}", _cost(r)]
-    lines += _slots(r) + _clipped(r)
+    lines += _slots(r)
     if r["notice"]:
         lines.append(r["notice"])
     return [*lines, f"done: {workdir / 'result.json'}"]
@@ -86,12 +86,3 @@ def _slots(r: dict[str, Any]) -> list[str]:
     asked, given = (" ".join(f"{n:.2f}" for n in row) for row in (wanted, kept))
     said = f"layers want the heavy path for {asked} of their tokens and give it to {given}"
     return [f"slots · {said}; by demand: --config.net.route.by_layer={better}"]
-
-
-def _clipped(r: dict[str, Any]) -> list[str]:
-    """Returns what the clip of importance weights left out of the gradient, if it did anything."""
-    cut = r["costs"].get("sampler", {}).get("clipped")  # runs of before do not have it
-    if not cut:
-        return []
-    what = f"sampler · sampler.clip cut off {cut:.2%} of the weight of the examples"
-    return [f"{what}: the gradient leaves so much of them out; a larger sampler.clip cuts less"]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -148,11 +148,9 @@ def opening(programs: Programs) -> list[str]:
 
 def doubts(e: Experiment) -> list[str]:
     """Returns warnings of settings that do not fit the length of the run or its data."""
-    lines = []
+    lines, cfg = [], cast(Any, e.cfg)
     with reads.paused():
-        given = {
-            key: functools.reduce(getattr, key.split("."), e.cfg) for key in config.durations()
-        }
+        given = {key: functools.reduce(getattr, key.split("."), cfg) for key in config.durations()}
     for key, duration in given.items():
         steps = e.length.steps(duration)
         if steps > e.length.total and not key.endswith("_every"):
@@ -228,6 +226,15 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     }
 
 
+def clipped(found: dict[str, Any]) -> list[str]:
+    """Returns what the clip of importance weights left out of the gradient, if it did anything."""
+    cut = found["costs"]["sampler"]["clipped"]
+    if not cut:
+        return []
+    what = f"sampler · sampler.clip cut off {cut:.2%} of the weight of the examples"
+    return [f"{what}: the gradient leaves so much of them out; a larger sampler.clip cuts less"]
+
+
 def _lengths(e: Experiment, steps: list[dict[str, Any]], total: int) -> list[int]:
     """Returns the tokens of an example of each step."""
     if e.task.shape.lengths:
@@ -255,7 +262,7 @@ def _costs(
     # of training
     first = e.sampling.first if e.sampling else ended.steps
     own = sampler_flops(e) * max(0, ended.steps - first)
-    clipped = [line[CLIPPED] for line in steps if line.get(CLIPPED) is not None]
+    cut = [line[CLIPPED] for line in steps if isinstance(line.get(CLIPPED), float)]
     train_total = _trained(e, steps, ended.steps) + own
     macs = " (1 MAC = 2 FLOPs)" if unit.name == "flops" else ""
     return {
@@ -272,7 +279,7 @@ def _costs(
         "sampler": {
             "train_flops": own,
             "share_of_train": own / train_total,
-            "clipped": statistics.fmean(clipped) if clipped else 0.0,
+            "clipped": statistics.fmean(cut) if cut else 0.0,
             "bytes": size(e.like.sampler),
         },
     }

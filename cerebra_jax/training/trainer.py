@@ -364,7 +364,10 @@ class Trainer:
         self.recorder.test(test)
         steps = int(self.state.step)
         ended = results.Ended(steps, best.step, serving, valid, test, final, self._wall())
-        return results.result(self.programs, self.recorder.path, ended)
+        found = results.result(self.programs, self.recorder.path, ended)
+        for line in results.clipped(found):
+            self.screen.say(line)
+        return found
 
 
 def run(
