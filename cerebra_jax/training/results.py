@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import math
@@ -16,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 
@@ -148,9 +147,9 @@ def opening(programs: Programs) -> list[str]:
 
 def doubts(e: Experiment) -> list[str]:
     """Returns warnings of settings that do not fit the length of the run or its data."""
-    lines, cfg = [], cast(Any, e.cfg)
+    lines = []
     with reads.paused():
-        given = {key: functools.reduce(getattr, key.split("."), cfg) for key in config.durations()}
+        given = {key: config.value(e.cfg, key) for key in config.durations()}
     for key, duration in given.items():
         steps = e.length.steps(duration)
         if steps > e.length.total and not key.endswith("_every"):
