@@ -16,6 +16,7 @@ import gzip
 import io
 import itertools
 import lzma
+import re
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ LIMIT = 1 << 24  # characters of one field
 BINARY = (".parquet", ".pq", ".feather", ".arrow")
 HINT_BINARY = "copy the file again, or give a CSV file"
 PACKED = (".gz", ".bz2", ".xz", ".zst")
+_NEWLINE = re.compile(r"\r\n|\r|\n")
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -57,7 +59,7 @@ class Table(NamedTuple):
     name: str
     columns: dict[str, list[str]]
     file: str = ""  # where the rows come from; "": not a file
-    # the line of the file in which each row ends; of rows from several files, where it stands
+    # the line of the file in which each row begins; of rows from several files, where it stands
     lines: Sequence[int | str] = ()
     how: str = ""  # what was found out of the file
 
@@ -85,26 +87,28 @@ def read(path: str, form: Format = FOUND_OUT) -> Table:
         _require_file(file)
         return of_arrow(_read_binary(file), name, str(file))
     text, encoding = decoded(file, form.encoding)
-    text, delimiter = _delimiter_named(text, form.delimiter)
+    text, delimiter, before = _delimiter_named(text, form.delimiter)
     delimiter = delimiter or delimiter_of(text)
     csv.field_size_limit(LIMIT)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    begins = before + 1  # the line of the file in which the next row begins
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
         header = _header(file, next(reader, []))
+        begins = before + reader.line_num + 1
         for row in reader:
-            if not row:  # an empty line
-                continue
-            if len(row) != len(header):
-                what = f"{file}:{reader.line_num} has {len(row)} fields, "
+            if row and len(row) != len(header):
+                what = f"{file}:{begins} has {len(row)} fields, "
                 hint = f"mend that line, or name what stands between fields, {_shown(delimiter)} "
                 hint += "here: --config.task.delimiter"
                 raise UserError(f"{what}the header has {len(header)}", hint)
-            rows.append(row)
-            lines.append(reader.line_num)
+            if row:  # no empty line
+                rows.append(row)
+                lines.append(begins)
+            begins = before + reader.line_num + 1
     except csv.Error as e:
-        raise UserError(f"{file}:{reader.line_num} is not CSV ({e})", "mend that line") from None
+        raise UserError(f"{file}:{begins} is not CSV ({e})", "mend that line") from None
     if not rows:
         raise UserError(f"{file} has no rows", "give a table with a header and rows")
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
@@ -173,7 +177,7 @@ def decoded(file: Path, encoding: str = "") -> tuple[str, str]:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
+        line = 1 + len(_NEWLINE.findall(data[: e.start].decode(encoding, "replace")))
         hint = "save it as UTF-8, or name its encoding: --config.task.encoding=utf-16, say"
         what = f"{file}:{line} is not {_public(encoding)} (byte {data[e.start]:#04x})"
         raise UserError(what, hint) from None
@@ -236,16 +240,16 @@ def _bytes_of(file: Path) -> bytes:
         raise UserError(f"{file} cannot be read ({e})", hint) from None
 
 
-def _delimiter_named(text: str, given: str) -> tuple[str, str]:
-    """Returns (text, delimiter) as the user or the file itself says.
+def _delimiter_named(text: str, given: str) -> tuple[str, str, int]:
+    """Returns (text, delimiter, lines left out of the text) as the user or the file itself says.
 
     Excel writes `sep=;` into a first line of its own.
     """
-    first, _, rest = text.partition("\n")
-    first = first.strip("\r\ufeff")
+    first, *rest = _NEWLINE.split(text, maxsplit=1)
+    first = first.strip("\ufeff")
     if first.lower().startswith("sep=") and len(first) == 5:
-        return rest, "\t" if given == "tab" else given or first[4]
-    return text, "\t" if given in ("tab", "\\t") else given
+        return "".join(rest), "\t" if given == "tab" else given or first[4], 1
+    return text, "\t" if given in ("tab", "\\t") else given, 0
 
 
 def delimiter_of(text: str) -> str:

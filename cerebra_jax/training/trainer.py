@@ -218,10 +218,12 @@ class Trainer:
     def _prune(self, at: int) -> None:
         """Takes a round of pruning."""
         self._flush()
-        masks, line = self.experiment.rounds.turn(at, self.state.params, self.state.prune)
-        self.serving = self.serving._replace(remaining=self.experiment.rounds.relative(masks))
+        rounds = self.experiment.rounds
+        masks, line = rounds.turn(at, self.state.params, self.state.prune)
+        self.serving = self.serving._replace(remaining=rounds.relative(masks))
         self.state = self.programs.place(self.state.replace(prune=masks))
-        self.screen.say(line)
+        for text in [line, *(rounds.missed(masks) if at == rounds.last else [])]:
+            self.screen.say(text)
 
     def _step(self, at: int) -> None:
         """Starts the step after `at` steps, and reads the metrics of the one before it."""
@@ -362,7 +364,10 @@ class Trainer:
         self.recorder.test(test)
         steps = int(self.state.step)
         ended = results.Ended(steps, best.step, serving, valid, test, final, self._wall())
-        return results.result(self.programs, self.recorder.path, ended)
+        found = results.result(self.programs, self.recorder.path, ended)
+        for line in results.clipped(found):
+            self.screen.say(line)
+        return found
 
 
 def run(
