@@ -151,12 +151,15 @@ class Room:
         return f"train.accum={accum}", saved(accum)
 
     def _smaller(self, need: Need, free: int) -> tuple[str, int] | None:
-        """Returns the batch that is halved until it fits."""
+        """Returns the largest divisor of the batch with which it fits, or else the least one."""
         size, varying = self.cfg.train.batch_size, need.batch + need.activations
-        less = 1
-        while need.state + varying // less > free and size // less > 1:
-            less *= 2
-        return f"train.batch_size={size // less}", varying - varying // less
+        least = self.cfg.train.accum * len(self.devices)
+        smaller = [least * d for d in _divisors(size // least)[:-1]]
+        if not smaller:
+            return None
+        fits = [n for n in smaller if need.state + varying * n // size <= free]
+        chosen = fits[-1] if fits else smaller[0]
+        return f"train.batch_size={chosen}", varying - varying * chosen // size
 
     def _recomputing(self, need: Need) -> tuple[str, int] | None:
         """Returns net.remat=full, with which the inputs of the layers and one layer are kept."""
