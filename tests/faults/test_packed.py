@@ -9,6 +9,7 @@ import lzma
 import tracemalloc
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,22 +86,44 @@ def test_a_packed_text_is_counted_in_a_stream(tmp_path: Path):
     assert counts["train"].bytes == 16 * MiB and most < 4 * MiB
 
 
-def test_a_tensor_that_repeats_itself_is_not_unrolled(tmp_path: Path):
-    torch = pytest.importorskip("torch")
-    file = tmp_path / "bomb.pt"
-    torch.save({"w": torch.zeros(1).expand(1 << 30)}, file)
-    assert file.stat().st_size < 2000
-    with pytest.raises(UserError, match="would become 4,294,967,296 in memory"):
-        tensor_files.read(file)
+class Tensor:
+    """What is asked of a tensor of PyTorch, which tests do without; it is never unrolled."""
+
+    layout, device = "strided", SimpleNamespace(type="cpu")
+
+    def __init__(self, count: int):
+        self.numel = lambda: count
+
+    def element_size(self) -> int:
+        return 4
+
+    def is_floating_point(self) -> bool:
+        return True
+
+    def detach(self):
+        pytest.fail("it is unrolled")
 
 
-def test_a_zip_of_tensors_that_expands_is_not_unpacked(tmp_path: Path):
-    pytest.importorskip("torch")
-    file = tmp_path / "bomb.pt"
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as parts:
+@pytest.fixture
+def torch(monkeypatch) -> SimpleNamespace:
+    found = SimpleNamespace(__version__="2.6.0", Tensor=Tensor, strided="strided")
+    monkeypatch.setattr(tensor_files, "_library", lambda name: found)
+    return found
+
+
+def test_a_tensor_that_repeats_itself_is_not_unrolled(torch, tmp_path: Path):
+    (tmp_path / "bomb.pt").write_bytes(bytes(1000))
+    torch.load = lambda path, **how: {"w": Tensor(1 << 30)}
+    with pytest.raises(UserError, match="has 1,000 bytes and would become 4,294,967,296"):
+        tensor_files.read(tmp_path / "bomb.pt")
+
+
+def test_a_zip_of_tensors_that_expands_is_not_unpacked(torch, tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as parts:
         parts.writestr("archive/data/0", bytes(64 * MiB))
+    torch.load = lambda path, **how: pytest.fail("it is unpacked")
     with pytest.raises(UserError, match="would become 67,108,864 in memory"):
-        tensor_files.read(file)
+        tensor_files.read(tmp_path / "bomb.pt")
 
 
 GOOD = [["how are you", "talk"], ["book a flight", "travel"]]
