@@ -185,17 +185,18 @@ class Room:
             raise UserError(what, f"{alone}: use a smaller net.width or net.depth; {FORCE}")
         found = self.cures(need, free)
         cures = [f"{words} (about {memory.shown(less)} less)" for words, less in found]
-        raise UserError(what, f"{_listed(cures)}; {FORCE}")
+        is_enough = any(need.total - less <= free for _, less in found)
+        raise UserError(what, f"{_listed(cures, 'or' if is_enough else 'and')}; {FORCE}")
 
     def _name(self) -> str:
         return str(self.devices[0].device_kind)
 
 
-def _listed(cures: list[str]) -> str:
+def _listed(cures: list[str], word: str = "or") -> str:
     if not cures:
         return "use a smaller train.batch_size, net.width or net.depth"
     *first, last = cures
-    return "use " + (f"{', '.join(first)} or {last}" if first else last)
+    return "use " + (f"{', '.join(first)} {word} {last}" if first else last)
 
 
 def _divisors(n: int) -> list[int]:

@@ -178,6 +178,13 @@ def test_where_the_batch_itself_is_too_large_it_is_made_smaller(cfg_of):
     assert first == ("train.batch_size=12", 36 * GB)
 
 
+@pytest.mark.parametrize("free, word", [(12, "or"), (5, "and")])
+def test_cures_that_are_not_enough_alone_are_named_together(free, word, cfg_of):
+    cfg = cfg_of({"train.batch_size": 4, "net.depth": 4})
+    with pytest.raises(UserError, match=rf"less\) {word} task.seq_len=16"):
+        room_of(cfg)._refuse("", NEED, free * GB)
+
+
 # ---- full memory all the same
 
 
