@@ -24,12 +24,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebra_jax.config import suggest
+from cerebra_jax.cost import memory
 from cerebra_jax.errors import UserError
 
 DELIMITERS = ",;\t|"
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LOOKED_AT = 200  # rows by which the delimiter is chosen
 LIMIT = 1 << 24  # characters of one field
+LARGEST_UNPACKED = 1 << 28  # bytes of what a packed file becomes
+AS_TABLE = 6  # bytes in memory for each byte of a CSV file, at least
+OF_FIELD = 64  # bytes in memory for each field of a Parquet file
 BINARY = (".parquet", ".pq", ".feather", ".arrow")
 HINT_BINARY = "copy the file again, or give a CSV file"
 PACKED = (".gz", ".bz2", ".xz", ".zst")
@@ -214,30 +218,50 @@ def _require_file(file: Path) -> None:
         raise UserError(f"{file} {what}", "give a file: --config.task.path=FILE")
 
 
-def _unzstd(data: bytes) -> bytes:
+def _unzstd(file: Path) -> Any:
     import pyarrow
 
-    return pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd").read()
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd")
 
 
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+_OPEN: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
     ".zst": _unzstd,
 }
 
 
 def _bytes_of(file: Path) -> bytes:
-    """Returns the bytes of a file, unpacked by what its name ends with."""
+    """Returns the bytes of a file, unpacked by what its name ends with.
+
+    A packed one is read up to LARGEST_UNPACKED bytes, however much it would become; a plain one
+    has its size on the disk, and memory must hold what is made of it.
+    """
     _require_file(file)
+    opened = _OPEN.get(file.suffix.lower())
     try:
-        data = file.read_bytes()
-        unpack = _UNPACK.get(file.suffix.lower())
-        return unpack(data) if unpack else data
+        if opened is None:
+            _require_memory(file, AS_TABLE * file.stat().st_size)
+            return file.read_bytes()
+        with opened(file) as stream:
+            data = stream.read(LARGEST_UNPACKED + 1)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as e:
         hint = f"give text, plain or packed ({', '.join(PACKED)})"
         raise UserError(f"{file} cannot be read ({e})", hint) from None
+    if len(data) > LARGEST_UNPACKED:
+        what = f"{file} unpacks to more than {LARGEST_UNPACKED >> 20} MiB"
+        raise UserError(what, "unpack it yourself and give the plain file, or a part of it")
+    return data
+
+
+def _require_memory(file: Path, need: int) -> None:
+    """Raises UserError where what is made of a file does not fit into free memory."""
+    if need > (free := memory.free_on_host()):
+        what = (
+            f"{file} needs about {memory.shown(need)} of memory, and {memory.shown(free)} are free"
+        )
+        raise UserError(what, "give a part of it")
 
 
 def _delimiter_named(text: str, given: str) -> tuple[str, str, int]:
@@ -283,9 +307,11 @@ def _read_binary(file: Path) -> Any:
 
     try:
         if file.suffix.lower() in (".parquet", ".pq"):
+            about = parquet.read_metadata(file)  # a few bytes may stand for very many rows
+            _require_memory(file, OF_FIELD * about.num_rows * about.num_columns)
             return parquet.read_table(file)
         return feather.read_table(file)
-    except (pyarrow.ArrowException, OSError) as e:
+    except (pyarrow.ArrowException, OSError, MemoryError) as e:
         first = (str(e).splitlines() or [""])[0]
         raise UserError(f"{file} cannot be read ({first})", HINT_BINARY) from None
 

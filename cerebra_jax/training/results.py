@@ -30,7 +30,7 @@ from cerebra_jax.models import registry
 from cerebra_jax.policies.budget import named
 from cerebra_jax.policies.sampler import CLIPPED
 from cerebra_jax.tasks.task import Task
-from cerebra_jax.training import metrics
+from cerebra_jax.training import metrics, parallel
 from cerebra_jax.training.experiment import Experiment, Serving
 from cerebra_jax.training.programs import Programs, sampler_flops
 
@@ -132,6 +132,7 @@ def opening(programs: Programs) -> list[str]:
     epochs = f"({total / e.length.per_epoch:.2g} epochs)"
     on = f"on {len(devices)} x {devices[0].device_kind}"
     lines.append(f"data {e.task.dataset} · {steps} {epochs} {on}")
+    lines += parallel.idle(devices, cfg.train)
     lines += doubts(e)
     if cfg.train.patience:
         every = e.length.steps(cfg.train.eval_every)

@@ -177,7 +177,7 @@ def test_the_papers_way_looks_at_embeddings_and_gives_all_layers_one_threshold(r
     ("words", "said"),
     [
         ("--share=2", "--share is '2'"),
-        ("--data=nothing.txt", "there is no file nothing.txt"),
+        ("--data=nothing.txt", "there is no nothing.txt"),
         ("--config.net.depth=3", "calibrate cannot change net.depth"),
     ],
 )
