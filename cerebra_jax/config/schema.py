@@ -58,7 +58,7 @@ class TrainCfg:
     """Holds how a model is trained."""
 
     duration: str = key("600 steps", "how long to train: steps or epochs")
-    batch_size: int = key(16, "windows per step, over all devices", lo=1, hi=1 << 30)
+    batch_size: int = key(16, "windows per step, over all devices", lo=1, hi=1e9)
     accum: int = key(1, "micro-batches per step", lo=1)
     lr: float = key(2e-3, "peak learning rate", lo=0.0, hi=10.0)
     lr_end: float = key(0.1, "final learning rate as a share of the peak", lo=0.0, hi=1.0)

@@ -125,7 +125,7 @@ BAD = {
     f"{C} --config.net.depth=3.5": "net.depth is '3.5'; it must be of type int",
     f"{C} --config.train.lr=fast": "it must be of type float",
     f"{C} --config.train.lr=nan": "0 <= train.lr <= 10",
-    f"{C} --config.train.batch_size=-5": "train.batch_size >= 1",
+    f"{C} --config.train.batch_size=-5": "1 <= train.batch_size <= 1e+09",
     f"{C} --config.task.offline_fallback=maybe": "it must be of type bool",
     f"{C} --config.net.dtype=float64": "choose one of float32, bfloat16",
     f"{C} --config.net.dtype=1": "choose one of",
@@ -226,8 +226,9 @@ def test_keys_lists_every_key_with_its_type_default_and_meaning(capsys):
     }
     for key, f in KEYS.items():
         is_list = f.metadata["item"] is not None
-        kind = f.metadata["item"] if is_list else type(f.default)
-        assert kind.__name__ in rows[key] and f.metadata["doc"] in rows[key]
+        kind = (f.metadata["item"] if is_list else type(f.default)).__name__
+        kind = "path" if f.metadata["place"] else kind
+        assert kind in rows[key] and f.metadata["doc"] in rows[key]
         default = json.dumps(f.default) if isinstance(f.default, bool) else str(f.default)
         assert ("empty" if is_list else default) in rows[key]
         assert all(str(value) in rows[key] for value in f.metadata["of"])
