@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from cerebra_jax.display import printable
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import pareto
 from cerebra_jax.report.groups import label
@@ -54,7 +55,10 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     # a line a seed
     for entry, group in zip(_legend(groups), groups.values(), strict=True):
         for run in group:
-            lines = [line for line in run.lines("train") if line["loss"] is not None]
+            lines = [line for line in run.train_lines() if line["loss"] is not None]
+            if not lines:
+                what = f"{run.path / 'metrics.jsonl'} has no loss that is finite"
+                raise UserError(what, "leave that run out")
             x = _tflops(run, lines)[window - 1 :]
             y = _smooth([line["loss"] for line in lines], window)
             if run is group[0]:
@@ -74,7 +78,7 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     # axes
     axes.set_xlabel("training compute executed, TFLOP")
     axes.set_ylabel(f"training loss (mean of {window} steps)")
-    axes.set_title(f"{first(groups).dataset}: loss against compute, a line a seed")
+    axes.set_title(f"{plain(first(groups).dataset)}: loss against compute, a line a seed")
     axes.legend(frameon=False, fontsize=8)
     save(plt, figure, into)
 
@@ -94,7 +98,7 @@ def _mark_phases(axes: Any, phases: Sequence[str | None], points: Sequence, colo
         x, y = points[k]
         axes.plot([x], [y], "|", ms=9, color=colour)
         axes.annotate(
-            phases[k],
+            plain(phases[k] or ""),
             (x, y),
             fontsize=6,
             xytext=(2, 6),
@@ -148,7 +152,7 @@ def front(groups: Groups, into: Path | BinaryIO) -> None:
         axes.set_xscale("log")
     axes.set_xlabel("executed MFLOP per token, forward")
     better = "lower" if metric.lower else "higher"
-    axes.set_ylabel(f"{metric.name}, test ({better} is better)")
+    axes.set_ylabel(f"{plain(metric.name)}, test ({better} is better)")
     axes.set_title(
         "quality against cost: dots are seeds, bars ± their standard deviation", fontsize=9
     )
@@ -209,19 +213,19 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
     for i, (name, runs) in enumerate(held.items()):
         style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.8}
         for run in runs:
-            lines = run.lines("train")
+            lines = run.train_lines()
             steps = [line["step"] for line in lines]
-            decided = _smooth(_column(lines, f"hard_rel_{run.unit}"), window)
-            multiplier = _column(lines, "multiplier")
-            gap = [a * b for a, b in zip(multiplier, _column(lines, "budget_gap"), strict=True)]
+            decided = _smooth(run.column(lines, f"hard_rel_{run.unit}"), window)
+            multiplier = run.column(lines, "multiplier")
+            gap = [a * b for a, b in zip(multiplier, run.column(lines, "budget_gap"), strict=True)]
             smooth_gap = _smooth(gap, window)
             name_once = plain(name) if run is runs[0] else None
             costs.plot(*_last(steps, decided, most), "-", lw=1.0, **style, label=name_once)
             multipliers.plot(*_last(steps, multiplier, most), "-", lw=1.0, **style)
             gaps.plot(*_last(steps, smooth_gap, most), "-", lw=1.0, **style)
             if run is runs[0]:  # the same for all seeds
-                target = _column(lines, "budget_target")
-                executed = _column(lines, f"executed_rel_{run.unit}")
+                target = run.column(lines, "budget_target")
+                executed = run.column(lines, f"executed_rel_{run.unit}")
                 costs.plot(*_last(steps, target, most), ":", color="black", lw=1.0)
                 costs.plot(*_last(steps, executed, most), "--", lw=0.8, **style)
 
@@ -235,11 +239,6 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
     gaps.set_ylabel("duality gap λ · (C − target)")
     gaps.set_xlabel(f"step (means of {window})")
     save(plt, figure, into)
-
-
-def _column(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
-    """Returns one figure of the lines; NaN where it is null."""
-    return [math.nan if line[key] is None else line[key] for line in lines]
 
 
 def _last(steps: list[float], values: list[float], most: int) -> tuple[list[float], list[float]]:
@@ -263,8 +262,12 @@ def _legend(groups: Groups) -> list[LegendEntry]:
 
 
 def plain(name: str) -> str:
-    """Returns a name that matplotlib shows as it is: a dollar sign begins no formula."""
-    return name.replace("$", r"\$")
+    """Returns a name that matplotlib shows as it is.
+
+    A dollar sign begins no formula, and a low line does not hide the name from the legend.
+    """
+    shown = printable(name).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def pyplot() -> Any:

@@ -20,7 +20,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from cerebra_jax import checks
+from cerebra_jax import checks, documents
 from cerebra_jax.checks import Problem
 from cerebra_jax.config import RunCfg, reads
 from cerebra_jax.errors import UserError
@@ -123,10 +123,14 @@ def learnt(task: Task) -> dict[str, Any]:
 def restored(cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> Task | None:
     """Returns the task of a run without its data, None of one that cannot do without.
 
-    learnt and info: what these functions returned of the task that the run was trained on.
+    learnt and info: what these functions returned of the task that the run was trained on. Raises
+    UserError where `learnt` has not the shape that the task declares, `LEARNT`.
     """
     task = find(cfg.task.name)
-    return task.restored(cfg, learnt, info) if hasattr(task, "restored") else None
+    if not hasattr(task, "restored"):
+        return None
+    documents.check(learnt, task.LEARNT, "learnt")
+    return task.restored(cfg, learnt, info)
 
 
 def _log_nothing(line: str) -> None:

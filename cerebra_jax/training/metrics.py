@@ -14,11 +14,25 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from cerebra_jax import documents
+from cerebra_jax.documents import ANY, NUMBER, WHOLE, or_null
+from cerebra_jax.training.workdir import HINT
+
+# what is read of a line again, in a later session of a run
+MAYBE = or_null(NUMBER)
+LINE = {
+    "step": WHOLE,
+    "split": documents.one_of("train", "valid", "test"),
+    "step_ms?": MAYBE,
+    "length?": documents.whole(1),
+    "program?": WHOLE,
+}
 
 Sums = dict[str, tuple[Any, Any]]
 
@@ -144,13 +158,21 @@ def _encode(line: dict[str, Any]) -> bytes:
 
 
 def read(path: Path) -> Iterable[dict[str, Any]]:
-    """Yields the lines of a metrics.jsonl, without a torn last one; none where there is no file."""
+    """Yields the lines of a metrics.jsonl, without a torn last one; none where there is no file.
+
+    Raises UserError where one was not written by a run.
+    """
     if not path.exists():
         return
-    with open(path, "rb") as f:
-        for line in f:
-            if line.endswith(b"\n"):  # a kill can tear the last line only
-                yield json.loads(line)
+    for _, line in documents.read_lines(path, LINE, HINT):
+        yield line
+
+
+def column(lines: Sequence[dict[str, Any]], key: str, kind: documents.Kind = ANY) -> list[Any]:
+    """Returns a key of lines that were read; raises UserError where one lacks it."""
+    for line in lines:
+        documents.check(line, {key: kind}, f"metrics.jsonl, step {line['step']}", HINT)
+    return [line[key] for line in lines]
 
 
 class Tracker(Protocol):
