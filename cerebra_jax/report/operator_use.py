@@ -84,16 +84,9 @@ def draw(groups: Groups, into: Path | BinaryIO) -> None:
     A group has a row of panels, and a layer a panel.
     """
     found = _some(groups)
-    plt = plots.pyplot()
     panels = min(PANELS, max(of_runs[0].shape[2] for of_runs in found.values()))
-    figure, grid = plt.subplots(
-        len(found),
-        panels,
-        figsize=(1.2 + 1.7 * panels, 0.7 + 1.35 * len(found)),
-        layout="constrained",
-        squeeze=False,
-        sharey=True,
-    )
+    figure = plots.new_figure(1.2 + 1.7 * panels, 0.7 + 1.35 * len(found))
+    grid = figure.subplots(len(found), panels, squeeze=False, sharey=True)
     for row, (name, of_runs) in zip(grid, found.items(), strict=True):
         depth = of_runs[0].shape[2]
         layers = np.unique(np.linspace(0, depth - 1, min(panels, depth)).astype(int))
@@ -105,7 +98,7 @@ def draw(groups: Groups, into: Path | BinaryIO) -> None:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=7)
     figure.supxlabel("step; share of the tokens that took each operator, stacked", fontsize=7)
-    plots.save(plt, figure, into)
+    plots.save(figure, into)
 
 
 def _curve(of_runs: Sequence[np.ndarray], layer: int) -> Curve:

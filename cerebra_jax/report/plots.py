@@ -46,8 +46,8 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     The loss is a mean of `window` steps, or of a quarter of a short run. Each group has a colour;
     where there are many groups, each model has one.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
     runs = [run for group in groups.values() for run in group]
     most = max(2, POINTS // len(runs))
     window = max(1, min(window, min(run.result["steps"] for run in runs) // 4))
@@ -80,7 +80,7 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     axes.set_ylabel(f"training loss (mean of {window} steps)")
     axes.set_title(f"{plain(first(groups).dataset)}: loss against compute, a line a seed")
     axes.legend(frameon=False, fontsize=8)
-    save(plt, figure, into)
+    save(figure, into)
 
 
 def _tflops(run: Run, lines: Sequence[dict[str, Any]]) -> list[float]:
@@ -113,8 +113,8 @@ def front(groups: Groups, into: Path | BinaryIO) -> None:
     Dots are seeds, diamonds are means with their standard deviation, and the line is the front of
     the means.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    figure = new_figure(6.4, 4.6)
+    axes = figure.subplots()
     metric = first(groups).headline
     sign = 1 if metric.lower else -1
     means = pareto.means(groups)
@@ -158,7 +158,7 @@ def front(groups: Groups, into: Path | BinaryIO) -> None:
     )
     ncols = 2 if len(groups) > 3 else 1
     figure.legend(loc="outside lower center", ncols=ncols, frameon=False, fontsize=6)
-    save(plt, figure, into)
+    save(figure, into)
 
 
 def _draw_group(axes: Any, points: Sequence[pareto.Point], sign: int, entry: LegendEntry) -> None:
@@ -203,11 +203,9 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
         raise UserError(
             "none of these runs has a budget", "train with --config.objective.budget=0.6"
         )
-    plt = pyplot()
     most = max(2, POINTS // (4 * sum(map(len, held.values()))))
-    figure, (costs, multipliers, gaps) = plt.subplots(
-        3, figsize=(6.4, 7.2), layout="constrained", sharex=True
-    )
+    figure = new_figure(6.4, 7.2)
+    costs, multipliers, gaps = figure.subplots(3, sharex=True)
 
     # a line a seed, in each panel
     for i, (name, runs) in enumerate(held.items()):
@@ -238,7 +236,7 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
     multipliers.set_ylabel("multiplier λ")
     gaps.set_ylabel("duality gap λ · (C − target)")
     gaps.set_xlabel(f"step (means of {window})")
-    save(plt, figure, into)
+    save(figure, into)
 
 
 def _last(steps: list[float], values: list[float], most: int) -> tuple[list[float], list[float]]:
@@ -270,22 +268,23 @@ def plain(name: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def pyplot() -> Any:
-    """Returns matplotlib's pyplot, set up to write files; raises UserError where it is missing."""
+def new_figure(width: float, height: float) -> Any:
+    """Returns an empty figure of so many inches; raises UserError where matplotlib is missing.
+
+    pyplot does not know it: nothing is left behind where drawing ends with an error.
+    """
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise UserError("figures need matplotlib", 'pip install "cerebra-jax[plots]"') from None
-    plt.rcParams["svg.fonttype"] = "none"
-    plt.rcParams["svg.hashsalt"] = "cerebra"
-    return plt
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    matplotlib.rcParams["svg.hashsalt"] = "cerebra"
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(plt: Any, figure: Any, into: Path | BinaryIO) -> None:
-    """Writes a figure and forgets it; raises UserError for a file of an unknown kind."""
+def save(figure: Any, into: Path | BinaryIO) -> None:
+    """Writes a figure; raises UserError for a file of an unknown kind."""
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     kind = "svg"
@@ -295,7 +294,6 @@ def save(plt: Any, figure: Any, into: Path | BinaryIO) -> None:
         if kind not in ("svg", "png", "pdf"):
             raise UserError(f"{into} is no figure", "name it .svg, .png or .pdf")
     figure.savefig(into, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-    plt.close(figure)
 
 
 def _smooth(values: list[float], window: int) -> list[float]:
