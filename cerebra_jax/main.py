@@ -8,15 +8,19 @@ only once the command line has been found good.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebra_jax import display, errors, signals
+from cerebra_jax import signals
+
+if __name__ == "__main__":
+    signals.until_main()
+
+import contextlib  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from cerebra_jax import display, errors  # noqa: E402
 
 if TYPE_CHECKING:
     from cerebra_jax.cli.arguments import Request
@@ -32,9 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         return _Command(argv).status()
     with signals.Interrupt() as interrupt:
         status = _Command(sys.argv[1:], interrupt).status()
-    for number in signals.NUMBERS:  # from here on nothing can be lost
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    signals.after_main()
     return status
 
 
@@ -78,6 +80,8 @@ class _Command:
             display.say(f"cerebra_jax {__version__}")
         else:
             self.request = flags.parse(self.words)
+            if self.interrupt is not None and self.interrupt.came:
+                raise KeyboardInterrupt
             commands.load(self.request.command).run(self.request)
 
     @property
@@ -140,6 +144,8 @@ def _crash(error: BaseException, workdir: Path | None) -> int:
     """Reports a bug: its traceback goes to WORKDIR/crash.txt, or to the screen, and one line to the
     screen.
     """
+    import traceback  # takes longer than all that is imported before a signal can be answered
+
     text = "".join(traceback.format_exception(error))
     where = "the traceback is above"
     try:

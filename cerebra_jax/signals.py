@@ -55,6 +55,19 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+def until_main() -> None:
+    """Lets Ctrl-C end the program without the traceback of an import, until `Interrupt` answers."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def after_main() -> None:
+    """Lets signals end the program without a word: nothing can be lost any more."""
+    for number in NUMBERS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def imports(frame: FrameType | None) -> bool:
     """Returns whether a module is being imported where a signal came."""
     while frame is not None:

@@ -26,10 +26,12 @@ class Stop:
     def __init__(self) -> None:
         self.asked = False
         self.in_loop = False
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         numbers = [n for n in signals.NUMBERS if signal.getsignal(n) != signal.SIG_IGN]  # nohup
-        self._old = {number: signal.signal(number, self._on_signal) for number in numbers}
+        for number in numbers:
+            self._old[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exc: Any) -> None:

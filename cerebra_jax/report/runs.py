@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -295,7 +295,7 @@ def read_result(file: Path, hint: str = HINT) -> dict[str, Any]:
     return documents.check(result, figures, str(file), hint)
 
 
-def metrics_of(result: dict[str, Any]) -> tuple[Metric, ...]:
+def metrics_of(result: Mapping[str, Any]) -> tuple[Metric, ...]:
     """Returns the figures of the task of a result, the headline first."""
     if "metrics" not in result:
         return TEXT_METRICS

@@ -95,11 +95,11 @@ def locked(workdir: Path, say: Callable[[str], None] = _silent) -> Iterator[None
             ) from None
         if holder:
             say(f"warning: {workdir} was left by {holder} without closing it: taken over")
-        f.truncate(0)
-        start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}))
-        f.flush()
         try:
+            f.truncate(0)
+            start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}))
+            f.flush()
             yield
         finally:  # however it ends, it ends in order; a killed process leaves its name
             f.truncate(0)  # never unlinked: another process may have it open already
