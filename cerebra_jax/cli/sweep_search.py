@@ -37,6 +37,14 @@ OBJECTIVES = ("quality", "executed")
 REPEAT = "repeat"  # marks a trial at a point that another trial had
 ATTEMPTS = 100  # to get a new point from Optuna
 LISTED = 10_000  # points that are listed at most, to find one that is left
+SCORED = {  # what is read of a result
+    "metrics": runs.RESULT["metrics?"],
+    "val": {},
+    "costs": {
+        "executed_flops": documents.POSITIVE,
+        "relative": {"executed": documents.POSITIVE},
+    },
+}
 Range = dict[str, Any] | list[Any]
 
 
@@ -247,10 +255,14 @@ class Study:
 
 
 def _result(workdir: Path) -> dict[str, Any]:
-    """Returns the result.json of a point that is done."""
-    shape = {"costs": {"executed_flops": documents.POSITIVE}}
+    """Returns the result.json of a point that is done; UserError where it lacks what is read."""
     file = workdir / "result.json"
-    return documents.check(runs.read_result(file, folder.HINT), shape, str(file), folder.HINT)
+    result = documents.read(file, SCORED, folder.HINT)
+    if not result["metrics"]:
+        raise UserError(f"{file}: metrics is empty", folder.HINT)
+    value = {result["metrics"][0]["key"]: runs.MAYBE}
+    documents.check(result["val"], value, f"{file}: val", folder.HINT)
+    return result
 
 
 def _as_key(params: Mapping[str, Any]) -> tuple:
