@@ -40,6 +40,11 @@ EARLIER = {"longseq": "long_sequence"}  # names of before, which old configurati
 TABLES = ("tabular", "intent")  # tasks whose files version 0.1 read in another way
 DECIDED = ("outputs", "features", "subwords", "answers", "tasks")  # keys of net that a task decides
 
+_ROWS = documents.whole(0, 1 << 40)
+INFO = {  # what is read of `info` of a task that is restored
+    "notice": documents.TEXT,
+    "splits": {"*": {"rows?": _ROWS, "tokens?": _ROWS, "bytes?": _ROWS, "words?": _ROWS}},
+}
 _CLASSES: dict[str, type[Task]] = {}
 
 
@@ -130,6 +135,7 @@ def restored(cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> Task 
     if not hasattr(task, "restored"):
         return None
     documents.check(learnt, task.LEARNT, "learnt")
+    documents.check(info, INFO, "info")
     return task.restored(cfg, learnt, info)
 
 

@@ -25,16 +25,10 @@ from cerebra_jax.training import workdir as folder
 FILE = PREPROCESSING
 VERSION = 1
 HINT = "copy the run again"
-ROWS = documents.whole(0, 1 << 40)
 SHAPE = {
     "version": documents.WHOLE,
     "lengths": [documents.whole(1, 1 << 20)],
-    "info": {
-        "dataset": documents.TEXT,
-        "notice": documents.TEXT,
-        "sha256?": documents.TEXT,
-        "splits": {"*": {"rows?": ROWS, "tokens?": ROWS, "bytes?": ROWS, "words?": ROWS}},
-    },
+    "info": {"dataset": documents.TEXT, "sha256?": documents.TEXT},
     "learnt": {"digests?": {"*": documents.TEXT}},
 }
 

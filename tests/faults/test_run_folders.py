@@ -318,3 +318,13 @@ def test_what_a_damaged_run_learnt_is_refused_in_one_line(learnt, run, tmp_path)
 @pytest.mark.faults
 def test_much_that_damaged_runs_learnt(learnt, run, tmp_path):
     learn(150, learnt, run, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["listops", "long_sequence", "mixed"])
+def test_what_any_task_keeps_is_read_again(name, tmp_path):
+    """Tasks that need their data tell less of them; that is no damage."""
+    info = {"dataset": "x", "sha256": "0"}
+    kept = {"version": 1, "task": name, "lengths": [], "info": info, "learnt": {}}
+    (tmp_path / preprocessing.FILE).write_text(json.dumps(kept))
+    assert preprocessing.read(tmp_path) == kept
+    assert not hasattr(registry.find(name), "restored")
