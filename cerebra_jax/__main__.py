@@ -2,7 +2,10 @@
 
 import sys
 
-from cerebra_jax.main import main
+from cerebra_jax import signals
 
 if __name__ == "__main__":
+    signals.until_main()
+    from cerebra_jax.main import main
+
     sys.exit(main())

@@ -4,7 +4,11 @@ An error is one line on screen, `error: what is wrong; hint`, and no traceback: 
 bugs (exit 70).
 """
 
+from __future__ import annotations
+
 import errno
+import os
+from pathlib import Path
 
 DONE = 0
 REFUSED = 1
@@ -66,3 +70,30 @@ class Diverged(RunError):
     """Tells that loss or gradients stayed non-finite; nothing non-finite was saved."""
 
     status = DIVERGED
+
+
+_HINTS = {  # of what an operating system says about a path
+    errno.ENOENT: "check the name",
+    errno.EEXIST: "move it away, or give another name",
+    errno.EISDIR: "a folder stands where a file belongs: move it away, or give another name",
+    errno.ENOTDIR: "a file stands where a folder belongs: move it away, or give another name",
+    errno.EACCES: "change its permissions, or give another name",
+    errno.EPERM: "change its permissions, or give another name",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead back to themselves: give another name",
+}
+
+
+def of_os(error: OSError, path: str | Path, hint: str = "") -> RunError:
+    """Returns what an error of the operating system about a path is: the disk's, or the user's."""
+    what = f"{path}: {error.strerror or error}"
+    if error.errno in DISK_ERRNOS:
+        return DiskError(what, "free some space and run the same command again")
+    found = _HINTS[error.errno] if error.errno in _HINTS else "give another name"
+    return UserError(what, hint or found)
+
+
+def is_below(path: str | Path, named: str | Path) -> bool:
+    """Returns whether a path is one that was named, is inside it, or leads to it."""
+    inner, outer = Path(os.path.abspath(path)), Path(os.path.abspath(named))
+    return inner == outer or outer in inner.parents or inner in outer.parents

@@ -232,7 +232,7 @@ def train(cfg: RunCfg, workdir: str | Path, say: Callable[[str], None] = print) 
     with folder.locked(workdir, say):
         folder.claim(workdir, cfg, say)
         task = preprocessing.build(cfg, workdir, say)
-        if folder.read_json(workdir / "result.json") is None:
+        if folder.result(workdir) is None:
             result = trainer.run(cfg, task, workdir, _Lines(say))
             folder.write_json(workdir / "result.json", result)
     return Trained(workdir, cfg, task)
@@ -242,7 +242,7 @@ def _configuration(workdir: Path) -> RunCfg:
     file = workdir / "config.json"
     if not file.is_file():
         raise UserError(f"{workdir} holds no run", "give the folder of one: it has a config.json")
-    return config.parse_data(file.read_text(encoding="utf-8"), file)
+    return config.read_data(file)
 
 
 def _until(mark: str, text: str) -> str:

@@ -22,6 +22,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.heatmap import PATHS, need_routed
 from cerebra_jax.cli.train import compile_cache
+from cerebra_jax.display import printable, say
 from cerebra_jax.report import tables
 from cerebra_jax.tasks.text.task import TextTask
 from cerebra_jax.training import preprocessing
@@ -82,30 +83,30 @@ def run(request: Request) -> None:
             *head, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold"
         )
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         console.print(table)
         console.print()
     for line in under:
-        print(line)
+        say(line)
     # in a file
     parts = [f"## {title}\n\n{tables.markdown(rows, [])}\n" for title, rows in told]
-    heading = f"# What the routing of {found['run']} goes with\n\n"
-    page = "\n".join([*parts, "\n\n".join(under)])
+    heading = f"# What the routing of {tables.markdown_word(found['run'])} goes with\n\n"
+    page = "\n".join([*parts, "\n\n".join(map(tables.markdown_note, under))])
     path.with_suffix(".md").write_text(f"{heading}{page}\n", encoding="utf-8")
-    print(f"written: {path} and {path.with_suffix('.md')}")
+    say(f"written: {path} and {path.with_suffix('.md')}")
 
 
 def _facts(request: Request) -> dict[str, Any]:
     """Returns all that is told, as JSON holds it."""
     cfg, split = request.cfg, request.split
-    task = cast(TextTask, preprocessing.build(cfg, request.workdir, print))  # `run` has seen to it
+    task = cast(TextTask, preprocessing.build(cfg, request.workdir, say))  # `run` has seen to it
     compile_cache(cfg.task)
     from cerebra_jax.analysis import saliency as gradients
     from cerebra_jax.models import registry
     from cerebra_jax.training import finished
 
     # the decisions, losses and gradients of the trained model
-    s = finished.load(cfg, task, request.workdir, print)
+    s = finished.load(cfg, task, request.workdir, say)
     state = s.state
     net, probe = s.model.net, gradients.probe(s.model)
     variables = {"params": state.params, "routing": state.routing}

@@ -19,6 +19,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.config import RunCfg, to_steps
 from cerebra_jax.cost.units import LABELS
+from cerebra_jax.display import say
 from cerebra_jax.tasks import registry as tasks
 
 QUICK = 4.0  # seconds after which nothing more is compiled or timed
@@ -42,7 +43,7 @@ def check(request: Request) -> None:
 
 def run(request: Request) -> None:
     """Prints the preview of a configuration."""
-    preview(request.cfg, arguments.doubting(request, print))
+    preview(request.cfg, arguments.doubting(request, say))
 
 
 def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cli.train import compile_cache
+from cerebra_jax.display import say
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.text.reading import readable
 from cerebra_jax.training import preprocessing
@@ -72,7 +73,7 @@ def run(request: Request) -> None:
         "generate continues text: task.name=text",
     )
     with folder.quiet(request.workdir / "log.txt", request.verbose):
-        task = preprocessing.restore(cfg, request.workdir, print)
+        task = preprocessing.restore(cfg, request.workdir, say)
         compile_cache(cfg.task)
         from cerebra_jax.trained import Trained  # JAX from here on
 
@@ -86,12 +87,12 @@ def run(request: Request) -> None:
             request.stop,
         )
     for prompt, text in zip(prompts, written.texts, strict=True):
-        print(prompt + text)
+        say(prompt + text)
     L = run.task.shape.seq_len
     if written.cut:
-        print(f"{written.cut} prompts exceed {L:,} tokens: the last {L // 2:,} of each were read")
+        say(f"{written.cut} prompts exceed {L:,} tokens: the last {L // 2:,} of each were read")
     if written.turns > 1:
-        print(
+        say(
             f"longer than the context of {L:,} tokens: written in {written.turns} turns, each "
             f"after the last {L // 2:,} tokens of the one before"
         )
@@ -100,8 +101,8 @@ def run(request: Request) -> None:
     assert token is not None, "a model that has written can decode"
     spent, most = token.mean(written.kept), token.executed_flops
     share = f"{written.kept:.0%} of the routed tokens kept"
-    print(f"{written.rate:,.0f} tokens/s, prompts read included; {share}")
-    print(
+    say(f"{written.rate:,.0f} tokens/s, prompts read included; {share}")
+    say(
         f"{si(spent, 'FLOP')} a token for the decisions taken (at most {si(most, 'FLOP')}), "
         f"{spent / dense:.2f} of the dense Transformer's"
     )

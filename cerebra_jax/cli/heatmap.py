@@ -17,6 +17,7 @@ from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.config import NetCfg, RunCfg
+from cerebra_jax.display import say
 from cerebra_jax.tasks.task import Reader
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
@@ -69,7 +70,7 @@ def run(request: Request) -> None:
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
     for line in heatmap.lines(found, console.width if console.is_terminal else PLAIN):
         console.print(line)
-    print(f"written: {to} and {data}")
+    say(f"written: {to} and {data}")
 
 
 def need_routed(cfg: RunCfg, command: str) -> None:
@@ -104,7 +105,7 @@ def _text(given: str) -> str:
 def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:
     """Returns all that the page shows, as JSON holds it."""
     task = cast(
-        Reader, preprocessing.restore(cfg, request.workdir, print)
+        Reader, preprocessing.restore(cfg, request.workdir, say)
     )  # one of TASKS, which all are
     read = task.read(text)
     require(
@@ -118,7 +119,7 @@ def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:
     from cerebra_jax.training import finished
 
     # the decisions of the trained model
-    s = finished.load(cfg, task, request.workdir, print)
+    s = finished.load(cfg, task, request.workdir, say)
     state = s.state
     variables = {"params": state.params, "routing": state.routing}
     found = decisions.trace(s.model, variables, read.batch, len(read.ids))

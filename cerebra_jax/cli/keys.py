@@ -11,6 +11,7 @@ from cerebra_jax import config
 from cerebra_jax.checks import require
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.config.values import type_name
+from cerebra_jax.display import say
 
 
 def add_arguments(parser: Parser) -> None:
@@ -30,7 +31,7 @@ def check(request: Request) -> None:
 def run(request: Request) -> None:
     """Prints the keys, section by section."""
     for line in lines(request.words):
-        print(line)
+        say(line)
 
 
 def lines(words: list[str]) -> Iterator[str]:

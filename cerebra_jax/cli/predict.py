@@ -10,6 +10,7 @@ from cerebra_jax.checks import require
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.train import compile_cache
+from cerebra_jax.display import inert, say
 from cerebra_jax.tasks.table import Format, read
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
@@ -47,23 +48,23 @@ def run(request: Request) -> None:
     form = Format(request.cfg.task.delimiter, request.cfg.task.encoding)
     table = read(request.data, form)
     with folder.quiet(request.workdir / "log.txt", request.verbose):
-        task = preprocessing.restore(request.cfg, request.workdir, print)
+        task = preprocessing.restore(request.cfg, request.workdir, say)
         compile_cache(request.cfg.task)
         from cerebra_jax.trained import Trained  # JAX from here on
 
         trained = Trained(request.workdir, request.cfg, task)
         answers = trained.predict(table)
     for line in trained.task.unseen(table):
-        print(line)
+        say(line)
     columns, renamed = _beside(table.columns, answers)
     if renamed:
-        print(f"the file has a column of that name: the answers are in {', '.join(renamed)}")
+        say(f"the file has a column of that name: the answers are in {', '.join(renamed)}")
     to.parent.mkdir(parents=True, exist_ok=True)
     with to.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
-    print(f"written: {to}, {table.rows:,} rows")
+    say(f"written: {to}, {table.rows:,} rows")
 
 
 def _beside(
@@ -78,5 +79,6 @@ def _beside(
         free = next(x for x in (name, *(f"{name}_{i}" for i in range(2, 99))) if x not in columns)
         if free != name:
             renamed.append(free)
-        columns[free] = [str(x) for x in column]  # of a float: all its digits
+        # of a float: all its digits; of a class: its name, which came with the run
+        columns[free] = [inert(str(x)) for x in column]
     return columns, renamed

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 from pathlib import Path
 
 from cerebra_jax.cli.arguments import Parser, Request
+from cerebra_jax.display import say
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, page, plots, runs, tables
 from cerebra_jax.report import operator_use as uses
@@ -67,7 +70,7 @@ def run(request: Request) -> None:
     rows = tables.grid(groups, dict(request.also), request.brief)
     notes = tables.notes(groups, base, len(unfinished), request.brief)
     text = tables.markdown(rows, notes)
-    print(text)
+    say(text)
     # files of text
     if request.csv:
         _write(request.csv, tables.csv_groups(groups))
@@ -87,7 +90,7 @@ def run(request: Request) -> None:
         if path:
             draw(groups, path)
     if request.uses:
-        print("\n" + uses.markdown(groups))
+        say("\n" + uses.markdown(groups))
     if request.into:
         _insert(request.into, text)
 
@@ -117,6 +120,8 @@ def _insert(where: str, text: str) -> None:
         raise UserError(
             f"there is no {path}", f"make it, with the marks {begin} … --> and {end}"
         ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8", "give a file of text") from None
     head, found, rest = old.partition(begin)
     comment, arrow, rest = rest.partition("-->\n")
     _, closed, tail = rest.partition(end)
@@ -124,4 +129,9 @@ def _insert(where: str, text: str) -> None:
         raise UserError(
             f"{path} lacks the marks", f"write {begin} … --> and {end} where the table belongs"
         )
-    path.write_text(f"{head}{begin}{comment}{arrow}{text}\n{end}{tail}", encoding="utf-8")
+    # at once or not at all: the file is the user's own
+    path = path.resolve()
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(f"{head}{begin}{comment}{arrow}{text}\n{end}{tail}", encoding="utf-8")
+    shutil.copymode(path, part)
+    os.replace(part, path)

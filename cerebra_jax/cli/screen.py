@@ -11,6 +11,8 @@ import sys
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from cerebra_jax import display
+
 
 class Screen:
     """Prints lines, and a bar below them on a terminal.
@@ -34,11 +36,11 @@ class Screen:
         """
         try:
             if self.live:
-                self._console.print(line)
+                self._console.print(display.printable(line))
             else:
-                print(line, flush=True)
+                display.say(display.printable(line))
         except OSError:
-            sys.stdout = open(os.devnull, "w")
+            display.leave_stdout()
             self._console = Console(file=sys.stdout)
 
     def begin(self, total: int, done: int) -> None:

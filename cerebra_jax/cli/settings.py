@@ -5,7 +5,6 @@ A .py configuration is code and is run; a .json one (a run's own config.json) is
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,15 +82,7 @@ def _read_json(file: Path, spec: str) -> dict[str, Any]:
         raise UserError(
             f"{spec} has an argument, but .json is data", "leave out what follows the colon"
         )
-    try:
-        cfg = config.parse_data(json.loads(file.read_text(encoding="utf-8")), file)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise UserError(
-            f"{file} is not JSON ({e})", "take the config.json of an undamaged run"
-        ) from None
-    except UserError as e:
-        raise UserError(f"{file}: {e.what}", e.hint) from None
-    return config.to_dict(cfg)
+    return config.to_dict(config.read_data(file))
 
 
 def _bad_file(message: str, spec: str) -> UserError:

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from cerebra_jax import config
+from cerebra_jax.display import say
 from cerebra_jax.errors import UserError
 
 _STEPS = 1000  # of a run whose data must tell: the last program of a budget does not depend on it
@@ -95,7 +96,7 @@ def main() -> None:
             found.append(price(config.parse(value)))
         except UserError as e:
             found.append({"error": (e.what, e.hint)})
-    print(json.dumps(found))
+    say(json.dumps(found))
 
 
 if __name__ == "__main__":

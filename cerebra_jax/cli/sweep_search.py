@@ -24,18 +24,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebra_jax import config
+from cerebra_jax import config, documents
 from cerebra_jax.cli import flags
 from cerebra_jax.cli import sweep_points as listed
 from cerebra_jax.cli.sweep_points import Point
 from cerebra_jax.cli.sweep_pool import Ended
 from cerebra_jax.errors import USER, UserError
+from cerebra_jax.report import runs
 from cerebra_jax.training import workdir as folder
 
 OBJECTIVES = ("quality", "executed")
 REPEAT = "repeat"  # marks a trial at a point that another trial had
 ATTEMPTS = 100  # to get a new point from Optuna
 LISTED = 10_000  # points that are listed at most, to find one that is left
+SCORED = {  # what is read of a result
+    "metrics": runs.RESULT["metrics?"],
+    "val": {},
+    "costs": {
+        "executed_flops": documents.POSITIVE,
+        "relative": {"executed": documents.POSITIVE},
+    },
+}
 Range = dict[str, Any] | list[Any]
 
 
@@ -199,9 +208,7 @@ class Study:
         number = int(end.point.name.partition("-")[2].partition("-")[0])
         states = self._optuna.trial.TrialState
         if end.state == "done":
-            values = _values(
-                folder.read_json(end.point.workdir / "result.json"), self.search.objectives
-            )
+            values = _values(_result(end.point.workdir), self.search.objectives)
             state = states.FAIL if values is None else states.COMPLETE
             self._study.tell(number, values, state, skip_if_finished=True)
         elif end.state == "failed" and end.status > 0:
@@ -218,9 +225,12 @@ class Study:
             yield f"there are only {points} points: none is trained twice"
         for trial in self._study.best_trials if done else []:
             point = self.search.point(trial.number, trial.params)
-            result = folder.read_json(point.workdir / "result.json")
-            m = result["metrics"][0]
-            quality = f"{m['name']} {result['val'][m['key']]:,.{m['digits']}f} on validation data"
+            result = _result(point.workdir)
+            metric = runs.metrics_of(result)[0]
+            value = result["val"][metric.key]
+            if value is None:
+                raise UserError(f"{point.workdir} has no {metric.name} any more", folder.HINT)
+            quality = f"{metric.name} {value:,.{metric.digits}f} on validation data"
             executed = f"{result['costs']['relative']['executed']:.3f} of dense executed"
             keys = ", ".join(f"{key}={value}" for key, value in trial.params.items())
             yield f"best: {point.name}: {quality}, {executed}; {keys}"
@@ -242,6 +252,17 @@ class Study:
         with open(self.search.root / "search.lock", "a") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
+
+
+def _result(workdir: Path) -> dict[str, Any]:
+    """Returns the result.json of a point that is done; UserError where it lacks what is read."""
+    file = workdir / "result.json"
+    result = documents.read(file, SCORED, folder.HINT)
+    if not result["metrics"]:
+        raise UserError(f"{file}: metrics is empty", folder.HINT)
+    value = {result["metrics"][0]["key"]: runs.MAYBE}
+    documents.check(result["val"], value, f"{file}: val", folder.HINT)
+    return result
 
 
 def _as_key(params: Mapping[str, Any]) -> tuple:
@@ -302,9 +323,9 @@ def _ends(given: Range) -> list[Any]:
 
 def _values(result: Mapping[str, Any], objectives: tuple[str, ...]) -> list[float] | None:
     """Returns what Optuna makes small; None where the run has no such figure."""
-    headline, costs = result["metrics"][0], result["costs"]
-    value = result["val"][headline["key"]]
+    headline, costs = runs.metrics_of(result)[0], result["costs"]
+    value = result["val"][headline.key]
     if value is None:
         return None
-    small = {"quality": value if headline["lower"] else -value, "executed": costs["executed_flops"]}
+    small = {"quality": value if headline.lower else -value, "executed": costs["executed_flops"]}
     return [float(small[name]) for name in objectives]

@@ -6,11 +6,11 @@ import os
 import signal
 from typing import Any
 
+from cerebra_jax import signals
 from cerebra_jax.cli import arguments
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.config import TaskCfg, reads
-from cerebra_jax.errors import Preempted
 from cerebra_jax.tasks import prepared
 from cerebra_jax.training import preprocessing, processes
 from cerebra_jax.training import workdir as folder
@@ -20,18 +20,18 @@ from cerebra_jax.training.closing import closing
 class Stop:
     """Turns SIGTERM, SIGINT and SIGHUP into a question that the loop asks.
 
-    Before the loop they end the program at once.
+    Before the loop they do what they did before, which ends the program; `signals` tells how.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.in_loop = False
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-            numbers.append(signal.SIGHUP)
-        self._old = {number: signal.signal(number, self._on_signal) for number in numbers}
+        numbers = [n for n in signals.NUMBERS if signal.getsignal(n) != signal.SIG_IGN]  # nohup
+        for number in numbers:
+            self._old[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -40,8 +40,11 @@ class Stop:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.asked = True
+        before = self._old[number]
         if not self.in_loop:
-            raise Preempted("stopped before the first step", "the same command starts again")
+            if not callable(before):
+                raise KeyboardInterrupt
+            before(number, frame)
 
     def __call__(self) -> bool:
         """Returns True once a signal has come."""
@@ -79,7 +82,7 @@ def run(request: Request) -> None:
     quiet = folder.quiet(workdir / "log.txt", request.verbose)
     with folder.locked(workdir, screen.say), quiet, Stop() as stop:
         folder.claim(workdir, cfg, screen.say)
-        result = folder.read_json(workdir / "result.json")
+        result = folder.result(workdir)
         if result is None:
             if request.verify:
                 prepared.forget(cfg.task)

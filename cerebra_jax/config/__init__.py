@@ -13,12 +13,13 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from cerebra_jax import checks
+from cerebra_jax import checks, documents
 from cerebra_jax.checks import to_steps
 from cerebra_jax.config import names, values
 from cerebra_jax.config.net import CompressCfg, KeptCfg, NetCfg, RouteCfg
@@ -53,7 +54,9 @@ __all__ = [
     "parse",
     "parse_data",
     "places",
+    "read_data",
     "renewed",
+    "stored",
     "suggest",
     "suggest_key",
     "to_dict",
@@ -163,6 +166,18 @@ def parse_data(given: Any, source: object) -> RunCfg:
     return cfg
 
 
+def read_data(file: Path) -> RunCfg:
+    """Returns the RunCfg of a file of data, as `parse_data` does.
+
+    Raises UserError where the file is damaged, or is no configuration.
+    """
+    values = documents.read(file, {}, "take the config.json of an undamaged run")
+    try:
+        return parse_data(values, file)
+    except UserError as error:
+        raise UserError(f"{file}: {error.what}", error.hint) from None
+
+
 def to_dict(cfg: RunCfg) -> dict[str, Any]:
     """Returns the nested plain dict that config.json holds; `parse` inverts it."""
     return _plain(dataclasses.asdict(cfg))
@@ -190,6 +205,31 @@ def renewed(old: Any) -> Any:
     for key, value in found.items():
         _put(nested, key, value)
     return _plain(nested)
+
+
+def stored(given: Any) -> dict[str, Any]:
+    """Returns a config.json of any version as `renewed` does, with the types of its keys checked.
+
+    Keys and values that only other versions know may be there. Raises UserError for what is no
+    configuration.
+    """
+    if not isinstance(given, dict):
+        raise UserError("it is not a configuration", "take the config.json of a run")
+    known = fields()
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    sections |= {key.rpartition(".")[0] for key in sections} - {""}
+    for key, value in _flat(_with_current_keys(given)).items():
+        if key in sections:
+            raise UserError(f"{key} is not a section", "take the config.json of a run")
+        if key in known and not known[key].metadata["item"]:
+            values.of_type(key, value, known[key])
+            continue
+        parts = key.split(".")
+        heads = {".".join(parts[:i]) for i in range(1, len(parts))}
+        items = value if isinstance(value, list) else [value]
+        if heads & known.keys() or any(isinstance(item, dict | list) for item in items):
+            raise UserError(f"{key} is no key of a configuration", ALL_KEYS)
+    return renewed(given)
 
 
 def _parse(cls: type, given: Any, prefix: str) -> Any:

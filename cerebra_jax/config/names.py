@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import sys
 
+from cerebra_jax import display
+
 # {old: new}; the old ones are accepted, with one line of notice.
 RENAMED_KEYS: dict[str, str] = {}
 RENAMED_VALUES: dict[str, dict[str, str]] = {
@@ -224,4 +226,4 @@ def tell(line: str) -> None:
     """Prints a notice to stderr, once."""
     if line not in _told:
         _told.add(line)
-        print(f"notice: {line}", file=sys.stderr)
+        display.say(display.printable(f"notice: {line}"), file=sys.stderr)

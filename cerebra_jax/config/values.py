@@ -56,14 +56,10 @@ def checked(key: str, value: Any, field: dataclasses.Field) -> Any:
 
     Raises UserError where its type or size is wrong.
     """
+    value = of_type(key, value, field)
     if field.metadata["item"]:
-        return _items(key, value, field.metadata["item"])
+        return value
     want = type(field.default)
-    value = current_value(key, value)
-    if want is float and type(value) is int:
-        value = float(value)
-    if type(value) is not want:
-        raise UserError(f"{key} is {value!r}", f"it must be of type {want.__name__}")
     choices, least, most = (field.metadata[name] for name in ("of", "lo", "hi"))
     if choices and value not in choices:
         raise UserError(f"{key} is {value!r}", f"choose one of {', '.join(map(str, choices))}")
@@ -71,6 +67,30 @@ def checked(key: str, value: Any, field: dataclasses.Field) -> Any:
         bounds = f"{key} >= {least:g}" if most == math.inf else f"{least:g} <= {key} <= {most:g}"
         raise UserError(f"{key} is {value!r}", f"choose {bounds}")
     return value
+
+
+def of_type(key: str, value: Any, field: dataclasses.Field) -> Any:
+    """Returns the value of a key in today's form; raises UserError where its type is wrong."""
+    if field.metadata["item"]:
+        return _items(key, value, field.metadata["item"])
+    want = type(field.default)
+    value = current_value(key, value)
+    if want is float and type(value) is int:
+        try:
+            value = float(value)
+        except OverflowError:
+            raise UserError(f"{key} is a huge number", "choose a smaller one") from None
+    if type(value) is not want:
+        raise UserError(f"{key} is {_short(value)}", f"it must be of type {want.__name__}")
+    if want is str and "\0" in value:  # no path and no word has one
+        raise UserError(f"{key} holds a NUL character", "leave it out")
+    return value
+
+
+def _short(value: Any) -> str:
+    """Returns a value as Python writes it, not more than a line of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _items(key: str, value: Any, item: type) -> tuple[Any, ...]:
@@ -85,9 +105,12 @@ def _items(key: str, value: Any, item: type) -> tuple[Any, ...]:
     kinds = (int, float) if item is float else (item,)
     if any(type(x) not in kinds for x in value):
         raise _no_list(key, joined(value), item)
-    return tuple(item(x) for x in value)
+    try:
+        return tuple(item(x) for x in value)
+    except OverflowError:
+        raise _no_list(key, "a huge number", item) from None
 
 
 def _no_list(key: str, value: Any, item: type) -> UserError:
     what, example = _LISTS[item]
-    return UserError(f"{key} is {value!r}", f"give {what}: {example}")
+    return UserError(f"{key} is {_short(value)}", f"give {what}: {example}")

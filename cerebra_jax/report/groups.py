@@ -71,8 +71,17 @@ def names(identities: Sequence[Identity]) -> list[str]:
 
 def sort_key(of: Identity) -> tuple[Any, ...]:
     """Returns what groups are sorted by: dense first, then the model, then numbers as numbers."""
-    values = ((str(type(value)), value) for value in of.values())
+    values = (_comparable(value) for value in of.values())
     return (of["net.name"] != "transformer", of["twin"], of["net.name"], *values)
+
+
+def _comparable(value: Any) -> tuple[str, Any]:
+    """Returns what values of any types can be compared by: numbers as numbers, texts as texts."""
+    if isinstance(value, tuple):
+        return "tuple", tuple(_comparable(item) for item in value)
+    if value is None:
+        return "none", ""
+    return type(value).__name__, value
 
 
 def _telling_keys(i: int, identities: Sequence[Identity]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from cerebra_jax.errors import UserError
-from cerebra_jax.report import plots
-from cerebra_jax.report.runs import Groups, Run
+from cerebra_jax.report import plots, tables
+from cerebra_jax.report.runs import HINT, Groups, Run
 
 OPERATORS = ("dct", "rbf", "attention")  # as CHIAR names them; a model may lack one
 ALONE = 0.95  # an operator that takes more of a layer's tokens has the layer to itself
@@ -32,6 +32,10 @@ def used(groups: Groups) -> dict[str, list[np.ndarray]]:
     Groups whose runs do not all say what they used are left out.
     """
     fractions = {name: [_fractions(run) for run in runs] for name, runs in groups.items()}
+    for name, of_runs in fractions.items():
+        if len({fraction.shape[2] for fraction in of_runs if fraction is not None}) > 1:
+            folders = ", ".join(str(run.path) for run in groups[name])
+            raise UserError(f"{folders} say what another number of layers used", HINT)
     return {
         name: of_runs
         for name, of_runs in fractions.items()
@@ -67,13 +71,11 @@ def rows(groups: Groups) -> list[list[str]]:
 
 def markdown(groups: Groups) -> str:
     """Writes the table, and a line on what it shows, as Markdown."""
-    head, *body = rows(groups)
-    lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
     note = (
         f"Shares of the tokens that took each operator: mean of the first → the last {ENDS:.0%} of "
         f"the steps, over seeds. Alone: more than {ALONE:.0%} of a layer's tokens at the end."
     )
-    return "\n".join(lines) + f"\n\n{note}"
+    return tables.markdown(rows(groups), [note])
 
 
 def draw(groups: Groups, into: Path | BinaryIO) -> None:
@@ -82,16 +84,9 @@ def draw(groups: Groups, into: Path | BinaryIO) -> None:
     A group has a row of panels, and a layer a panel.
     """
     found = _some(groups)
-    plt = plots.pyplot()
     panels = min(PANELS, max(of_runs[0].shape[2] for of_runs in found.values()))
-    figure, grid = plt.subplots(
-        len(found),
-        panels,
-        figsize=(1.2 + 1.7 * panels, 0.7 + 1.35 * len(found)),
-        layout="constrained",
-        squeeze=False,
-        sharey=True,
-    )
+    figure = plots.new_figure(1.2 + 1.7 * panels, 0.7 + 1.35 * len(found))
+    grid = figure.subplots(len(found), panels, squeeze=False, sharey=True)
     for row, (name, of_runs) in zip(grid, found.items(), strict=True):
         depth = of_runs[0].shape[2]
         layers = np.unique(np.linspace(0, depth - 1, min(panels, depth)).astype(int))
@@ -103,7 +98,7 @@ def draw(groups: Groups, into: Path | BinaryIO) -> None:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=7)
     figure.supxlabel("step; share of the tokens that took each operator, stacked", fontsize=7)
-    plots.save(plt, figure, into)
+    plots.save(figure, into)
 
 
 def _curve(of_runs: Sequence[np.ndarray], layer: int) -> Curve:
@@ -141,16 +136,25 @@ def _some(groups: Groups) -> dict[str, list[np.ndarray]]:
 
 
 def _fractions(run: Run) -> np.ndarray | None:
-    """Returns (steps, operators, layers) of a run; None where it does not say."""
+    """Returns (steps, operators, layers) of a run; None where it does not say.
+
+    Raises UserError where its lines do not all have as many layers.
+    """
     if not run.logged("use_dct"):
         return None
     steps = []
-    for line in run.lines("train"):
+    for line in run.train_lines():
         gates = line.get("gates", {})
         if "use_dct" in gates:
             unused = [0.0] * len(gates["use_dct"])
             steps.append([gates.get(f"use_{operator}", unused) for operator in OPERATORS])
-    return np.array(steps, float) if steps else None
+    if not steps:
+        return None
+    lengths = {len(row) for of_step in steps for row in of_step}
+    if len(lengths) > 1 or lengths == {0}:
+        what = f"{run.path / 'metrics.jsonl'}: the gates of its steps are not of the same layers"
+        raise UserError(what, HINT)
+    return np.array(steps, float)
 
 
 def _first_mean(fraction: np.ndarray) -> np.ndarray:

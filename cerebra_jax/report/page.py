@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html as markup
 import io
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 
+from cerebra_jax.display import printable
 from cerebra_jax.report import operator_use, plots
 from cerebra_jax.report.runs import Groups, first
 from cerebra_jax.report.tables import run_rows
@@ -24,6 +25,12 @@ tr:hover td { background: #f3f6fa; }
 img { max-width: 100%; background: white; }
 li { margin: .3em 0; }
 """
+
+
+def escape(text: str) -> str:
+    """Returns a text as a page shows it, also inside of quotes."""
+    return markup.escape(printable(text))
+
 
 Draw = Callable[[Groups, io.BytesIO], None]
 

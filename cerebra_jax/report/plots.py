@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from cerebra_jax.display import printable
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import pareto
 from cerebra_jax.report.groups import label
@@ -45,8 +46,8 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     The loss is a mean of `window` steps, or of a quarter of a short run. Each group has a colour;
     where there are many groups, each model has one.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
     runs = [run for group in groups.values() for run in group]
     most = max(2, POINTS // len(runs))
     window = max(1, min(window, min(run.result["steps"] for run in runs) // 4))
@@ -54,7 +55,10 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     # a line a seed
     for entry, group in zip(_legend(groups), groups.values(), strict=True):
         for run in group:
-            lines = [line for line in run.lines("train") if line["loss"] is not None]
+            lines = [line for line in run.train_lines() if line["loss"] is not None]
+            if not lines:
+                what = f"{run.path / 'metrics.jsonl'} has no loss that is finite"
+                raise UserError(what, "leave that run out")
             x = _tflops(run, lines)[window - 1 :]
             y = _smooth([line["loss"] for line in lines], window)
             if run is group[0]:
@@ -74,9 +78,9 @@ def curves(groups: Groups, into: Path | BinaryIO, window: int = 50) -> None:
     # axes
     axes.set_xlabel("training compute executed, TFLOP")
     axes.set_ylabel(f"training loss (mean of {window} steps)")
-    axes.set_title(f"{first(groups).dataset}: loss against compute, a line a seed")
+    axes.set_title(f"{plain(first(groups).dataset)}: loss against compute, a line a seed")
     axes.legend(frameon=False, fontsize=8)
-    save(plt, figure, into)
+    save(figure, into)
 
 
 def _tflops(run: Run, lines: Sequence[dict[str, Any]]) -> list[float]:
@@ -94,7 +98,7 @@ def _mark_phases(axes: Any, phases: Sequence[str | None], points: Sequence, colo
         x, y = points[k]
         axes.plot([x], [y], "|", ms=9, color=colour)
         axes.annotate(
-            phases[k],
+            plain(phases[k] or ""),
             (x, y),
             fontsize=6,
             xytext=(2, 6),
@@ -109,8 +113,8 @@ def front(groups: Groups, into: Path | BinaryIO) -> None:
     Dots are seeds, diamonds are means with their standard deviation, and the line is the front of
     the means.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    figure = new_figure(6.4, 4.6)
+    axes = figure.subplots()
     metric = first(groups).headline
     sign = 1 if metric.lower else -1
     means = pareto.means(groups)
@@ -148,13 +152,13 @@ def front(groups: Groups, into: Path | BinaryIO) -> None:
         axes.set_xscale("log")
     axes.set_xlabel("executed MFLOP per token, forward")
     better = "lower" if metric.lower else "higher"
-    axes.set_ylabel(f"{metric.name}, test ({better} is better)")
+    axes.set_ylabel(f"{plain(metric.name)}, test ({better} is better)")
     axes.set_title(
         "quality against cost: dots are seeds, bars ± their standard deviation", fontsize=9
     )
     ncols = 2 if len(groups) > 3 else 1
     figure.legend(loc="outside lower center", ncols=ncols, frameon=False, fontsize=6)
-    save(plt, figure, into)
+    save(figure, into)
 
 
 def _draw_group(axes: Any, points: Sequence[pareto.Point], sign: int, entry: LegendEntry) -> None:
@@ -199,29 +203,27 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
         raise UserError(
             "none of these runs has a budget", "train with --config.objective.budget=0.6"
         )
-    plt = pyplot()
     most = max(2, POINTS // (4 * sum(map(len, held.values()))))
-    figure, (costs, multipliers, gaps) = plt.subplots(
-        3, figsize=(6.4, 7.2), layout="constrained", sharex=True
-    )
+    figure = new_figure(6.4, 7.2)
+    costs, multipliers, gaps = figure.subplots(3, sharex=True)
 
     # a line a seed, in each panel
     for i, (name, runs) in enumerate(held.items()):
         style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.8}
         for run in runs:
-            lines = run.lines("train")
+            lines = run.train_lines()
             steps = [line["step"] for line in lines]
-            decided = _smooth(_column(lines, f"hard_rel_{run.unit}"), window)
-            multiplier = _column(lines, "multiplier")
-            gap = [a * b for a, b in zip(multiplier, _column(lines, "budget_gap"), strict=True)]
+            decided = _smooth(run.column(lines, f"hard_rel_{run.unit}"), window)
+            multiplier = run.column(lines, "multiplier")
+            gap = [a * b for a, b in zip(multiplier, run.column(lines, "budget_gap"), strict=True)]
             smooth_gap = _smooth(gap, window)
             name_once = plain(name) if run is runs[0] else None
             costs.plot(*_last(steps, decided, most), "-", lw=1.0, **style, label=name_once)
             multipliers.plot(*_last(steps, multiplier, most), "-", lw=1.0, **style)
             gaps.plot(*_last(steps, smooth_gap, most), "-", lw=1.0, **style)
             if run is runs[0]:  # the same for all seeds
-                target = _column(lines, "budget_target")
-                executed = _column(lines, f"executed_rel_{run.unit}")
+                target = run.column(lines, "budget_target")
+                executed = run.column(lines, f"executed_rel_{run.unit}")
                 costs.plot(*_last(steps, target, most), ":", color="black", lw=1.0)
                 costs.plot(*_last(steps, executed, most), "--", lw=0.8, **style)
 
@@ -234,12 +236,7 @@ def budgets(groups: Groups, into: Path | BinaryIO, window: int = 20) -> None:
     multipliers.set_ylabel("multiplier λ")
     gaps.set_ylabel("duality gap λ · (C − target)")
     gaps.set_xlabel(f"step (means of {window})")
-    save(plt, figure, into)
-
-
-def _column(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
-    """Returns one figure of the lines; NaN where it is null."""
-    return [math.nan if line[key] is None else line[key] for line in lines]
+    save(figure, into)
 
 
 def _last(steps: list[float], values: list[float], most: int) -> tuple[list[float], list[float]]:
@@ -263,26 +260,31 @@ def _legend(groups: Groups) -> list[LegendEntry]:
 
 
 def plain(name: str) -> str:
-    """Returns a name that matplotlib shows as it is: a dollar sign begins no formula."""
-    return name.replace("$", r"\$")
+    """Returns a name that matplotlib shows as it is.
+
+    A dollar sign begins no formula, and a low line does not hide the name from the legend.
+    """
+    shown = printable(name).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
-def pyplot() -> Any:
-    """Returns matplotlib's pyplot, set up to write files; raises UserError where it is missing."""
+def new_figure(width: float, height: float) -> Any:
+    """Returns an empty figure of so many inches; raises UserError where matplotlib is missing.
+
+    pyplot does not know it: nothing is left behind where drawing ends with an error.
+    """
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise UserError("figures need matplotlib", 'pip install "cerebra-jax[plots]"') from None
-    plt.rcParams["svg.fonttype"] = "none"
-    plt.rcParams["svg.hashsalt"] = "cerebra"
-    return plt
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    matplotlib.rcParams["svg.hashsalt"] = "cerebra"
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(plt: Any, figure: Any, into: Path | BinaryIO) -> None:
-    """Writes a figure and forgets it; raises UserError for a file of an unknown kind."""
+def save(figure: Any, into: Path | BinaryIO) -> None:
+    """Writes a figure; raises UserError for a file of an unknown kind."""
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     kind = "svg"
@@ -292,7 +294,6 @@ def save(plt: Any, figure: Any, into: Path | BinaryIO) -> None:
         if kind not in ("svg", "png", "pdf"):
             raise UserError(f"{into} is no figure", "name it .svg, .png or .pdf")
     figure.savefig(into, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-    plt.close(figure)
 
 
 def _smooth(values: list[float], window: int) -> list[float]:

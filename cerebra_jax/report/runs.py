@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cerebra_jax import config as configuration
+from cerebra_jax import documents
+from cerebra_jax.documents import FLAG, NUMBER, POSITIVE, TEXT, WHOLE, or_null, whole
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import groups as grouping
 from cerebra_jax.tasks.task import Metric
@@ -22,13 +25,49 @@ TEXT_METRICS = (
     Metric("bits_per_byte", "bits per byte", 3, lower=True),
 )
 
+MAYBE = or_null(NUMBER)
+# what is read of result.json and of a line of metrics.jsonl, by this package and by those above it;
+# "?" marks what older runs lack
+RESULT = {
+    "model": TEXT,
+    "dataset": TEXT,
+    "seed": WHOLE,
+    "params": WHOLE,
+    "steps": whole(1),
+    "tokens": WHOLE,
+    "seq_len?": WHOLE,
+    "notice?": or_null(TEXT),
+    "commit": or_null(TEXT),
+    "data?": {"sha256?": TEXT, "fields_sha256?": TEXT},
+    "net?": {"name": TEXT, "depth": whole(1, 100_000), "route": {"mode": TEXT}},
+    "metrics?": [
+        {"key": TEXT, "name": TEXT, "digits": whole(0, 12), "lower": FLAG, "table?": FLAG}
+    ],
+    "val": {},
+    "test": {"kept_rel_flops?": NUMBER, "gates?": {"*": [MAYBE]}},
+    "costs": {
+        "counts?": documents.one_of(*configuration.fields()["objective.unit"].metadata["of"]),
+        "relative": {"expected": MAYBE, "hard": MAYBE, "executed": POSITIVE},
+        "executed": POSITIVE,
+        "executed_flops?": POSITIVE,
+        "dense": POSITIVE,
+        "train_total": POSITIVE,
+    },
+    "step_ms": MAYBE,
+    "wall_s": NUMBER,
+    "device": {"device": TEXT, "cores": WHOLE, "jax": TEXT},
+}
+LINE = {"step": WHOLE, "split": TEXT, "loss": MAYBE, "gates?": {"*": [MAYBE]}}
+TRAIN_LINE = LINE | {"executed_rel_flops": POSITIVE, "phase?": or_null(TEXT)}
+HINT = "leave it out, or run it again with --fresh"
+
 
 class Costs(NamedTuple):
     """Forward costs of a run; the relative ones are to the dense Transformer of the same shape."""
 
     unit: str  # flops, bytes or seconds
-    expected: float  # relative: what the penalty's gradient sees
-    hard: float  # relative: the decisions taken
+    expected: float | None  # relative: what the penalty's gradient sees; None: not finite
+    hard: float | None  # relative: the decisions taken; None: not finite
     executed: float  # relative: what the compiled program runs
     executed_flops: float  # of a token, whatever the unit
     dense: float  # of a token, in the unit
@@ -37,7 +76,10 @@ class Costs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One WORKDIR: its result.json, its config.json, and its metrics.jsonl, read when asked for."""
+    """One WORKDIR: its result.json, its config.json, and its metrics.jsonl, read when asked for.
+
+    All have the shapes above, and the configuration has every key of today.
+    """
 
     path: Path
     result: dict[str, Any]
@@ -54,9 +96,7 @@ class Run:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Returns the figures of the task, the headline first."""
-        if "metrics" not in self.result:
-            return TEXT_METRICS
-        return tuple(Metric(**metric) for metric in self.result["metrics"])
+        return metrics_of(self.result)
 
     @property
     def headline(self) -> Metric:
@@ -94,17 +134,18 @@ class Run:
     @property
     def heavy_fractions(self) -> list[float] | None:
         """Returns of each routed layer the fraction of test tokens on the heavy path, if known."""
-        return self.result["test"].get("gates", {}).get("kept")
+        kept = self.result["test"].get("gates", {}).get("kept", [None])
+        return None if None in kept else kept
 
     @property
     def budget(self) -> float:
         """Returns objective.budget; 0 where there is none."""
-        return self.config["objective"].get("budget", 0.0)
+        return self.config["objective"]["budget"]
 
     @property
     def unit(self) -> str:
         """Returns objective.unit: the unit in the names of the keys of metrics.jsonl."""
-        return self.config["objective"].get("unit", "flops")
+        return self.config["objective"]["unit"]
 
     @property
     def seq_len(self) -> int:
@@ -122,12 +163,34 @@ class Run:
 
     def logged(self, key: str) -> bool:
         """Tells whether metrics.jsonl has a key somewhere, without parsing it."""
-        return f'"{key}"' in (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        word = f'"{key}"'.encode()
+        return any(word in line for _, line in documents.raw_lines(self._log, HINT))
 
-    def lines(self, split: str) -> list[dict[str, Any]]:
-        """Returns the lines of metrics.jsonl of one split."""
-        with open(self.path / "metrics.jsonl", encoding="utf-8") as file:
-            return [line for line in map(json.loads, file) if line["split"] == split]
+    def train_lines(self) -> list[dict[str, Any]]:
+        """Returns the lines of metrics.jsonl that training steps wrote.
+
+        Raises UserError where there are none, or one has another shape.
+        """
+        lines = []
+        for where, line in documents.read_lines(self._log, LINE, HINT):
+            if line["split"] == "train":
+                lines.append(documents.check(line, TRAIN_LINE, where, HINT))
+        if not lines:
+            raise UserError(f"{self._log} has no line of a training step", HINT)
+        return lines
+
+    def column(self, lines: Sequence[dict[str, Any]], key: str) -> list[float]:
+        """Returns one figure of lines of the run; NaN where it is null.
+
+        Raises UserError where a line lacks it.
+        """
+        for line in lines:
+            documents.check(line, {key: MAYBE}, f"{self._log}, step {line['step']}", HINT)
+        return [math.nan if line[key] is None else line[key] for line in lines]
+
+    @property
+    def _log(self) -> Path:
+        return self.path / "metrics.jsonl"
 
 
 Groups = dict[str, list[Run]]  # name -> its runs by seed; dense models first
@@ -189,19 +252,57 @@ def load(paths: Sequence[Path], by_folder: bool = False) -> Groups:
 
 
 def read(path: Path) -> Run:
-    """Returns the run of a folder; raises UserError where there is none that is finished."""
+    """Returns the run of a folder.
+
+    Raises UserError where there is none that is finished, or where it is damaged.
+    """
+    for name in ("result.json", "config.json"):
+        if not (path / name).exists():
+            what = f"{path} holds no finished run ({path / name} is missing)"
+            raise UserError(what, "finish it first")
+    result = read_result(path / "result.json", HINT)
+    return Run(path, result, read_configuration(path / "config.json"))
+
+
+def read_configuration(file: Path, hint: str = HINT) -> dict[str, Any]:
+    """Returns a config.json of any version in today's form, checked.
+
+    Raises UserError where it is damaged, or is not that of a run.
+    """
+    values = documents.read(file, {}, hint)
     try:
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"{path} holds no finished run ({error.filename} is missing)", "finish it first"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error})", "leave it out, or run it again with --fresh"
-        ) from None
-    return Run(path, result, config)
+        return configuration.stored(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error.what}", hint) from None
+
+
+def read_result(file: Path, hint: str = HINT) -> dict[str, Any]:
+    """Returns a result.json, checked.
+
+    Raises UserError where it is damaged, or is not that of a run.
+    """
+    result = documents.read(file, RESULT, hint)
+    metrics = metrics_of(result)
+    if not metrics:
+        raise UserError(f"{file}: metrics is empty", hint)
+    figures = {
+        "val": {metrics[0].key: MAYBE},
+        "test": {
+            metric.key if metric.table or metric is metrics[0] else f"{metric.key}?": MAYBE
+            for metric in metrics
+        },
+    }
+    return documents.check(result, figures, str(file), hint)
+
+
+def metrics_of(result: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Returns the figures of the task of a result, the headline first."""
+    if "metrics" not in result:
+        return TEXT_METRICS
+    return tuple(
+        Metric(**{key: metric[key] for key in Metric._fields if key in metric})
+        for metric in result["metrics"]
+    )
 
 
 def _refuse_twice_the_same_seed(name: str, runs: Sequence[Run]) -> None:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from cerebra_jax.display import inert, printable
+from cerebra_jax.errors import UserError
 from cerebra_jax.report import compare, pareto
 from cerebra_jax.report.runs import Groups, Run, first
 from cerebra_jax.report.statistics import half_width, mean_sd
@@ -54,14 +56,14 @@ def _attention_calls(run: Run) -> float | None:
     depth = run.net["depth"]
     mode = run.net["route"]["mode"]
     if mode == "always_full":
-        routed = [1.0] * (depth - 2)
+        routed = depth - 2.0
     elif mode == "always_compressed":
-        routed = []
+        routed = 0.0
     elif run.heavy_fractions is not None:
-        routed = run.heavy_fractions
+        routed = sum(run.heavy_fractions)
     else:
         return None
-    return (sum(routed) + 1) / depth
+    return (routed + 1) / depth
 
 
 ATTENTION_CALLS = Column("attending", "attention calls", _attention_calls, 3)
@@ -187,15 +189,38 @@ def notes(groups: Groups, base: str, left_out: int, brief: bool = False) -> list
 
 def markdown(rows: Sequence[Sequence[str]], under: Sequence[str]) -> str:
     """Writes a table, the headings first, and its notes as Markdown."""
-    head, *body = [[_markdown_word(word) for word in row] for row in rows]
+    head, *body = [[markdown_word(word) for word in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
     for note in under:
-        lines += ["", note]
+        lines += ["", markdown_note(note)]
     return "\n".join(lines)
 
 
-def _markdown_word(word: str) -> str:
-    return word.replace("|", "\\|").replace("\n", " ")
+_MARKDOWN = {
+    "|": r"\|",
+    "\\": r"\\",
+    "`": r"\`",
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+}
+
+
+def markdown_word(word: str) -> str:
+    """Returns a text as Markdown shows it on a line: no HTML, code, link or end of a cell."""
+    escaped = "".join(_MARKDOWN.get(character, character) for character in _one_line(word))
+    return escaped.replace("](", r"]\(").replace("![", r"!\[")
+
+
+def markdown_note(note: str) -> str:
+    """Returns a text as Markdown shows it as a paragraph: no heading, list or the like."""
+    escaped = markdown_word(note)
+    return f"\\{escaped}" if escaped.startswith(("#", "-", "+", "*", "=", "~")) else escaped
+
+
+def _one_line(text: str) -> str:
+    """Returns a text with spaces for line ends, and nothing in it that is hidden."""
+    return printable(" ".join(text.split()))
 
 
 _LATEX = {
@@ -222,13 +247,13 @@ def latex(rows: Sequence[Sequence[str]], under: Sequence[str]) -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    comments = ["% " + " ".join(note.split()) for note in under]
+    comments = ["% " + _one_line(note) for note in under]
     return "\n".join([*lines, *comments, ""])
 
 
 def escape_latex(text: str) -> str:
     """Returns the text as LaTeX shows it."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))
 
 
 def csv_groups(groups: Groups) -> str:
@@ -273,10 +298,14 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     """Writes floats as repr does, so that they are read back exactly; NaN and None are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(rows[0])
+    writer.writerow([inert(name) for name in rows[0]])
     for row in rows:
-        writer.writerow(["" if _is_nan(value) else value for value in row.values()])
+        writer.writerow(["" if _is_nan(value) else _csv_cell(value) for value in row.values()])
     return out.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    return value if isinstance(value, int | float) or value is None else inert(str(value))
 
 
 def _is_nan(value: Any) -> bool:
@@ -293,14 +322,21 @@ def held(groups: Groups) -> list[str]:
         budget = runs[0].budget
         if not budget:
             continue
-        executed = max((run.costs.executed / budget - 1 for run in runs), key=abs)
-        hard = max((run.costs.hard / budget - 1 for run in runs), key=abs)
+        executed = _worst([run.costs.executed for run in runs], budget)
+        hard = _worst([run.costs.hard for run in runs], budget)
         seeds = f"worst of {len(runs)} seeds" if len(runs) > 1 else "one seed"
         lines.append(
-            f"{name}, budget {budget:g}: executed {executed:+.1%} of it, hard cost {hard:+.1%} "
-            f"({seeds})."
+            f"{name}, budget {budget:g}: executed {executed} of it, hard cost {hard} ({seeds})."
         )
     return lines
+
+
+def _worst(costs: Sequence[float | None], budget: float) -> str:
+    """Writes how far the cost that is farthest from a budget is off, in per cent."""
+    if None in costs:
+        return "unknown"
+    off = max((cost / budget - 1 for cost in costs if cost is not None), key=abs)
+    return f"{off:+.1%}"
 
 
 def provenance(groups: Groups) -> str:
@@ -319,11 +355,10 @@ def provenance(groups: Groups) -> str:
         return f"{device['device']}, {device['cores']} cores, jax {device['jax']}"
 
     # when, how long, and what a reader must know
-    written = max((run.path / "result.json").stat().st_mtime for run in runs)
-    day = datetime.date.fromtimestamp(written)
+    day = max(_day(run) for run in runs)
     hours = sum(run.result["wall_s"] for run in runs) / 3600
     notices = sorted({run.notice for run in runs} - {""})
-    folds = all(run.config["task"].get("folds") for run in runs)
+    folds = all(run.config["task"]["folds"] for run in runs)
     repeats = "folds, whose training rows overlap" if folds else "seeds"
     return (
         f"Data {all_of(lambda run: run.dataset)}; {all_of(size)}, "
@@ -338,3 +373,12 @@ def provenance(groups: Groups) -> str:
         "Transformer of the same shape: expected and hard count causal attention as half the "
         "square, executed what the program runs."
     )
+
+
+def _day(run: Run) -> datetime.date:
+    """Returns the day on which a run ended; raises UserError where its file has none."""
+    file = run.path / "result.json"
+    try:
+        return datetime.date.fromtimestamp(file.stat().st_mtime)
+    except (OverflowError, ValueError):
+        raise UserError(f"the time of {file} is in no calendar", f"touch {file}") from None

@@ -20,7 +20,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from cerebra_jax import checks
+from cerebra_jax import checks, documents
 from cerebra_jax.checks import Problem
 from cerebra_jax.config import RunCfg, reads
 from cerebra_jax.errors import UserError
@@ -40,6 +40,11 @@ EARLIER = {"longseq": "long_sequence"}  # names of before, which old configurati
 TABLES = ("tabular", "intent")  # tasks whose files version 0.1 read in another way
 DECIDED = ("outputs", "features", "subwords", "answers", "tasks")  # keys of net that a task decides
 
+_ROWS = documents.whole(0, 1 << 40)
+INFO = {  # what is read of `info` of a task that is restored
+    "notice": documents.TEXT,
+    "splits": {"*": {"rows?": _ROWS, "tokens?": _ROWS, "bytes?": _ROWS, "words?": _ROWS}},
+}
 _CLASSES: dict[str, type[Task]] = {}
 
 
@@ -123,10 +128,15 @@ def learnt(task: Task) -> dict[str, Any]:
 def restored(cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> Task | None:
     """Returns the task of a run without its data, None of one that cannot do without.
 
-    learnt and info: what these functions returned of the task that the run was trained on.
+    learnt and info: what these functions returned of the task that the run was trained on. Raises
+    UserError where `learnt` has not the shape that the task declares, `LEARNT`.
     """
     task = find(cfg.task.name)
-    return task.restored(cfg, learnt, info) if hasattr(task, "restored") else None
+    if not hasattr(task, "restored"):
+        return None
+    documents.check(learnt, task.LEARNT, "learnt")
+    documents.check(info, INFO, "info")
+    return task.restored(cfg, learnt, info)
 
 
 def _log_nothing(line: str) -> None:

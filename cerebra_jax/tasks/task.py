@@ -61,7 +61,8 @@ class Task(Protocol):
 
     A class may also have `sketch(cfg)`: a part of the task that can be had without its data, for
     prices. One that learns from its data has `learnt()`, which returns all of that for JSON, and
-    `restored(cfg, learnt, info)`, which makes of it a task that reads and answers without the data.
+    `restored(cfg, learnt, info)`, which makes of it a task that reads and answers without the data;
+    `LEARNT` is then the shape of the first (`documents`).
     """
 
     padded: (

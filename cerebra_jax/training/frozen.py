@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cerebra_jax import documents
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import chiar, registry
 from cerebra_jax.models.model import Model, neutral_knobs
@@ -52,11 +53,12 @@ def applied(
     Raises UserError where they are another checkpoint's: training went on after they were measured.
     """
     file = workdir / FILE
-    found = folder.read_json(file)
+    names = dict.fromkeys(["tau", *routing], [documents.NUMBER])
+    found = folder.read_json(file, {"step": documents.WHOLE, "data": documents.TEXT} | names)
     if found is None:
         return routing
     layers = len(routing["tau"]) if "tau" in routing else 0
-    if found["step"] != at or layers != len(found["tau"]):
+    if found["step"] != at or any(len(found[name]) != layers for name in names):
         raise UserError(
             f"{file} is of step {found['step']}, the best checkpoint is of step {at}",
             "calibrate again, or remove that file",

@@ -14,11 +14,27 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from cerebra_jax import documents
+from cerebra_jax.documents import ANY, NUMBER, WHOLE, or_null
+from cerebra_jax.training.workdir import HINT
+
+# what is read of a line again, in a later session of a run
+MAYBE = or_null(NUMBER)
+LINE = {
+    "step": WHOLE,
+    "split": documents.one_of("train", "valid", "test"),
+    "step_ms?": MAYBE,
+    "length?": documents.whole(1),
+    "program?": WHOLE,
+}
+
+FLUSHED_S = 30.0  # seconds until TensorBoard sees what was drawn
 
 Sums = dict[str, tuple[Any, Any]]
 
@@ -144,13 +160,21 @@ def _encode(line: dict[str, Any]) -> bytes:
 
 
 def read(path: Path) -> Iterable[dict[str, Any]]:
-    """Yields the lines of a metrics.jsonl, without a torn last one; none where there is no file."""
+    """Yields the lines of a metrics.jsonl, without a torn last one; none where there is no file.
+
+    Raises UserError where one was not written by a run.
+    """
     if not path.exists():
         return
-    with open(path, "rb") as f:
-        for line in f:
-            if line.endswith(b"\n"):  # a kill can tear the last line only
-                yield json.loads(line)
+    for _, line in documents.read_lines(path, LINE, HINT):
+        yield line
+
+
+def column(lines: Sequence[dict[str, Any]], key: str, kind: documents.Kind = ANY) -> list[Any]:
+    """Returns a key of lines that were read; raises UserError where one lacks it."""
+    for line in lines:
+        documents.check(line, {key: kind}, f"metrics.jsonl, step {line['step']}", HINT)
+    return [line[key] for line in lines]
 
 
 class Tracker(Protocol):
@@ -174,34 +198,57 @@ class NoTracker:
 
 
 class TensorBoard:
-    """TensorBoard event files through tensorboardX (extra `[tb]`).
+    """TensorBoard event files by tensorboardX (extra `[tb]`).
 
-    Curves past a resumed step are dropped.
+    Curves past a resumed step are dropped. Its events are written here and now: its own threads
+    would print tracebacks where the disk is full, and its queue would then wait for ever.
     """
 
     def __init__(self, folder: Path, step: int):
         self._folder, self._step = folder, step
+        self._flushed = time.monotonic()
 
     @functools.cached_property
     def _writer(self) -> Any:
-        from tensorboardX import (
-            SummaryWriter,  # at the first line: where torch is installed it imports that, for 2 s
-        )
+        # at the first line: where torch is installed this imports that, for 2 s
+        from tensorboardX.event_file_writer import EventsWriter
 
-        return SummaryWriter(str(self._folder), purge_step=self._step + 1, flush_secs=30)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        writer = EventsWriter(str(self._folder / "events"))
+        began = self._proto.SessionLog(status=self._proto.SessionLog.START)
+        writer.write_event(self._event(self._step + 1, session_log=began))
+        return writer
+
+    @functools.cached_property
+    def _proto(self) -> Any:  # made when it is imported: no checker knows its names
+        from tensorboardX.proto import event_pb2
+
+        return event_pb2
+
+    def _event(self, step: int, **what: Any) -> Any:
+        return self._proto.Event(wall_time=time.time(), step=step, **what)
 
     def scalars(self, step: int, split: str, line: dict[str, Any]) -> None:
-        for name, value in (line | line["gates"]).items():
-            if isinstance(value, list):
-                for i, v in enumerate(value):
-                    if v is not None:
-                        self._writer.add_scalar(f"{split}/{name}/{i:02d}", v, step)
-            elif isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(f"{split}/{name}", value, step)
+        values = [
+            {"tag": f"{split}/{name}", "simple_value": value} for name, value in _scalars(line)
+        ]
+        self._writer.write_event(self._event(step, summary={"value": values}))
+        if time.monotonic() - self._flushed > FLUSHED_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         if "_writer" in vars(self):
             self._writer.close()
+
+
+def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yields (name, value) of the numbers of a line; those of layers have the layer behind them."""
+    for name, value in (line | line["gates"]).items():
+        if isinstance(value, list):
+            yield from ((f"{name}/{i:02d}", v) for i, v in enumerate(value) if v is not None)
+        elif isinstance(value, int | float) and name != "step":
+            yield name, value
 
 
 def tracker(folder: Path, step: int) -> Tracker:

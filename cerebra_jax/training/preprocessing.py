@@ -15,6 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from cerebra_jax import documents
 from cerebra_jax.config import RunCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import registry
@@ -23,6 +24,13 @@ from cerebra_jax.training import workdir as folder
 
 FILE = PREPROCESSING
 VERSION = 1
+HINT = "copy the run again"
+SHAPE = {
+    "version": documents.WHOLE,
+    "lengths": [documents.whole(1, 1 << 20)],
+    "info": {"dataset": documents.TEXT, "sha256?": documents.TEXT},
+    "learnt": {"digests?": {"*": documents.TEXT}},
+}
 
 
 def keep(workdir: Path, cfg: RunCfg, task: Task) -> None:
@@ -71,9 +79,20 @@ def restore(cfg: RunCfg, workdir: Path, log: Log) -> Task:
     kept = read(workdir)
     task = None
     if kept is not None:
-        info = kept["info"] | {"lengths": kept["lengths"]}
-        task = registry.restored(cfg, kept["learnt"], info)
+        task = _restored(cfg, kept, workdir / FILE)
     return task or build(cfg, workdir, log)
+
+
+def _restored(cfg: RunCfg, kept: dict[str, Any], file: Path) -> Task | None:
+    """Returns the task that a file describes; UserError where its parts do not fit each other."""
+    try:
+        return registry.restored(cfg, kept["learnt"], kept["info"] | {"lengths": kept["lengths"]})
+    except UserError as error:
+        raise UserError(f"{file}: {error.what}", HINT) from None
+    except Exception as error:  # the file is data from anywhere: whatever it leads to is its fault
+        what = f"{file} is not that of a run on task.name={cfg.task.name}"
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{what} ({text[:200]})", HINT) from None
 
 
 def read(workdir: Path) -> dict[str, Any] | None:
@@ -81,15 +100,14 @@ def read(workdir: Path) -> dict[str, Any] | None:
 
     UserError where a later version wrote it, or nothing that can be used.
     """
-    kept = folder.read_json(workdir / FILE)
-    if kept is None:
+    file = workdir / FILE
+    if not file.exists():
         return None
-    if not isinstance(kept, dict) or not {"version", "lengths", "info", "learnt"} <= kept.keys():
-        raise UserError(f"{workdir / FILE} is damaged", "copy the run again")
+    kept = documents.read(file, {"version": documents.WHOLE}, HINT)
     if kept["version"] > VERSION:
-        what = f"{workdir / FILE} is of a later version ({kept['version']})"
+        what = f"{file} is of a later version ({kept['version']})"
         raise UserError(what, "update cerebra_jax")
-    return kept
+    return documents.check(kept, SHAPE, str(file), HINT)
 
 
 def changes(kept: dict[str, Any], task: Task) -> str:

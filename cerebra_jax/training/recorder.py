@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from cerebra_jax.documents import NUMBER
 from cerebra_jax.errors import Diverged
 from cerebra_jax.training import metrics
 from cerebra_jax.training.closing import of_dense, quality
@@ -107,6 +108,7 @@ class Recorder:
     def best(self) -> tuple[int, int]:
         """Returns the step of the best validation so far, and how many came after it."""
         lines = [line for line in self.log.lines if line["split"] == "valid"]
+        metrics.column(lines, self.experiment.task.choice.key, NUMBER)  # of an earlier session
         scores = [self.experiment.score(line) for line in lines]
         first = scores.index(min(scores))
         return lines[first]["step"], len(lines) - 1 - first

@@ -186,7 +186,7 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     steps = [line for line in metrics.read(log) if line["split"] == "train"]
     lengths = _lengths(e, steps, ended.steps)
     tokens = cfg.train.batch_size * sum(lengths)
-    laps = [line["step_ms"] for line in steps if line["step_ms"]]
+    laps = [lap for lap in metrics.column(steps, "step_ms") if lap]
     step_ms = statistics.median(laps) if laps else None
     found = {
         "task": cfg.task.name,
@@ -238,7 +238,7 @@ def clipped(found: dict[str, Any]) -> list[str]:
 def _lengths(e: Experiment, steps: list[dict[str, Any]], total: int) -> list[int]:
     """Returns the tokens of an example of each step."""
     if e.task.shape.lengths:
-        return [line["length"] for line in steps]
+        return metrics.column(steps, "length")
     return [e.sizes.tokens] * total
 
 
@@ -288,7 +288,7 @@ def _costs(
 def _trained(e: Experiment, steps: list[dict[str, Any]], total: int) -> int:
     """Returns the executed FLOPs of all training steps, each in the program that took it."""
     if e.sizes.slots:
-        ran = [line["program"] for line in steps]
+        ran = metrics.column(steps, "program")
     elif e.sizes.plan:
         ran = [e.sizes.plan.bucket(step) for step in range(total)]
     else:

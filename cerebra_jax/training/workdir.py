@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cerebra_jax import config
+from cerebra_jax import config, documents
 from cerebra_jax.errors import Busy, UserError
+from cerebra_jax.report import runs
 
 # where prepared data lies, who computes, how a DCT is computed and when to stop: not what
 MAY_CHANGE = (
@@ -46,17 +47,27 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(part, path)
 
 
-def read_json(path: Path) -> Any:
-    """Returns the value of a JSON file, None where there is none.
+HINT = "move it away, or use --fresh"
+
+
+def read_json(path: Path, shape: documents.Shape = documents.ANY) -> Any:
+    """Returns the value of a JSON file that has this shape, None where there is none.
 
     Raises UserError where it is broken.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is damaged ({e})", "move it away, or use --fresh") from None
+    return documents.read(path, shape, HINT) if path.exists() else None
+
+
+def result(workdir: Path) -> dict[str, Any] | None:
+    """Returns the result.json of a run, checked; None where there is none."""
+    file = workdir / "result.json"
+    return runs.read_result(file, HINT) if file.exists() else None
+
+
+def _configuration(workdir: Path) -> dict[str, Any] | None:
+    """Returns the config.json of a folder in today's form, None where there is none."""
+    file = workdir / "config.json"
+    return runs.read_configuration(file, HINT) if file.exists() else None
 
 
 def _silent(line: str) -> None:
@@ -84,11 +95,11 @@ def locked(workdir: Path, say: Callable[[str], None] = _silent) -> Iterator[None
             ) from None
         if holder:
             say(f"warning: {workdir} was left by {holder} without closing it: taken over")
-        f.truncate(0)
-        start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}))
-        f.flush()
         try:
+            f.truncate(0)
+            start = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            f.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": start}))
+            f.flush()
             yield
         finally:  # however it ends, it ends in order; a killed process leaves its name
             f.truncate(0)  # never unlinked: another process may have it open already
@@ -136,18 +147,18 @@ def claim(workdir: Path, cfg: config.RunCfg, say: Callable[[str], None] = _silen
     result-STEPS.json. UserError names the keys that differ.
     """
     check(workdir, cfg)
-    old = read_json(workdir / "config.json")
-    before = old and _flat(config.renewed(old)).get("train.duration")
+    old = _configuration(workdir)
+    before = old and old["train"]["duration"]
     if before and before != cfg.train.duration and _begun(workdir):
         say(
             f"train.duration {before} -> {cfg.train.duration}: from here on the schedules are "
             "those of the longer run, so the learning rate may rise"
         )
-        result = read_json(workdir / "result.json")
-        if result is not None:
-            kept = workdir / f"result-{result['steps']}.json"
+        found = result(workdir)
+        if found is not None:
+            kept = workdir / f"result-{found['steps']}.json"
             os.replace(workdir / "result.json", kept)
-            say(f"the result of {result['steps']:,} steps is kept: {kept}")
+            say(f"the result of {found['steps']:,} steps is kept: {kept}")
     write_json(workdir / "config.json", config.to_dict(cfg))
 
 
@@ -169,7 +180,7 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
 
     A folder in which no step was ever taken (its data was missing, say) takes any configuration.
     """
-    old = read_json(workdir / "config.json")
+    old = _configuration(workdir)
     if _begun(workdir):
         if old is None:
             raise UserError(
@@ -177,8 +188,8 @@ def check(workdir: Path, cfg: config.RunCfg) -> None:
                 "use --fresh, or choose another --workdir",
             )
         changed = [
-            f"{k} {a!r} -> {b!r}"
-            for k, (a, b) in differences(config.renewed(old), config.to_dict(cfg)).items()
+            f"{k} {documents.described(a)} -> {documents.described(b)}"
+            for k, (a, b) in differences(old, config.to_dict(cfg)).items()
             if not (k == "train.duration" and _may_grow(cfg) and _is_longer(a, b))
         ]
         if changed:

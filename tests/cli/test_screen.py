@@ -14,7 +14,6 @@ import pytest
 
 from cerebra_jax.cli.screen import Screen
 from cerebra_jax.cli.train import Stop
-from cerebra_jax.errors import Preempted
 
 
 def show(screen: Screen) -> None:
@@ -68,7 +67,7 @@ def test_signals_end_the_program_before_the_loop_and_are_a_question_in_it(number
     found = signal.signal(number, signal.SIG_DFL)  # tests under nohup ignore SIGHUP
     try:
         with Stop() as stop:
-            with pytest.raises(Preempted):
+            with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)
             stop.asked, stop.in_loop = False, True
             assert not stop()

@@ -48,13 +48,13 @@ def test_what_pruning_leaves_has_a_column_where_any_run_pruned(make_run, folders
 
 def test_attention_calls_are_those_of_routed_layers_and_of_the_last(make_run):
     test = {"ppl_word": 201.0, "bits_per_byte": 1.5, "gates": {"kept": [0.25, 0.25, 0.5, 0.0]}}
-    net = {"depth": 6, "route": {"mode": "threshold"}}
+    net = {"name": "chiar", "depth": 6, "route": {"mode": "threshold"}}
     runs_of = [
         make_run("c", "chiar", 0, 201.0, net=net, test=test),
         make_run("d", "transformer", 0, 200.0),
     ]
     for i, mode in enumerate(("always_compressed", "always_full")):
-        net = {"depth": 6, "route": {"mode": mode}}
+        net = {"name": "chiar", "depth": 6, "route": {"mode": mode}}
         runs_of.append(make_run(f"m{i}", "chiar", 0, 201.0, {"net.route.mode": mode}, net=net))
     head, *rows = tables.grid(runs.load(runs_of), {}, brief=True)
     found = {row[0]: row[head.index("attention calls")] for row in rows}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cerebra_jax import documents
 from cerebra_jax.checks import Problem
 from cerebra_jax.config import RunCfg, TaskCfg
 from cerebra_jax.errors import UserError
@@ -57,6 +58,13 @@ class IntentTask(Examples):
 
     choice = scores.ACCURACY
     padded = True
+    LEARNT = {  # the shape of `learnt`
+        "tokenizer": {"name": documents.TEXT, "json": documents.TEXT},
+        "before": documents.FLAG,
+        "tokens": documents.whole(1, 1 << 20),
+        "classes": [documents.TEXT],
+        "digests": {"*": documents.TEXT},
+    }
     weight_C: np.ndarray | None = None  # how much each class counts in training; None: alike
 
     def __init__(self, splits: dict[str, Arrays], encoder: Encoder, about: About, cfg: TaskCfg):

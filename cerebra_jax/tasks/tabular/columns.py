@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cerebra_jax import documents
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import fields
 from cerebra_jax.tasks.fields import Form, Marks
@@ -25,6 +26,14 @@ FOUND_OUT = Marks()
 KINDS = ("number", "category", "date")
 QUANTILES = 1000
 MISSING_ID = 1  # of a column of categories; 0: rare or never seen
+LEARNT = {  # the shape of a column's `learnt`
+    "kind": documents.one_of(*KINDS),
+    "categories?": [documents.TEXT],
+    "mean?": documents.NUMBER,
+    "sd?": documents.POSITIVE,
+    "points?": [[documents.NUMBER]],
+    "form?": {"kind": documents.one_of(*KINDS), "others": [documents.TEXT]},
+}
 Place = Callable[[int], str]  # where a row stands in the file, for a message
 
 

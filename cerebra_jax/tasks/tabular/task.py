@@ -18,6 +18,7 @@ import numpy as np
 
 from cerebra_jax.checks import Problem, words
 from cerebra_jax.config import RunCfg, TaskCfg
+from cerebra_jax.documents import FLAG, NUMBER, POSITIVE, TEXT
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks import fields, scores, splits
 from cerebra_jax.tasks.examples import Arrays, Examples, digest, digest_of_texts
@@ -51,6 +52,12 @@ class TabularTask(Examples):
     """
 
     choice = LOSS
+    LEARNT = {  # the shape of `learnt`
+        "columns": {"*": columns.LEARNT},
+        "target": {"name": TEXT, "classes?": [TEXT], "mean?": NUMBER, "sd?": POSITIVE},
+        "marks": {"missing": [TEXT], "decimal": TEXT, "dates": TEXT, "before": FLAG},
+        "digests": {"*": TEXT},
+    }
 
     def __init__(self, splits: dict[str, Arrays], row: columns.Row, about: About):
         super().__init__(splits)

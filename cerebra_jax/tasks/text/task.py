@@ -16,6 +16,7 @@ import numpy as np
 
 from cerebra_jax.checks import Problem
 from cerebra_jax.config import RunCfg
+from cerebra_jax.documents import TEXT
 from cerebra_jax.tasks.registry import register
 from cerebra_jax.tasks.task import (
     LOSS,
@@ -88,6 +89,10 @@ class Encoded(Sketch):
     """A run's text task without its text: its tokenizer, and what is told of the data."""
 
     group_N = None
+    LEARNT = {  # the shape of `learnt`
+        "tokenizer": {"name": TEXT, "json": TEXT},
+        "digests": {"*": TEXT},
+    }
 
     def __init__(self, tok: tokenizer.Bytes | tokenizer.Bpe, seq_len: int, info: dict[str, Any]):
         super().__init__(seq_len, tok.vocab_size)
@@ -203,8 +208,9 @@ class TextTask(Encoded):
     @staticmethod
     def restored(cfg: RunCfg, learnt: dict[str, Any], info: dict[str, Any]) -> Encoded:
         """Returns the task of a run without its text: what `learnt` and `info` returned of it."""
-        name, text = learnt["tokenizer"]["name"], learnt["tokenizer"]["json"]
-        return Encoded(tokenizer.named(name, text), cfg.task.seq_len, info)
+        tok = tokenizer.named(learnt["tokenizer"]["name"], learnt["tokenizer"]["json"])
+        tok.encode_each([""])  # what is no tokenizer shows here
+        return Encoded(tok, cfg.task.seq_len, info)
 
     def windows(self, split: str) -> int:
         """Returns the windows of an epoch (train) or of a pass (valid, test).

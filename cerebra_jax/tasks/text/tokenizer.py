@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from cerebra_jax import documents
 from cerebra_jax.config import TaskCfg
+from cerebra_jax.documents import FLAG, TEXT
 from cerebra_jax.errors import UserError
 from cerebra_jax.tasks.task import PREPROCESSING
 
@@ -218,13 +220,13 @@ def of_run(cfg: TaskCfg) -> dict[str, Any]:
     UserError where there is none, or one of another kind than cfg.tokenizer.
     """
     path = Path(cfg.tokenizer_from).expanduser() / PREPROCESSING
+    shape = {"learnt": {"tokenizer": {"name": TEXT, "json": TEXT}, "before?": FLAG}}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["learnt"]
-        name = found["tokenizer"]["name"]
-        assert isinstance(found["tokenizer"]["json"], str)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        hint = "name the folder of a run of task.name=text or intent"
-        raise UserError(f"task.tokenizer_from: {path} holds no tokenizer", hint) from None
+        found = documents.read(path, shape)["learnt"]
+    except UserError as error:
+        what = f"task.tokenizer_from: {path} holds no tokenizer ({error.what})"
+        raise UserError(what, "name the folder of a run of task.name=text or intent") from None
+    name = found["tokenizer"]["name"]
     if name != cfg.tokenizer:
         what = f"task.tokenizer is {cfg.tokenizer}, that of {cfg.tokenizer_from} is {name}"
         raise UserError(what, f"use --config.task.tokenizer={name}")
