@@ -48,6 +48,7 @@ class Prepared(NamedTuple):
     counts: dict[str, Count]
     tokens: dict[str, int]
     dtype: str
+    tokens_sha256: str  # of the tokens of all splits, as they lie on the disk
     tokenizer: tokenizer.Bytes | tokenizer.Bpe
 
     def memmap(self, split: str) -> np.ndarray:
@@ -58,13 +59,6 @@ class Prepared(NamedTuple):
 def digest(ready: Prepared) -> str:
     """Returns one sha256 for the text of all splits."""
     hashes = "\n".join(ready.counts[split].sha256 for split in SPLITS)
-    return hashlib.sha256(hashes.encode()).hexdigest()
-
-
-def tokens_digest(ready: Prepared) -> str:
-    """Returns one sha256 for the tokens of all splits, as they lie on the disk."""
-    found = prepared.seals(ready.folder)
-    hashes = "\n".join(found[f"{split}.bin"] for split in SPLITS)
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 
@@ -121,8 +115,15 @@ def _prepare(cfg: TaskCfg, cache: Path, log: Log) -> Prepared:
         counts=counts,
         tokens=meta["tokens"],
         dtype=meta["dtype"],
+        tokens_sha256=_sha256_of_tokens(tokens),
         tokenizer=tokenizer.load(tokens, settings["name"]),
     )
+
+
+def _sha256_of_tokens(folder: Path) -> str:
+    found = prepared.seals(folder)
+    hashes = "\n".join(found[f"{split}.bin"] for split in SPLITS)
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def _write_text(source: Source, counts: dict[str, Count], target: Path) -> None:

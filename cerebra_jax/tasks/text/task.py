@@ -362,7 +362,7 @@ def _info(ready: prepare.Prepared) -> dict[str, Any]:
         "source": ready.source.origin,
         "notice": ready.source.notice,
         "sha256": prepare.digest(ready),
-        "tokens_sha256": prepare.tokens_digest(ready),
+        "tokens_sha256": ready.tokens_sha256,
         "tokenizer": {"name": tok.name, "sha256": tok.sha256},
         "vocab_size": tok.vocab_size,
         "splits": splits,

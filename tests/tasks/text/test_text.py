@@ -26,6 +26,7 @@ def fake(n_tokens, seq_len, eval_context=0):
         source=SimpleNamespace(notice="", origin="nowhere"),
         dataset="fake",
         tokens=dict.fromkeys(SPLITS, n_tokens),
+        tokens_sha256="",
         counts=dict.fromkeys(SPLITS, scan.Count(2000, 30, 470, 1, "", "")),
     )
     return TextTask(ready, seq_len, eval_context)
