@@ -102,5 +102,6 @@ def get_config(arg: str = ""):
         c.train.batch_size = 64
         c.train.eval_every = "20 steps"
         c.train.checkpoint_every = "20 steps"
-        c.prune.rounds = 3
+        if "full" in parts:
+            c.prune.rounds = 3
     return c

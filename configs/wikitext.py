@@ -113,7 +113,8 @@ def get_config(arg: str = ""):
         c.train.batch_size = 8
         c.train.eval_every = "20 steps"
         c.train.checkpoint_every = "10 steps"
-        c.prune.rounds = 3
+        if "full" in parts:
+            c.prune.rounds = 3
     if model in LAYERS:
         c.net.depth = round(LAYERS[model] * c.net.depth)
     return c

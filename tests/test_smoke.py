@@ -45,6 +45,7 @@ def test_a_smoke_run_leaves_what_the_house_promises(run):
     assert not done.stderr
     shown = done.stdout.splitlines()
     assert 10 < len(shown) <= 25 and "\x1b" not in done.stdout
+    assert "has no effect" not in done.stdout
     assert {"config.json", "metrics.jsonl", "result.json", "checkpoints", "log.txt"} <= {
         p.name for p in workdir.iterdir()
     }

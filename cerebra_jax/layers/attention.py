@@ -11,6 +11,7 @@ from cerebra_jax.kernels import attention as kernels
 from cerebra_jax.kernels.fused_attention import fused_kernel
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
+from cerebra_jax.layers.parameters import Dense
 from cerebra_jax.layers.prunable import Group, Member
 from cerebra_jax.layers.rows import Rows, block_layout
 
@@ -56,8 +57,8 @@ class Attention(nn.Module):
         self.q = self._linear(inner, self.std)
         self.out = self._linear(self.width, self.std * self.out_scale)
 
-    def _linear(self, width: int, std: float) -> nn.Dense:
-        return nn.Dense(width, self.bias, jnp.dtype(self.dtype), kernel_init=normal(std))
+    def _linear(self, width: int, std: float) -> Dense:
+        return Dense(width, self.bias, jnp.dtype(self.dtype), kernel_init=normal(std))
 
     @classmethod
     def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> Attention:

@@ -23,6 +23,7 @@ from cerebra_jax.kernels.fused_attention import fused_kernel, is_windowed
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.attention import masked_blocks
 from cerebra_jax.layers.linear import as_matrix, normal
+from cerebra_jax.layers.parameters import Dense, Module
 from cerebra_jax.layers.prunable import Group, Member
 from cerebra_jax.layers.rows import Rows, block_layout
 
@@ -95,7 +96,7 @@ def closing(win: Windows, L: int, pos_Bxn) -> Closing:
     return Closing(jnp.where(ends_Bxm, j_Bxm, M), last_Bxm, place_BxmxW, inside_BxmxW, pos_Bxn < L)
 
 
-class Compressor(nn.Module):
+class Compressor(Module):
     """Compresses windows of tokens: (B, L, D) -> ((B, M, E), which windows hold a token, loss).
 
     Over the tokens t of a window that are real (inside the window and not padding):
@@ -187,7 +188,7 @@ class Compressor(nn.Module):
     def _pooled(self, x, real_BxMxW, n_BxMx1, whole):
         (B, M, W, D), H = x.shape, self.heads
         mixed = Depthwise(x.dtype, name="taps")(x) if self.kind == "hybrid" else x
-        query = nn.Dense(H, False, jnp.float32, kernel_init=normal(), name="query")
+        query = Dense(H, False, jnp.float32, kernel_init=normal(), name="query")
         score = query(x.astype(jnp.float32))
         # a window without real tokens weighs them all alike: its result is seen by no query
         score = jnp.where(real_BxMxW[..., None] | (n_BxMx1[..., None] == 0), score, -jnp.inf)
@@ -197,18 +198,18 @@ class Compressor(nn.Module):
         if whole is not None:
             return pooled @ whole.astype(x.dtype)
         init = normal(D**-0.5)
-        return nn.Dense(self.channels, False, x.dtype, kernel_init=init, name="project")(pooled)
+        return Dense(self.channels, False, x.dtype, kernel_init=init, name="project")(pooled)
 
     def _reconstruction(self, x_BxMxWxD, y_BxMxE, real):
         B, M, W, D = x_BxMxWxD.shape
-        decoder = nn.Dense(W * D, False, y_BxMxE.dtype, kernel_init=normal(), name="decoder")
+        decoder = Dense(W * D, False, y_BxMxE.dtype, kernel_init=normal(), name="decoder")
         decoded = decoder(y_BxMxE).reshape(B, M, W, D).astype(jnp.float32)
         error = decoded - jax.lax.stop_gradient(x_BxMxWxD).astype(jnp.float32)
         square = jnp.where(real, jnp.square(error).mean(-1), 0.0).sum((1, 2))
         return square / jnp.maximum(real.sum((1, 2)), 1)
 
 
-class Depthwise(nn.Module):
+class Depthwise(Module):
     """Computes x + Σ_i w_i ⊙ x_{t+i−1} inside each window, zeros beyond it: (B, M, W, D) -> same.
 
     Multiply-adds of shifted arrays, elementwise work by the conventions; XLA's grouped convolution
@@ -227,7 +228,7 @@ class Depthwise(nn.Module):
         return x_BxMxWxD + sum(taps)
 
 
-class CompressedAttention(nn.Module):
+class CompressedAttention(Module):
     """Attends from every token to the compressed ones and a learned null key: (B, L, D) -> same.
 
     Queries, keys and values have width E = `inner`; compressed tokens too, unless some of their
@@ -254,8 +255,8 @@ class CompressedAttention(nn.Module):
         self.null = self.param("null", normal(), (2, self.inner), jnp.float32)
         self.out = self._linear(self.width, self.std * self.out_scale)
 
-    def _linear(self, width: int, std: float) -> nn.Dense:
-        return nn.Dense(width, False, jnp.dtype(self.dtype), kernel_init=normal(std))
+    def _linear(self, width: int, std: float) -> Dense:
+        return Dense(width, False, jnp.dtype(self.dtype), kernel_init=normal(std))
 
     def __call__(self, queries: Rows, keys: Rows) -> jax.Array:
         k, v = self._split(self._keys(keys.x), keys.pos)

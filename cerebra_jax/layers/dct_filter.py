@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels import dct
 from cerebra_jax.layers.norm import Norm
+from cerebra_jax.layers.parameters import Module
 from cerebra_jax.layers.prunable import Group
 from cerebra_jax.layers.rows import Rows
 
 
-class SpectralFilter(nn.Module):
+class SpectralFilter(Module):
     """Computes iDCT(w ⊙ DCT(x)) over the features of each token, w = 1 at the start: (B, L, D) ->
     same.
 
@@ -51,7 +52,7 @@ class SpectralFilter(nn.Module):
         return ()
 
 
-class Filter(nn.Module):
+class Filter(Module):
     """Computes LN(x + iDCT(w ⊙ DCT(x))): CHIAR's light operator.
 
     Returns it, and the Spectrum of x where a router looks at it (`seen`), else None. `compat`:

@@ -9,9 +9,10 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.kernels.lookup import lookup
 from cerebra_jax.layers.dropout import Drop
 from cerebra_jax.layers.linear import normal
+from cerebra_jax.layers.parameters import Dense, Module
 
 
-class Embed(nn.Module):
+class Embed(Module):
     """Looks tokens up in a table, (B, L) int32 -> (B, L, D); returns them and the table.
 
     The same table is the output matrix (tied head). With n-grams, (B, L, G) rows of the same table
@@ -37,7 +38,7 @@ class Embed(nn.Module):
         return x_BxLxD.astype(self.dtype), table_VxD
 
 
-class Columns(nn.Module):
+class Columns(Module):
     """Scales tokens by the numbers they carry: value · embedding + a bias of the place.
 
     Gorishniy et al. 2021, arXiv:2106.11959.
@@ -57,7 +58,7 @@ def embed(net: NetCfg, vocab: int, batch):
     """
     if net.features:
         init = normal(net.features**-0.5)
-        dense = nn.Dense(net.width, True, net.dtype, kernel_init=init, name="features")
+        dense = Dense(net.width, True, net.dtype, kernel_init=init, name="features")
         x_BxLxD, table_VxD = dense(batch["features_BxLxN"].astype(net.dtype)), None
     else:
         subwords_BxLxG = batch["subwords_BxLxG"] if net.subwords else None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from cerebra_jax.config import NetCfg
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
+from cerebra_jax.layers.parameters import Dense
 from cerebra_jax.layers.prunable import Group, Member
 from cerebra_jax.layers.recurrence import scan_tokens
 from cerebra_jax.layers.rows import Rows, flip, mask_out
@@ -75,10 +76,10 @@ class GatedLinearAttention(nn.Module):
         inner = self.heads * self.head_width
         self.q = self._linear(inner)
         self.kv = self._linear(2 * inner)
-        self.gate = nn.Dense(inner, True, jnp.float32, kernel_init=normal(self.std))
+        self.gate = Dense(inner, True, jnp.float32, kernel_init=normal(self.std))
         self.up = self._linear(inner)
         init = normal(self.std * self.out_scale)
-        self.out = nn.Dense(self.width, False, jnp.dtype(self.dtype), kernel_init=init)
+        self.out = Dense(self.width, False, jnp.dtype(self.dtype), kernel_init=init)
 
     @classmethod
     def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> GatedLinearAttention:
@@ -120,8 +121,8 @@ class GatedLinearAttention(nn.Module):
         out = Member(f"{place}/out/kernel", 0, C)
         return [Group(out.name, layer, "heads", self.heads, (out, *members))]
 
-    def _linear(self, width: int) -> nn.Dense:
-        return nn.Dense(width, False, jnp.dtype(self.dtype), kernel_init=normal(self.std))
+    def _linear(self, width: int) -> Dense:
+        return Dense(width, False, jnp.dtype(self.dtype), kernel_init=normal(self.std))
 
     def _heads(self, x_BxLxA):
         B, L, _ = x_BxLxA.shape

@@ -10,6 +10,7 @@ from cerebra_jax.layers.dropout import Drop
 from cerebra_jax.layers.feedforward import FeedForward
 from cerebra_jax.layers.linear import normal
 from cerebra_jax.layers.norm import Norm
+from cerebra_jax.layers.parameters import Module
 from cerebra_jax.types import Out
 
 
@@ -27,7 +28,7 @@ def pool(kind: str, h_BxLxD, mask_BxL):
     return jnp.where(real_BxLx1, h, 0.0).sum(1, keepdims=True) / count_Bx1x1
 
 
-class Head(nn.Module):
+class Head(Module):
     """Returns the `Out` of features (B, L, D).
 
     Per token: V logits, tied to the token table if there is one. Pooled (outputs > 0): the mean

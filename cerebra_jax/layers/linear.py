@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from cerebra_jax.kernels.matmul import on_rows
+from cerebra_jax.layers.parameters import Dense
 
 
 def normal(std: float = 0.02) -> nn.initializers.Initializer:
@@ -23,5 +24,5 @@ def linear(x: jax.Array, width: int, std: float, name: str, *, bias: bool = Fals
 
     To be called inside a compact method. The products are in the dtype of x, weights are float32.
     """
-    layer = nn.Dense(width, bias, x.dtype, kernel_init=normal(std), name=name)
+    layer = Dense(width, bias, x.dtype, kernel_init=normal(std), name=name)
     return as_matrix(layer, x)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
+from cerebra_jax.layers.parameters import Dense, Module
 from cerebra_jax.layers.recurrence import scan_tokens
 from cerebra_jax.layers.rows import Rows, flip
 
@@ -80,7 +80,7 @@ class Memory(NamedTuple):
     cell_BxD: jax.Array  # float32
 
 
-class Lstm(nn.Module):
+class Lstm(Module):
     """Runs an LSTM over the rows, width D: (B, L, D) -> same."""
 
     width: int
@@ -93,7 +93,7 @@ class Lstm(nn.Module):
     def setup(self):
         D, dtype = self.width, jnp.dtype(self.dtype)
         init = normal(D**-0.5)
-        self.input = nn.Dense(4 * D, True, dtype, kernel_init=init, bias_init=_forget_one)
+        self.input = Dense(4 * D, True, dtype, kernel_init=init, bias_init=_forget_one)
         self.kernel = self.param("kernel", init, (D, 4 * D), jnp.float32)
 
     def __call__(self, queries: Rows, keys: Rows, backwards=None) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from cerebra_jax.kernels.layer_norm import layer_norm
 from cerebra_jax.layers.linear import as_matrix
+from cerebra_jax.layers.parameters import Module
 
 
 class Norm(nn.Module):
@@ -21,7 +22,7 @@ class Norm(nn.Module):
         return as_matrix(_OfRows(name="norm"), x)
 
 
-class _OfRows(nn.Module):
+class _OfRows(Module):
     """Normalises the rows of a matrix."""
 
     @nn.compact

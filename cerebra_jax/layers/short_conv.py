@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import normal
+from cerebra_jax.layers.parameters import Module
 from cerebra_jax.layers.rows import Rows, mask_out
 
 
-class ShortConv(nn.Module):
+class ShortConv(Module):
     """Computes Σ_i w_i ⊙ h_{t−i} over this token and the taps − 1 before it: (B, L, D) -> same.
 
     In an encoder the taps lie around the token. A causal token cannot see the compressed window

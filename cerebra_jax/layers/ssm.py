@@ -16,6 +16,7 @@ from cerebra_jax.config import NetCfg
 from cerebra_jax.cost import count
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
+from cerebra_jax.layers.parameters import Dense, Module
 from cerebra_jax.layers.recurrence import scan_tokens
 from cerebra_jax.layers.rows import Rows, flip, mask_out
 from cerebra_jax.layers.short_conv import ShortConv
@@ -82,7 +83,7 @@ class Memory(NamedTuple):
     recent: jax.Array  # of the short convolution
 
 
-class SelectiveStateSpace(nn.Module):
+class SelectiveStateSpace(Module):
     """Computes W_out(SSM(silu(conv u)) · silu(z)) with (u, z) = W_in x: (B, L, D) -> same.
 
     The keys are the queries: a state reads the rows in order. `backwards`: an array; where true,
@@ -109,12 +110,12 @@ class SelectiveStateSpace(nn.Module):
         self.log_a = self.param("log_a", _log_a, (S, E), jnp.float32)
         self.scale = self.param("scale", nn.initializers.ones, (E,), jnp.float32)
         # the parameters stand under "in", which is a word of the language
-        setattr(self, "in", nn.Dense(2 * E, False, dtype, kernel_init=normal(D**-0.5)))
+        setattr(self, "in", Dense(2 * E, False, dtype, kernel_init=normal(D**-0.5)))
         select = normal(E**-0.5)
-        self.select = nn.Dense(rank(D) + 2 * S, False, jnp.float32, kernel_init=select)
+        self.select = Dense(rank(D) + 2 * S, False, jnp.float32, kernel_init=select)
         step = normal(init["dt"])
-        self.dt = nn.Dense(E, True, jnp.float32, kernel_init=step, bias_init=_dt_bias)
-        self.out = nn.Dense(D, False, dtype, kernel_init=normal(self.out_std))
+        self.dt = Dense(E, True, jnp.float32, kernel_init=step, bias_init=_dt_bias)
+        self.out = Dense(D, False, dtype, kernel_init=normal(self.out_std))
 
     @classmethod
     def of(cls, net: NetCfg, heads: int, out_scale: float, platform: str) -> SelectiveStateSpace:

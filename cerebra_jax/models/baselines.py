@@ -24,6 +24,7 @@ from cerebra_jax.layers.head import pool
 from cerebra_jax.layers.linear import linear
 from cerebra_jax.layers.lstm import Lstm
 from cerebra_jax.layers.norm import Norm
+from cerebra_jax.layers.parameters import Dense
 from cerebra_jax.layers.rows import Rows, mask_out
 from cerebra_jax.layers.ssm import EXPAND, SelectiveStateSpace
 from cerebra_jax.models import pricing, stack
@@ -227,7 +228,7 @@ class Mlp(Whole):
 
 def _flattening(net: NetCfg, L: int) -> pricing.Price:
     """Returns the price of the first linear map, of L · D features."""
-    layer = nn.Dense(net.width, True, jnp.dtype(net.dtype), parent=None)
+    layer = Dense(net.width, True, jnp.dtype(net.dtype), parent=None)
 
     def make(x):
         return layer.init(jax.random.key(0), x)

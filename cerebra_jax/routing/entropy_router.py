@@ -13,6 +13,7 @@ import numpy as np
 from cerebra_jax.config import RouteCfg
 from cerebra_jax.kernels import dct
 from cerebra_jax.kernels.straight_through import st_above, st_argmax
+from cerebra_jax.layers.parameters import Dense
 from cerebra_jax.layers.rows import Rows
 from cerebra_jax.routing.routers import EXACT, Circumstances, Route, chance
 
@@ -62,7 +63,7 @@ class EntropyRouter(nn.Module):
             return self._random(tokens, now)
         if route.mode == "threshold":
             return self._threshold(tokens, spectrum, now)
-        dense = nn.Dense(3 if route.rbf else 1, dtype=jnp.float32, precision=EXACT, name="score")
+        dense = Dense(3 if route.rbf else 1, dtype=jnp.float32, precision=EXACT, name="score")
         z_BxLxK = dense(tokens.x.astype(jnp.float32))
         if route.rbf:
             return _three(route.mode, z_BxLxK, now.temperature)

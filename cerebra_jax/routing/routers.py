@@ -17,6 +17,7 @@ from cerebra_jax.config import RouteCfg
 from cerebra_jax.kernels import topk
 from cerebra_jax.layers.compressor import ceil_share
 from cerebra_jax.layers.linear import normal
+from cerebra_jax.layers.parameters import Dense, Module
 from cerebra_jax.layers.rows import Rows
 
 SCORED = ("soft", "topk", "threshold")  # modes of Cerebra and MoD with a learned score
@@ -124,7 +125,7 @@ class Router(nn.Module):
         init = normal(self.width**-0.5)
         shift = NormalDist().inv_cdf(route.rate) if learned(route) else 0.0
         bias = nn.initializers.constant(shift)
-        dense = nn.Dense(
+        dense = Dense(
             1,
             learned(route),
             jnp.float32,
@@ -170,7 +171,7 @@ def chance(key, now: Circumstances, tokens: Rows):
     return jnp.take_along_axis(draws, jnp.minimum(tokens.pos, L - 1), axis=1)
 
 
-class MetaRouter(nn.Module):
+class MetaRouter(Module):
     """Gates a layer for the whole text: g = σ(w·x̄ + b), (B, L, 1) float32.
 
     x̄ is the mean of the tokens so far (`prefix`, causal) or of batch and tokens (`batch`, as
@@ -205,7 +206,7 @@ class MetaRouter(nn.Module):
         if self.mode == "task":
             bias_T = self.param("bias", nn.initializers.zeros, (self.tasks,), jnp.float32)
             return jax.nn.sigmoid(bias_T)
-        dense = nn.Dense(1, dtype=jnp.float32, precision=EXACT, kernel_init=normal(), name="gate")
+        dense = Dense(1, dtype=jnp.float32, precision=EXACT, kernel_init=normal(), name="gate")
         return jax.nn.sigmoid(dense(mean_BxLxD))
 
 

@@ -97,4 +97,4 @@ def test_rounding_at_the_end_is_a_start_that_training_never_reaches(go, cfg_of, 
     assert not any("bits" in x for x in kept if x["split"] == "train")
     assert found["best_step"] == 8 and found["test"]["bits"] == 8
     with pytest.raises(UserError, match="step 16 of 8; begin before the end"):
-        prepare(cfg_of("2 frac"), build(cfg_of(), lambda line: None))
+        prepare(cfg_of("16 steps"), build(cfg_of(), lambda line: None))

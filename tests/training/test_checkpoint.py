@@ -120,6 +120,34 @@ def test_none_intact_is_an_error_not_a_fresh_start(saved, tmp_path):
     assert (folder / "5").exists()  # nothing was moved
 
 
+def test_a_folder_renamed_to_another_step_is_not_that_step(saved, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    (folder / "5").rename(folder / "9")
+    found, said = restore(folder)
+    assert_is(found, 4)
+    assert len(said) == 1 and "checkpoint 9 is damaged (it holds step 5" in said[0]
+
+
+def test_a_rename_inside_is_said_and_none_left_is_an_error(saved, tmp_path):
+    """Orbax alone passes over such a folder without a word, and would begin afresh with none."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    inside = [path.name for path in (folder / "5").iterdir()]
+    for name in inside:
+        (folder / "5" / name).rename(folder / "5" / f"{name}.old")
+    found, said = restore(folder)
+    assert_is(found, 4)
+    assert len(said) == 1 and "checkpoint 5 is damaged" in said[0]
+    assert not (folder / "5").exists()
+    for step in (2, 4):
+        for name in inside:
+            (folder / str(step) / name).rename(folder / str(step) / f"{name}.old")
+    with pytest.raises(UserError, match="intact"):
+        restore(folder)
+    assert (folder / "4").exists()
+
+
 def test_training_goes_on_where_the_damage_was(saved, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
