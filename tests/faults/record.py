@@ -1,11 +1,15 @@
 """What the drivers of faults did and found: gathered while they run, and written as a document.
 
 CEREBRA_RELIABILITY=docs/reliability.md python -m pytest -n 0 -m faults tests/faults
+
+Drivers may run one by one, or beside each other: each writes its own row, and leaves those of the
+same commit as they are.
 """
 
 from __future__ import annotations
 
 import datetime
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -18,6 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "CEREBRA_RELIABILITY"
 COMMAND = f"{VARIABLE}=docs/reliability.md python -m pytest -n 0 -m faults tests/faults"
+RULE = "| --- | ---: | --- | --- | ---: |"
 VERSIONS = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
 
@@ -53,27 +58,40 @@ class Counts:
             self.cases.append(f"{wrong}: {case}")
 
 
-rows: list[Row] = []
-
-
 def record(name: str, counts: Counts) -> None:
-    """Keeps what a driver did, writes the document where it is asked for, and fails where
-    something went wrong.
+    """Writes what a driver did into the document where one is asked for, and fails where something
+    went wrong.
     """
     seconds = time.perf_counter() - counts.began
-    rows.append(Row(name, counts.times, dict(counts.ended), dict(counts.wrong), seconds))
+    row = Row(name, counts.times, counts.ended, counts.wrong, seconds)
     if os.environ.get(VARIABLE):
-        Path(os.environ[VARIABLE]).write_text(document(rows), encoding="utf-8")
+        write(Path(os.environ[VARIABLE]), row, commit())
     assert not counts.cases, "\n".join(counts.cases)
 
 
-def document(found: list[Row]) -> str:
-    """Returns the document of these rows, with the date, the machine and the versions."""
-    table = [
-        f"| {row.name} | {row.times:,} | {_listed(row.ended)} | {_listed(row.wrong)} "
-        f"| {row.seconds:,.0f} |"
-        for row in found
-    ]
+def write(to: Path, row: Row, of: str) -> None:
+    """Writes a document with this row, and with the other rows that it has of the same commit."""
+    with open(to, "a+", encoding="utf-8") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.seek(0)
+        before = f.read().splitlines()
+        same = f"- commit: {of}" in before
+        kept = (
+            [line for line in before[before.index(RULE) + 1 :] if line[:1] == "|"] if same else []
+        )
+        others = [line for line in kept if not line.startswith(f"| {row.name} |")]
+        f.truncate(0)
+        f.write(document(sorted([*others, line_of(row)]), of))
+
+
+def line_of(row: Row) -> str:
+    """Returns the line of the table that a row is."""
+    ended, wrong = _listed(row.ended), _listed(row.wrong)
+    return f"| {row.name} | {row.times:,} | {ended} | {wrong} | {row.seconds:,.0f} |"
+
+
+def document(table: list[str], of: str) -> str:
+    """Returns the document of these lines, with the commit, the date, the machine and versions."""
     return "\n".join(
         [
             "# Reliability",
@@ -82,17 +100,17 @@ def document(found: list[Row]) -> str:
             "draws its faults from a fixed seed.",
             "",
             f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-            f"- commit: {_commit()}",
+            f"- commit: {of}",
             f"- machine: {_processor()}, {os.cpu_count()} cores, {_memory_gb():.0f} GB, "
-            f"{platform.system()} {platform.release()}; other work may have run on it, so the "
-            "seconds say how long this took here and no more",
+            f"{platform.system()} {platform.release()}; other programs may have run on it, so the "
+            "seconds say only how long this took here",
             f"- versions: Python {platform.python_version()}, {_versions()}",
             "",
             "| what was done | times | what came of it | what went wrong | seconds |",
-            "| --- | ---: | --- | --- | ---: |",
+            RULE,
             *table,
             "",
-            "To do it again, in an environment that holds the extras `dev`:",
+            "To do it again, in an environment with the extra `dev`:",
             "",
             "```bash",
             COMMAND,
@@ -106,15 +124,16 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in counts.items()) or "-"
 
 
-def _commit() -> str:
-    """Returns the commit of the working tree, and whether files differ from it."""
+def commit() -> str:
+    """Returns the last commit of what the drivers run, and whether files differ from it."""
+    what = ("--", "cerebra_jax", "tests", "configs")
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
+        command = ["git", *words, *what]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "cerebra_jax", "tests", "configs")
-    return (git("rev-parse", "HEAD") or "unknown") + (" and changes" if changed else "")
+    changed = git("status", "--porcelain")
+    return (git("log", "-1", "--format=%H") or "unknown") + (" and changes" if changed else "")
 
 
 def _processor() -> str:

@@ -22,7 +22,7 @@ def test_a_long_run_keeps_its_memory_its_files_and_its_program(forks, data, tmp_
         data["table"],
         tmp_path / "run",
         duration=f"{STEPS} steps",
-        eval_every="2000 steps",
+        eval_every="1000 steps",
         checkpoint_every="1000 steps",
         log_every="1000 steps",
     )

@@ -110,6 +110,22 @@ def test_half_deleted_and_foreign_entries(saved, tmp_path):
     assert not list(folder.glob("*tmp*")) and (folder / "notes.txt").exists()
 
 
+@pytest.mark.parametrize("text", [None, "", '{"score"z 1.0}', '{"score": 9.0}', "[1]"])
+def test_a_damaged_copy_of_a_score_does_not_matter(saved, tmp_path, text):
+    """Orbax alone cannot open the folder where it is not JSON, and lets the best one go."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    copy = folder / "2" / "metrics" / "metrics"
+    copy.unlink() if text is None else copy.write_text(text)
+    (folder / "6.orbax-checkpoint-tmp-1").write_text("a file of such a name is left alone")
+    assert_is(restore(folder, read_only=True)[0], 5)
+    checkpoints = Checkpoints(folder, print)
+    checkpoints.save(6, state(6), {"step": 6, "score": 1.5}, 1.5)
+    checkpoints.wait()
+    assert_is(checkpoints.best(state(0)), 2)
+    checkpoints.close()
+
+
 def test_none_intact_is_an_error_not_a_fresh_start(saved, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
