@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def references(
+def reference(
     forks: Forks, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """Returns the folder of the run of each kind that nothing happened to."""
-    root, found = tmp_path_factory.mktemp("references"), {}
-    for kind in runs.KINDS:
-        found[kind] = root / kind
-        done = forks.run(runs.words(kind, data[kind], found[kind]), root)
+) -> Callable[[str], Path]:
+    """Returns a function: the folder of the run of a kind that nothing happened to."""
+    root = tmp_path_factory.mktemp("references")
+
+    @functools.cache
+    def of(kind: str) -> Path:
+        done = forks.run(runs.words(kind, data[kind], root / kind), root)
         assert done.status == 0, done
-    return found
+        return root / kind
+
+    return of

@@ -62,7 +62,7 @@ def counts_of_stops() -> Counts:
 
 
 @pytest.mark.parametrize("kind", runs.KINDS)
-def test_killed_at_random_steps(kind, forks, data, references, tmp_path):
+def test_killed_at_random_steps(kind, forks, data, reference, tmp_path):
     rng, counts = random.Random(f"steps {kind}"), counts_of_stops()
     while counts.times < AT_STEPS[kind]:
         run = Stopped(forks, kind, data[kind], tmp_path / str(counts.times), counts)
@@ -70,12 +70,12 @@ def test_killed_at_random_steps(kind, forks, data, references, tmp_path):
         for step in sorted(rng.sample(range(1, runs.STEPS + 1), often)):
             status = run.stop(chaos=f"SIGKILL@{step}")
             counts.check(status == -9, "another status", f"{status} at step {step}")
-        run.finish(references[kind])
+        run.finish(reference(kind))
     record(f"SIGKILL after a random step, {kind}", counts)
 
 
 @pytest.mark.parametrize("kind", runs.KINDS)
-def test_killed_inside_saves(kind, forks, data, references, tmp_path):
+def test_killed_inside_saves(kind, forks, data, reference, tmp_path):
     """A checkpoint after every step; the kill comes within 30 ms of the beginning of a save."""
     rng, counts = random.Random(f"saves {kind}"), counts_of_stops()
     while counts.times < IN_SAVES[kind]:
@@ -84,11 +84,11 @@ def test_killed_inside_saves(kind, forks, data, references, tmp_path):
             at = (rng.randint(1, 5), rng.uniform(0, 30))
             status = run.stop("1 steps", kill_in_save=at)
             counts.check(status == -9, "another status", f"{status} in a save {at}")
-        run.finish(references[kind], "1 steps")
+        run.finish(reference(kind), "1 steps")
     record(f"SIGKILL inside a save, 0 to 30 ms after it began, {kind}", counts)
 
 
-def test_signals_at_random_steps(forks, data, references, tmp_path):
+def test_signals_at_random_steps(forks, data, reference, tmp_path):
     rng, counts = random.Random("signals"), counts_of_stops()
     while counts.times < AT_A_STEP:
         kind = rng.choice(list(runs.KINDS))
@@ -98,11 +98,11 @@ def test_signals_at_random_steps(forks, data, references, tmp_path):
             status = run.stop(chaos=f"{rng.choice(SIGNALS)}@{step}")
             saved = (run.workdir / "checkpoints" / str(step)).is_dir()
             counts.check(status == 75 and saved, "another status", f"{status} at step {step}")
-        run.finish(references[kind])
+        run.finish(reference(kind))
     record("SIGTERM, SIGINT or SIGHUP after a random step", counts)
 
 
-def test_signals_in_the_first_seconds(clean_env, forks, data, references, tmp_path):
+def test_signals_in_the_first_seconds(clean_env, forks, data, reference, tmp_path):
     """Half of them within the first second, half within the first eight."""
     rng, counts = random.Random("early"), counts_of_stops()
     workdir = tmp_path / "run" / "run"
@@ -128,5 +128,5 @@ def test_signals_in_the_first_seconds(clean_env, forks, data, references, tmp_pa
             by_signal = process.returncode in (130, -signal.Signals[name])
             counts.check(by_signal and nothing, "another status", case)
             counts.end("ended by the signal itself before anything began")
-    run.finish(references["text"])
+    run.finish(reference("text"))
     record("SIGTERM, SIGINT or SIGHUP in the first seconds", counts)
