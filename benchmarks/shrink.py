@@ -24,7 +24,7 @@ from step_ours import LENGTH, random_batch
 
 from cerebra_jax import config
 from cerebra_jax.cost import count as jaxpr
-from cerebra_jax.cost import timing
+from cerebra_jax.cost import timing, xla
 from cerebra_jax.models import model as models
 from cerebra_jax.models import prunable, quantization
 from cerebra_jax.tasks.registry import sketch
@@ -123,8 +123,8 @@ class Program:
         self._step = step.lower(self._state, self._batch, self._key).compile()
         self._forward = jax.jit(forward).lower(self._variables, self._batch).compile()
         self.xla = {
-            "forward": jaxpr.compiled_flops(self._forward),
-            "step": jaxpr.compiled_flops(self._step),
+            "forward": xla.compiled_flops(self._forward),
+            "step": xla.compiled_flops(self._step),
         }
 
     def forward(self, n: int) -> None:

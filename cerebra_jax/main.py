@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cerebra_jax import errors
 
+_LESS = "use a smaller train.batch_size, a shorter text or fewer rows, or end other programs"
 _HELP = {"-h", "--help", "--helpfull"}
 
 
@@ -49,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("stopped; the same command starts again", errors.PREEMPTED)
     except Exception as e:
+        from cerebra_jax.cost import memory
+
+        if memory.is_exhausted(e):
+            return _fail(f"memory is full ({str(e)[:100]}); {_LESS}", errors.USER)
         return _crash(e, workdir)
 
 

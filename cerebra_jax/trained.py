@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax import config
-from cerebra_jax.config import RunCfg
+from cerebra_jax.config import RunCfg, reads
 from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.models import sampling
@@ -227,7 +227,7 @@ def train(cfg: RunCfg, workdir: str | Path, say: Callable[[str], None] = print) 
     checkpoints. say: takes what the run says, line by line. Raises UserError where the folder holds
     another run, and Diverged where the loss stayed non-finite.
     """
-    workdir = Path(workdir)
+    workdir, cfg = Path(workdir), reads.watched(cfg)
     folder.prepare(workdir, False, say)
     with folder.locked(workdir, say):
         folder.claim(workdir, cfg, say)

@@ -28,6 +28,7 @@ from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
 WINDOWS = 64  # read where --windows does not say otherwise
+MOST_WINDOWS = 1_000_000
 BATCH = 4  # windows in one pass
 
 
@@ -44,7 +45,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--windows",
         metavar="N",
-        type=arguments.whole(2),
+        type=arguments.whole(2, MOST_WINDOWS),
         default=WINDOWS,
         help=f"windows that are read, from all over the split (default {WINDOWS})",
     )

@@ -31,6 +31,9 @@ RUN_KEYS = (
     "task.gpt2_dir",
     "net.route.meta",
 )
+LARGEST_TEXT = 1 << 26  # bytes of a text that an option names
+LARGEST_SEED = (1 << 31) - 1
+SHOWN = 40  # characters of a wrong value in its message
 _KEYS_HELP = (
     "--config.KEY=VALUE changes a key of the configuration. `cerebra keys` lists all keys with "
     "their types, defaults, allowed values and meanings."
@@ -87,24 +90,26 @@ class Parser(argparse.ArgumentParser):
 # ---- types of values: each raises ArgumentTypeError("is ...; hint"), which Parser.error reads
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Returns the type of a whole number that is not below `least`."""
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Returns the type of a whole number from `least` to `most`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise _refused(text, f"give a whole number of at least {least}")
+        # Python reads no more than 4,300 digits
+        is_short = text.isdecimal() and len(text.lstrip("0")) <= len(str(most))
+        if not is_short or not least <= int(text) <= most:
+            raise _refused(text, f"give a whole number from {least:,} to {most:,}")
         return int(text)
 
     return read
 
 
-def number(least: float) -> Callable[[str], float]:
-    """Returns the type of a finite number that is not below `least`."""
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Returns the type of a number from `least` to `most`."""
 
     def read(text: str) -> float:
         value = as_float(text)
-        if not least <= value < math.inf:
-            raise _refused(text, f"give a number of at least {least:g}")
+        if not least <= value <= most:  # NaN is neither
+            raise _refused(text, f"give a number from {least:g} to {most:g}")
         return value
 
     return read
@@ -149,7 +154,33 @@ def refuse(text: str, hint: str) -> NoReturn:
 
 
 def _refused(text: str, hint: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"is {text!r}; {hint}")
+    shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return argparse.ArgumentTypeError(f"is {shown!r}; {hint}")
+
+
+def text_of(path: Path, usage: str) -> str:
+    """Returns the text of a file that an option names; `usage` is the hint where there is none.
+
+    UserError where it is no file, where it is too large, and where it is not text in UTF-8.
+    """
+    require(path.is_file(), f"there is no {path}", usage)
+    with open(path, "rb") as file:
+        data = file.read(LARGEST_TEXT + 1)
+    require(
+        len(data) <= LARGEST_TEXT,
+        f"{path} is larger than {LARGEST_TEXT >> 20} MiB",
+        "give a part of it",
+    )
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        what = f"{path}:{line} is not text in UTF-8 (byte {data[e.start]:#04x})"
+        raise UserError(what, usage) from None
+    if (nul := data.find(b"\0")) >= 0:
+        line = data.count(b"\n", 0, nul) + 1
+        raise UserError(f"{path}:{line} holds a NUL byte: it is no text", usage)
+    return text
 
 
 # ---- options that several commands have

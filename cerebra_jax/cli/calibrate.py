@@ -139,15 +139,7 @@ def _batches(task: Any, path: str, size: int) -> Iterator[dict[str, np.ndarray]]
     require(
         hasattr(task, "encode"), f"--data={path}, but the run's task is no text", "leave out --data"
     )
-    require(
-        Path(path).is_file(),
-        f"there is no file {path}",
-        "--data=FILE takes a file of text, in UTF-8",
-    )
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        require(False, f"{path} is not text in UTF-8", "--data=FILE takes a file of text, in UTF-8")
+    text = arguments.text_of(Path(path), "--data=FILE takes a file of text, in UTF-8")
     ids = np.array([task.bos, *task.encode(text)], np.int32)
     L = task.shape.seq_len
     require(len(ids) > 1, f"{path} is empty", "--data=FILE takes a file of text, in UTF-8")

@@ -20,6 +20,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
+MOST_ROWS = 65_536  # at once: a program of fixed shapes keeps memory for all of them
 FORMATS = ("safetensors", "stablehlo", "onnx")
 USE = """from safetensors.numpy import load_file
 
@@ -56,7 +57,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--rows",
-        type=arguments.whole(1),
+        type=arguments.whole(1, MOST_ROWS),
         metavar="N",
         help="rows that an onnx program takes at once (default 1)",
     )

@@ -10,8 +10,12 @@ from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.errors import UserError
+from cerebra_jax.tasks.text.reading import readable
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
+
+MOST_TOKENS = 1_000_000
+HOTTEST = 1000.0  # every token is as likely as any other long before
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,21 +29,21 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--max_tokens",
         metavar="N",
-        type=arguments.whole(1),
+        type=arguments.whole(1, MOST_TOKENS),
         default=64,
         help="tokens to write (default 64)",
     )
     parser.add_argument(
         "--temperature",
         metavar="T",
-        type=arguments.number(0),
+        type=arguments.number(0, HOTTEST),
         default=1.0,
         help="0: always the likeliest token (default 1)",
     )
     parser.add_argument(
         "--top_p",
         metavar="P",
-        type=arguments.number(0),
+        type=arguments.number(0, 1),
         default=1.0,
         help="draw from the likeliest tokens that hold this probability (default 1)",
     )
@@ -47,7 +51,11 @@ def add_arguments(parser: Parser) -> None:
         "--stop", metavar="TEXT", default="", help="a mark before which a text ends"
     )
     parser.add_argument(
-        "--seed", metavar="N", type=arguments.whole(0), default=0, help="of the draws (default 0)"
+        "--seed",
+        metavar="N",
+        type=arguments.whole(0, arguments.LARGEST_SEED),
+        default=0,
+        help="of the draws (default 0)",
     )
     arguments.add_verbose(parser)
 
@@ -105,11 +113,9 @@ def _prompts(text: str | None) -> list[str]:
     if text is None:
         raise UserError("--prompt is missing", hint)
     if not text.startswith("@"):
-        return [text]
+        return [readable(text) if text else ""]
     path = Path(text[1:])
-    require(
-        path.is_file(), f"there is no {path}", "--prompt=@FILE takes a file with a prompt a line"
-    )
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    written = arguments.text_of(path, "--prompt=@FILE takes a file with a prompt a line")
+    lines = [line for line in written.splitlines() if line]
     require(bool(lines), f"{path} is empty", "write a prompt a line")
     return lines

@@ -86,6 +86,11 @@ def need_routed(cfg: RunCfg, command: str) -> None:
         f"net.route.mode is {net.route.mode}: nothing is decided",
         f"{command} needs another router",
     )
+    require(
+        net.name != "chiar" or net.depth > 2,
+        "net.depth is 2: the first and the last layer of chiar are not routed",
+        f"{command} needs a run of 3 layers or more",
+    )
 
 
 def _text(given: str) -> str:
@@ -93,10 +98,7 @@ def _text(given: str) -> str:
     require(bool(given), "--text is missing", "write --text='Some words', or --text=@FILE")
     if not given.startswith("@"):
         return given
-    path = Path(given[1:])
-    require(path.is_file(), f"there is no {path}", "--text=@FILE takes a text file")
-    # the task refuses what is no text
-    return path.read_bytes().decode("utf-8", errors="surrogateescape")
+    return arguments.text_of(Path(given[1:]), "--text=@FILE takes a text file, in UTF-8")
 
 
 def _facts(request: Request, cfg: RunCfg, text: str) -> heatmap.Facts:

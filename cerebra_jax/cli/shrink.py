@@ -12,6 +12,8 @@ from cerebra_jax.cli.train import compile_cache
 from cerebra_jax.training import preprocessing
 from cerebra_jax.training import workdir as folder
 
+LARGEST_TILE = 1 << 20  # as wide as the widest net.ffn_width
+
 
 def add_arguments(parser: Parser) -> None:
     """Declares the options."""
@@ -25,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--tile",
         metavar="N",
-        type=arguments.whole(0),
+        type=arguments.whole(0, LARGEST_TILE),
         default=0,
         help="hidden features and channels stay in multiples of it (default 8; on a TPU 128)",
     )

@@ -22,6 +22,7 @@ from cerebra_jax.cli.sweep_pool import SCREEN, Ended, Pool
 from cerebra_jax.cli.sweep_price import prices
 from cerebra_jax.cli.sweep_search import Search, Study, declared
 from cerebra_jax.errors import DIVERGED, PointsFailed, Preempted, UserError
+from cerebra_jax.training import processes
 from cerebra_jax.training import workdir as folder
 
 Say = Callable[[str], None]
@@ -93,6 +94,7 @@ def check(request: Request) -> None:
 
 def run(request: Request) -> None:
     """Runs the sweep; raises RunError with the exit status of any end but a good one."""
+    processes.require_one()
     sweep, say = request.sweep, Screen().say
     if sweep.search:
         _run_search(sweep, sweep.search, request.dry, say)

@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from cerebra_jax.errors import UserError
 
 # before it, a file could run code in spite of weights_only=True (CVE-2025-32434)
 _SAFE_TORCH = (2, 6)
+LARGEST_FACTOR = 8  # times the size of a file; tied weights count once for each name
+LEAST = 1 << 20  # bytes, which any file may become
 
 
 class Found(NamedTuple):
@@ -81,6 +84,8 @@ def _safetensors(path: Path) -> Found:
 
 def _torch(path: Path) -> Found:
     torch = _library("torch")
+    size = path.stat().st_size
+    _require_honest(path, size, _unpacked(path))
     if tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < _SAFE_TORCH:
         what = f"PyTorch {torch.__version__} can be made to run code by a file (CVE-2025-32434)"
         raise UserError(what, "install torch>=2.6, or convert the file to .safetensors")
@@ -115,8 +120,27 @@ def _torch(path: Path) -> Found:
             name,
             a.is_floating_point() and a.layout == torch.strided and a.device.type == "cpu",
         )
+    # a tensor may repeat a few numbers without end
+    _require_honest(path, size, sum(a.numel() * a.element_size() for a in value.values()))
+    for name, a in value.items():
         tensors[name] = np.ascontiguousarray(a.detach().float().numpy())
     return Found(tensors, about)
+
+
+def _unpacked(path: Path) -> int:
+    """Returns the bytes of all parts of a zip, which newer files of PyTorch are; 0 of no zip."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return sum(part.file_size for part in parts.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return 0
+
+
+def _require_honest(path: Path, size: int, holds: int) -> None:
+    """Raises UserError where a file of `size` bytes would become very many more in memory."""
+    if holds > LARGEST_FACTOR * size + LEAST:
+        what = f"{path} has {size:,} bytes and would become {holds:,} in memory"
+        raise UserError(what, "give a state_dict whose tensors are contiguous, not compressed")
 
 
 def _floating(path: Path, name: str, good: bool) -> None:

@@ -12,7 +12,7 @@ from cerebra_jax.cli.screen import Screen
 from cerebra_jax.config import TaskCfg, reads
 from cerebra_jax.errors import Preempted
 from cerebra_jax.tasks import prepared
-from cerebra_jax.training import preprocessing
+from cerebra_jax.training import preprocessing, processes
 from cerebra_jax.training import workdir as folder
 from cerebra_jax.training.closing import closing
 
@@ -60,6 +60,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="move an existing folder aside and start again"
     )
+    parser.add_argument(
+        "--force", action="store_true", help="also train what does not seem to fit into memory"
+    )
     arguments.add_strict(parser)
     arguments.add_verify(parser)
     arguments.add_verbose(parser)
@@ -70,6 +73,7 @@ check = arguments.configured
 
 def run(request: Request) -> None:
     """Trains; raises RunError with the exit status of any end but a good one."""
+    processes.require_one()
     screen, workdir, cfg = Screen(), request.workdir, reads.watched(request.cfg)
     folder.prepare(workdir, request.fresh, screen.say)
     quiet = folder.quiet(workdir / "log.txt", request.verbose)
@@ -84,7 +88,7 @@ def run(request: Request) -> None:
             from cerebra_jax.training import trainer
 
             stop.in_loop = True
-            result = trainer.run(cfg, task, workdir, screen, stop)
+            result = trainer.run(cfg, task, workdir, screen, stop, request.force)
             folder.write_json(workdir / "result.json", result)
         for line in closing(result, workdir):
             screen.say(line)

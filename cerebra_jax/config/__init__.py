@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -22,19 +21,16 @@ from ml_collections import config_dict
 from cerebra_jax import checks
 from cerebra_jax.checks import to_steps
 from cerebra_jax.config import names, values
+from cerebra_jax.config.net import CompressCfg, KeptCfg, NetCfg, RouteCfg
 from cerebra_jax.config.schema import (
-    CompressCfg,
-    KeptCfg,
-    NetCfg,
     ObjectiveCfg,
     PruneCfg,
     QuantCfg,
-    RouteCfg,
     RunCfg,
     SamplerCfg,
-    TaskCfg,
     TrainCfg,
 )
+from cerebra_jax.config.task import TaskCfg
 from cerebra_jax.config.values import listed
 from cerebra_jax.errors import UserError
 
@@ -63,6 +59,7 @@ __all__ = [
     "to_dict",
     "to_steps",
     "typed",
+    "value",
 ]
 
 ALL_KEYS = "`cerebra keys` lists all keys"
@@ -141,7 +138,7 @@ def parse(config: Any) -> RunCfg:
 
 
 def places() -> dict[str, str]:
-    """Returns {key: "read" or "write"} of the keys that are paths; `schema._f` says what it means.
+    """Returns {key: "read" or "write"} of the keys that are paths; `field.path` says what it means.
 
     The command line and a Python configuration may set all of them, a file of data the first kind.
     """
@@ -256,6 +253,14 @@ def _open_lists(tree: Any) -> Any:
     return tree
 
 
+def value(cfg: RunCfg, key: str) -> Any:
+    """Returns what a configuration has under a key."""
+    found: Any = cfg
+    for name in key.split("."):
+        found = getattr(found, name)
+    return found
+
+
 def durations() -> list[str]:
     """Returns the keys that are durations, beside that of the run."""
     ends = (" frac", " steps", " epochs")
@@ -268,7 +273,7 @@ def _check_durations(c: RunCfg) -> None:
     end.
     """
     for key in durations():
-        duration = functools.reduce(getattr, key.split("."), c)
+        duration = value(c, key)
         if to_steps(duration, 1000, 1000) > 1000 and duration.strip().endswith("frac"):
             raise UserError(f"{key} is {duration!r}", "a run ends at 1 frac")
     if c.train.duration.strip().endswith("frac") or to_steps(c.train.duration, 0, 1000) == 0:

@@ -7,49 +7,54 @@ removes it too), and an operation without a price raises. What is counted is wha
 a masked full square of attention is a full square. Nothing is allocated or compiled, and arguments
 may be `jax.ShapeDtypeStruct`.
 
-Three name scopes (`jax.named_scope`) change what is counted inside them:
-
-    RECURRENCE               elementwise operations and reductions are FLOPs, of kind "scan"
-    FUSED_ATTENTION          one operation: FLOPs as usual, bytes of the operands from outside and
-                             of the results used outside; what lies between stays on the chip
-    FUSED_CAUSAL_ATTENTION   the same, and a product over all L x L pairs has the FLOPs of the
-                             L (L + 1) / 2 visible ones, which is what a causal kernel runs
+Name scopes change what is counted inside them: `cost/scopes.py` has them.
 
 This is not XLA's `cost_analysis`, which counts a scan body once, charges FFTs 1.6 to 4.8 times too
-much and reports -1 for custom calls; `xla_flops` is here to check small, unrolled, single-device
+much and reports -1 for custom calls; `cost/xla.py` has it, to check small, unrolled, single-device
 programs.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 
 from cerebra_jax.cost import device, prices
+from cerebra_jax.cost.jaxprs import is_var, open_jaxpr
 from cerebra_jax.cost.primitives import (
     ELEMENTWISE,
     MOVES,
     PRICES,
     REDUCTIONS,
-    RELABELS,
     bytes_of,
     complex_work,
-    itemsize_of,
     size_of,
 )
+from cerebra_jax.cost.scopes import (
+    FUSED_ATTENTION,
+    FUSED_CAUSAL_ATTENTION,
+    RECURRENCE,
+    module_path,
+    region_of,
+    scope_of,
+)
 from cerebra_jax.cost.units import Op
+from cerebra_jax.cost.weights import (
+    Context,
+    Env,
+    Weight,
+    held_by,
+    move_of,
+    passed,
+    results_of,
+    traffic_of,
+)
 from cerebra_jax.errors import RunError
-
-RECURRENCE = "diagonal_recurrence"
-FUSED_ATTENTION = "fused_attention"
-FUSED_CAUSAL_ATTENTION = "fused_causal_attention"
 
 
 class Counts(NamedTuple):
@@ -76,33 +81,12 @@ class UnpricedOp(RunError):
     """Says that an operation of the program has no price, so that its cost is unknown."""
 
 
-class _Weight(NamedTuple):
-    """Marks a variable that comes from the weights alone."""
-
-    elements: int  # numbers that are read to have it; fewer than its own after a broadcast
-    slices: int = 1  # a loop over slices reads so many such variables, one after the other
-
-
-class _Context(NamedTuple):
-    """Says where a walk stands."""
-
-    scope: str = ""  # name stacks of the equations around, joined
-    times: int = 1  # turns of all the loops around
-    trips: int | None = None  # of a data-dependent `while`
-    branches: tuple[float, ...] | None = None  # how often each branch of a `cond` is taken
-    constants: bool = False  # whether constants of the program are weights
-    fused: bool = False  # inside a fused region
-
-
 class _Step(NamedTuple):
     """Holds one equation that is needed."""
 
     eqn: Any
     used: list[bool]  # which of its results are needed
-    context: _Context
-
-
-_Env = dict[Any, _Weight]
+    context: Context
 
 
 def operations(fn: Callable, params: Any, *args: Any, **kwargs: Any) -> list[Counted]:
@@ -115,10 +99,10 @@ def operations(fn: Callable, params: Any, *args: Any, **kwargs: Any) -> list[Cou
     """
     with device.counting():
         program = jax.make_jaxpr(lambda p, a, k: fn(p, *a, **k))(params, args, kwargs)
-    jaxpr = _jaxpr(program)
+    jaxpr = open_jaxpr(program)
     held = len(jax.tree.leaves(params))
-    weights = [_Weight(size_of(v.aval)) if i < held else None for i, v in enumerate(jaxpr.invars)]
-    return _all(jaxpr, weights, _Context(constants=True))
+    weights = [Weight(size_of(v.aval)) if i < held else None for i, v in enumerate(jaxpr.invars)]
+    return _all(jaxpr, weights, Context(constants=True))
 
 
 def count(fn: Callable, *args: Any, **kwargs: Any) -> Counts:
@@ -140,9 +124,9 @@ def count_jaxpr(
     weights: how often each branch of a `cond` with that many branches is taken; without it the
     dearest branch counts.
     """
-    jaxpr = _jaxpr(closed)
+    jaxpr = open_jaxpr(closed)
     branches = None if weights is None else tuple(weights)
-    context = _Context(trips=trips, branches=branches)
+    context = Context(trips=trips, branches=branches)
     return total(_all(jaxpr, [None] * len(jaxpr.invars), context))
 
 
@@ -159,69 +143,29 @@ def total(counted: Iterable[Counted]) -> Counts:
     return Counts(sum(by.values()), dict(by), elementwise, moved, int8)
 
 
-def xla_flops(fn: Callable, *args: Any) -> float:
-    """Returns the FLOPs that XLA's `cost_analysis` gives for fn(*args), elementwise work included.
-
-    Trust it for small unrolled single-device programs of matmuls: loops are counted once, FFTs too
-    dearly, custom calls (cuBLAS, cuDNN, TopK) as -1, sharded programs per device. A program without
-    arithmetic has 0. Raises ValueError where XLA gives no figure.
-    """
-    return compiled_flops(jax.jit(fn).lower(*args).compile())
-
-
-def compiled_flops(compiled: Any) -> float:
-    """Returns `xla_flops` of a program that is compiled already."""
-    found = compiled.cost_analysis()
-    if isinstance(found, list | tuple) and found:
-        found = found[0]
-    if not isinstance(found, dict):
-        raise ValueError("XLA gives no cost analysis on this backend")
-    flops = found.get("flops", 0.0)
-    if flops < 0:
-        raise ValueError("XLA gives no FLOPs for this program: it is a custom call")
-    return flops
-
-
-def loops(fn: Callable, *args: Any) -> int:
-    """Returns how many loops of more than one turn fn(*args) has.
-
-    XLA's count misses all their turns but the first.
-    """
-
-    def inside(jaxpr: Any) -> int:
-        found = 0
-        for eqn in jaxpr.eqns:
-            name = eqn.primitive.name
-            found += name == "while" or (name == "scan" and eqn.params["length"] > 1)
-            found += sum(inside(body) for body in _bodies(eqn.params))
-        return found
-
-    return inside(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
 # the walk
 
 
-def _all(body: Any, weights: list[_Weight | None], context: _Context) -> list[Counted]:
+def _all(body: Any, weights: list[Weight | None], context: Context) -> list[Counted]:
     """Returns the operations of a jaxpr all of whose results are wanted."""
-    jaxpr = _jaxpr(body)
+    jaxpr = open_jaxpr(body)
     return _walk(jaxpr, [True] * len(jaxpr.outvars), weights, context)[0]
 
 
 def _walk(
-    jaxpr: Any, wanted: list[bool], weights: list[_Weight | None], context: _Context
-) -> tuple[list[Counted], list[_Weight | None]]:
+    jaxpr: Any, wanted: list[bool], weights: list[Weight | None], context: Context
+) -> tuple[list[Counted], list[Weight | None]]:
     """Returns the operations that the wanted results need, and which results are weights."""
-    env: _Env = {v: w for v, w in zip(jaxpr.invars, weights, strict=True) if w is not None}
+    env: Env = {v: w for v, w in zip(jaxpr.invars, weights, strict=True) if w is not None}
     if context.constants:
-        env.update((v, _Weight(size_of(v.aval))) for v in jaxpr.constvars)
+        env.update((v, Weight(size_of(v.aval))) for v in jaxpr.constvars)
     live = _live(jaxpr, wanted)
 
     # the equations of a fused region are one group, which stands where the last of them does
     groups: dict[int | str, list[_Step]] = {}
     for i, (eqn, used) in enumerate(live):
-        scope = _scope(eqn, context)
-        region = None if context.fused else _region(scope)
+        scope = scope_of(eqn, context.scope)
+        region = None if context.fused else region_of(scope)
         key = i if region is None else region
         step = _Step(eqn, used, context._replace(scope=scope, fused=context.fused or bool(region)))
         groups[key] = [*groups.pop(key, ()), step]
@@ -235,11 +179,11 @@ def _walk(
             outside = _needed(jaxpr, wanted)
             for other, others in groups.items():
                 if other != key:
-                    outside.update(v for step in others for v in step.eqn.invars if _is_var(v))
+                    outside.update(v for step in others for v in step.eqn.invars if is_var(v))
             counted = [_fused(steps, outside, env)]
         for one in counted:
             _append(found, one)
-    return found, [_held(v, env, context) for v in jaxpr.outvars]
+    return found, [held_by(v, env, context) for v in jaxpr.outvars]
 
 
 def _live(jaxpr: Any, wanted: list[bool]) -> list[tuple[Any, list[bool]]]:
@@ -250,13 +194,13 @@ def _live(jaxpr: Any, wanted: list[bool]) -> list[tuple[Any, list[bool]]]:
         used = [v in needed for v in eqn.outvars]
         if any(used) or eqn.effects:
             found.append((eqn, used))
-            needed.update(v for v in eqn.invars if _is_var(v))
+            needed.update(v for v in eqn.invars if is_var(v))
     return found[::-1]
 
 
 def _needed(jaxpr: Any, wanted: list[bool]) -> set:
     """Returns the variables of the wanted results."""
-    return {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and _is_var(v)}
+    return {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want and is_var(v)}
 
 
 def _append(found: list[Counted], one: Counted) -> None:
@@ -273,21 +217,21 @@ def _append(found: list[Counted], one: Counted) -> None:
     found.append(one)
 
 
-def _fused(steps: list[_Step], outside: set, env: _Env) -> Counted:
+def _fused(steps: list[_Step], outside: set, env: Env) -> Counted:
     """Returns the one operation that a fused region is; `outside` is what is used outside of it."""
     inside: list[Counted] = []
     operands: dict[Any, None] = {}  # in order, each once
     made: set = set()
     for step in steps:
         inside += _equation(*step, env)[0]
-        operands.update((v, None) for v in step.eqn.invars if _is_var(v) and v not in made)
+        operands.update((v, None) for v in step.eqn.invars if is_var(v) and v not in made)
         made.update(step.eqn.outvars)
     results = [v for step in steps for v in step.eqn.outvars if v in outside]
     whole = _sum(counted.op for counted in inside)
     context = steps[0].context
     return Counted(
-        _clean(_region(context.scope) or ""),
-        _traffic(list(operands), results, env, context)._replace(
+        module_path(region_of(context.scope) or ""),
+        traffic_of(list(operands), results, env, context)._replace(
             flops=whole.flops, int8=whole.int8
         ),
         sum(counted.elementwise for counted in inside),
@@ -296,19 +240,19 @@ def _fused(steps: list[_Step], outside: set, env: _Env) -> Counted:
 
 
 def _equation(
-    eqn: Any, used: list[bool], context: _Context, env: _Env
-) -> tuple[list[Counted], list[_Weight | None]]:
+    eqn: Any, used: list[bool], context: Context, env: Env
+) -> tuple[list[Counted], list[Weight | None]]:
     """Returns the operations of one equation, and which of its results are weights."""
     operation = _operation(eqn, env, context)
     if operation is None:
         return _enter(eqn, used, context, env)
     kind, op, elementwise = operation
-    counted = Counted(_clean(context.scope), op, elementwise * context.times, kind)
+    counted = Counted(module_path(context.scope), op, elementwise * context.times, kind)
     empty = op == Op() and not elementwise and kind in ("elementwise", "move")
-    return ([] if empty else [counted]), _results(eqn, env, context)
+    return ([] if empty else [counted]), results_of(eqn, env, context)
 
 
-def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | None:
+def _operation(eqn: Any, env: Env, context: Context) -> tuple[str, Op, int] | None:
     """Returns (kind, operation over all turns, elementwise work of one turn) of an equation.
 
     Returns None for calls, loops and branches, and for what has no price.
@@ -320,7 +264,7 @@ def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | 
     # elementwise work, which is FLOPs in a recurrence
     if name in ELEMENTWISE or name in REDUCTIONS:
         amount = sum(map(size_of, outs)) if name in ELEMENTWISE else size_of(ins[0])
-        op = Op() if name in ELEMENTWISE else _traffic(eqn.invars, eqn.outvars, env, context)
+        op = Op() if name in ELEMENTWISE else traffic_of(eqn.invars, eqn.outvars, env, context)
         if RECURRENCE not in context.scope:
             kind = "elementwise" if name in ELEMENTWISE else "move"
             return kind, op, amount
@@ -328,13 +272,13 @@ def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | 
 
     # what moves
     if name in MOVES:
-        return "move", _move(eqn, env, context), 0
+        return "move", move_of(eqn, env, context), 0
     if name.startswith("scatter"):  # scatter-add, scatter_mul …: the old values are read too
         return "move", Op(bytes=3 * times * bytes_of(ins[2:])), size_of(ins[2])
     if name in ("sort", "top_k", "approx_top_k"):
         length = max(ins[0].shape[eqn.params.get("dimension", -1)], 1)
         steps = max(1, (length - 1).bit_length())
-        return "move", _traffic(eqn.invars, eqn.outvars, env, context), steps * size_of(ins[0])
+        return "move", traffic_of(eqn.invars, eqn.outvars, env, context), steps * size_of(ins[0])
 
     # what has a price
     if name not in PRICES:
@@ -343,26 +287,26 @@ def _operation(eqn: Any, env: _Env, context: _Context) -> tuple[str, Op, int] | 
     amount = times * price(eqn.params, ins, outs)
     if kind == "dot" and FUSED_CAUSAL_ATTENTION in context.scope:
         amount = _visible(amount, eqn)
-    op = _traffic(eqn.invars, eqn.outvars, env, context)
+    op = traffic_of(eqn.invars, eqn.outvars, env, context)
     if kind in ("dot", "conv") and jax.numpy.issubdtype(ins[0].dtype, jax.numpy.integer):
         return "int8", op._replace(int8=amount), 0
     return kind, op._replace(flops=amount), 0
 
 
 def _enter(
-    eqn: Any, used: list[bool], context: _Context, env: _Env
-) -> tuple[list[Counted], list[_Weight | None]]:
+    eqn: Any, used: list[bool], context: Context, env: Env
+) -> tuple[list[Counted], list[Weight | None]]:
     """Returns `_equation` of a loop, a branch, or a call whose parameters hold exactly one jaxpr.
 
     That of a custom derivative is the function itself. Raises UnpricedOp for other operations.
     """
     name, params = eqn.primitive.name, eqn.params
-    nothing: list[_Weight | None] = [None] * len(eqn.outvars)
+    nothing: list[Weight | None] = [None] * len(eqn.outvars)
     if name == "while":
         return _while(eqn, env, context), nothing
     if name == "cond":
         return _cond(eqn, env, context), nothing
-    bodies = [body for body in map(_jaxpr, params.values()) if body is not None]
+    bodies = [body for body in map(open_jaxpr, params.values()) if body is not None]
     if len(bodies) != 1:
         raise UnpricedOp(
             f"the operation {name!r} has no price",
@@ -373,7 +317,7 @@ def _enter(
     # loops, and programs of several devices, of which the body is one's share
     if name == "scan":
         variable = slice(params["num_consts"], params["num_consts"] + params["num_carry"])
-        weights = _passed(body.invars, eqn.invars, env, context)
+        weights = passed(body.invars, eqn.invars, env, context)
         weights[variable] = [None] * params["num_carry"]
         inside = context._replace(times=context.times * params["length"])
         return _all(body, weights, inside), nothing
@@ -381,19 +325,19 @@ def _enter(
         manual = params.get("manual_axes", params["mesh"].axis_names)
         devices = math.prod(params["mesh"].shape[axis] for axis in manual)
         inside = context._replace(times=context.times * devices)
-        return _all(body, _passed(body.invars, eqn.invars, env, context), inside), nothing
+        return _all(body, passed(body.invars, eqn.invars, env, context), inside), nothing
 
     # plain calls
-    weights: list[_Weight | None] = [None] * len(body.invars)
+    weights: list[Weight | None] = [None] * len(body.invars)
     if len(body.invars) == len(eqn.invars):
-        weights = _passed(body.invars, eqn.invars, env, context)
+        weights = passed(body.invars, eqn.invars, env, context)
     inside = context._replace(times=context.times * params.get("global_axis_size", 1))
     if len(used) != len(body.outvars):
         return _all(body, weights, inside), nothing
     return _walk(body, used, weights, inside)
 
 
-def _while(eqn: Any, env: _Env, context: _Context) -> list[Counted]:
+def _while(eqn: Any, env: Env, context: Context) -> list[Counted]:
     """Returns the operations of a loop whose length depends on data, for the given trips."""
     if context.trips is None:
         raise UnpricedOp(
@@ -408,18 +352,18 @@ def _while(eqn: Any, env: _Env, context: _Context) -> list[Counted]:
         ("cond_jaxpr", eqn.invars[:first]),
         ("body_jaxpr", eqn.invars[first:last]),
     ):
-        body = _jaxpr(eqn.params[key])
-        weights = _passed(body.invars[: len(consts)], consts, env, context)
+        body = open_jaxpr(eqn.params[key])
+        weights = passed(body.invars[: len(consts)], consts, env, context)
         found += _all(body, weights + [None] * (len(body.invars) - len(consts)), inside)
     return found
 
 
-def _cond(eqn: Any, env: _Env, context: _Context) -> list[Counted]:
+def _cond(eqn: Any, env: Env, context: Context) -> list[Counted]:
     """Returns the operations of the dearest branch, or of all in their given proportions."""
     branches = []
     for branch in eqn.params["branches"]:
-        body = _jaxpr(branch)
-        branches.append(_all(body, _passed(body.invars, eqn.invars[1:], env, context), context))
+        body = open_jaxpr(branch)
+        branches.append(_all(body, passed(body.invars, eqn.invars[1:], env, context), context))
     if context.branches is None or len(context.branches) != len(branches):
         return [one._replace(conditional=True) for one in max(branches, key=_dearness)]
     return [
@@ -443,158 +387,6 @@ def _sum(ops: Iterable[Op]) -> Op:
     return Op(*map(sum, zip(Op(), *ops, strict=True)))
 
 
-# bytes, and which of them are weights
-
-
-def _traffic(operands: Sequence, results: Sequence, env: _Env, context: _Context) -> Op:
-    """Returns the bytes that an operation reads and writes, over all turns.
-
-    The result of an operation on weights alone is shared by the examples as the weights are.
-    """
-    held = [_held(v, env, context) for v in operands]
-    read = weights = 0
-    for v, weight in zip(operands, held, strict=True):
-        if weight is None:
-            read += context.times * bytes_of([v.aval])
-        else:
-            weights += weight.elements * weight.slices * itemsize_of(v.aval)
-    written = bytes_of([v.aval for v in results])
-    if _only_weights(held):
-        return Op(weights=weights + written * max(weight.slices for weight in held))
-    return Op(bytes=read + context.times * written, weights=weights)
-
-
-def _move(eqn: Any, env: _Env, context: _Context) -> Op:
-    """Returns what a move of `MOVES` reads and writes over all turns, Op() if it is fused away."""
-    name = eqn.primitive.name
-    held = [_held(v, env, context) for v in eqn.invars]
-    if name == "gather" or (name == "dynamic_slice" and held[0] is None):
-        moved = bytes_of([v.aval for v in eqn.outvars])
-    elif name == "dynamic_update_slice":
-        moved = bytes_of([eqn.invars[1].aval])
-    elif name == "scatter":
-        moved = bytes_of([v.aval for v in eqn.invars[2:]])
-    else:
-        return Op()  # also a slice of a stack of weights, which what uses it reads
-    if _only_weights(held):
-        return Op(weights=2 * moved)
-    return Op(bytes=2 * context.times * moved)
-
-
-def _held(v: Any, env: _Env, context: _Context) -> _Weight | None:
-    """Returns what a variable holds of the weights; a literal is a constant."""
-    if _is_var(v):
-        return env.get(v)
-    return _Weight(size_of(v.aval)) if context.constants else None
-
-
-def _only_weights(held: list[_Weight | None]) -> TypeGuard[list[_Weight]]:
-    """Returns whether there are any, and each is an array of weights."""
-    return bool(held) and None not in held
-
-
-def _results(eqn: Any, env: _Env, context: _Context) -> list[_Weight | None]:
-    """Returns which results of an operation are weights: those of operations on weights alone."""
-    name, outs = eqn.primitive.name, [v.aval for v in eqn.outvars]
-    if not env and not context.constants:
-        return [None] * len(outs)
-    held = [_held(v, env, context) for v in eqn.invars]
-    if name == "optimization_barrier":
-        return held
-    if name in RELABELS:
-        # indices and what pads are no arrays of weights
-        sources = held if name in ("concatenate", "stack") else held[:1]
-        if not _only_weights(sources):
-            return [None] * len(outs)
-        elements = sum(weight.elements for weight in sources)
-        slices = max(weight.slices for weight in sources)
-        return [_Weight(min(elements, size_of(out)), slices) for out in outs]
-    if not _only_weights(held):
-        return [None] * len(outs)
-    return [_Weight(size_of(out), max(weight.slices for weight in held)) for out in outs]
-
-
-def _passed(inner: Sequence, outer: Sequence, env: _Env, context: _Context) -> list[_Weight | None]:
-    """Returns what the variables of a body hold, given those of the call.
-
-    Where the body sees a slice, of a scan or of several devices, it goes through all slices.
-    """
-    found: list[_Weight | None] = []
-    for var, v in zip(inner, outer, strict=True):
-        weight = _held(v, env, context)
-        if weight is not None:
-            parts = max(1, size_of(v.aval) // max(1, size_of(var.aval)))
-            weight = _Weight(-(-weight.elements // parts), weight.slices * parts)
-        found.append(weight)
-    return found
-
-
-# names
-
-
-def _scope(eqn: Any, context: _Context) -> str:
-    """Returns the name stacks of an equation and of those around it, as JAX writes them.
-
-    Calls of a function that is named as a fused region are one.
-    """
-    parts = [context.scope, str(eqn.source_info.name_stack)]
-    if eqn.params.get("name") in (FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION):
-        parts.append(eqn.params["name"])
-    return "/".join(part for part in parts if part)
-
-
-_WRAPPED = re.compile(r"^\w+\((.*)\)$")
-_MACHINERY = frozenset("body branch checkpoint closed_call cond rematted_computation while".split())
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _clean(stack: str) -> str:
-    """Returns the path of flax modules in a name stack.
-
-    Wrappers such as transpose(jvp(…)), the root module's class, names of methods and what JAX
-    names its own machinery are left out, and repetitions (of a module that is computed again).
-    """
-    parts: list[str] = []
-    root = None
-    for i, part in enumerate(_split(stack)):
-        while match := _WRAPPED.match(part):
-            part = match.group(1)
-        for name in part.split("/"):
-            name = name.partition(".")[0]
-            if i == 0 and root is None and name[:1].isupper():
-                root = name
-            machinery = name in _MACHINERY or name.startswith("branch_") or "->" in name
-            if name and name != root and not machinery and parts[-1:] != [name]:
-                parts.append(name)
-    return "/".join(parts)
-
-
-def _split(stack: str) -> list[str]:
-    """Splits a name stack at the slashes that stand outside of parentheses."""
-    parts, depth = [""], 0
-    for letter in stack:
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if letter == "/" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _region(stack: str) -> str | None:
-    """Returns the name stack up to a fused region, None outside of one.
-
-    The stacks of forward and backward passes differ, so that they are two regions.
-    """
-    parts = _split(stack) if "fused_" in stack else []
-    for i, part in enumerate(parts):
-        name = _clean(part).rpartition("/")[2]
-        if name in (FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION):
-            return "/".join(parts[: i + 1])
-    return None
-
-
 def _visible(flops: int, eqn: Any) -> int:
     """Returns the FLOPs of the visible pairs, of those of a product over all L x L pairs."""
     (contract, _), (batch, _) = eqn.params["dimension_numbers"]
@@ -609,28 +401,3 @@ def _visible(flops: int, eqn: Any) -> int:
             f"name the scope {FUSED_ATTENTION!r}, or give it as many keys as queries",
         )
     return flops * prices.causal_pairs(L) // max(1, L * L)
-
-
-# parts of jaxprs
-
-
-def _jaxpr(x: Any) -> Any:
-    """Returns the open jaxpr of a (closed) jaxpr, None for anything else.
-
-    It is told by its parts, because JAX moves the classes about.
-    """
-    x = getattr(x, "jaxpr", x)
-    return x if hasattr(x, "eqns") and hasattr(x, "outvars") else None
-
-
-def _bodies(params: dict) -> list:
-    """Returns all jaxprs among the parameters of an equation."""
-    found = []
-    for value in params.values():
-        values = value if isinstance(value, tuple | list) else (value,)
-        found += [_jaxpr(v) for v in values if _jaxpr(v) is not None]
-    return found
-
-
-def _is_var(v: Any) -> bool:
-    return not hasattr(v, "val")  # literals carry their value

@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from cerebra_jax.cost import count
+from cerebra_jax.cost import scopes
 from cerebra_jax.cost.device import Device
+from cerebra_jax.cost.jaxprs import open_jaxpr
 from cerebra_jax.cost.primitives import ELEMENTWISE, PRICES, REDUCTIONS, bytes_of
 
 _ALIASES = frozenset(
@@ -102,7 +103,7 @@ class _Body:
         for eqn in jaxpr.eqns:
             name = eqn.primitive.name
             here = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
-            if eqn.params.get("name") in (count.FUSED_ATTENTION, count.FUSED_CAUSAL_ATTENTION):
+            if eqn.params.get("name") in (scopes.FUSED_ATTENTION, scopes.FUSED_CAUSAL_ATTENTION):
                 here = f"{here}/{eqn.params['name']}"
             ins = [env[v] for v in eqn.invars if not hasattr(v, "val") and v in env]
             body = self._call(eqn, name)
@@ -122,13 +123,13 @@ class _Body:
             else:
                 outs = [self._new(v) for v in eqn.outvars]
                 env.update(zip(eqn.outvars, outs, strict=True))
-                region = count._region(here) or ""
+                region = scopes.region_of(here) or ""
                 self.equations.append(_Equation(name, tuple(ins), tuple(outs), eqn, region))
 
     def _call(self, eqn: Any, name: str) -> Any:
         if name in ("scan", "while", "cond", "shard_map"):
             return None
-        bodies = [b for b in map(count._jaxpr, eqn.params.values()) if b is not None]
+        bodies = [b for b in map(open_jaxpr, eqn.params.values()) if b is not None]
         entered = name in _CALLS or name.startswith(("custom_", "remat", "checkpoint"))
         return bodies[0] if bodies and entered else None
 
@@ -146,7 +147,7 @@ def estimate(closed: Any, device: Device) -> Estimate:
 
     On a GPU it has been compared with compiled programs.
     """
-    return _run(_Body(count._jaxpr(closed)), device)
+    return _run(_Body(open_jaxpr(closed)), device)
 
 
 class _Work(NamedTuple):
@@ -292,19 +293,19 @@ def _alone(equation: _Equation, body: _Body, device: Device) -> Estimate:
 
     # loops and branches
     if name == "scan":
-        inner = _Body(count._jaxpr(eqn.params["jaxpr"]))
-        first = len(inner.inputs) - len(count._jaxpr(eqn.params["jaxpr"]).invars)
+        inner = _Body(open_jaxpr(eqn.params["jaxpr"]))
+        first = len(inner.inputs) - len(open_jaxpr(eqn.params["jaxpr"]).invars)
         first += eqn.params["num_consts"] + eqn.params["num_carry"]
         sliced = frozenset(inner.inputs[first:])
         once = _run(inner, device, eqn.params["num_carry"], sliced)
         return once.times(eqn.params["length"]).plus(one_kernel(_stacked(eqn), device))
     if name == "while":
-        return _run(_Body(count._jaxpr(eqn.params["body_jaxpr"])), device)
+        return _run(_Body(open_jaxpr(eqn.params["body_jaxpr"])), device)
     if name == "cond":
-        branches = (_run(_Body(count._jaxpr(one)), device) for one in eqn.params["branches"])
+        branches = (_run(_Body(open_jaxpr(one)), device) for one in eqn.params["branches"])
         return max(branches, key=lambda branch: branch.bytes)
     if name == "shard_map":
-        return _run(_Body(count._jaxpr(eqn.params["jaxpr"])), device)
+        return _run(_Body(open_jaxpr(eqn.params["jaxpr"])), device)
 
     # kernels
     if name in _UPDATES:  # in place
@@ -347,7 +348,7 @@ def _of_region(equations: Iterable[_Equation], body: _Body, device: Device) -> E
     size = sum(body.sizes[value] for value in outside | (made & used))
     works = [_work(equation) for equation in equations]
     flops = sum(work.flops for work in works)
-    if count.FUSED_CAUSAL_ATTENTION in equations[0].region:
+    if scopes.FUSED_CAUSAL_ATTENTION in equations[0].region:
         flops //= 2
     low = any(work.dtype == "bfloat16" for work in works)
     reached = BACKWARD if "transpose(" in equations[0].region else FORWARD

@@ -286,44 +286,59 @@ def published_scale(D: int) -> np.ndarray:
     return np.where(np.arange(D) == 0, 2 * math.sqrt(2), 2.0).astype(np.float32)
 
 
-_TINY = 1e-12  # keeps the gradient of an entropy finite where a token is exactly 0
+_TINY = 1e-30  # keeps logarithms finite where a coefficient is 0, beside the largest, which is 1
 
 
 def spectral_entropy(X_BxLxD, kept_BxLxD=None) -> jax.Array:
     """Returns H = −Σ p log p / log D in [0, 1] of DCT coefficients, p = X²/ΣX²; float32 (B, L).
 
-    With `kept`, as in a Spectrum, X is read once, and its gradient is that of `kept`.
+    The scale of a token does not matter: its largest coefficient is made 1 before any is squared.
+    A token of zeros has an entropy of 0, without a gradient.
+
+    With `kept`, as in a Spectrum, the gradient is that of `kept`.
     """
     if kept_BxLxD is not None:
         return _entropy(X_BxLxD, kept_BxLxD)
-    power = jnp.square(X_BxLxD.astype(jnp.float32))
-    # the small terms keep the gradient finite where a token or a coefficient is exactly 0
-    p = power / (power.sum(-1, keepdims=True) + _TINY)
-    return -(p * jnp.log(p + 1e-20)).sum(-1) / math.log(X_BxLxD.shape[-1])
+    # p does not depend on the scale, so the gradient needs no term of it
+    largest_BxLx1 = jax.lax.stop_gradient(_largest(X_BxLxD))
+    power = jnp.square(X_BxLxD.astype(jnp.float32) / largest_BxLx1)
+    p = power / _or_one(power.sum(-1, keepdims=True))
+    return -(p * jnp.log(p + _TINY)).sum(-1) / math.log(X_BxLxD.shape[-1])
+
+
+def _largest(X_BxLxD) -> jax.Array:
+    """Returns the largest size of a token's coefficients, (B, L, 1) float32; 1 where all are 0."""
+    return _or_one(jnp.abs(X_BxLxD.astype(jnp.float32)).max(-1, keepdims=True))
+
+
+def _or_one(divisor) -> jax.Array:
+    """Returns a divisor; 1 where it is 0, which is that of a token of zeros."""
+    return jnp.where(divisor > 0, divisor, 1.0)
 
 
 @jax.custom_vjp
 def _entropy(X_BxLxD, kept_BxLxD):
-    """Returns (log S − Σ P log P / S) / log D with P = X², S = ΣP: two sums of one pass."""
+    """Returns (log S − Σ P log P / S) / log D with P = X²/max X², S = ΣP: two sums of one pass."""
     return _entropy_fwd(X_BxLxD, kept_BxLxD)[0]
 
 
 def _entropy_fwd(X_BxLxD, kept_BxLxD):
-    power = jnp.square(X_BxLxD)
-    sum_BxL = power.sum(-1) + _TINY
-    mean_BxL = (power * jnp.log(power + 1e-30)).sum(-1) / sum_BxL  # Σ p log P
-    sum_BxL, mean_BxL = keep((sum_BxL, mean_BxL))
+    largest_BxLx1 = _largest(X_BxLxD)
+    power = jnp.square(X_BxLxD / largest_BxLx1)
+    sum_BxL = _or_one(power.sum(-1))
+    mean_BxL = (power * jnp.log(power + _TINY)).sum(-1) / sum_BxL  # Σ p log P
+    largest_BxLx1, sum_BxL, mean_BxL = keep((largest_BxLx1, sum_BxL, mean_BxL))
     H_BxL = (jnp.log(sum_BxL) - mean_BxL) / math.log(X_BxLxD.shape[-1])
-    return H_BxL, (kept_BxLxD, sum_BxL, mean_BxL)
+    return H_BxL, (kept_BxLxD, largest_BxLx1, sum_BxL, mean_BxL)
 
 
 def _entropy_bwd(residuals, dH_BxL):
-    """Returns the gradient: dH/dX = 2X (Σ p log P − log P) / (S log D)."""
-    kept_BxLxD, sum_BxL, mean_BxL = residuals
-    X = kept_BxLxD.astype(jnp.float32)
+    """Returns the gradient: dH/dX = 2X (Σ p log P − log P) / (max X² S log D)."""
+    kept_BxLxD, largest_BxLx1, sum_BxL, mean_BxL = residuals
+    X = kept_BxLxD.astype(jnp.float32) / largest_BxLx1
     scale_BxL = 2 * dH_BxL / (sum_BxL * math.log(X.shape[-1]))
-    log = jnp.log(jnp.square(X) + 1e-30)
-    dX = scale_BxL[..., None] * X * (mean_BxL[..., None] - log)
+    log = jnp.log(jnp.square(X) + _TINY)
+    dX = scale_BxL[..., None] * X * (mean_BxL[..., None] - log) / largest_BxLx1
     return jnp.zeros(X.shape, jnp.float32), dX.astype(kept_BxLxD.dtype)
 
 

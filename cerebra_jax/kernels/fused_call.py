@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.cost import device
-from cerebra_jax.cost.count import FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION
+from cerebra_jax.cost.scopes import FUSED_ATTENTION, FUSED_CAUSAL_ATTENTION
 from cerebra_jax.kernels import attention, cudnn
 from cerebra_jax.kernels.attention import Blocks, Keys, Queries, Segment
 

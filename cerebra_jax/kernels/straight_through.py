@@ -8,8 +8,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from cerebra_jax.config import RouteCfg
-
 
 @jax.custom_vjp
 def st_above(score, width):
@@ -64,24 +62,3 @@ def expected_pairs(p_BxL) -> jax.Array:
     total = p_BxL.sum(-1)
     square = jnp.square(p_BxL).sum(-1)
     return 0.5 * (total * total - square) + total
-
-
-def threshold_for(route: RouteCfg, score_BxL, rate, more: float = 0.0) -> jax.Array:
-    """Returns where the threshold of these scores should stand, (B,).
-
-    The fraction above it is rate · net.route.rate, or with a learned score wherever 0 falls; it
-    stays between net.route.floor and net.route.ceiling. `more` is added to the fraction.
-    """
-
-    def above(fraction):
-        return jnp.quantile(score_BxL, 1 - fraction, axis=1)
-
-    if route.mode == "threshold":
-        fraction = jnp.clip(route.rate * rate, route.floor, route.ceiling)
-        return above(jnp.minimum(fraction + more, 1.0))
-    tau_B = jnp.zeros(score_BxL.shape[0])
-    if route.ceiling != 1.0:
-        tau_B = jnp.maximum(tau_B, above(route.ceiling))
-    if route.floor != 0.0:
-        tau_B = jnp.minimum(tau_B, above(route.floor))
-    return tau_B

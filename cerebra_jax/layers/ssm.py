@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cerebra_jax.config import NetCfg
-from cerebra_jax.cost import count
+from cerebra_jax.cost.scopes import RECURRENCE
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.linear import as_matrix, normal
 from cerebra_jax.layers.parameters import Dense, Module
@@ -47,7 +47,7 @@ def selective_scan(dt_BxLxE, u_BxLxE, b_BxLxS, c_BxLxS, a_SxE, unroll: int = 1):
         return jax.lax.scan(step, h, now, unroll=unroll)
 
     inputs = tuple(map(cut, (dt_BxLxE, dt_BxLxE * u_BxLxE, b_BxLxS, c_BxLxS)))
-    with jax.named_scope(count.RECURRENCE):
+    with jax.named_scope(RECURRENCE):
         start = jnp.zeros((B, S, E), jnp.float32)
         y = jax.lax.scan(jax.checkpoint(body), start, inputs)[1]
     return y.reshape(chunks * CHUNK, B, E)[:L].swapaxes(0, 1)
@@ -156,7 +156,7 @@ class SelectiveStateSpace(Module):
         def step(h_BxSxE, now):
             return _step(h_BxSxE, now, a_SxE)
 
-        with jax.named_scope(count.RECURRENCE):
+        with jax.named_scope(RECURRENCE):
             inputs = (dt, dt * u32, b, c)
             y, state = scan_tokens(step, memory.state_BxSxE, inputs, keep_Bxn)
         return self._result(y, u32, z, rows.x.dtype), Memory(state, recent)

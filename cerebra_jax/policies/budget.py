@@ -34,6 +34,7 @@ from cerebra_jax.policies.schedule import Length
 from cerebra_jax.types import Knobs
 
 POINTS = 65  # of the tables that turn an executed cost into a rate, and a rate into a hard cost
+TOLERANCE = 0.02  # of the budget: how far from it the last program may be without a word
 DAMPING = 20.0  # steps of ascent that the proportional term is worth
 MEMORY = 0.9  # of the smoothed gap that it sees
 
@@ -50,9 +51,14 @@ class Plan(NamedTuple):
         np.ndarray
     )  # (3, P): rate, executed cost, hard cost when the slots are filled as configured
     light: float  # hard cost of a model that keeps nothing
+    next: float  # executed cost of the next dearer program than the last, of all that there are
     warm: int
     ramp: int
     steers: str  # "penalty", "rate", or "" where only the program follows
+
+    def misses(self, budget: float) -> bool:
+        """Returns whether the last program is farther from the budget than TOLERANCE of it."""
+        return abs(self.levels[-1] / budget - 1.0) > TOLERANCE
 
     def executed_at(self, step: Any) -> Any:
         """Returns the executed cost to stand at.
@@ -94,21 +100,28 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, prices: Prices, length: Length)
     # the programs: from the cost of dense, or as near as there is, down to the budget
     start = max(cfg.budget, min(1.0, prices.executed(rates[-1])))
     if cfg.buckets > 1:
-        levels = np.linspace(start, cfg.budget, cfg.buckets)
+        wanted = np.linspace(start, cfg.budget, cfg.buckets)
     else:
-        levels = np.array([cfg.budget])
-    found = {_cheapest(prices.executed, rates, level) for level in levels}
+        wanted = np.array([cfg.budget])
+    found = {_cheapest(prices.executed, rates, level) for level in wanted}
     chosen = tuple(sorted(found, reverse=True))
-    table = _table(prices, rates, chosen)
+    levels = tuple(prices.executed(rate) for rate in chosen)
+    dearer = bisect.bisect_right(rates, levels[-1] + 1e-12, key=prices.executed)
     return Plan(
         rates=chosen,
-        levels=tuple(prices.executed(rate) for rate in chosen),
-        table=table,
+        levels=levels,
+        table=_table(prices, rates, chosen),
         light=prices.hard(0.0),
+        next=prices.executed(rates[min(dearer, len(rates) - 1)]),
         warm=length.steps(cfg.warm),
         ramp=max(1, length.steps(cfg.ramp)),
         steers=steers,
     )
+
+
+def named(cost: float) -> float:
+    """Returns a budget of 4 digits, for a person to read, that pays for a program of this cost."""
+    return math.ceil(cost * 1e4 - 1e-9) / 1e4
 
 
 def _check_reach(cfg: ObjectiveCfg, net: NetCfg, steers: str, reach: tuple[float, float]) -> None:
@@ -119,9 +132,8 @@ def _check_reach(cfg: ObjectiveCfg, net: NetCfg, steers: str, reach: tuple[float
             f"objective.budget is set, but this model executes {ceiling:.4f} of dense at any rate",
             "use objective.budget=0, or a model that is dispatched (net.route.dispatch=True)",
         )
-    if not floor <= cfg.budget <= ceiling:
-        least = math.ceil(floor * 1e4) / 1e4
-        most = math.floor(ceiling * 1e4) / 1e4
+    least, most = named(floor), named(ceiling)
+    if not floor <= cfg.budget <= most:
         raise UserError(
             f"objective.budget is {cfg.budget:g}, out of this model's reach",
             f"choose {least:g} (almost every token light) to {most:g} (every token heavy)",

@@ -15,7 +15,7 @@ weight·f) / B is then exactly unbiased for the mean of f over all N examples, a
 sampling: Duffield, Lund & Thorup 2007, doi:10.1145/1314690.1314696); for B ≪ N the weight is nearly
 1/(N·p). The weights average 1 in expectation and are not divided by their own sum, which would bias
 the gradient by O(1/B). The clip is the one bias, and the floor, which keeps 1/(N·p) below 1/floor,
-leaves it little to cut.
+leaves it little to cut. How much it does cut off is a metric of each step, `CLIPPED`.
 
 With groups (the buckets of task.buckets) a batch is of one group, drawn first, with the sum of its
 p: examples of low C are then short programs too. q is the inclusion probability among the group,
@@ -44,6 +44,7 @@ from cerebra_jax.policies.policy import (
     once,
 )
 
+CLIPPED = "sampler_clipped"  # metric: share of the weight of all examples that the clip cut off
 AHEAD = 2  # steps between a draw and its use
 _STREAM = 0x5A  # keeps the draws apart from dropout and routing noise, keyed by the step too
 _GROUP = 0x5B
@@ -117,6 +118,7 @@ class Sampling(Policy):
         index_B, each = outcome.gathered((outcome.batch["index_B"], each))
         learned = outcome.keep(self.learn(own, index_B, each), own)
         table, drawn = self.advance(learned, outcome.key, outcome.step)
+        cut = self.clipped(learned, outcome.key, outcome.step + AHEAD)
         weight_B = outcome.batch["weight_B"]
         total, squares = outcome.total((weight_B.sum(), jnp.square(weight_B).sum()))
         metrics = {
@@ -124,6 +126,8 @@ class Sampling(Policy):
             "sampler_seen": once(table.seen_N.astype(jnp.float32).mean()),
             "drawn": drawn,
         }
+        if self.cfg.mode == "importance":
+            metrics[CLIPPED] = once(cut)
         return table, metrics
 
     def learn(self, table: Sampler, index_B: jax.Array, each: Each) -> Sampler:
@@ -150,6 +154,23 @@ class Sampling(Policy):
         """Returns the batch of a step: B different examples, each with its importance weight.
 
         A curriculum has weights of 1.
+        """
+        drawn = self._drawn(table, key, step)
+        if self.cfg.mode == "curriculum":
+            return drawn._replace(weight_B=jnp.ones_like(drawn.weight_B))
+        return drawn._replace(weight_B=jnp.minimum(self.cfg.clip, drawn.weight_B))
+
+    def clipped(self, table: Sampler, key: jax.Array, step: Any) -> jax.Array:
+        """Returns how much weight the clip cuts off the batch of a step, as a share of B.
+
+        B is the expected weight of a batch. So the mean over steps is the bias of the clip: the
+        share of the mean over all examples that no batch stands for.
+        """
+        weight_B = self._drawn(table, key, step).weight_B
+        return jnp.maximum(0.0, weight_B - self.cfg.clip).mean()
+
+    def _drawn(self, table: Sampler, key: jax.Array, step: Any) -> Drawn:
+        """Returns the batch of a step with its weights as they are before the clip.
 
         With group_N all of them are of one group; a group has none or more than B.
         """
@@ -170,10 +191,8 @@ class Sampling(Policy):
         )
         best, index = jax.lax.top_k(logp_N + noise_N, B + 1)
         index_B = index[:B]
-        if self.cfg.mode == "curriculum":
-            return Drawn(index_B, jnp.ones(B, jnp.float32))
         included_B = -jnp.expm1(-jnp.exp(logp_N[index_B] - best[B]))
-        return Drawn(index_B, jnp.minimum(self.cfg.clip, B / (N * chance * included_B)))
+        return Drawn(index_B, B / (N * chance * included_B))
 
     def advance(self, table: Sampler, key: jax.Array, step: Any) -> tuple[Sampler, Drawn]:
         """Returns the table after a step, and the draw that joins it: the batch of step + AHEAD."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -11,9 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax.policies.policy import Metrics, Observed, Outcome, Policy, Seen, Shown
+from cerebra_jax.routing.thresholds import rounding
 
 Routing = dict[str, jax.Array]
 """The routing state of a model: (R,) arrays "tau", "spread" and, with three operators, "low"."""
+
+NEAR = 1e-3  # of the scores: how far from its quantile a threshold may stand among dense ones
+DENSE = 4  # times the rounding: scores that span more are not one score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +79,49 @@ def calibrate(
     batches = list(batches)
     now = {name: jnp.asarray(x) for name, x in routing.items()}
     for layer in range(now["tau"].shape[0]):
-        scores = jnp.concatenate([scores_of(now, batch)[layer].ravel() for batch in batches])
+        scores = np.concatenate(
+            [np.asarray(scores_of(now, batch)[layer]).ravel() for batch in batches]
+        )
         found = {**cuts(scores, low, high, "low" in now), "spread": scores.std()}
         now = now | {name: now[name].at[layer].set(x) for name, x in found.items()}
     return now
 
 
-def cuts(scores: jax.Array, low: float, high: float, both: bool) -> dict[str, jax.Array]:
+def cuts(scores: np.ndarray, low: float, high: float, both: bool) -> dict[str, float]:
     """Returns τ midway between two quantiles of the scores.
 
-    With `both`, the two quantiles are "low" and "tau".
+    With `both`, the two quantiles are "low" and "tau". Each stands in the middle of the `gap` where
+    it falls: a threshold that equals a score decides by rounding.
     """
-    found = jnp.quantile(scores, jnp.array([low, high]))
+    sorted_n = np.sort(np.asarray(scores, np.float64), axis=None)
+    n = sorted_n.size
     if both:
-        return {"low": found[0], "tau": found[1]}
-    return {"tau": found.mean()}
+        return {"low": gap(sorted_n, low * n), "tau": gap(sorted_n, high * n)}
+    if low == high:
+        return {"tau": gap(sorted_n, high * n)}
+    mean = np.quantile(sorted_n, [low, high]).mean()
+    below, upto = (int(np.searchsorted(sorted_n, mean, side)) for side in ("left", "right"))
+    return {"tau": gap(sorted_n, (below + upto) / 2)}
+
+
+def gap(sorted_n: np.ndarray, rank: float) -> float:
+    """Returns the middle between two neighbouring distinct scores, with about `rank` scores below.
+
+    Scores within `rounding` of each other are one score, and the gap is the nearest one between
+    two scores. Where scores are so many that they leave no such gap nearby, it is the widest one of
+    those within NEAR of all scores.
+    """
+    # the nearest gap that is wider than rounding; the first and the last are outside of all scores
+    n = sorted_n.size
+    same = float(rounding(sorted_n[0], sorted_n[-1]))
+    edges = np.concatenate([[sorted_n[0] - 2 * same], sorted_n, [sorted_n[-1] + 2 * same]])
+    width = np.diff(edges)  # of gap i, which has i scores below
+    wide = np.flatnonzero(width > same)
+    found = wide[np.abs(wide - rank).argmin()]
+
+    # scores on the way to it that are not one score
+    a, b = sorted((int(found), round(rank)))
+    if b > a and sorted_n[b - 1] - sorted_n[a] > DENSE * same:
+        first = max(0, math.floor(rank - NEAR * n))
+        found = first + width[first : math.ceil(rank + NEAR * n) + 1].argmax()
+    return float(edges[found] + edges[found + 1]) / 2

@@ -7,7 +7,7 @@ A task is a class in a file of its own, which registers itself:
 
 `MODULES` says where each one stands, and its module is imported when a configuration names it. To
 add a task, write its file and add its line here (and its name to the values of task.name in
-config/schema.py).
+config/task.py).
 
 No task's module imports JAX until its loss is computed, so that broken settings and broken data are
 refused early.

@@ -16,6 +16,7 @@ import gzip
 import io
 import itertools
 import lzma
+import re
 import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,15 +24,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebra_jax.config import suggest
+from cerebra_jax.cost import memory
 from cerebra_jax.errors import UserError
 
 DELIMITERS = ",;\t|"
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LOOKED_AT = 200  # rows by which the delimiter is chosen
 LIMIT = 1 << 24  # characters of one field
+LARGEST_UNPACKED = 1 << 28  # bytes of what a packed file becomes
+AS_TABLE = 6  # bytes in memory for each byte of a CSV file, at least
+OF_FIELD = 64  # bytes in memory for each field of a Parquet file
 BINARY = (".parquet", ".pq", ".feather", ".arrow")
 HINT_BINARY = "copy the file again, or give a CSV file"
 PACKED = (".gz", ".bz2", ".xz", ".zst")
+_NEWLINE = re.compile(r"\r\n|\r|\n")
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -57,7 +63,7 @@ class Table(NamedTuple):
     name: str
     columns: dict[str, list[str]]
     file: str = ""  # where the rows come from; "": not a file
-    # the line of the file in which each row ends; of rows from several files, where it stands
+    # the line of the file in which each row begins; of rows from several files, where it stands
     lines: Sequence[int | str] = ()
     how: str = ""  # what was found out of the file
 
@@ -85,26 +91,28 @@ def read(path: str, form: Format = FOUND_OUT) -> Table:
         _require_file(file)
         return of_arrow(_read_binary(file), name, str(file))
     text, encoding = decoded(file, form.encoding)
-    text, delimiter = _delimiter_named(text, form.delimiter)
+    text, delimiter, before = _delimiter_named(text, form.delimiter)
     delimiter = delimiter or delimiter_of(text)
     csv.field_size_limit(LIMIT)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    begins = before + 1  # the line of the file in which the next row begins
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
         header = _header(file, next(reader, []))
+        begins = before + reader.line_num + 1
         for row in reader:
-            if not row:  # an empty line
-                continue
-            if len(row) != len(header):
-                what = f"{file}:{reader.line_num} has {len(row)} fields, "
+            if row and len(row) != len(header):
+                what = f"{file}:{begins} has {len(row)} fields, "
                 hint = f"mend that line, or name what stands between fields, {_shown(delimiter)} "
                 hint += "here: --config.task.delimiter"
                 raise UserError(f"{what}the header has {len(header)}", hint)
-            rows.append(row)
-            lines.append(reader.line_num)
+            if row:  # no empty line
+                rows.append(row)
+                lines.append(begins)
+            begins = before + reader.line_num + 1
     except csv.Error as e:
-        raise UserError(f"{file}:{reader.line_num} is not CSV ({e})", "mend that line") from None
+        raise UserError(f"{file}:{begins} is not CSV ({e})", "mend that line") from None
     if not rows:
         raise UserError(f"{file} has no rows", "give a table with a header and rows")
     columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
@@ -173,7 +181,7 @@ def decoded(file: Path, encoding: str = "") -> tuple[str, str]:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as e:
-        line = data.count(b"\n", 0, e.start) + 1
+        line = 1 + len(_NEWLINE.findall(data[: e.start].decode(encoding, "replace")))
         hint = "save it as UTF-8, or name its encoding: --config.task.encoding=utf-16, say"
         what = f"{file}:{line} is not {_public(encoding)} (byte {data[e.start]:#04x})"
         raise UserError(what, hint) from None
@@ -210,42 +218,62 @@ def _require_file(file: Path) -> None:
         raise UserError(f"{file} {what}", "give a file: --config.task.path=FILE")
 
 
-def _unzstd(data: bytes) -> bytes:
+def _unzstd(file: Path) -> Any:
     import pyarrow
 
-    return pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd").read()
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), "zstd")
 
 
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+_OPEN: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
     ".zst": _unzstd,
 }
 
 
 def _bytes_of(file: Path) -> bytes:
-    """Returns the bytes of a file, unpacked by what its name ends with."""
+    """Returns the bytes of a file, unpacked by what its name ends with.
+
+    A packed one is read up to LARGEST_UNPACKED bytes, however much it would become; a plain one
+    has its size on the disk, and memory must hold what is made of it.
+    """
     _require_file(file)
+    opened = _OPEN.get(file.suffix.lower())
     try:
-        data = file.read_bytes()
-        unpack = _UNPACK.get(file.suffix.lower())
-        return unpack(data) if unpack else data
+        if opened is None:
+            _require_memory(file, AS_TABLE * file.stat().st_size)
+            return file.read_bytes()
+        with opened(file) as stream:
+            data = stream.read(LARGEST_UNPACKED + 1)
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as e:
         hint = f"give text, plain or packed ({', '.join(PACKED)})"
         raise UserError(f"{file} cannot be read ({e})", hint) from None
+    if len(data) > LARGEST_UNPACKED:
+        what = f"{file} unpacks to more than {LARGEST_UNPACKED >> 20} MiB"
+        raise UserError(what, "unpack it yourself and give the plain file, or a part of it")
+    return data
 
 
-def _delimiter_named(text: str, given: str) -> tuple[str, str]:
-    """Returns (text, delimiter) as the user or the file itself says.
+def _require_memory(file: Path, need: int) -> None:
+    """Raises UserError where what is made of a file does not fit into free memory."""
+    if need > (free := memory.free_on_host()):
+        what = (
+            f"{file} needs about {memory.shown(need)} of memory, and {memory.shown(free)} are free"
+        )
+        raise UserError(what, "give a part of it")
+
+
+def _delimiter_named(text: str, given: str) -> tuple[str, str, int]:
+    """Returns (text, delimiter, lines left out of the text) as the user or the file itself says.
 
     Excel writes `sep=;` into a first line of its own.
     """
-    first, _, rest = text.partition("\n")
-    first = first.strip("\r\ufeff")
+    first, *rest = _NEWLINE.split(text, maxsplit=1)
+    first = first.strip("\ufeff")
     if first.lower().startswith("sep=") and len(first) == 5:
-        return rest, "\t" if given == "tab" else given or first[4]
-    return text, "\t" if given in ("tab", "\\t") else given
+        return "".join(rest), "\t" if given == "tab" else given or first[4], 1
+    return text, "\t" if given in ("tab", "\\t") else given, 0
 
 
 def delimiter_of(text: str) -> str:
@@ -279,9 +307,11 @@ def _read_binary(file: Path) -> Any:
 
     try:
         if file.suffix.lower() in (".parquet", ".pq"):
+            about = parquet.read_metadata(file)  # a few bytes may stand for very many rows
+            _require_memory(file, OF_FIELD * about.num_rows * about.num_columns)
             return parquet.read_table(file)
         return feather.read_table(file)
-    except (pyarrow.ArrowException, OSError) as e:
+    except (pyarrow.ArrowException, OSError, MemoryError) as e:
         first = (str(e).splitlines() or [""])[0]
         raise UserError(f"{file} cannot be read ({first})", HINT_BINARY) from None
 

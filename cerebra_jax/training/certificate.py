@@ -24,7 +24,7 @@ from cerebra_jax import config
 from cerebra_jax.checks import ROUTED
 from cerebra_jax.config import QuantCfg, RunCfg
 from cerebra_jax.cost import count as jaxpr
-from cerebra_jax.cost import device, prices, timing, traffic
+from cerebra_jax.cost import device, prices, timing, traffic, xla
 from cerebra_jax.errors import UserError
 from cerebra_jax.kernels.fused_call import lowering_for
 from cerebra_jax.models.model import Model, neutral_knobs
@@ -430,12 +430,12 @@ def _xla(e: Experiment, serving: Serving, compiled: Any) -> tuple[float | None, 
     plain = prepare(dataclasses.replace(e.cfg, net=net), e.task)
     forward = forward_pass(plain, plain.model_of(serving))
     batch = e.task.example(e.micro)
-    loops = jaxpr.loops(forward, plain.like, batch)
+    loops = xla.loops(forward, plain.like, batch)
     note = f"{loops} loops, counted once each" if loops else ""
     try:
         if net != e.cfg.net:
             compiled = forward.lower(plain.like, batch).compile()
-        return jaxpr.compiled_flops(compiled), note
+        return xla.compiled_flops(compiled), note
     except ValueError as error:
         return None, str(error)
 

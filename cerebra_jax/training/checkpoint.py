@@ -185,7 +185,7 @@ class Checkpoints:
                 self._manager.wait_until_finished()
                 self._manager.delete(step)
             args = ocp.args.Composite(
-                state=ocp.args.StandardSave(named), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.StandardSave(_not_empty(named)), meta=ocp.args.JsonSave(meta)
             )
             self._manager.save(step, metrics=metrics, args=args)
 
@@ -335,8 +335,8 @@ class Checkpoints:
         Raises Damaged.
         """
         try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            got = self._settled().restore(step, args=args)["state"]
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(_not_empty(wanted)))
+            got = wanted | self._settled().restore(step, args=args)["state"]
         except Exception as e:
             raise Damaged(f"arrays: {_short(e)}") from None
         for name, value in digests(got).items():
@@ -350,6 +350,11 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         names = (aside / f"{step}{suffix}" for suffix in ["", *(f".{i}" for i in range(1, 1000))])
         shutil.move(self.folder / step, next(p for p in names if not p.exists()))
+
+
+def _not_empty(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the arrays that hold a number. Orbax refuses the others, which a shape restores."""
+    return {name: leaf for name, leaf in named.items() if leaf.size}
 
 
 def _finite(leaf: np.ndarray) -> bool:

@@ -134,10 +134,7 @@ def _static(
         scores_BxL = np.asarray(scores_of(state.params, batch["inputs_BxL"]))
         found.append(scores_BxL[np.asarray(batch["w_BxL"]) > 0])
     scores = np.concatenate(found)
-    lower, upper = np.quantile(scores, [quantiles.low, quantiles.high])
-    cuts = {"tau": np.mean([lower, upper])}
-    if "low" in state.routing:
-        cuts = {"low": lower, "tau": upper}
+    cuts = thresholds.cuts(scores, quantiles.low, quantiles.high, "low" in state.routing)
     layers = len(state.routing["tau"])
     named = cuts | {"spread": scores.std()}
     return {name: np.full(layers, x, np.float32) for name, x in named.items()}

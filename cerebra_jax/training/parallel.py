@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cerebra_jax.config import TrainCfg
 from cerebra_jax.errors import UserError
 from cerebra_jax.types import Batch
 
@@ -33,8 +34,17 @@ class DataParallel:
     metrics.
     """
 
-    def __init__(self, train_step: Callable | None, eval_step: Callable, devices: Sequence[Device]):
+    def __init__(
+        self,
+        train_step: Callable | None,
+        eval_step: Callable,
+        devices: Sequence[Device],
+        look: Callable[[Any], None] | None = None,
+    ):
+        """look: gets the compiled training step before it runs, and may raise."""
         self.devices = list(devices)
+        self._look = look
+        self._compiled: Any = None
         self._mesh = Mesh(np.array(self.devices), (AXIS,))
         if len(self.devices) == 1:
             self._eval = jax.jit(eval_step)
@@ -71,9 +81,18 @@ class DataParallel:
         return jax.device_put(split, NamedSharding(self._mesh, PartitionSpec(AXIS)))
 
     def step(self, state: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        """Takes one training step; `state` is donated: rebind it."""
+        """Takes one training step; `state` is donated: rebind it.
+
+        With `look` all batches have the shapes of the first.
+        """
         assert self._train is not None, "made to evaluate only"
-        return self._train(state, batch, key)
+        if self._look is None:
+            return self._train(state, batch, key)
+        if self._compiled is None:
+            compiled = self._train.lower(state, batch, key).compile()
+            self._look(compiled)
+            self._compiled = compiled
+        return self._compiled(state, batch, key)
 
     def eval(self, state: Any, batch: Batch) -> Any:
         """Returns the metric sums of one evaluation batch."""
@@ -85,6 +104,11 @@ def choose_devices(wanted: int, batch_size: int, accum: int) -> list[Device]:
 
     Raises UserError where there are not so many, or they do not divide the batch.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"JAX runs on {jax.process_count()} processes here, and a run is one process",
+            "start one process on one machine: on a TPU pod take a slice of one host",
+        )
     local = jax.local_devices()
     micro = batch_size // accum
     if wanted > len(local):
@@ -98,3 +122,16 @@ def choose_devices(wanted: int, batch_size: int, accum: int) -> list[Device]:
             "change train.batch_size, train.accum or train.devices",
         )
     return local[:count]
+
+
+def idle(used: Sequence[Device], train: TrainCfg) -> list[str]:
+    """Returns a line where devices are left out because they do not divide the micro-batch."""
+    there = len(jax.local_devices())
+    if train.devices or len(used) == there:
+        return []
+    each = there * train.accum
+    return [
+        f"{len(used)} of {there} devices are used, as many as divide a micro-batch of "
+        f"{train.batch_size // train.accum}: train.batch_size={-(-train.batch_size // each) * each}"
+        f" and other multiples of {each} use all"
+    ]

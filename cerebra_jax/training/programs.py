@@ -15,6 +15,7 @@ from cerebra_jax.cost import count
 from cerebra_jax.policies.sampler import Each
 from cerebra_jax.training import parallel, step
 from cerebra_jax.training.experiment import Experiment, Serving
+from cerebra_jax.training.memory import Room
 from cerebra_jax.training.objective import Objective
 from cerebra_jax.types import Batch
 
@@ -31,10 +32,19 @@ class Program(NamedTuple):
 class Programs:
     """Compiles each program when it is first asked for."""
 
-    def __init__(self, experiment: Experiment, devices: Sequence[parallel.Device] = ()):
-        """Makes the programs for these devices; without any, for those that the run uses here."""
+    def __init__(
+        self,
+        experiment: Experiment,
+        devices: Sequence[parallel.Device] = (),
+        room: Room | None = None,
+    ):
+        """Makes the programs for these devices; without any, for those that the run uses here.
+
+        With `room`, a training step that does not fit is refused before it runs.
+        """
         train = experiment.cfg.train
         self.experiment = experiment
+        self.room = room
         self.devices = list(devices) or parallel.choose_devices(
             train.devices, train.batch_size, train.accum
         )
@@ -46,7 +56,10 @@ class Programs:
         model = e.sizes.model(program.size, program.tokens, program.quantized)
         objective = Objective(model, e.task, e.policies(program.size, program.draws))
         train = step.make_train_step(objective, e.optimizer, e.cfg, e.length)
-        return parallel.DataParallel(train, step.make_eval_step(model, e.task), self.devices)
+        look = None
+        if self.room:
+            look = functools.partial(self.room.require_room, like=e.like)
+        return parallel.DataParallel(train, step.make_eval_step(model, e.task), self.devices, look)
 
     def serving(self, serving: Serving, tokens: int = 0) -> parallel.DataParallel:
         """Returns the program that evaluates, for batches of examples of `tokens` tokens (0: L)."""

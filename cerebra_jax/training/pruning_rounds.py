@@ -25,6 +25,7 @@ from cerebra_jax.policies.policy import Metrics, Outcome, Policy, Seen
 from cerebra_jax.policies.schedule import Length
 from cerebra_jax.trees import named_leaves
 
+TOLERANCE = 0.02  # of prune.keep: how much less the last round may leave without a word
 NAMES = {
     "ffn": "hidden features",
     "rest": "hidden features of the heavy path",
@@ -158,6 +159,27 @@ class Rounds:
         }
         new = masks | {"units": kept, "elements": elements}
         return new, self._line(step, masks["units"], new)
+
+    def missed(self, masks: Masks) -> list[str]:
+        """Returns a warning where the last round could not leave prune.keep of the FLOPs.
+
+        Units go in tiles: it names the share that is left, and the nearest one with a tile more.
+        """
+        keep = self.cfg.keep
+        left = {name: int(np.asarray(mask).sum()) for name, mask in masks["units"].items()}
+        share = self.flops(left) / self.full
+        if share > (1.0 - TOLERANCE) * keep:
+            return []
+        more = [
+            left | {group.name: min(group.n, left[group.name] + self.tile(group))}
+            for group in self.groups
+            if group.kind in KINDS and left[group.name] < group.n
+        ]
+        shares = [self.flops(units) / self.full for units in more]
+        above = min((x for x in shares if x > keep), default=1.0)
+        what = f"warning: prune.keep is {keep:g}, which no choice of whole tiles leaves"
+        finer = "; a smaller prune.tile comes nearer" if self.cfg.tile > 1 else ""
+        return [f"{what}: it is {share:.3f} of the FLOPs now, a tile more is {above:.3f}{finer}"]
 
     def _choice(self, worth: pruning.Vectors, alive: pruning.Vectors, progress: float) -> tuple:
         """Returns what `pruning.choose` takes: candidates, their price, and the round's target."""

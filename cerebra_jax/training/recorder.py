@@ -73,7 +73,7 @@ class Recorder:
             times = f"{bad} steps in a row" if bad > 1 else "in one step"
             raise Diverged(
                 f"step {at}: {what} {times}",
-                f"the last checkpoint is good; {self.experiment.cure}",
+                f"what was saved is from before; {self.experiment.cure}",
             )
         parts = ["loss not finite" if line["loss"] is None else f"loss {line['loss']:.3f}"]
         parts.append(of_dense(line))

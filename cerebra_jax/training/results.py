@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import math
@@ -28,8 +27,10 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.kernels.remat import train_factor
 from cerebra_jax.models import model as models
 from cerebra_jax.models import registry
+from cerebra_jax.policies.budget import named
+from cerebra_jax.policies.sampler import CLIPPED
 from cerebra_jax.tasks.task import Task
-from cerebra_jax.training import metrics
+from cerebra_jax.training import metrics, parallel
 from cerebra_jax.training.experiment import Experiment, Serving
 from cerebra_jax.training.programs import Programs, sampler_flops
 
@@ -131,7 +132,8 @@ def opening(programs: Programs) -> list[str]:
     epochs = f"({total / e.length.per_epoch:.2g} epochs)"
     on = f"on {len(devices)} x {devices[0].device_kind}"
     lines.append(f"data {e.task.dataset} · {steps} {epochs} {on}")
-    lines += _doubts(e)
+    lines += parallel.idle(devices, cfg.train)
+    lines += doubts(e)
     if cfg.train.patience:
         every = e.length.steps(cfg.train.eval_every)
         validations = math.ceil(total / every) if every else 1
@@ -144,13 +146,11 @@ def opening(programs: Programs) -> list[str]:
     return lines
 
 
-def _doubts(e: Experiment) -> list[str]:
+def doubts(e: Experiment) -> list[str]:
     """Returns warnings of settings that do not fit the length of the run or its data."""
     lines = []
     with reads.paused():
-        given = {
-            key: functools.reduce(getattr, key.split("."), e.cfg) for key in config.durations()
-        }
+        given = {key: config.value(e.cfg, key) for key in config.durations()}
     for key, duration in given.items():
         steps = e.length.steps(duration)
         if steps > e.length.total and not key.endswith("_every"):
@@ -160,7 +160,18 @@ def _doubts(e: Experiment) -> list[str]:
     if 0 < e.task.examples < size:
         what = f"warning: train.batch_size is {size:,} and there are {e.task.examples:,}"
         lines.append(f"{what} training examples: a step takes some of them more than once")
-    return lines
+    return lines + _missed_budget(e)
+
+
+def _missed_budget(e: Experiment) -> list[str]:
+    """Returns a warning where whole slots of short examples do not meet the budget."""
+    plan, budget = e.sizes.plan, e.cfg.objective.budget
+    if plan is None or not plan.misses(budget):
+        return []
+    what = f"warning: objective.budget is {budget:g}, which no program of {e.sizes.tokens} tokens"
+    lower, upper = named(plan.levels[-1]), named(plan.next)
+    near = f"the nearest are {lower:g} and {upper:g} of dense {e.model.unit.label}"
+    return [f"{what} meets: {near}, and this run ends at the lower one"]
 
 
 def parameters(params: Any) -> int:
@@ -215,6 +226,15 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     }
 
 
+def clipped(found: dict[str, Any]) -> list[str]:
+    """Returns what the clip of importance weights left out of the gradient, if it did anything."""
+    cut = found["costs"]["sampler"]["clipped"]
+    if not cut:
+        return []
+    what = f"sampler · sampler.clip cut off {cut:.2%} of the weight of the examples"
+    return [f"{what}: the gradient leaves so much of them out; a larger sampler.clip cuts less"]
+
+
 def _lengths(e: Experiment, steps: list[dict[str, Any]], total: int) -> list[int]:
     """Returns the tokens of an example of each step."""
     if e.task.shape.lengths:
@@ -242,6 +262,7 @@ def _costs(
     # of training
     first = e.sampling.first if e.sampling else ended.steps
     own = sampler_flops(e) * max(0, ended.steps - first)
+    cut = [line[CLIPPED] for line in steps if isinstance(line.get(CLIPPED), float)]
     train_total = _trained(e, steps, ended.steps) + own
     macs = " (1 MAC = 2 FLOPs)" if unit.name == "flops" else ""
     return {
@@ -258,6 +279,7 @@ def _costs(
         "sampler": {
             "train_flops": own,
             "share_of_train": own / train_total,
+            "clipped": statistics.fmean(cut) if cut else 0.0,
             "bytes": size(e.like.sampler),
         },
     }

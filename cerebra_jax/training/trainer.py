@@ -23,16 +23,18 @@ from cerebra_jax.config import RunCfg, reads, to_dict
 from cerebra_jax.errors import Diverged, Preempted, UserError
 from cerebra_jax.policies import sampler
 from cerebra_jax.tasks.task import Task
-from cerebra_jax.training import finished, lines, metrics, preprocessing, results, step
+from cerebra_jax.training import finished, lines, metrics, preprocessing, processes, results, step
 from cerebra_jax.training.checkpoint import Checkpoints, digest
 from cerebra_jax.training.experiment import Experiment, Serving, prepare
 from cerebra_jax.training.initial import begun
 from cerebra_jax.training.lines import Evaluated, Measured
+from cerebra_jax.training.memory import Room
 from cerebra_jax.training.parallel import DataParallel
 from cerebra_jax.training.programs import Program, Programs
 from cerebra_jax.training.recorder import Position, Recorder, Screen
 
 CALIBRATION_BATCHES = 8
+MANY_LAYERS = 32  # from here on compiling them takes long enough to say so
 
 
 class InFlight(NamedTuple):
@@ -218,10 +220,12 @@ class Trainer:
     def _prune(self, at: int) -> None:
         """Takes a round of pruning."""
         self._flush()
-        masks, line = self.experiment.rounds.turn(at, self.state.params, self.state.prune)
-        self.serving = self.serving._replace(remaining=self.experiment.rounds.relative(masks))
+        rounds = self.experiment.rounds
+        masks, line = rounds.turn(at, self.state.params, self.state.prune)
+        self.serving = self.serving._replace(remaining=rounds.relative(masks))
         self.state = self.programs.place(self.state.replace(prune=masks))
-        self.screen.say(line)
+        for text in [line, *(rounds.missed(masks) if at == rounds.last else [])]:
+            self.screen.say(text)
 
     def _step(self, at: int) -> None:
         """Starts the step after `at` steps, and reads the metrics of the one before it."""
@@ -362,7 +366,10 @@ class Trainer:
         self.recorder.test(test)
         steps = int(self.state.step)
         ended = results.Ended(steps, best.step, serving, valid, test, final, self._wall())
-        return results.result(self.programs, self.recorder.path, ended)
+        found = results.result(self.programs, self.recorder.path, ended)
+        for line in results.clipped(found):
+            self.screen.say(line)
+        return found
 
 
 def run(
@@ -371,12 +378,15 @@ def run(
     workdir: Path,
     screen: Screen,
     stop: Callable[[], bool] = lambda: False,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Trains to the end; returns what result.json holds.
 
-    Where cfg is `config.reads.watched`, it says which keys have no effect. Raises Preempted where
-    `stop` said so, Diverged, UserError or DiskError.
+    Where cfg is `config.reads.watched`, it says which keys have no effect. force: also where
+    memory is not enough by what is known before the first step. Raises Preempted where `stop` said
+    so, Diverged, UserError or DiskError.
     """
+    processes.require_one()
     require(
         not cfg.quant.stored,
         "the weights of this run are int8 (quant.stored)",
@@ -384,10 +394,17 @@ def run(
     )
     require(cfg.train.lr > 0, "train.lr is 0: nothing would be learnt", "give a positive one")
     preprocessing.keep(workdir, cfg, task)
-    programs = Programs(prepare(cfg, task))
-    for line in results.opening(programs):
-        screen.say(line)
-    return Trainer(programs, workdir, screen, stop, lambda: reads.unread(cfg)).train()
+    room = Room.of(cfg, task, force)
+    with room.explained():
+        room.outline(task)
+        if line := _long(cfg):
+            screen.say(line)
+        experiment = prepare(cfg, task)
+        room.outline_state(experiment.like)
+        programs = Programs(experiment, room.devices, room)
+        for line in results.opening(programs):
+            screen.say(line)
+        return Trainer(programs, workdir, screen, stop, lambda: reads.unread(cfg)).train()
 
 
 def measure(cfg: RunCfg, task: Task, workdir: Path, split: str, screen: Screen) -> dict[str, Any]:
@@ -401,6 +418,15 @@ def measure(cfg: RunCfg, task: Task, workdir: Path, split: str, screen: Screen) 
     line = lines.evaluate(programs, what, split, lambda: False)
     assert line is not None, "nothing stops this evaluation"
     return line | {"causal": best.model.causal, "notice": best.notice}
+
+
+def _long(cfg: RunCfg) -> str:
+    """Returns a line where many layers are compiled one by one, which takes minutes."""
+    with reads.paused():
+        layers = 1 if cfg.net.scan else cfg.net.depth
+    if layers < MANY_LAYERS:
+        return ""
+    return f"compiling the step of {layers:,} layers, each by itself: net.scan=True compiles one"
 
 
 def _is_due(at: int, every: int) -> bool:

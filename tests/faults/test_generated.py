@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from cerebra_jax import config
-from cerebra_jax.config import schema
+from cerebra_jax import checks, config
 from cerebra_jax.errors import RunError, UserError
 from cerebra_jax.main import main
 from cerebra_jax.tasks import registry
@@ -63,7 +62,7 @@ def generated(rng: random.Random, table: Path) -> list[str]:
         keys |= {"task.path": table, "task.target": "y" if name == "tabular" else "kind"}
     if name in ("tabular", "intent"):
         keys |= {"task.seq_len": 0, "net.causal": False}
-    keys["net.name"] = rng.choice(schema.UNROUTED + schema.ROUTED + ("transformer",))
+    keys["net.name"] = rng.choice(checks.UNROUTED + checks.ROUTED + ("transformer",))
     chosen = rng.sample(sorted(set(config.fields()) - PLACES), rng.randint(1, 4))
     keys |= {key: value_of(key, rng) for key in chosen}
     if keys["net.name"] == "chiar" and keys["task.name"] in ("tabular", "intent"):

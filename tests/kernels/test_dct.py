@@ -132,6 +132,36 @@ def test_entropy_gradient_is_finite_where_coefficients_vanish():
     assert np.isfinite(np.asarray(g)).all()
 
 
+def entropies(X):
+    """Returns the entropy of X as float32 coefficients alone, and as a Spectrum; same gradient."""
+    return (
+        (spectral.spectral_entropy, (X,)),
+        (lambda kept: spectral.spectral_entropy(X, kept), (X,)),
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-6, 1.0, 1e6, 1e18])
+def test_entropy_and_its_gradient_do_not_depend_on_the_scale(scale):
+    x = np.random.RandomState(3).standard_normal((1, 5, 64))
+    p = x**2 / (x**2).sum(-1, keepdims=True)
+    H = -(p * np.log(p)).sum(-1) / np.log(64)
+    slope = -2 * p * (np.log(p) + H[..., None] * np.log(64)) / np.log(64) / x
+    for entropy, args in entropies(jnp.float32(scale * x)):
+        found, pull = jax.vjp(entropy, *args)
+        np.testing.assert_allclose(found, H, rtol=1e-5)
+        (got,) = pull(jnp.ones_like(found))
+        np.testing.assert_allclose(scale * np.float64(got), slope, rtol=1e-3, atol=1e-6)
+
+
+def test_a_token_of_zeros_has_no_entropy_and_a_single_coefficient_none_either():
+    X = jnp.zeros((1, 2, 8)).at[0, 0, 3].set(-2.0)
+    for entropy, args in entropies(X):
+        found, pull = jax.vjp(entropy, *args)
+        np.testing.assert_allclose(found, 0.0, atol=1e-7)
+        (got,) = pull(jnp.ones_like(found))
+        np.testing.assert_allclose(got, 0.0, atol=1e-6)
+
+
 @pytest.mark.parametrize("D", [64, 1024])
 def test_what_a_router_sees_of_bfloat16_by_two_products_is_as_precise_as_float32(D):
     """Also, at most one decision of a thousand is another one at the median."""

@@ -66,6 +66,16 @@ def test_the_last_program_spends_the_budget_and_no_more(light, more, L, capacity
     assert (np.diff(plan.table) >= 0).all()
 
 
+@given(st.floats(0.05, 0.6), st.floats(0.2, 1.2), st.integers(5, 64), st.floats(0.1, 0.9))
+def test_a_budget_that_whole_slots_miss_has_a_program_on_either_side(light, more, L, where):
+    """One slot more is the next program; between the two there is none."""
+    wanted = light + more / L + where * (more - 2 * more / L)
+    _, plan = plan_of(wanted, light, light + more, L, capacity=1.0)
+    assert plan.next == pytest.approx(plan.levels[-1] + more / L)
+    assert plan.levels[-1] <= wanted + 1e-9 and wanted <= plan.next + 1e-9
+    assert plan.misses(wanted) == (plan.levels[-1] < 0.98 * wanted)
+
+
 def test_programs_shrink_as_the_target_falls_and_never_below_it():
     _, plan = plan_of(buckets=4, warm="100 steps", ramp="400 steps")
     found = [plan.bucket(step) for step in range(TOTAL)]

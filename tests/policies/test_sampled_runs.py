@@ -85,6 +85,8 @@ def test_a_sampled_run_is_plain_until_it_starts_and_resumes_exactly(go, cfg_of, 
     assert (
         costs["train_total"] == plain[0]["costs"]["train_total"] + costs["sampler"]["train_flops"]
     )
+    cut = [x["sampler_clipped"] for x in train[3:]]
+    assert costs["sampler"]["clipped"] == pytest.approx(np.mean(cut)) and min(cut) >= 0.0
     assert costs["sampler"]["bytes"] == 9 * 48 + 2 * 8 * 8  # two floats and a bool a row; two draws
 
 

@@ -133,6 +133,21 @@ def test_small_batches_of_many_weigh_one_over_n_p():
     assert clipped.weight_B.max() == 1.0 < d.weight_B.max()
 
 
+def test_what_the_clip_cuts_off_is_the_weight_that_is_missing():
+    """Without a clip the weights average 1: what is below is the share that was cut off."""
+    s, n = table(), 4_000
+    policy = sampling(dataclasses.replace(CFG, clip=1.5))
+    steps = jnp.arange(n)
+    cut = jax.jit(jax.vmap(lambda step: policy.clipped(s, KEY, step)))(steps)
+    d = draws(policy.cfg, s, n)
+    free = draws(CFG, s, n)
+    assert d.weight_B.max() == 1.5 < free.weight_B.max()
+    np.testing.assert_array_equal(d.index_B, free.index_B)
+    np.testing.assert_allclose(cut, (free.weight_B - d.weight_B).mean(1), rtol=1e-4, atol=1e-6)
+    assert float(cut.mean()) == pytest.approx(1 - d.weight_B.mean(), abs=0.02) and cut.mean() > 0.03
+    assert float(sampling().clipped(s, KEY, 0)) == 0.0
+
+
 def test_the_table_follows_what_steps_show():
     cfg = dataclasses.replace(CFG, decay=0.75)
     policy = sampling(cfg)

@@ -284,3 +284,20 @@ def test_training_goes_on_while_a_checkpoint_is_hashed_and_the_one_before_stays(
     assert checkpoints.steps() == [2, 1]
     checkpoints.close()
     assert_is(restore(folder)[0], 2)
+
+
+def test_an_array_without_numbers_is_saved_and_restored(tmp_path: Path):
+    """CHIAR of two layers routes nothing: its thresholds are arrays of size zero."""
+
+    def empty(step):
+        return state(step).replace(routing={"spread": jnp.zeros((0, 3), jnp.bfloat16)})
+
+    checkpoints = Checkpoints(tmp_path, print)
+    checkpoints.save(1, empty(1), {"score": 2.0}, 2.0)
+    checkpoints.wait()
+    found, named = checkpoints.latest(empty(0)), checkpoints.named()
+    checkpoints.close()
+    assert found.state.routing["spread"].shape == (0, 3)
+    assert found.state.routing["spread"].dtype == jnp.bfloat16
+    assert digest(found.state) == digest(empty(1))
+    assert named.state["routing/spread"].shape == (0, 3)

@@ -130,9 +130,10 @@ def test_a_long_run_draws_some_of_its_steps_and_writes_all(tmp_path, monkeypatch
     drawn = []
     draws = SimpleNamespace(scalars=lambda step, *_: drawn.append(step), close=lambda: None)
     monkeypatch.setattr(metrics, "tracker", lambda folder, step: draws)
-    train = SimpleNamespace(log_every="7 steps", batch_size=1, max_skips=3)
+    train = SimpleNamespace(log_every="7 steps", batch_size=1, max_skips=3, on_nonfinite="skip")
     length = SimpleNamespace(total=10 * recorder.POINTS, steps=lambda text: int(text.split()[0]))
-    experiment = SimpleNamespace(cfg=SimpleNamespace(train=train), length=length)
+    cfg = SimpleNamespace(train=train)
+    experiment = SimpleNamespace(cfg=cfg, length=length, largest_loss=700.0)
     of_run = recorder.Recorder(experiment, tmp_path, Screen(), recorder.Position())
     for step in range(1, 31):
         of_run.train(line(step, skipped=0, hard_rel_flops=1.0), 4)

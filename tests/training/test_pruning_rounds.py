@@ -97,6 +97,27 @@ def test_a_run_ends_at_its_target_and_says_so(whole, cfg_of):
     )
 
 
+def test_a_share_that_whole_tiles_miss_is_named_with_the_nearest_ones(cfg_of):
+    cfg = cfg_of({"keep": 0.99, "tile": 6})
+    made = prepare(cfg, build_task(cfg, lambda line: None)).rounds
+    all_left = {group.name: group.n for group in made.groups}
+    ffn = next(group for group in made.groups if group.kind == "ffn")
+    half = all_left | {ffn.name: ffn.n - 6}
+    share = made.flops(half) / made.full
+
+    def masks(left):
+        return {"units": {n: np.float32(np.arange(all_left[n]) < k) for n, k in left.items()}}
+
+    # a tile of the FFN is too much, and nothing else went: the share above is all of it
+    [line] = made.missed(masks(half))
+    assert share < 0.97 and line.startswith("warning: prune.keep is 0.99, which no choice")
+    assert f"it is {share:.3f} of the FLOPs now, a tile more is 1.000; a smaller prune.t" in line
+
+    # what is near enough needs no word
+    cfg = cfg_of({"keep": share / 0.99, "tile": 6})
+    assert prepare(cfg, build_task(cfg, lambda line: None)).rounds.missed(masks(half)) == []
+
+
 def test_masks_are_in_the_checkpoint_and_in_what_goes_out(whole, cfg_of):
     *_, folder = whole
     cfg = cfg_of({"unstructured": 0.3})

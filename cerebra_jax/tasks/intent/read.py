@@ -24,6 +24,7 @@ from cerebra_jax.tasks.table import Format, Table, known, read, text_of
 from cerebra_jax.tasks.task import SPLITS, Log
 
 OUT = "oos"  # the label of what belongs to no intent
+LARGEST_JSON = 1 << 26  # characters; Python's objects take up to 30 times as many bytes
 TEXTS = ("text", "utterance", "sentence", "query")
 
 Row = tuple[str, str]  # text, label
@@ -131,23 +132,43 @@ def _clinc(path: Path) -> Labelled:
 
     That is {"train": [[text, label], …], "val": …, "test": …} and the same keys with oos_ before.
     """
+    hint = "give its data_full.json or data_small.json, or a CSV file"
     rows = {}
     try:
-        data = json.loads(text_of(path))
+        text = text_of(path)
+        if len(text) > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON >> 20} Mi characters")
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("it holds no splits by name")
         for split, key in zip(SPLITS, ("train", "val", "test"), strict=True):
-            rows[split] = _pairs(data[key]) + _pairs(data.get(f"oos_{key}", []))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
-        what = f"{path} is not in CLINC150's form ({type(e).__name__}: {e})"
-        raise UserError(what, "give its data_full.json or data_small.json, or a CSV file") from None
+            if key not in data:
+                raise ValueError(f"there is no {key}")
+            out = f"oos_{key}"
+            rows[split] = _pairs(key, data[key]) + _pairs(out, data.get(out, []))
+    except RecursionError:
+        raise UserError(f"{path} is not in CLINC150's form (lists in lists)", hint) from None
+    except ValueError as e:
+        raise UserError(f"{path} is not in CLINC150's form ({e})", hint) from None
     name = path.name.removesuffix(".gz").removesuffix(".json")
     return Labelled(f"clinc150 {name}", rows | {"train": _in_random_order(rows["train"])})
 
 
-def _pairs(rows: Any) -> list[Row]:
-    pairs = [(text, label) for text, label in rows]
-    if not all(isinstance(x, str) for pair in pairs for x in pair):
-        raise TypeError("texts and labels must be strings")
-    return pairs
+def _pairs(key: str, rows: Any) -> list[Row]:
+    """Returns the rows of a split; ValueError where they are no list of pairs of strings."""
+    if not isinstance(rows, list):
+        raise ValueError(f"{key} is no list")
+    for i, row in enumerate(rows, start=1):
+        is_pair = isinstance(row, list) and len(row) == 2
+        if not is_pair or not all(isinstance(x, str) for x in row):
+            raise ValueError(f"{key}, row {i} is not [text, label]")
+        if not all(map(_is_unicode, row)):
+            raise ValueError(f"{key}, row {i} holds half of a surrogate pair")
+    return [(text, label) for text, label in rows]
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def text_column(table: Table, name: str) -> str:

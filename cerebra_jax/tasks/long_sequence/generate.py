@@ -15,6 +15,8 @@ import numpy as np
 
 from cerebra_jax.checks import Problem
 
+DRAWS = 1_000  # examples by which the accuracy of a rule is measured
+
 
 class Example(NamedTuple):
     """One sequence of L tokens with Q answers."""
@@ -61,9 +63,7 @@ def mqar(rng: np.random.RandomState, r: Rules) -> Example:
     tokens_L[1 : 2 * K : 2] = values_K
 
     # where each key is asked for
-    gaps = (L - 2 * K) // 2
-    weight = np.arange(1, gaps + 1, dtype=np.float64) ** (r.skew - 1)
-    slot_K = 2 * K + 2 * rng.choice(gaps, K, replace=False, p=weight / weight.sum())
+    slot_K = 2 * K + 2 * _gaps(rng, r)
     tokens_L[slot_K] = keys_K
     distance_K = slot_K - 2 * np.arange(K) - 1  # from a question back to its value
 
@@ -72,6 +72,25 @@ def mqar(rng: np.random.RandomState, r: Rules) -> Example:
     needed_L[slot_K] = True
     order = np.argsort(slot_K)
     return Example(tokens_L, slot_K[order], values_K[order], distance_K[order], needed_L)
+
+
+def _gaps(rng: np.random.RandomState, r: Rules) -> np.ndarray:
+    """Returns g of each key, (K,): how far behind the pairs it is asked for, in pairs of tokens."""
+    gaps = (r.L - 2 * r.pairs) // 2
+    weight = np.arange(1, gaps + 1, dtype=np.float64) ** (r.skew - 1)
+    return rng.choice(gaps, r.pairs, replace=False, p=weight / weight.sum())
+
+
+def in_order(r: Rules) -> float:
+    """Returns the accuracy, in mqar, of the rule that the j-th query has the j-th value.
+
+    It is the mean over the queries of DRAWS examples from one seed. The gaps are drawn one after
+    the other, small ones first where the skew is below 1: then queries come in the order of their
+    pairs more often than once in K.
+    """
+    rng = np.random.RandomState(0)
+    asked_DxK = np.stack([np.argsort(_gaps(rng, r)) for _ in range(DRAWS)])
+    return float((asked_DxK == np.arange(r.pairs)[None]).mean())
 
 
 def selective(rng: np.random.RandomState, r: Rules) -> Example:

@@ -57,6 +57,7 @@ class LongSequence:
         self.dataset = f"{kind}: L={rules.L}, {rules.pairs} to remember, vocabulary {rules.V}"
         if kind == "mqar":
             self.dataset += f", a={rules.skew:g}, filler {rules.filler}"
+            self.notice = _notice(rules)
         answers = generate.answers(kind, rules)
         self.shape = Shape(rules.L, rules.V, causal=causal, answers=answers, needed=True)
 
@@ -188,6 +189,15 @@ class LongSequence:
                 found.update(np.ascontiguousarray(array).tobytes())
         rules = self._rules._asdict() | {"kind": self._kind, "examples": HELD_OUT}
         return {"dataset": self.dataset, "sha256": found.hexdigest(), "rules": rules}
+
+
+def _notice(rules: generate.Rules) -> str:
+    """Returns what a model can reach in mqar without any recall, where that is more than chance."""
+    if rules.skew >= 1.0:
+        return ""
+    floor = f"{generate.in_order(rules):.4f} of the answers"
+    rule = "the rule that the j-th query has the j-th value"
+    return f"task.skew is {rules.skew:g}: {rule} gives {floor}, without any recall"
 
 
 def _rules(task: TaskCfg) -> generate.Rules:

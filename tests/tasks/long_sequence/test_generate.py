@@ -69,6 +69,14 @@ def test_skew_crowds_queries_at_the_front():
     assert far(0.01) < 90 < 120 < far(1.0)
 
 
+def test_the_floor_of_skewed_queries_is_what_a_rule_without_recall_gives():
+    """The rule answers each query of an example with the value in the same place."""
+    r = Rules(40, 100, 8, 0.1, "zero")
+    right = [e.answers_Q == e.tokens_L[1:16:2] for e in made("mqar", r, 1000)]
+    assert generate.in_order(r) == pytest.approx(np.mean(right), abs=0.015)
+    assert generate.in_order(r) > 1.2 / 8 > generate.in_order(r._replace(skew=1.0))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_without_an_example_are_refused(kind):
     too_short, too_few_symbols = Rules(3, 30, 5, 1.0, "random"), Rules(64, 2, 5, 1.0, "random")

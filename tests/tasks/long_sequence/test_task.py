@@ -48,6 +48,14 @@ def test_every_held_out_example_counts_once_and_none_is_trained_on(cfg):
     assert not (seen["valid"] & seen["test"]) and not (train & (seen["valid"] | seen["test"]))
 
 
+def test_a_skewed_task_says_what_is_right_without_recall(cfg):
+    notice = registry.build(cfg(task__skew=0.2)).notice
+    assert notice.startswith("task.skew is 0.2: the rule that the j-th query has the j-th value")
+    assert 1 / 5 < float(notice.split(" gives ")[1].split()[0]) < 1
+    assert registry.build(cfg()).notice == ""
+    assert registry.build(cfg(task__skew=0.2, task__kind="copy")).notice == ""
+
+
 def test_scores_are_what_numpy_counts(cfg):
     task = registry.build(cfg())
     batch = task.train_batch(0, 0, 6)
