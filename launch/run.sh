@@ -7,6 +7,7 @@
 #
 # Works from any folder: paths you give (--workdir, data_dir) are yours, relative to where you stand; only configs/... is
 # also looked up in the project. PYTHON=python3.12 picks the interpreter, VENV=DIR the environment, EXTRA=gpu more extras.
+# LOCK=.ci/lock.txt installs the versions of that file, each checked by its sha256, instead of the newest.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}
@@ -44,8 +45,10 @@ if [ "$(cat "$mark" 2>/dev/null)" != "$root" ] || ! "$venv/bin/python" -c '' 2>/
   "$py" -m venv "$venv"
   echo "$root" >"$mark"
 fi
-stamp=$venv/.installed-$(cat "$root/pyproject.toml" "$root/setup.py" - <<<"${EXTRA:-}" | cksum | tr ' ' -)
+lock=${LOCK:+$(cat "$LOCK")}
+stamp=$venv/.installed-$(cat "$root/pyproject.toml" "$root/setup.py" - <<<"${EXTRA:-} $lock" | cksum | tr ' ' -)
 if [ ! -e "$stamp-$what" ]; then
+  [ -z "$lock" ] || install --require-hashes -r "$LOCK"
   install -e "$root[$extras]"
   touch "$stamp-run" "$stamp-$what"
 fi

@@ -82,6 +82,21 @@ def digest(tree: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Keeps the best checkpoint by the scores in our own metadata, which have a sha256.
+
+    Orbax has copies of them. It cannot open a folder where one is not JSON, and lets the best
+    checkpoint go where one is missing.
+    """
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """Returns the validation score of a checkpoint; None where it has none, or is damaged."""
+        meta = _read_json(Path(self.directory) / str(step) / "meta" / "metadata")
+        if meta.get("own_sha256") != _own(meta) or meta["score"] is None:
+            return None
+        return {"score": meta["score"]}
+
+
 class Checkpoints:
     """The checkpoints of one run. `say` gets one line for each damaged one that is passed over."""
 
@@ -93,7 +108,8 @@ class Checkpoints:
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             for part in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(part)
+                if part.is_dir():  # a file of such a name is somebody else's
+                    shutil.rmtree(part)
         self._manager = self._open()
         self._incomplete = self._without_orbax()
         self._writer = ThreadPoolExecutor(1)
@@ -112,7 +128,7 @@ class Checkpoints:
             read_only=self._read_only,
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(KEEP), best]),
         )
-        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
+        return _Manager(self.folder, options=options, item_names=("state", "meta"))
 
     def _without_orbax(self) -> list[str]:
         """Returns the folders of steps that Orbax does not take for checkpoints; says which.
@@ -369,6 +385,15 @@ def _same_shapes(step: int, saved: dict[str, str], wanted: dict[str, np.ndarray]
                 f"checkpoint {step} has {name} {there}, this model {own}",
                 "it is another model's, or another version's of cerebra_jax",
             )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Returns the object that a file holds; {} where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _own(meta: dict[str, Any]) -> str:

@@ -10,75 +10,18 @@ import shutil
 import threading
 from pathlib import Path
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
 from cerebra_jax.errors import DiskError, Diverged, UserError
 from cerebra_jax.training import checkpoint
 from cerebra_jax.training.checkpoint import Checkpoints, digest, digests
+from tests.damage import delete, flip, truncate, zero
+from tests.training.saved import assert_is, restore, save, state
 
 # after a damaged file TensorStore still reports to the event loop that Orbax has closed
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@flax.struct.dataclass
-class State:
-    step: jax.Array
-    params: dict
-    opt_state: tuple
-    routing: dict
-
-    @property
-    def effective(self) -> dict:
-        return self.params
-
-
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.scale(-0.1))
-
-
-def state(step: int, width: int = 16) -> State:
-    """A state whose every float depends on the step, incompressible as trained weights are."""
-    draw = jax.random.normal(jax.random.key(step), (width, 32))
-    params = {
-        "embed": {"table": draw},
-        "head": {"kernel": draw[:4].astype(jnp.bfloat16), "bias": draw[0]},
-    }
-    opt = OPTIMIZER.update(params, OPTIMIZER.init(params))[1]
-    return State(jnp.int32(step), params, opt, {"tau": draw[1]})
-
-
-def save(folder: Path, scores: dict[int, float | None]) -> None:
-    checkpoints = Checkpoints(folder, print)
-    for step, nats in scores.items():
-        checkpoints.save(step, state(step), {"step": step, "score": nats}, nats)
-    checkpoints.wait()
-    checkpoints.close()
-
-
-def restore(folder: Path, **kwargs):
-    said = []
-    checkpoints = Checkpoints(folder, said.append, **kwargs)
-    try:
-        return checkpoints.latest(state(0)), said
-    finally:
-        checkpoints.close()
-
-
-def assert_is(found, step: int) -> None:
-    at, restored, meta = found
-    want = jax.tree.leaves_with_path(state(step))
-    got = jax.tree.leaves_with_path(restored)
-    assert (at, meta["step"]) == (step, step)
-    assert [path for path, _ in got] == [path for path, _ in want]
-    for (path, a), (_, b) in zip(got, want, strict=True):
-        assert a.dtype == b.dtype, path
-        np.testing.assert_array_equal(
-            np.asarray(a, np.float32), np.asarray(b, np.float32), err_msg=str(path)
-        )
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +49,6 @@ def test_the_later_of_two_equals_is_the_best(tmp_path):
 
 def test_nothing_saved_is_none(tmp_path):
     assert restore(tmp_path / "run") == (None, [])
-
-
-def flip(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-
-
-def truncate(path: Path, rng: random.Random) -> None:
-    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
-
-
-def zero(path: Path, rng: random.Random) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def delete(path: Path, rng: random.Random) -> None:
-    path.unlink()
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, zero, delete])
@@ -183,6 +108,22 @@ def test_half_deleted_and_foreign_entries(saved, tmp_path):
     assert_is(found, 4)
     assert len(said) == 1
     assert not list(folder.glob("*tmp*")) and (folder / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", '{"score"z 1.0}', '{"score": 9.0}', "[1]"])
+def test_a_damaged_copy_of_a_score_does_not_matter(saved, tmp_path, text):
+    """Orbax alone cannot open the folder where it is not JSON, and lets the best one go."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    copy = folder / "2" / "metrics" / "metrics"
+    copy.unlink() if text is None else copy.write_text(text)
+    (folder / "6.orbax-checkpoint-tmp-1").write_text("a file of such a name is left alone")
+    assert_is(restore(folder, read_only=True)[0], 5)
+    checkpoints = Checkpoints(folder, print)
+    checkpoints.save(6, state(6), {"step": 6, "score": 1.5}, 1.5)
+    checkpoints.wait()
+    assert_is(checkpoints.best(state(0)), 2)
+    checkpoints.close()
 
 
 def test_none_intact_is_an_error_not_a_fresh_start(saved, tmp_path):
