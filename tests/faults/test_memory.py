@@ -102,7 +102,7 @@ def test_a_device_says_itself_what_is_free():
 def test_an_absurd_batch_is_refused_before_anything_is_traced(
     cfg_of, monkeypatch, tmp_path, Screen
 ):
-    cfg = cfg_of({"train": {"batch_size": 1 << 30, "devices": 1, "duration": "1 steps"}})
+    cfg = cfg_of({"train": {"batch_size": 10**9, "devices": 1, "duration": "1 steps"}})
     monkeypatch.setattr(loop, "prepare", lambda *args: pytest.fail("it is traced"))
     with pytest.raises(UserError, match="training needs about .* GB of memory") as raised:
         loop.run(cfg, build(cfg, lambda line: None), tmp_path, Screen())

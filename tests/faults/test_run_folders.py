@@ -23,6 +23,7 @@ from cerebra_jax import config
 from cerebra_jax.main import main
 from cerebra_jax.tasks import registry
 from cerebra_jax.training import preprocessing
+from tests.faults.record import Counts, record
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = ("chiar", "cerebra", "dense", "table")  # written by the first version
@@ -227,6 +228,7 @@ def good(tmp_path_factory) -> list[Path]:
     return [folder / name for name in OLD]
 
 
+WRONG = ("another status", "tracebacks", "executions", "writes outside")  # as `run` judges
 FIGURES = ("html", "plot", "pareto", "uses", "budgets")
 
 
@@ -269,8 +271,11 @@ def test_a_damaged_folder_is_a_table_or_one_line(good, run, tmp_path):
 
 @pytest.mark.faults
 def test_many_damaged_folders(good, run, tmp_path):
+    counts = Counts(*WRONG)
     found = drive(600, 2, good, run, tmp_path)
     assert found["report refused"] > 100 and found["report shown"] > 100
+    counts.times, counts.ended = found.pop("folders"), found
+    record("damaged or hostile run folders, reported and trained", counts)
 
 
 # ---- what a run learnt
@@ -317,7 +322,10 @@ def test_what_a_damaged_run_learnt_is_refused_in_one_line(learnt, run, tmp_path)
 
 @pytest.mark.faults
 def test_much_that_damaged_runs_learnt(learnt, run, tmp_path):
-    learn(150, learnt, run, tmp_path)
+    counts = Counts(*WRONG)
+    found = learn(150, learnt, run, tmp_path)
+    counts.times, counts.ended = found.pop("folders"), found
+    record("damaged preprocessing.json, predicted with", counts)
 
 
 @pytest.mark.parametrize("name", ["listops", "long_sequence", "mixed"])

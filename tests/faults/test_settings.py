@@ -70,6 +70,11 @@ def test_watching_changes_nothing():
         ({"train": {"duration": "1e30 steps"}}, "'1e30 steps' is 1e\\+30 steps; a run has at most"),
         ({"train": {"duration": "1e308 epochs"}}, "duration '1e308 epochs'"),
         ({"objective": {"device": "foo"}}, "'foo'"),
+        (
+            {"task": {"name": "intent", "path": "t.csv", "target": "a", "columns": ("a",)}}
+            | {"net": {"name": "transformer", "causal": False}},
+            "task.columns and task.target are both 'a'",
+        ),
         ({"train": {"batch_size": 10**20}}, "train.batch_size is 1000"),
     ],
     ids=str,
