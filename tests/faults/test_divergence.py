@@ -111,11 +111,12 @@ def test_rollback_ends_the_second_time(cfg_of, tmp_path, Screen):
 def test_a_text_whose_perplexity_is_no_number_has_diverged(tiny_cfg, write_text, tmp_path, Screen):
     """Fault 4: exp of the loss is infinite, and the figure of the line is none."""
     write_text(tmp_path, train=200)
-    net = {"name": "transformer", "width": 16, "ffn_width": 16, "init_std": 10.0}
-    train = {"duration": "2 steps", "max_skips": 100, "devices": 1, "eval_every": "1 steps"}
+    net = {"name": "transformer", "width": 64, "ffn_width": 16}
+    train = {"lr": 10.0, "warmup": "0 steps", "clip": 1e9, "max_skips": 100, "devices": 1}
+    train |= {"duration": "8 steps", "eval_every": "4 steps"}
     cfg = tiny_cfg({"task.data_dir": str(tmp_path), "net": net, "train": train}, blocks=1)
     (tmp_path / "run").mkdir()
-    with pytest.raises(Diverged, match=r"step 1: the valid loss is \d.*lower train.lr"):
+    with pytest.raises(Diverged, match=r"step 4: the valid loss is \d.*lower train.lr"):
         loop.run(cfg, build(cfg, lambda line: None), tmp_path / "run", Screen())
 
 
