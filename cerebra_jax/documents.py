@@ -95,6 +95,17 @@ def read(path: Path, shape: Shape = ANY, hint: str = HINT) -> Any:
     return check(_parsed(data, str(path), hint), shape, str(path), hint)
 
 
+def read_or_nothing(path: Path) -> dict[str, Any]:
+    """Returns the object that a file holds; {} where there is none, for a caller that can do
+    without.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_lines(path: Path, shape: Shape = ANY, hint: str = HINT) -> Iterator[tuple[str, Any]]:
     """Yields (where it stands, its value) of each line of JSON; a torn last line is left out.
 

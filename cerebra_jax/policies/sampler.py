@@ -118,7 +118,6 @@ class Sampling(Policy):
         index_B, each = outcome.gathered((outcome.batch["index_B"], each))
         learned = outcome.keep(self.learn(own, index_B, each), own)
         table, drawn = self.advance(learned, outcome.key, outcome.step)
-        cut = self.clipped(learned, outcome.key, outcome.step + AHEAD)
         weight_B = outcome.batch["weight_B"]
         total, squares = outcome.total((weight_B.sum(), jnp.square(weight_B).sum()))
         metrics = {
@@ -127,7 +126,7 @@ class Sampling(Policy):
             "drawn": drawn,
         }
         if self.cfg.mode == "importance":
-            metrics[CLIPPED] = once(cut)
+            metrics[CLIPPED] = once(self.clipped(learned, outcome.key, outcome.step + AHEAD))
         return table, metrics
 
     def learn(self, table: Sampler, index_B: jax.Array, each: Each) -> Sampler:

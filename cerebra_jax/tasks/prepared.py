@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebra_jax.config import TaskCfg
+from cerebra_jax.documents import read_or_nothing
 from cerebra_jax.tasks.text import download
 
 SEAL = "sha256.json"
@@ -38,12 +39,12 @@ def seal(folder: Path) -> None:
 
 def seals(folder: Path) -> dict[str, str]:
     """Returns {name of a file: its sha256} as it was written; {} where nothing is readable."""
-    return {name: str(value) for name, value in _read(folder / SEAL).items()}
+    return {name: str(value) for name, value in read_or_nothing(folder / SEAL).items()}
 
 
 def damage(folder: Path) -> str:
     """Returns what is not as it was written, for a person; "" where everything is."""
-    wanted, verified = seals(folder), _read(folder / VERIFIED)
+    wanted, verified = seals(folder), read_or_nothing(folder / VERIFIED)
     if not wanted:
         return f"{SEAL} is missing or damaged"
     strange = sorted(set(wanted) ^ set(_names(folder)))
@@ -84,11 +85,3 @@ def _stamp(path: Path) -> list[int]:
     """Returns what changes whenever a large file is written; [] of a small one."""
     at = path.stat()
     return [at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino] if at.st_size > LARGE else []
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
+from cerebra_jax.documents import read_or_nothing
 from cerebra_jax.errors import DISK_ERRNOS, DiskError, Diverged, UserError
 from cerebra_jax.training import frozen
 from cerebra_jax.trees import named_leaves
@@ -91,7 +92,7 @@ class _Manager(ocp.CheckpointManager):
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """Returns the validation score of a checkpoint; None where it has none, or is damaged."""
-        meta = _read_json(Path(self.directory) / str(step) / "meta" / "metadata")
+        meta = read_or_nothing(Path(self.directory) / str(step) / "meta" / "metadata")
         if meta.get("own_sha256") != _own(meta) or meta["score"] is None:
             return None
         return {"score": meta["score"]}
@@ -385,15 +386,6 @@ def _same_shapes(step: int, saved: dict[str, str], wanted: dict[str, np.ndarray]
                 f"checkpoint {step} has {name} {there}, this model {own}",
                 "it is another model's, or another version's of cerebra_jax",
             )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Returns the object that a file holds; {} where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _own(meta: dict[str, Any]) -> str:
