@@ -22,7 +22,7 @@ TEXTS = [
     ROOT / f"{where}README.md"
     for where in ("", "benchmarks/", "benchmarks/results/", "configs/", "launch/")
 ]
-TEXTS.append(ROOT / "CONTRIBUTING.md")
+TEXTS += [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "papers.md"]
 NOTEBOOK = ROOT / "launch" / "colab_tpu.ipynb"
 # commands that read the folder of a run, which the documents' commands do not make here
 ABOUT_A_RUN = "eval generate predict calibrate shrink heatmap analyze convert".split()
