@@ -97,6 +97,10 @@ VARIANTS = {
     },
     "cerebra-soft": {"net.name": "cerebra", "net.route.mode": "soft"},
     "cerebra-random": {"net.name": "cerebra", "net.route.mode": "random", "net.ffn": "gated"},
+    "cerebra-random-gate": {
+        "net.name": "cerebra",
+        "net.route": {"mode": "random", "gate": "learned", "kv": "routed"},
+    },
     "cerebra-oracle": {"net.name": "cerebra", "net.route.mode": "oracle", "net.route.kv": "routed"},
     "cerebra-always_full": {"net.name": "cerebra", "net.route.mode": "always_full"},
     "cerebra-always_compressed": {"net.name": "cerebra", "net.route.mode": "always_compressed"},
@@ -139,6 +143,7 @@ VARIANTS = {
     "mod-masked": {"net.name": "mod", "net.route.kv": "routed", "net.route.dispatch": False},
     "mod-learned": {"net.name": "mod", "net.route.tau": "learned"},
     "mod-random": {"net.name": "mod", "net.route.mode": "random"},
+    "mod-random-gate": {"net.name": "mod", "net.route": {"mode": "random", "gate": "learned"}},
     "mod-scan-remat": {"net.name": "mod", "net.depth": 5, "net.scan": True, "net.remat": True},
     "window": {"net.name": "window", "net.window": 5},
     "window-scan-remat": {

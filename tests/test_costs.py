@@ -193,6 +193,12 @@ CASES = {
     "mod-random-scan": {
         "net": {"name": "mod", "depth": 5, "scan": True, "route": {"mode": "random"}}
     },
+    **{
+        f"{name}-random-gate": {
+            "net": {"name": name, "route": {"mode": "random", "gate": "learned", "kv": "routed"}}
+        }
+        for name in ("cerebra", "mod")
+    },
     "cnn": {"net": {"name": "cnn", "kernel": 5}},
     "cnn-bf16-scan": {"net": {"name": "cnn", "scan": True, "remat": True, "dtype": "bfloat16"}},
     "lstm": {"net.name": "lstm"},

@@ -239,14 +239,14 @@ def _print_time(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], 
     else:
         source = f"timed here on {timed} of {rows} windows"
     rate = f"{f['tokens_per_s']:,.0f} tokens/s on {f['device']}"
-    say(f"time       {_duration(f['step_seconds'])} per step, {rate} ({source})")
+    say(f"time       {how_long(f['step_seconds'])} per step, {rate} ({source})")
     duration = cfg.train.duration
     if f["steps"] is None:
         flops = si(1e6 * f["flops_per_token"]["train_step"], "FLOP")
-        seconds = _duration(1e6 / f["tokens_per_s"])
+        seconds = how_long(1e6 / f["tokens_per_s"])
         say(f"training   {duration}: {flops} and {seconds} per million tokens of text")
     else:
-        seconds = _duration(f["steps"] * f["step_seconds"])
+        seconds = how_long(f["steps"] * f["step_seconds"])
         say(f"training   {duration}: {si(f['total_flops'], 'FLOP')}, {seconds}")
 
 
@@ -282,7 +282,8 @@ def si(x: float, unit: str = "") -> str:
     return f"{x:.3g} {' kMGTPE'[power].strip()}{unit}".rstrip()
 
 
-def _duration(seconds: float) -> str:
+def how_long(seconds: float) -> str:
+    """Returns a time for a person: "90 s", "12 min" or "3.4 h"."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebra_jax.cli import arguments, settings
+from cerebra_jax.cli import arguments, settings, sweep_hours
 from cerebra_jax.cli import sweep_points as listed
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.cli.cost import si
 from cerebra_jax.cli.screen import Screen
+from cerebra_jax.cli.sweep_hours import Priced
 from cerebra_jax.cli.sweep_points import Point
 from cerebra_jax.cli.sweep_pool import SCREEN, Ended, Pool
 from cerebra_jax.cli.sweep_price import prices
@@ -88,7 +89,8 @@ def check(request: Request) -> None:
         raise UserError(what, "return a list of dicts, or yield them")
     points = listed.load(spec, value, request.overrides, root)
     for point in points:
-        folder.check(point.workdir, point.cfg)
+        if point.flops is None:
+            folder.check(point.workdir, point.cfg)
     request.sweep = Sweep(root, request.jobs, points, None)
 
 
@@ -99,8 +101,10 @@ def run(request: Request) -> None:
     if sweep.search:
         _run_search(sweep, sweep.search, request.dry, say)
         return
+    found = _prices(sweep.points)
+    sweep = sweep._replace(points=_lasting(sweep.points, found))
     states = [_state(point) for point in sweep.points]
-    announce(sweep, states, say)
+    announce(sweep, states, found, say)
     if request.dry:
         return
     todo = [p for p, state in zip(sweep.points, states, strict=True) if state != "done"]
@@ -121,12 +125,25 @@ def _run_search(sweep: Sweep, search: Search, dry: bool, say: Say) -> None:
     close(ended, stopping, sweep.root, "its other trials go on with the same command", say)
 
 
-def announce(sweep: Sweep, states: list[str], say: Say) -> None:
+def _lasting(points: list[Point], found: list[dict[str, Any]]) -> list[Point]:
+    """Returns the points with the steps that follow from their FLOPs.
+
+    UserError where a folder holds another run.
+    """
+    lasting = []
+    for point, price in zip(points, found, strict=True):
+        if point.flops is not None:
+            point = point.lasting(price["duration"])
+            folder.check(point.workdir, point.cfg)
+        lasting.append(point)
+    return lasting
+
+
+def announce(sweep: Sweep, states: list[str], found: list[dict[str, Any]], say: Say) -> None:
     """Says every point with its state, steps, training FLOPs and executed share of dense.
 
-    Raises UserError where one cannot run.
+    And how long those that are left take.
     """
-    found = _prices(sweep.points)
     # each point
     width = max(len(point.name) for point in sweep.points)
     for point, state, price in zip(sweep.points, states, found, strict=True):
@@ -148,6 +165,9 @@ def announce(sweep: Sweep, states: list[str], say: Say) -> None:
     )
     if unknown:
         say(EPOCHS)
+    if known:
+        runs = [Priced(*run) for run in zip(sweep.points, states, found, strict=True)]
+        say(sweep_hours.line(runs, sweep.jobs))
 
 
 EPOCHS = (
@@ -187,8 +207,11 @@ def _range(given: Mapping[str, Any]) -> str:
 
 
 def _prices(points: list[Point]) -> list[dict[str, Any]]:
-    """Returns the price of every point; raises UserError where one cannot run."""
-    found = prices([point.cfg for point in points])
+    """Returns the price of every point; raises UserError where one cannot run.
+
+    That of a point which is given by its FLOPs says its train.duration.
+    """
+    found = prices([(point.cfg, point.flops) for point in points])
     for point, price in zip(points, found, strict=True):
         if "error" in price:
             what, hint = price["error"]

@@ -5,7 +5,9 @@ Imports no JAX.
 A sweep file is Python. `get_sweep()`, or `get_sweep(arg)`, returns or yields a dict per point:
 under "config" the configuration it starts from, as after --config=; then configuration keys with
 their values; and under "name", if need be, what to call the point (without its seed). Loops and
-itertools.product are the grid language.
+itertools.product are the grid language. Under "flops" may stand how many FLOPs the training
+executes, in the place of train.duration: its steps follow from the price of a step, whatever
+machine asks (`sweep_price`).
 
     def get_sweep():
         for lr, seed in itertools.product((1e-3, 2e-3), range(3)):
@@ -14,8 +16,10 @@ itertools.product are the grid language.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
+import math
 import re
 import runpy
 from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +41,12 @@ class Point(NamedTuple):
     name: str
     cfg: config.RunCfg
     workdir: Path
+    flops: float | None = None  # of its training: its steps follow from them; None: cfg says them
+
+    def lasting(self, duration: str) -> Point:
+        """Returns the point with its train.duration found; nothing is left to follow from FLOPs."""
+        train = dataclasses.replace(self.cfg.train, duration=duration)
+        return self._replace(cfg=dataclasses.replace(self.cfg, train=train), flops=None)
 
 
 def call(spec: str, entries: tuple[str, ...]) -> tuple[str, Any]:
@@ -86,10 +96,10 @@ def load(spec: str, rows: Iterable[Any], overrides: Mapping[str, str], root: Pat
         points.append(point(spec, f"point {i + 1} of {spec}", row, overrides, root))
     if not points:
         raise UserError(f"{spec} has no point", "return at least one dict")
-    same: dict[config.RunCfg, int] = {}
+    same: dict[tuple[config.RunCfg, float | None], int] = {}
     called: dict[str, int] = {}
     for i, p in enumerate(points, start=1):
-        j = same.setdefault(p.cfg, i)
+        j = same.setdefault((p.cfg, p.flops), i)
         if j != i:
             raise UserError(
                 f"points {j} and {i} of {spec} are the same configuration",
@@ -112,10 +122,12 @@ def point(spec: str, where: str, row: Any, overrides: Mapping[str, str], root: P
             '{"config": "configs/wikitext.py", "train.lr": 1e-3, ...}',
         )
     row = dict(row)
-    base, name = row.pop("config"), row.pop("name", None)
+    base, name, flops = row.pop("config"), row.pop("name", None), row.pop("flops", None)
     if name is not None and not (isinstance(name, str) and name):
         raise UserError(f"{where}: its name is {name!r}", "give a word")
     row = {names.current_key(str(key)): value for key, value in row.items()}
+    if flops is not None:
+        _check_flops(where, flops, row | {**overrides})
     keys = config.fields()
     try:
         for key, value in row.items():
@@ -125,8 +137,20 @@ def point(spec: str, where: str, row: Any, overrides: Mapping[str, str], root: P
         cfg = settings.load(_found(base, Path(spec.partition(":")[0])), row | {**overrides})
     except UserError as e:
         raise UserError(f"{where}: {e.what}", e.hint) from None
-    name = f"{re.sub(r'[^A-Za-z0-9._=,+-]', '_', name or label(base, row))}-s{cfg.seed}"
-    return Point(name, cfg, root / name)
+    name = f"{re.sub(r'[^A-Za-z0-9@._=,+-]', '_', name or label(base, row))}-s{cfg.seed}"
+    return Point(name, cfg, root / name, None if flops is None else float(flops))
+
+
+def _check_flops(where: str, flops: Any, keys: Mapping[str, Any]) -> None:
+    """Raises UserError where the training FLOPs of a point are no number, or not what ends it."""
+    is_number = isinstance(flops, int | float) and not isinstance(flops, bool)
+    if not is_number or not 0 < flops < math.inf:
+        raise UserError(f"{where}: its flops are {flops!r}", "give a number of FLOPs above 0: 1e12")
+    if "train.duration" in keys:
+        raise UserError(
+            f"{where}: flops and train.duration are both set",
+            "leave out train.duration: how many steps it has follows from its flops",
+        )
 
 
 def label(base: str, row: Mapping[str, Any]) -> str:

@@ -83,6 +83,9 @@ def declared(spec: str, value: Any, overrides: Mapping[str, str], root: Path) ->
     row = dict(value)
     ranges, trials = row.pop("ranges", None), row.pop("trials", None)
     objectives = tuple(row.pop("objectives", ("quality",)))
+    if "flops" in row:
+        what = f"get_search() of {spec} has flops, which are for the points of a list"
+        raise UserError(what, "give train.duration")
     if type(trials) is not int or trials < 1:
         raise UserError(f"{spec}: trials is {trials!r}", "give a whole number of them: 20")
     if (

@@ -41,6 +41,12 @@ class RouteCfg:
     part: str = key(
         "block", "what cerebra routes: attention, or attention and FFN", of=("attention", "block")
     )
+    gate: str = key(
+        "one",
+        "cerebra and mod: how much of the heavy path a token takes that chance chose: all, or what "
+        "a learned score says; decisions by a score have its gate",
+        of=("one", "learned"),
+    )
     noise: float = key(
         1.0, "Gumbel noise on the scores of topk in training, in temperatures", lo=0.0, hi=10.0
     )

@@ -23,7 +23,7 @@ from cerebra_jax.models.shapes import LayerShape
 from cerebra_jax.models.stack import Own, Shared
 from cerebra_jax.routing.report import Reporter
 from cerebra_jax.routing.routed import Capacity, Decided, Routed, carry_out, selected_only
-from cerebra_jax.routing.routers import SCORED, router_of
+from cerebra_jax.routing.routers import router_of, scored
 
 
 class RoutedBlock(nn.Module):
@@ -146,7 +146,7 @@ class RoutedBlock(nn.Module):
         L = self.capacity.length
         room = self.capacity if self.router is not None else None
         found = [stack.norm_part(net, 2 * L)]
-        if self.router is not None and net.route.mode in SCORED:
+        if self.router is not None and scored(net.route):
             found.append(light.router_part(net, self.router, L))
         if self.light is not None:
             found += light.parts(net, self.compressor, self.light, L)

@@ -20,7 +20,7 @@ from cerebra_jax.models.pricing import Part
 from cerebra_jax.models.stack import Own, Placed, Shared
 from cerebra_jax.routing.report import Reporter
 from cerebra_jax.routing.routed import Capacity, Memory, Routed, carry_out
-from cerebra_jax.routing.routers import SCORED, router_of
+from cerebra_jax.routing.routers import router_of, scored
 
 
 class RoutedBlock(nn.Module):
@@ -75,7 +75,7 @@ class RoutedBlock(nn.Module):
         """Returns what it is made of, with prices."""
         room, L = self.capacity, self.capacity.length
         found = [stack.norm_part(net, L)]
-        if net.route.mode in SCORED:
+        if scored(net.route):
             found.append(light.router_part(net, self.router, L))
         # of a gathered token its two norms, else the second
         norms = stack.rows_part(net, "norm", self.ffn_norm, L, room)

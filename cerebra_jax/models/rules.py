@@ -92,6 +92,8 @@ def check_chiar(cfg: RunCfg) -> Iterator[Problem]:
         yield _score(net)
     if route.tau == "learned":
         yield "net.route.tau is learned for chiar", "use net.route.tau=running"
+    if route.gate == "learned":
+        yield "net.route.gate is learned for chiar", "use net.route.gate=one, or net.name=cerebra"
     if route.tau == "calibrated" and cfg.task.name == "mixed":
         hint = "held-out rows come task after task: use net.route.tau=running"
         yield "net.route.tau is calibrated for several tasks", hint
@@ -227,6 +229,11 @@ def _heavy_or_light(cfg: RunCfg) -> Iterator[Problem]:
     yield from _no_operators_of_chiar(cfg)
     if route.tau == "calibrated":
         yield f"net.route.tau is calibrated for {net.name}", "use net.route.tau=running"
+
+    # how much of the heavy path they take
+    if route.gate == "learned" and "random" not in (route.mode, cfg.twin):
+        what = f"net.route.gate is learned with net.route.mode={route.mode}"
+        yield what, "only what chance decides lacks a gate of its own: use net.route.gate=one"
 
     # how many of them
     if route.mode in ("threshold", "random", "oracle") and not 0.0 < route.rate < 1.0:

@@ -56,6 +56,10 @@ class Plan(NamedTuple):
     ramp: int
     steers: str  # "penalty", "rate", or "" where only the program follows
 
+    def over(self, cfg: ObjectiveCfg, length: Length) -> Plan:
+        """Returns the plan of a run of another length: the same programs, at other steps."""
+        return self._replace(warm=length.steps(cfg.warm), ramp=max(1, length.steps(cfg.ramp)))
+
     def misses(self, budget: float) -> bool:
         """Returns whether the last program is farther from the budget than TOLERANCE of it."""
         return abs(self.levels[-1] / budget - 1.0) > TOLERANCE
@@ -76,6 +80,12 @@ class Plan(NamedTuple):
         """
         target = self.executed_at(step)
         return max(i for i, level in enumerate(self.levels) if level >= target - 1e-12 or i == 0)
+
+    def counts(self, total: int) -> list[int]:
+        """Returns how many of the first `total` steps each program takes."""
+        programs = range(len(self.levels))
+        ends = [bisect.bisect_right(range(total), i, key=self.bucket) for i in programs]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class Prices(NamedTuple):
@@ -113,10 +123,10 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, prices: Prices, length: Length)
         table=_table(prices, rates, chosen),
         light=prices.hard(0.0),
         next=prices.executed(rates[min(dearer, len(rates) - 1)]),
-        warm=length.steps(cfg.warm),
-        ramp=max(1, length.steps(cfg.ramp)),
+        warm=0,
+        ramp=1,
         steers=steers,
-    )
+    ).over(cfg, length)
 
 
 def named(cost: float) -> float:

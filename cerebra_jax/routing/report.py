@@ -12,7 +12,7 @@ from cerebra_jax.routing import thresholds
 from cerebra_jax.routing.decision_cost import cost_of
 from cerebra_jax.routing.entropy_router import Choice, uses
 from cerebra_jax.routing.routed import Decided, fullest
-from cerebra_jax.routing.routers import SCORED, Route
+from cerebra_jax.routing.routers import Route, scored
 from cerebra_jax.types import LayerDecision, LayerReport
 
 NOTHING = LayerReport(None, None, {}, {}, {}, {})
@@ -40,7 +40,7 @@ class Reporter:
         stats = self._stats(route.wanted, kept)
         stats["gate"] = decided.gate_BxL.sum(1) / jnp.maximum(kept.sum(1), 1)
         losses, observed = {}, {}
-        if self.route.mode in SCORED:
+        if scored(self.route):
             real = jnp.ones_like(kept) if mask_BxL is None else mask_BxL.astype(jnp.float32)
             square = (real * jnp.square(route.score)).sum(1)
             losses["z_loss"] = square / jnp.maximum(real.sum(1), 1)

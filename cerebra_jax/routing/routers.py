@@ -20,7 +20,7 @@ from cerebra_jax.layers.linear import normal
 from cerebra_jax.layers.parameters import Dense, Module
 from cerebra_jax.layers.rows import Rows
 
-SCORED = ("soft", "topk", "threshold")  # modes of Cerebra and MoD with a learned score
+SCORED = ("soft", "topk", "threshold")  # modes of Cerebra and MoD that decide by a learned score
 
 
 EXACT = jax.lax.Precision.HIGHEST
@@ -62,7 +62,7 @@ def router_of(width: int, route: RouteCfg, causal: bool) -> nn.Module | None:
     if route.mode == "oracle":
         return OracleRouter(parent=None)
     if route.mode == "random":
-        return RandomRouter(route, causal, parent=None)
+        return RandomRouter(width, route, causal, parent=None)
     return Router(width, route, parent=None)
 
 
@@ -81,12 +81,15 @@ class OracleRouter(nn.Module):
 class RandomRouter(nn.Module):
     """Selects `rate` of the tokens whatever they hold, the same ones at every evaluation.
 
-    Exactly that many in an encoder.
+    Exactly that many in an encoder. Their gate is 1, or σ(s) of a linear score s that decides
+    nothing (net.route.gate).
     """
 
+    width: int
     route: RouteCfg
     causal: bool
 
+    @nn.compact
     def __call__(self, tokens: Rows, now: Circumstances) -> Route:
         key = self.make_rng("route") if self.has_rng("route") else None
         score = chance(key, now, tokens)
@@ -97,8 +100,11 @@ class RandomRouter(nn.Module):
             selected = topk.hard_topk(_last(score, tokens.mask), k) > 0
         if tokens.mask is not None:
             selected = selected & tokens.mask
-        shape = score.shape
-        return Route(selected, jnp.ones(shape), jnp.full(shape, self.route.rate), score)
+        p = jnp.full(score.shape, self.route.rate)
+        if not scored(self.route):
+            return Route(selected, jnp.ones(score.shape), p, score)
+        score = linear_score(self.width)(tokens.x.astype(jnp.float32))[..., 0]
+        return Route(selected, jax.nn.sigmoid(score), p, score)
 
 
 class Router(nn.Module):
@@ -121,19 +127,8 @@ class Router(nn.Module):
         route = self.route
         mask = tokens.mask
         real = jnp.ones(tokens.x.shape[:2], bool) if mask is None else mask
-        # scores of normalised features spread by about 1
-        init = normal(self.width**-0.5)
         shift = NormalDist().inv_cdf(route.rate) if learned(route) else 0.0
-        bias = nn.initializers.constant(shift)
-        dense = Dense(
-            1,
-            learned(route),
-            jnp.float32,
-            precision=EXACT,
-            kernel_init=init,
-            bias_init=bias,
-            name="score",
-        )
+        dense = linear_score(self.width, learned(route), shift)
         score = dense(tokens.x.astype(jnp.float32))[..., 0]
 
         if route.mode == "soft":
@@ -151,6 +146,22 @@ class Router(nn.Module):
         z = (score - tau) / jnp.maximum(spread, 1e-6)
         p = jax.nn.sigmoid(z / now.temperature) * real
         return Route((score > tau) & real, jax.nn.sigmoid(z), p, score)
+
+
+def linear_score(width: int, has_bias: bool = True, shift: float = 0.0) -> Dense:
+    """Returns the layer that scores a token, (…, D) -> (…, 1) float32, for a router to hold.
+
+    Scores of normalised features spread by about 1, around `shift`.
+    """
+    return Dense(
+        1,
+        has_bias,
+        jnp.float32,
+        precision=EXACT,
+        kernel_init=normal(width**-0.5),
+        bias_init=nn.initializers.constant(shift),
+        name="score",
+    )
 
 
 def _last(score, mask_BxL):
@@ -208,6 +219,11 @@ class MetaRouter(Module):
             return jax.nn.sigmoid(bias_T)
         dense = Dense(1, dtype=jnp.float32, precision=EXACT, kernel_init=normal(), name="gate")
         return jax.nn.sigmoid(dense(mean_BxLxD))
+
+
+def scored(route: RouteCfg) -> bool:
+    """Returns whether a router of Cerebra or MoD has a learned score."""
+    return route.mode in SCORED or (route.mode == "random" and route.gate == "learned")
 
 
 def learned(route: RouteCfg) -> bool:

@@ -45,6 +45,8 @@ with open(here / "run.lock", "a+") as lock:
     result = {"seed": cfg["seed"], "cores": int(os.environ["NPROC"]), "lr": cfg["train"]["lr"]}
     (here / "result.json").write_text(json.dumps(result))
 """
+PRICE = {"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0}
+PRICE |= {"seconds": 1.0, "modelled": "a model"}
 SWEEP = """
 HOWS = {hows}
 
@@ -68,7 +70,7 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(
         command,
         "prices",
-        lambda cfgs: [{"steps": 1, "flops": 1, "step_flops": 1, "executed": 1.0} for _ in cfgs],
+        lambda asked: [PRICE] * len(asked),
     )
 
     def run(*hows: str, into: str = "runs", jobs: int = 2) -> Path:
@@ -268,7 +270,8 @@ def test_a_dry_run_prices_and_writes_nothing_and_needs_no_jax(tmp_path, clean_en
     done = subprocess.run(line, cwd=tmp_path, env=clean_env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(tmp_path.iterdir())
-    *rows, total = done.stdout.splitlines()
+    *rows, total, hours = done.stdout.splitlines()
+    assert "modelled, not measured: 0.4 of the roofline of cpu" in hours
     assert len(rows) == 24 and total.startswith("24 of 24 points to run") and "960 steps" in total
     dense = next(row for row in rows if " dense-s0 " in row)
     assert dense.startswith("new ") and "40 steps · 8.05 GFLOP · 1.000 of dense" in dense
@@ -293,6 +296,6 @@ def test_a_dry_run_of_epochs_of_a_text_says_what_it_knows_and_what_it_does_not(
     # so many steps cost so much
     words = ["sweep", "--config=mine.py", "--dry", "--config.train.duration=1000 steps"]
     assert main(words) == 0
-    row, total = capsys.readouterr().out.splitlines()
+    row, total, _ = capsys.readouterr().out.splitlines()
     assert f"1,000 steps · {float(flops):g} PFLOP" in row
     assert total.endswith(f"1,000 steps · {float(flops):g} PFLOP at most")

@@ -69,6 +69,8 @@ def test_the_other_controls_change_one_thing(tiny_cfg):
     )
     assert dense.net == dataclasses.replace(cfg.net, name="transformer")
     assert random.net.route == dataclasses.replace(cfg.net.route, mode="random")
+    gated = tiny_cfg({"net.name": "cerebra", "net.route.gate": "learned", "twin": "random"})
+    assert control(gated, V).net.route == dataclasses.replace(random.net.route, gate="learned")
     assert dense.objective.lam == random.objective.lam == 0.0
     first, second = (build(own, V).cost.executed["layer_00/attention"] for own in (random, cfg))
     assert first == second

@@ -61,6 +61,8 @@ BROKEN = [
     ("cerebra", {"net__route__mode": "topk"}, "net.route.mode is topk in a causal model"),
     ("mod", {"net__route__tau": "calibrated"}, "net.route.tau is calibrated for mod"),
     ("chiar", {"net__route__tau": "learned"}, "net.route.tau is learned for chiar"),
+    ("chiar", {"net__route__gate": "learned"}, "net.route.gate is learned for chiar"),
+    ("mod", {"net__route__gate": "learned"}, "gate is learned with net.route.mode=threshold"),
     # rates
     ("cerebra", {"net__route__rate": 1.0}, "use 0 < rate < 1"),
     ("mod", {"net__route__rate": 0.0}, "net.route.rate is 0"),

@@ -91,6 +91,16 @@ def test_programs_shrink_as_the_target_falls_and_never_below_it():
     np.testing.assert_allclose(plan.executed_at(jnp.float32(300)), plan.executed_at(300), rtol=1e-6)
 
 
+@given(st.integers(1, 6), st.integers(0, 500), st.integers(0, 400), st.integers(1, 1000))
+def test_the_steps_of_each_program_are_counted_as_they_are_taken(buckets, warm, ramp, total):
+    cfg, plan = plan_of(buckets=buckets, warm=f"{warm} steps", ramp=f"{ramp / 1000} frac")
+    over = plan.over(cfg, Length(total, 0))
+    taken = [over.bucket(step) for step in range(total)]
+    assert over.counts(total) == [taken.count(i) for i in range(len(plan.rates))]
+    longest = plan.over(cfg, LENGTH)
+    assert (longest.warm, longest.ramp) == (plan.warm, plan.ramp) == (warm, max(1, ramp))
+
+
 def ascend(cfg, plan, plant, carry, steps=3000):
     """The loop of a run: `plant(carry, knobs, step) -> (carry, hard cost)`.
 

@@ -78,6 +78,20 @@ def test_random_ignores_the_tokens_and_keeps_its_rate():
     assert abs(float(share) - 0.3) < 0.02  # 4 standard deviations of 8000 draws
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_learned_gate_leaves_the_decision_to_chance(causal):
+    plain = net_of(causal, mode="random", rate=0.3)
+    gated = net_of(causal, mode="random", rate=0.3, gate="learned")
+    for x in (H, -3 * H):
+        for key in (None, jax.random.key(5)):
+            one, found = decide(plain, x, key=key), decide(gated, x, key=key)
+            np.testing.assert_array_equal(found.wanted, one.wanted)
+            np.testing.assert_array_equal(found.p, one.p)
+    assert (one.gate == 1).all()
+    np.testing.assert_allclose(found.gate, 1 / (1 + np.exp(-found.score)), rtol=1e-6)
+    assert found.gate.min() < 0.3 and found.gate.max() > 0.7  # it looks at the tokens
+
+
 def test_the_random_router_of_chiar_differs_from_layer_to_layer_and_ignores_the_tokens():
     chiar = EntropyRouter(RouteCfg(mode="random", rate=0.3), "fft")
     many, every = jnp.zeros((200, L, D)), jnp.arange(200)
@@ -92,9 +106,9 @@ def test_the_random_router_of_chiar_differs_from_layer_to_layer_and_ignores_the_
     assert 0.3 < float((first != wanted(many, 1)).mean()) < 0.5
 
 
-@pytest.mark.parametrize("mode", ["threshold", "topk", "soft"])
+@pytest.mark.parametrize("mode", ["threshold", "topk", "soft", "random"])
 def test_the_gate_carries_a_gradient_to_the_score(mode):
-    net = net_of(mode=mode, k=8)
+    net = net_of(mode=mode, k=8, gate="learned" if mode == "random" else "one")
     module = router_of(D, net.route, net.causal)
     v = np.random.RandomState(1).standard_normal((B, L))
     rows = tokens(H, ranks(L, False), False)
