@@ -10,7 +10,17 @@ from pathlib import Path
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.display import say
 from cerebra_jax.errors import UserError
-from cerebra_jax.report import compare, page, plots, runs, tables
+from cerebra_jax.report import (
+    compare,
+    isoflop,
+    isoflop_multiplier,
+    isoflop_page,
+    isoflop_plots,
+    page,
+    plots,
+    runs,
+    tables,
+)
 from cerebra_jax.report import operator_use as uses
 
 _FILES = {
@@ -18,11 +28,13 @@ _FILES = {
     "runs-csv": "FILE.csv: a row for each run",
     "latex": "FILE.tex: the table",
     "html": "FILE.html: one page with table and figures",
-    "plot": "FILE.svg: curves of training (extra plots, as all figures)",
-    "pareto": "FILE.svg: quality and FLOPs",
+    "plot": "FILE.svg: curves of training (extra plots, as all figures), or with --isoflop of loss "
+    "against size",
+    "pareto": "FILE.svg: quality and FLOPs, or with --isoflop loss and training FLOPs",
     "budgets": "FILE.svg: costs of runs with a budget over training",
     "uses": "FILE.svg: shares of the operators over training",
 }
+_NOT_WITH_ISOFLOP = ("by_folder", "also", "budgets", "uses")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -34,6 +46,12 @@ def add_arguments(parser: Parser) -> None:
         "--by-folder",
         action="store_true",
         help="group runs by their folders (NAME-s0, NAME-s1), not by their configurations",
+    )
+    parser.add_argument(
+        "--isoflop",
+        action="store_true",
+        help="compare families at equal training FLOPs (runs of configs/sweeps/isoflop.py): fits, "
+        "best sizes, and how much compute dense needs for the same loss",
     )
     parser.add_argument("--brief", action="store_true", help="show fewer columns and notes")
     parser.add_argument(
@@ -65,6 +83,9 @@ def run(request: Request) -> None:
     A sweep's folder stands for the runs in it.
     """
     folders, unfinished = runs.found(request.runs)
+    if request.isoflop:
+        _isoflop(request, folders, len(unfinished))
+        return
     groups = runs.load(folders, request.by_folder)
     base = compare.baseline(groups, request.baseline) if request.baseline else ""
     rows = tables.grid(groups, dict(request.also), request.brief)
@@ -91,6 +112,33 @@ def run(request: Request) -> None:
             draw(groups, path)
     if request.uses:
         say("\n" + uses.markdown(groups))
+    if request.into:
+        _insert(request.into, text)
+
+
+def _isoflop(request: Request, folders: list[Path], unfinished: int) -> None:
+    """Prints what runs of an iso-FLOP sweep show, and writes the files that were asked for."""
+    for option in _NOT_WITH_ISOFLOP:
+        if getattr(request, option):
+            word = option.replace("_", "-")
+            raise UserError(f"--{word} does not go with --isoflop", f"leave --{word} out")
+    found = isoflop_multiplier.compare(isoflop.load(folders), request.baseline)
+    text = isoflop_page.markdown(found, unfinished, request.brief)
+    say(text)
+    for path, write in (
+        (request.csv, isoflop_page.csv),
+        (request.runs_csv, isoflop_page.csv_runs),
+        (request.latex, isoflop_page.latex),
+        (request.html, isoflop_page.html),
+    ):
+        if path:
+            _write(path, write(found))
+    for path, draw in (
+        (request.plot, isoflop_plots.curves),
+        (request.pareto, isoflop_plots.envelopes),
+    ):
+        if path:
+            draw(found, path)
     if request.into:
         _insert(request.into, text)
 

@@ -34,6 +34,8 @@ from cerebra_jax.training import metrics, parallel
 from cerebra_jax.training.experiment import Experiment, Serving
 from cerebra_jax.training.programs import Programs, sampler_flops
 
+# parameters that grow with the vocabulary, the features or the outputs, by their first name
+_EMBEDDING_AND_HEAD = ("embed", "features", "columns", "head")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -179,6 +181,12 @@ def parameters(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def non_embedding(params: Any) -> int:
+    """Returns how many numbers a model learns outside of embedding and head."""
+    outside = (leaf for name, leaf in params.items() if name not in _EMBEDDING_AND_HEAD)
+    return sum(map(parameters, outside))
+
+
 def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     """Returns what result.json holds; `log` is the run's metrics.jsonl."""
     e = programs.experiment
@@ -200,6 +208,7 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
         "causal": model.causal,
         "seed": cfg.seed,
         "params": parameters(e.like.params),
+        "params_non_embedding": non_embedding(e.like.params),
         "steps": ended.steps,
         "seq_len": e.sizes.tokens,
         "tokens": tokens,
@@ -216,6 +225,7 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
         "test": ended.test,
         "costs": _costs(e, model, steps, ended),
         "step_ms": step_ms,
+        "train_s": statistics.fmean(laps) * ended.steps / 1e3 if laps else None,
         "tokens_per_s": step_ms and tokens / ended.steps / step_ms * 1e3,
         "wall_s": ended.wall,
         **memory(programs.devices),
