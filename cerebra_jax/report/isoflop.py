@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,7 +157,7 @@ def load(paths: Iterable[Path]) -> Study:
             "all of these runs are of a learning-rate grid", "give the runs of the curve as well"
         )
     families = [
-        _family(name, by_family[name])
+        fitted(name, by_family[name])
         for name in sorted(by_family, key=lambda name: (name != DENSE, name))
     ]
     study = Study(families, passed_over)
@@ -193,7 +194,11 @@ def _read(path: Path) -> Run:
     return run
 
 
-def _family(name: str, by_place: dict[tuple[float, str], list[Run]]) -> Family:
+def fitted(name: str, by_place: Mapping[tuple[float, str], Sequence[Run]]) -> Family:
+    """Returns a family of runs by (budget, size), with its fit.
+
+    Raises UserError where two runs of a place have one seed, or where their sizes differ.
+    """
     cells = []
     for (budget, size), found in by_place.items():
         cell = Cell(budget, size, sorted(found, key=lambda run: run.seed))
@@ -214,6 +219,7 @@ def _family(name: str, by_place: dict[tuple[float, str], list[Run]]) -> Family:
     doubt = isoflop_fit.why_not(points)
     fit = None
     if not doubt:
-        fit = isoflop_fit.fit(points)
+        # every family has a noise of its own
+        fit = isoflop_fit.fit(points, seed=zlib.crc32(name.encode()))
         doubt = isoflop_fit.doubt(fit)
     return Family(name, cells, None if doubt else fit, doubt)

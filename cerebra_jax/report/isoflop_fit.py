@@ -21,9 +21,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-UNKNOWNS = 5
+CONSTANTS = ("E", "A", "B", "alpha", "beta")
+UNKNOWNS = len(CONSTANTS)
 LEAST, MOST = 0.02, 3.0  # bounds of the exponents
 DRAWS = 400  # of the bootstrap
+DOUBTFUL = 0.1  # of the draws
+_NOTHING = 1e-9  # nats
 _AT_BOUND = 1.001  # an exponent within this factor of a bound is at it
 _STARTS = np.geomspace(0.05, 2.0, 9)  # of each exponent
 _POLISHED = 3  # starts, the best ones, from which the fit is improved
@@ -97,12 +100,15 @@ class Fit(NamedTuple):
 
 def why_not(points: Points) -> str:
     """Returns why five unknowns cannot be fitted to these points; "" where they can."""
-    cells = len(set(zip(points.N_P, points.D_P, strict=True)))
-    if cells <= UNKNOWNS:
-        return f"{cells} pairs of size and tokens are too few for {UNKNOWNS} unknowns"
-    for name, values in (("sizes", points.N_P), ("numbers of tokens", points.D_P)):
-        if len(set(values)) < 3:
-            return f"{len(set(values))} {name} are too few for a power law"
+    pairs = list(zip(points.N_P, points.D_P, strict=True))
+    for what, values, least in (
+        ("pairs of size and tokens", pairs, UNKNOWNS + 1),
+        ("sizes", points.N_P, 3),
+        ("numbers of tokens", points.D_P, 3),
+    ):
+        count = len(set(values))
+        if count < least:
+            return f"different {what}: {count}, and at least {least} are needed"
     return ""
 
 
@@ -123,21 +129,32 @@ def fit(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:
 
 
 def doubt(found: Fit) -> str:
-    """Returns why the numbers of a fit mean nothing; "" where they do."""
-    law = found.law
-    for name, exponent in (("alpha", law.alpha_S[0]), ("beta", law.beta_S[0])):
+    """Returns why the numbers of a fit mean nothing; "" where they do.
+
+    An exponent is not identified where it is at a bound of its search, or its term is nothing, in
+    the fit itself or in more than DOUBTFUL of the resampled ones.
+    """
+    law, draws = found.law, found.draws
+    for name, one_1, all_S in (
+        ("alpha", law.alpha_S, draws.alpha_S),
+        ("beta", law.beta_S, draws.beta_S),
+    ):
         for bound in (LEAST, MOST):
-            if at(exponent, bound):
+            if at(one_1, bound)[0]:
                 return f"{name} is at the bound of its search, {bound:g}"
-    for what, nats in (("size", law.A_S[0]), ("tokens", law.B_S[0])):
-        if nats == 0.0:
+            if at(all_S, bound).mean() > DOUBTFUL:
+                return f"{name} of {at(all_S, bound).mean():.0%} of the resampled fits is {bound:g}"
+    for what, one_1, all_S in (("size", law.A_S, draws.A_S), ("tokens", law.B_S, draws.B_S)):
+        if one_1[0] < _NOTHING:
             return f"the losses do not fall with {what}"
+        if (all_S < _NOTHING).mean() > DOUBTFUL:
+            return f"whether the losses fall with {what} is not clear"
     return ""
 
 
-def at(exponent: float, bound: float) -> bool:
-    """Tells whether an exponent is at a bound of its search."""
-    return bound / _AT_BOUND <= exponent <= bound * _AT_BOUND
+def at(exponent_S: np.ndarray, bound: float) -> np.ndarray:
+    """Tells which exponents are at a bound of their search."""
+    return (exponent_S >= bound / _AT_BOUND) & (exponent_S <= bound * _AT_BOUND)
 
 
 def interval(draws_S: np.ndarray) -> tuple[float, float]:

@@ -6,14 +6,15 @@ import math
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from cerebra_jax.report import isoflop_plots as plots
 from cerebra_jax.report import page, tables
 from cerebra_jax.report.isoflop import DENSE, Cell, Family, power
-from cerebra_jax.report.isoflop_fit import LEAST, MOST, at, interval
+from cerebra_jax.report.isoflop_fit import CONSTANTS, LEAST, MOST, at, interval
 from cerebra_jax.report.isoflop_multiplier import Best, Comparison, Estimate, verdict
 from cerebra_jax.report.statistics import mean_sd
 
-CONSTANTS = ("E", "A", "B", "alpha", "beta")
 Rows = list[list[str]]
 
 
@@ -299,8 +300,8 @@ def _constant(name: str, value: float, low: float, high: float) -> str:
     """Writes a constant of a fit with its interval, which may reach a bound of the search."""
     ends = [f"{low:.3g}", f"{high:.3g}"]
     if name in ("alpha", "beta"):
-        if at(low, LEAST):
+        if at(np.array(low), LEAST):
             ends[0] = f"{LEAST:g} or less"
-        if at(high, MOST):
+        if at(np.array(high), MOST):
             ends[1] = f"{MOST:g} or more"
     return f"{value:.3g} [{', '.join(ends)}]"
