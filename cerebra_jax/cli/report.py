@@ -10,17 +10,7 @@ from pathlib import Path
 from cerebra_jax.cli.arguments import Parser, Request
 from cerebra_jax.display import say
 from cerebra_jax.errors import UserError
-from cerebra_jax.report import (
-    compare,
-    isoflop,
-    isoflop_multiplier,
-    isoflop_page,
-    isoflop_plots,
-    page,
-    plots,
-    runs,
-    tables,
-)
+from cerebra_jax.report import compare, page, plots, runs, tables
 from cerebra_jax.report import operator_use as uses
 
 _FILES = {
@@ -118,12 +108,16 @@ def run(request: Request) -> None:
 
 def _isoflop(request: Request, folders: list[Path], unfinished: int) -> None:
     """Prints what runs of an iso-FLOP sweep show, and writes the files that were asked for."""
+    # SciPy's fits take half a second to import, which other reports do not need
+    from cerebra_jax.report import isoflop, isoflop_multiplier, isoflop_page, isoflop_plots
+
     for option in _NOT_WITH_ISOFLOP:
         if getattr(request, option):
             word = option.replace("_", "-")
             raise UserError(f"--{word} does not go with --isoflop", f"leave --{word} out")
-    found = isoflop_multiplier.compare(isoflop.load(folders), request.baseline)
-    text = isoflop_page.markdown(found, unfinished, request.brief)
+    study = isoflop.load(folders, unfinished)
+    found = isoflop_multiplier.compare(study, request.baseline)
+    text = isoflop_page.markdown(found, request.brief)
     say(text)
     for path, write in (
         (request.csv, isoflop_page.csv),

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cerebra_jax import documents
-from cerebra_jax.documents import NUMBER, POSITIVE, or_null, whole
+from cerebra_jax.documents import POSITIVE, or_null, whole
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import isoflop_fit, runs
 from cerebra_jax.report.isoflop_fit import Fit, Points
@@ -36,12 +36,13 @@ DENSE = "dense"  # the family that others are compared with
 FORM = "FAMILY@BUDGET,SIZE-sSEED"
 # a run of a learning-rate grid has ,lr=RATE behind its size
 _NAME = re.compile(r"([^@,]+)@(\d+(?:\.\d+)?(?:e\+?\d{1,2})?),([^@,]+)(,lr=[^@,]+)?-s\d+")
+_NATS = documents.number(0.0, 1e4)
 _NEEDED = {
-    "tokens": whole(1),
-    "params_non_embedding": whole(1),
+    "tokens": whole(1, 1e18),
+    "params_non_embedding": whole(1, 1e12),
     "train_s": or_null(POSITIVE),
-    "val": {"loss": NUMBER},
-    "test": {"loss": NUMBER},
+    "val": {"loss": _NATS},
+    "test": {"loss": _NATS},
 }
 
 
@@ -127,7 +128,8 @@ class Study(NamedTuple):
     """All that a report is made of: the families, dense first, and what was left out."""
 
     families: list[Family]
-    passed_over: int  # runs of learning-rate grids
+    passed_over: int = 0  # runs of learning-rate grids
+    unfinished: int = 0
 
     @property
     def runs(self) -> list[Run]:
@@ -137,8 +139,8 @@ class Study(NamedTuple):
         return next((family for family in self.families if family.name == name), None)
 
 
-def load(paths: Iterable[Path]) -> Study:
-    """Returns the study of some folders of finished runs.
+def load(paths: Iterable[Path], unfinished: int = 0) -> Study:
+    """Returns the study of some folders of finished runs; `unfinished` ones stood beside them.
 
     Raises UserError where a folder is not named as a run of such a sweep, where a run is too old to
     say what is needed, where two have one name and seed, and for runs on different data.
@@ -160,7 +162,7 @@ def load(paths: Iterable[Path]) -> Study:
         fitted(name, by_family[name])
         for name in sorted(by_family, key=lambda name: (name != DENSE, name))
     ]
-    study = Study(families, passed_over)
+    study = Study(families, passed_over, unfinished)
     if len({run.identity["data"] for run in study.runs}) > 1:
         raise UserError("the runs are on different data", "report them apart")
     return study

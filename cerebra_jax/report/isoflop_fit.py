@@ -26,6 +26,7 @@ UNKNOWNS = len(CONSTANTS)
 LEAST, MOST = 0.02, 3.0  # bounds of the exponents
 DRAWS = 400  # of the bootstrap
 DOUBTFUL = 0.1  # of the draws
+_RIDGE = 1e-14
 _NOTHING = 1e-9  # nats
 _AT_BOUND = 1.001  # an exponent within this factor of a bound is at it
 _STARTS = np.geomspace(0.05, 2.0, 9)  # of each exponent
@@ -279,8 +280,13 @@ def project(columns_SxPx3: np.ndarray, y_SxP: np.ndarray) -> np.ndarray:
     As scipy.optimize.nnls, which solves one a call. Of the 7 subsets of unknowns that may be above
     0, the best whose own least squares is not negative is the answer, for the problem is convex.
     """
-    gram_Sx3x3 = np.einsum("spi,spj->sij", columns_SxPx3, columns_SxPx3)
-    right_Sx3 = np.einsum("spi,sp->si", columns_SxPx3, y_SxP)
+    # columns of length 1, and a ridge that no solution shows, so that nothing is ever singular
+    size_Sx3 = np.sqrt((columns_SxPx3**2).sum(axis=1))
+    unit_SxPx3 = columns_SxPx3 / size_Sx3[:, None]
+    gram_Sx3x3 = np.einsum("spi,spj->sij", unit_SxPx3, unit_SxPx3) + _RIDGE * np.eye(3)
+    right_Sx3 = np.einsum("spi,sp->si", unit_SxPx3, y_SxP)
+
+    # subset by subset
     best_Sx3 = np.zeros_like(right_Sx3)
     gain_S = np.full(len(right_Sx3), -np.inf)  # how much of |y|^2 is explained
     for active_3 in _ACTIVE:
@@ -293,7 +299,7 @@ def project(columns_SxPx3: np.ndarray, y_SxP: np.ndarray) -> np.ndarray:
         gain_S[better_S] = explained_S[better_S]
         if active_3.all() and better_S.all():
             break
-    return best_Sx3
+    return best_Sx3 / size_Sx3
 
 
 def _residual(problem: _Problem, u_Sx2: np.ndarray, y_SxP: np.ndarray) -> np.ndarray:
@@ -315,10 +321,10 @@ def _jacobian(problem: _Problem, u_Sx2: np.ndarray, y_SxP: np.ndarray) -> np.nda
     moved_SxPx2 = logs_Px2 * (np.exp(u_Sx2) * c_Sx3[:, 1:])[:, None] * columns_SxPx3[..., 1:]
 
     # what the columns in use can make up for is taken off
-    active_Sx3 = (c_Sx3 > 0).astype(float)
-    used_SxPx3 = columns_SxPx3 * active_Sx3[:, None]
+    active_Sx1x3 = (c_Sx3 > 0).astype(float)[:, None]
+    used_SxPx3 = columns_SxPx3 * active_Sx1x3 / np.linalg.norm(columns_SxPx3, axis=1, keepdims=True)
     gram_Sx3x3 = np.einsum("spi,spj->sij", used_SxPx3, used_SxPx3)
-    gram_Sx3x3 += (1 - active_Sx3)[..., None] * np.eye(3)
+    gram_Sx3x3 += (1 - active_Sx1x3 + _RIDGE) * np.eye(3)
     right_Sx3x2 = np.einsum("spi,spk->sik", used_SxPx3, moved_SxPx2)
     made_up_Sx3x2 = np.linalg.solve(gram_Sx3x3, right_Sx3x2)
     return moved_SxPx2 - np.einsum("spi,sik->spk", used_SxPx3, made_up_Sx3x2)

@@ -209,8 +209,8 @@ def verdict(found: Best) -> str:
         if math.isnan(estimate.low):
             return "no interval"
         if estimate.low > 1:
-            return f"better than dense, by the {source}"
+            return f"better, by the {source}"
         if estimate.high < 1:
-            return f"worse than dense, by the {source}"
+            return f"worse, by the {source}"
         return "cannot be told apart"
     return ""

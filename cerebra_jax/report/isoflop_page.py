@@ -18,13 +18,9 @@ from cerebra_jax.report.statistics import mean_sd
 Rows = list[list[str]]
 
 
-def markdown(of: Comparison, unfinished: int = 0, brief: bool = False) -> str:
+def markdown(of: Comparison, brief: bool = False) -> str:
     """Writes the tables and the notes as Markdown; brief: the multipliers only."""
-    said = notes(of)
-    if unfinished:
-        runs = "1 unfinished run is" if unfinished == 1 else f"{unfinished} unfinished runs are"
-        said.append(f"{runs} left out.")
-    parts = [tables.markdown(multipliers(of), said)]
+    parts = [tables.markdown(multipliers(of), notes(of))]
     if not brief:
         parts.append(tables.markdown(fits(of), fit_notes(of)))
         parts.append(tables.markdown(cells(of), cell_notes(of)))
@@ -58,15 +54,16 @@ def multipliers(of: Comparison) -> Rows:
     head += ["best N by the fit"]
     if of.base:
         times = f"FLOPs {of.base} needs, ×"
-        head += [times, "hours, ×", f"FLOPs {of.base} needs by losses alone, ×", "verdict"]
+        head += [times, "hours, ×", f"FLOPs {of.base} needs by losses alone, ×"]
+        head.append(f"beside {of.base}")
     rows = [head]
     for family, budget, found in of.bests:
         cell = found.cell
         row = [family.name, power(budget), cell.size, loss_text(cell, "val")]
         row += [loss_text(cell, "test"), estimate_text(found.loss, 3), _best_size(found)]
         if of.base:
-            row += [times_text(found.flops), times_text(found.hours)]
-            row += [times_text(found.measured), verdict(found)]
+            row += [times_text(found.flops, of.base), times_text(found.hours, of.base)]
+            row += [times_text(found.measured, of.base), verdict(found)]
         rows.append(row)
     return rows
 
@@ -132,8 +129,8 @@ def _about_multipliers(of: Comparison) -> list[str]:
         f"same loss. Above 1, {base} needs more. By the fits both are at their best sizes. By "
         f"losses alone it is the lowest loss, between the lowest ones of {base} at its budgets. † "
         f"is where {base} was not trained with so much compute, or so little: its curve is "
-        f"continued there. < or > is a bound, where it would be continued too far. Not reached: "
-        f"{base} does not come to that loss with any compute.",
+        f"continued there. < or > is a bound, where it would be continued too far. A loss that "
+        f"{base} does not reach is below what its fit gives for any number of tokens.",
         f"Hours, ×: the same in the time that training steps took, as measured{_threads(of)}, "
         "without compilation and validation, at the best size of each at the same budget. The "
         "interval is that of the FLOPs alone.",
@@ -168,11 +165,15 @@ def cell_notes(of: Comparison) -> list[str]:
 
 
 def _left_out(of: Comparison) -> list[str]:
-    count = of.study.passed_over
-    if not count:
-        return []
-    runs = "1 run" if count == 1 else f"{count} runs"
-    return [f"{runs} of a learning-rate grid (lr= in the folder's name) passed over."]
+    said = []
+    for count, what in (
+        (of.study.passed_over, "of a learning-rate grid (lr= in the folder's name)"),
+        (of.study.unfinished, "not finished"),
+    ):
+        if count:
+            runs = "1 run is" if count == 1 else f"{count} runs are"
+            said.append(f"{runs} left out: {what}.")
+    return said
 
 
 def _threads(of: Comparison) -> str:
@@ -277,13 +278,15 @@ def estimate_text(of: Estimate | None, digits: int) -> str:
     return f"{of.value:.{digits}f} [{of.low:.{digits}f}, {of.high:.{digits}f}]"
 
 
-def times_text(of: Estimate | None) -> str:
-    """Writes a multiplier: 1.31 [1.10, 1.52], > 2.00, or that dense does not reach it."""
+def times_text(of: Estimate | None, base: str) -> str:
+    """Writes a multiplier: 1.31 [1.10, 1.52], > 2.00, or that the base does not reach it."""
     if of is None:
         return ""
     if of.mark in ("<", ">"):
         return f"{of.mark} {of.value:.2f}"
-    value = "not reached" if math.isinf(of.value) else f"{of.value:.2f}{of.mark}"
+    value = f"{of.value:.2f}{of.mark}"
+    if math.isinf(of.value):
+        value = f"{base} does not reach it"
     if math.isnan(of.low) or math.isinf(of.low):
         return value
     high = "∞)" if math.isinf(of.high) else f"{of.high:.2f}]"

@@ -179,10 +179,9 @@ def test_a_learning_rate_grid_is_passed_over_and_changes_nothing(make_run, capsy
     ]
     run(*folders, *grid)
     after = capsys.readouterr().out
-    assert "2 runs of a learning-rate grid" in after
-    assert before == after.replace(
-        "2 runs of a learning-rate grid (lr= in the folder's name) passed over.\n\n", ""
-    )
+    note = "2 runs are left out: of a learning-rate grid (lr= in the folder's name).\n\n"
+    assert note in after
+    assert before == after.replace(note, "")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +307,7 @@ def test_what_is_not_known_is_said(folders, capsys):
     written = capsys.readouterr().out
     assert "few has no fit: different pairs of size and tokens: 1, and at least 6" in written
     assert "| few | not identified |" in written
-    assert "not reached" in written
+    assert "| dense does not reach it" in written
     for line in written.splitlines():
         if line.startswith("| same "):
             assert "better" not in line and "worse" not in line
@@ -318,10 +317,10 @@ def test_without_dense_nothing_is_compared_and_another_base_can_be_named(make_ru
     folders = write_all(make_run, {"a": DENSE, "b": DENSE._replace(flops=1.0)})
     run(*folders)
     alone = capsys.readouterr().out
-    assert "No family is called dense" in alone and "verdict" not in alone
+    assert "No family is called dense" in alone and "beside" not in alone
     run(*folders, "--baseline=a", "--brief")
     compared = capsys.readouterr().out
-    assert "FLOPs a needs, ×" in compared and "rms" not in compared
+    assert "FLOPs a needs, ×" in compared and "| beside a |" in compared and "rms" not in compared
     with pytest.raises(UserError, match="--baseline=c names no family"):
         run(*folders, "--baseline=c")
 
@@ -338,4 +337,4 @@ def test_unfinished_runs_are_counted(make_run, tmp_path, capsys):
     other = write(make_run, "sweep/dense@5e12,2x32-s1", DENSE)
     (other / "result.json").unlink()
     run(tmp_path / "sweep")
-    assert "1 unfinished run is left out" in capsys.readouterr().out
+    assert "1 run is left out: not finished." in capsys.readouterr().out
