@@ -132,8 +132,8 @@ def fit(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:
 def doubt(found: Fit) -> str:
     """Returns why the numbers of a fit mean nothing; "" where they do.
 
-    An exponent is not identified where it is at a bound of its search, or its term is nothing, in
-    the fit itself or in more than DOUBTFUL of the resampled ones.
+    An exponent is not identified where it is at a bound of its search, in the fit itself or in more
+    than DOUBTFUL of the resampled ones, or where so many of these have nothing of its term.
     """
     law, draws = found.law, found.draws
     for name, one_1, all_S in (
@@ -145,11 +145,9 @@ def doubt(found: Fit) -> str:
                 return f"{name} is at the bound of its search, {bound:g}"
             if at(all_S, bound).mean() > DOUBTFUL:
                 return f"{name} of {at(all_S, bound).mean():.0%} of the resampled fits is {bound:g}"
-    for what, one_1, all_S in (("size", law.A_S, draws.A_S), ("tokens", law.B_S, draws.B_S)):
-        if one_1[0] < _NOTHING:
-            return f"the losses do not fall with {what}"
+    for what, all_S in (("size", draws.A_S), ("tokens", draws.B_S)):
         if (all_S < _NOTHING).mean() > DOUBTFUL:
-            return f"whether the losses fall with {what} is not clear"
+            return f"the losses do not clearly fall with {what}"
     return ""
 
 

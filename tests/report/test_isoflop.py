@@ -289,6 +289,14 @@ def test_every_file_says_the_same(folders, tmp_path, capsys):
         assert any(shown in cell for line in rows for cell in line if line[0] == "| cerebra")
     runs = list(csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text())))
     assert len(runs) == len(KINDS) * len(SEEDS) * len(SIZES) * 2 + 1
+    for row in table:
+        losses: dict[str, list[float]] = {}
+        for one in runs:
+            if (one["family"], one["budget"]) == (row["family"], row["budget"]):
+                losses.setdefault(one["size"], []).append(float(one["valid_loss"]))
+        means = {size: np.mean(values) for size, values in losses.items()}
+        assert row["best_size"] == min(means, key=lambda size: means[size])
+        assert float(row["valid_loss"]) == pytest.approx(min(means.values()))
 
     # the page and the figures
     page = Page((tmp_path / "a.html").read_text())

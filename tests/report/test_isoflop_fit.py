@@ -96,6 +96,21 @@ def test_the_linear_part_is_non_negative_least_squares(salt):
         assert found == pytest.approx(optimize.nnls(columns, y)[0], abs=1e-8)
 
 
+def test_no_exponents_of_a_fine_grid_fit_better_whatever_the_losses():
+    random = np.random.default_rng(0)
+    fine_Gx2 = np.log(
+        [[a, b] for a in np.geomspace(0.02, 3, 40) for b in np.geomspace(0.02, 3, 40)]
+    )
+    for _ in range(12):
+        losses = random.uniform(3, 8, 20) + random.choice([0, 5], 20)
+        problem = isoflop_fit._problem(points(TRUTH, 0.0, seeds=1))
+        found_1x2 = isoflop_fit._solve(problem, losses[None])
+        best = (isoflop_fit._residual(problem, found_1x2, losses[None]) ** 2).sum()
+        y_GxP = np.repeat(losses[None], len(fine_Gx2), axis=0)
+        squares_G = (isoflop_fit._residual(problem, fine_Gx2, y_GxP) ** 2).sum(axis=1)
+        assert best <= squares_G.min() * (1 + 1e-6)
+
+
 def test_a_cell_counts_as_often_as_it_has_seeds():
     """The fit of means with weights is that of all runs, each by itself."""
     means = points(TRUTH, 0.02, seeds=1)
