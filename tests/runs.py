@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
 # what differs between two runs of the same command, on the same machine
 TIMING = {"tokens_per_s", "step_ms"}
-OF_THE_SESSION = TIMING | {"wall_s", "peak_memory_bytes", "peak_memory_of", "commit"}
+OF_THE_SESSION = TIMING | {"train_s", "wall_s", "peak_memory_bytes", "peak_memory_of", "commit"}
 SMALL = {
     "net.width": 16,
     "net.heads": 2,

@@ -68,6 +68,8 @@ def test_a_smoke_run_leaves_what_the_house_promises(run):
         "tokens",
         "tokens_per_s",
         "wall_s",
+        "train_s",
+        "params_non_embedding",
         "params_sha256",
     ):
         assert key in result, key

@@ -18,11 +18,13 @@ _FILES = {
     "runs-csv": "FILE.csv: a row for each run",
     "latex": "FILE.tex: the table",
     "html": "FILE.html: one page with table and figures",
-    "plot": "FILE.svg: curves of training (extra plots, as all figures)",
-    "pareto": "FILE.svg: quality and FLOPs",
+    "plot": "FILE.svg: curves of training (extra plots, as all figures), or with --isoflop of loss "
+    "against size",
+    "pareto": "FILE.svg: quality and FLOPs, or with --isoflop loss and training FLOPs",
     "budgets": "FILE.svg: costs of runs with a budget over training",
     "uses": "FILE.svg: shares of the operators over training",
 }
+_NOT_WITH_ISOFLOP = ("by_folder", "also", "budgets", "uses")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -34,6 +36,12 @@ def add_arguments(parser: Parser) -> None:
         "--by-folder",
         action="store_true",
         help="group runs by their folders (NAME-s0, NAME-s1), not by their configurations",
+    )
+    parser.add_argument(
+        "--isoflop",
+        action="store_true",
+        help="compare families at equal training FLOPs (runs of configs/sweeps/isoflop.py): fits, "
+        "best sizes, and how much compute dense needs for the same loss",
     )
     parser.add_argument("--brief", action="store_true", help="show fewer columns and notes")
     parser.add_argument(
@@ -65,6 +73,9 @@ def run(request: Request) -> None:
     A sweep's folder stands for the runs in it.
     """
     folders, unfinished = runs.found(request.runs)
+    if request.isoflop:
+        _isoflop(request, folders, len(unfinished))
+        return
     groups = runs.load(folders, request.by_folder)
     base = compare.baseline(groups, request.baseline) if request.baseline else ""
     rows = tables.grid(groups, dict(request.also), request.brief)
@@ -91,6 +102,37 @@ def run(request: Request) -> None:
             draw(groups, path)
     if request.uses:
         say("\n" + uses.markdown(groups))
+    if request.into:
+        _insert(request.into, text)
+
+
+def _isoflop(request: Request, folders: list[Path], unfinished: int) -> None:
+    """Prints what runs of an iso-FLOP sweep show, and writes the files that were asked for."""
+    # SciPy's fits take half a second to import, which other reports do not need
+    from cerebra_jax.report import isoflop, isoflop_multiplier, isoflop_page, isoflop_plots
+
+    for option in _NOT_WITH_ISOFLOP:
+        if getattr(request, option):
+            word = option.replace("_", "-")
+            raise UserError(f"--{word} does not go with --isoflop", f"leave --{word} out")
+    study = isoflop.load(folders, unfinished)
+    found = isoflop_multiplier.compare(study, request.baseline)
+    text = isoflop_page.markdown(found, request.brief)
+    say(text)
+    for path, write in (
+        (request.csv, isoflop_page.csv),
+        (request.runs_csv, isoflop_page.csv_runs),
+        (request.latex, isoflop_page.latex),
+        (request.html, isoflop_page.html),
+    ):
+        if path:
+            _write(path, write(found))
+    for path, draw in (
+        (request.plot, isoflop_plots.curves),
+        (request.pareto, isoflop_plots.envelopes),
+    ):
+        if path:
+            draw(found, path)
     if request.into:
         _insert(request.into, text)
 

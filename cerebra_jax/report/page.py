@@ -6,6 +6,7 @@ import base64
 import html as markup
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from cerebra_jax.display import printable
 from cerebra_jax.report import operator_use, plots
@@ -61,13 +62,13 @@ def html(groups: Groups, rows: Sequence[Sequence[str]], under: Sequence[str]) ->
     parts = [
         head(f"{first(groups).dataset}: {len(runs)} runs"),
         table(rows),
-        "<ul>\n" + "".join(f"<li>{escape(note)}</li>\n" for note in under) + "</ul>\n",
+        notes(under),
     ]
-    parts += [_figure(name, draw, groups) for name, draw in _figures(groups).items()]
+    parts += [figure(name, partial(draw, groups)) for name, draw in _figures(groups).items()]
     if operator_use.used(groups):
         parts.append(table(operator_use.rows(groups)))
     parts.append("<h2>Runs</h2>\n")
-    parts.append(table([list(runs[0]), *([_short(x) for x in row.values()] for row in runs)]))
+    parts.append(table(rows_of(runs)))
     parts.append("</body>\n</html>\n")
     return "".join(parts)
 
@@ -78,6 +79,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     lines = ["<tr>" + "".join(f"<th>{word}</th>" for word in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{word}</td>" for word in row) + "</tr>" for row in body]
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>\n"
+
+
+def rows_of(dicts: Sequence[Mapping[str, object]]) -> list[list[str]]:
+    """Returns dicts of one set of keys as rows of text, the headings first."""
+    return [list(dicts[0]), *([_short(value) for value in row.values()] for row in dicts)]
+
+
+def notes(under: Sequence[str]) -> str:
+    """Writes notes as a list."""
+    return "<ul>\n" + "".join(f"<li>{escape(note)}</li>\n" for note in under) + "</ul>\n"
 
 
 def _figures(groups: Groups) -> Mapping[str, Draw]:
@@ -93,9 +104,10 @@ def _figures(groups: Groups) -> Mapping[str, Draw]:
     return figures
 
 
-def _figure(name: str, draw: Draw, groups: Groups) -> str:
+def figure(name: str, draw: Callable[[io.BytesIO], None]) -> str:
+    """Writes a figure, which `draw` writes as SVG into a stream, under its name."""
     out = io.BytesIO()
-    draw(groups, out)
+    draw(out)
     data = base64.b64encode(out.getvalue()).decode("ascii")
     source = f"data:image/svg+xml;base64,{data}"
     return f'<h2>{escape(name)}</h2>\n<img alt="{escape(name)}" src="{source}">\n'

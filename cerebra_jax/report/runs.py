@@ -33,6 +33,7 @@ RESULT = {
     "dataset": TEXT,
     "seed": WHOLE,
     "params": WHOLE,
+    "params_non_embedding?": WHOLE,
     "steps": whole(1),
     "tokens": WHOLE,
     "seq_len?": WHOLE,
@@ -54,6 +55,7 @@ RESULT = {
         "train_total": POSITIVE,
     },
     "step_ms": MAYBE,
+    "train_s?": MAYBE,
     "wall_s": NUMBER,
     "device": {"device": TEXT, "cores": WHOLE, "jax": TEXT},
 }

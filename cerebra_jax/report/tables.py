@@ -230,6 +230,9 @@ _LATEX = {
     "±": r"$\pm$",
     "−": "$-$",
     "λ": r"$\lambda$",
+    "×": r"$\times$",
+    "∞": r"$\infty$",
+    "†": r"\dag{}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 
@@ -269,12 +272,12 @@ def csv_groups(groups: Groups) -> str:
             row[f"{column.key}_low"] = found.mean - found.half
             row[f"{column.key}_high"] = found.mean + found.half
         rows.append(row)
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def csv_runs(groups: Groups) -> str:
     """Writes a line a run."""
-    return _csv(run_rows(groups))
+    return csv_text(run_rows(groups))
 
 
 def run_rows(groups: Groups) -> list[dict[str, Any]]:
@@ -294,8 +297,11 @@ def run_rows(groups: Groups) -> list[dict[str, Any]]:
     return rows
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Writes floats as repr does, so that they are read back exactly; NaN and None are empty."""
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Writes dicts of one set of keys, which is the first line.
+
+    Floats are written as repr does, so that they are read back exactly; NaN and None are empty.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([inert(name) for name in rows[0]])

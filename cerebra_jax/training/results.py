@@ -34,6 +34,8 @@ from cerebra_jax.training import metrics, parallel
 from cerebra_jax.training.experiment import Experiment, Serving
 from cerebra_jax.training.programs import Programs, sampler_flops
 
+# parameters that grow with the vocabulary, the features or the outputs, by their first name
+_EMBEDDING_AND_HEAD = ("embed", "features", "columns", "head")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -179,6 +181,12 @@ def parameters(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def non_embedding(params: Any) -> int:
+    """Returns how many numbers a model learns outside of embedding and head."""
+    outside = (leaf for name, leaf in params.items() if name not in _EMBEDDING_AND_HEAD)
+    return sum(map(parameters, outside))
+
+
 def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     """Returns what result.json holds; `log` is the run's metrics.jsonl."""
     e = programs.experiment
@@ -186,8 +194,6 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
     steps = [line for line in metrics.read(log) if line["split"] == "train"]
     lengths = _lengths(e, steps, ended.steps)
     tokens = cfg.train.batch_size * sum(lengths)
-    laps = [lap for lap in metrics.column(steps, "step_ms") if lap]
-    step_ms = statistics.median(laps) if laps else None
     found = {
         "task": cfg.task.name,
         "dataset": task.dataset,
@@ -200,6 +206,7 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
         "causal": model.causal,
         "seed": cfg.seed,
         "params": parameters(e.like.params),
+        "params_non_embedding": non_embedding(e.like.params),
         "steps": ended.steps,
         "seq_len": e.sizes.tokens,
         "tokens": tokens,
@@ -215,14 +222,30 @@ def result(programs: Programs, log: Path, ended: Ended) -> dict[str, Any]:
         "val": ended.valid,
         "test": ended.test,
         "costs": _costs(e, model, steps, ended),
-        "step_ms": step_ms,
-        "tokens_per_s": step_ms and tokens / ended.steps / step_ms * 1e3,
+        **_times(steps, ended.steps, tokens),
         "wall_s": ended.wall,
         **memory(programs.devices),
         "device": environment(programs.devices) | {"host_platform": platform.platform()},
         "versions": versions(),
         "commit": commit(),
         "params_sha256": ended.digest,
+    }
+
+
+def _times(lines: list[dict[str, Any]], steps: int, tokens: int) -> dict[str, float | None]:
+    """Returns how long training took, without compilation, evaluations and saves.
+
+    {"step_ms": median of the steps, "train_s": seconds of all steps, those that were not measured
+    as long as the mean of the others, "tokens_per_s"}; None where no step was measured.
+    """
+    laps = [lap for lap in metrics.column(lines, "step_ms") if lap]
+    if not laps:
+        return {"step_ms": None, "train_s": None, "tokens_per_s": None}
+    step_ms = statistics.median(laps)
+    return {
+        "step_ms": step_ms,
+        "train_s": statistics.fmean(laps) * steps / 1e3,
+        "tokens_per_s": tokens / steps / step_ms * 1e3,
     }
 
 

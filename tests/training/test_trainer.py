@@ -72,7 +72,8 @@ class After:
 
 def test_a_run_writes_what_it_promises(go, cfg_of, tmp_path):
     cfg = cfg_of()
-    result, screen = go(cfg, tmp_path / "run")
+    task = build(cfg, print)
+    result, screen = go(cfg, tmp_path / "run", task=task)
     assert [x["step"] for x in lines(tmp_path / "run", "train")] == list(range(1, 9))
     assert [x["step"] for x in lines(tmp_path / "run", "valid")] == [4, 8]
     assert {x["phase"] for x in lines(tmp_path / "run", "train")} == {"warm", "ramp", "full"}
@@ -93,6 +94,10 @@ def test_a_run_writes_what_it_promises(go, cfg_of, tmp_path):
     assert any("of dense as executed · DCT by fft" in line for line in screen.lines)
     best = min(lines(tmp_path / "run", "valid"), key=lambda x: x["loss"])
     assert (result["best_step"], result["val"]["loss"]) == (best["step"], best["loss"])
+    assert result["params"] - result["params_non_embedding"] == 16 * task.shape.vocab_size
+    steps = [x for x in metrics.read(tmp_path / "run" / "metrics.jsonl") if x["split"] == "train"]
+    mean = np.mean([step["step_ms"] for step in steps if step["step_ms"]])
+    assert result["train_s"] == pytest.approx(8 * mean / 1e3)
     costs = result["costs"]
     assert (
         costs["train_total"] == 3 * costs["executed"] * result["tokens"]
