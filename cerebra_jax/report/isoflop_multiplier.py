@@ -62,7 +62,7 @@ class Best(NamedTuple):
     N: float  # the best size by the fit; NaN without one
     at_end: bool  # which is the smallest or the largest of the ladder
     flops: Estimate | None  # by the fits of the family and of dense
-    hours: Estimate | None
+    hours: Estimate | None  # the same, or else the measured one, in seconds of training steps
     measured: Estimate | None  # by the lowest losses alone
 
 
@@ -95,11 +95,11 @@ def best(family: Family, budget: float, dense: Family | None) -> Best:
         loss = Estimate(float(loss_1[0]), *interval(sizes.envelope(family.fit.draws, budget)[1]))
         if dense and dense.fit:
             flops = _by_fits(family.fit, sizes, dense, budget)
-    hours = None
-    if dense and flops and budget in dense.budgets:
-        own, theirs = cell.seconds_per_flop, dense.best(budget).seconds_per_flop
-        hours = flops.times(theirs / own) if own and theirs else None
     measured = dense and by_losses(cell, [dense.best(budget) for budget in dense.budgets])
+    hours, times = None, flops or measured
+    if dense and times and budget in dense.budgets:
+        own, theirs = cell.seconds_per_flop, dense.best(budget).seconds_per_flop
+        hours = times.times(theirs / own) if own and theirs else None
     return Best(cell, loss, N, at_end, flops, hours, measured)
 
 

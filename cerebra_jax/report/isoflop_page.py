@@ -131,9 +131,9 @@ def _about_multipliers(of: Comparison) -> list[str]:
         f"is where {base} was not trained with so much compute, or so little: its curve is "
         f"continued there. < or > is a bound, where it would be continued too far. A loss that "
         f"{base} does not reach is below what its fit gives for any number of tokens.",
-        f"Hours, ×: the same in the time that training steps took, as measured{_threads(of)}, "
-        "without compilation and validation, at the best size of each at the same budget. The "
-        "interval is that of the FLOPs alone.",
+        f"Hours, ×: the same by the fits, or else by losses alone, in the time that training "
+        f"steps took, as measured{_threads(of)}, without compilation and validation, at the best "
+        "size of each at the same budget. The interval is that of the FLOPs alone.",
     ]
 
 
