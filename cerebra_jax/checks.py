@@ -60,6 +60,12 @@ def check(cfg: RunCfg) -> Iterator[Problem]:
         what = f"train.batch_size {train.batch_size} is not divisible by train.accum {train.accum}"
         yield what, "change one of them"
 
+    # what stands between the fields of a table
+    delimiter = cfg.task.delimiter
+    if delimiter not in ("", "tab", "\\t") and (len(delimiter) > 1 or delimiter in '"\r\n'):
+        what = f"task.delimiter is {delimiter!r}"
+        yield what, "give one sign, such as ';', or tab; leave it empty to have it found out"
+
     # options that need another option
     if cfg.task.tokenizer == "gpt2" and not cfg.task.gpt2_dir:
         what = "task.tokenizer is gpt2 but task.gpt2_dir is empty"

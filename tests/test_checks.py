@@ -25,6 +25,8 @@ GENERAL = [
     ({"net": {"width": 12}}, "head width 3 is odd"),
     ({"train": {"accum": 3}}, "train.batch_size 16 is not divisible by train.accum 3"),
     ({"task": {"tokenizer": "gpt2"}}, "task.gpt2_dir is empty"),
+    ({"task": {"delimiter": "1,2"}}, "task.delimiter is '1,2'; give one sign"),
+    ({"task": {"delimiter": "\n"}}, "task.delimiter is"),
     ({"quant": {"stored": True}}, "quant.stored is True without quant.bits"),
     ({"net": {"pooler": True}}, "net.pooler is set without net.pool"),
     ({"prune": {"keep": 0.5}, "net": {"scan": True}}, "prune is set with net.scan"),

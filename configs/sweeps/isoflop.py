@@ -7,7 +7,8 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:small,dense,
 
     full (default)    WikiText-2, BPE, L = 256: budgets of 5e12 to 1.5e14 FLOPs, 3, 3, 2, 1 seeds
     small             the same at 1e12, 3e12 and 1e13, 2, 2 and 1 seeds: hours of two cores
-    bytes             WikiText-2 as bytes, L = 1024, the budgets of full: dense, cerebra-budget, mod
+    bytes             WikiText-2 as bytes, L = 1024, the budgets of full: both dense, cerebra-budget,
+                      mod
     lr                the learning rates of LRS at 1e12 and one size, for each family
     smoke             the offline corpus, seconds a run: dense and mod
 
@@ -19,10 +20,11 @@ step at the price of its own program. Steps follow from it, so no duration stand
 WikiText-2 sees the text 4 times at most (an epoch is 4,064,967 tokens of this BPE, or 10,797,148
 bytes) and takes 100 steps at least. It is validated at its end, where its learning rate is lowest.
 
-The families: dense; cerebra-budget, which ends at 0.7 of the dense FLOPs, from all of them on its
-way; cerebra-fixed, one program of the same mean cost from the first step to the last; in that
-program chance in the router's place, with a gate that is learned (cerebra-random) or 1
-(cerebra-random-gate1); mod; chiar; ssm, whose layers are 1.7 times as many. The learning rate is
+The families: dense; dense-local, with the short convolution that Cerebra's layers have (net.local),
+so that it is not taken for routing; cerebra-budget, which ends at 0.7 of the dense FLOPs, from all
+of them on its way; cerebra-fixed, one program of the same mean cost from the first step to the
+last; in that program chance in the router's place, with a gate that is learned (cerebra-random) or
+1 (cerebra-random-gate1); mod; chiar; ssm, whose layers are 1.7 times as many. The learning rate is
 2e-3 · sqrt(128 / width) for all of them, whatever the budget. Names are FAMILY@BUDGET,DEPTHxWIDTH.
 """
 
@@ -34,6 +36,7 @@ MEAN = 0.82  # cerebra-budget's cost over a whole run: 0.3 at 1.0 of dense, 0.2 
 RANDOM = {"objective.budget": MEAN, "objective.buckets": 1, "twin": "random"}
 FAMILIES = {
     "dense": ("dense", {}),
+    "dense-local": ("dense", {"net.local": 4}),
     "cerebra-budget": ("cerebra", {"objective.budget": 0.7}),
     "cerebra-fixed": ("cerebra", {"objective.budget": MEAN, "objective.buckets": 1}),
     "cerebra-random": ("cerebra", RANDOM | {"net.route.gate": "learned"}),
@@ -79,7 +82,7 @@ OFFLINE = {"task.dataset": "offline", "train.batch_size": 32, "train.checkpoint_
 PARTS = {
     "full": (FULL, tuple(FAMILIES), TEXT, ""),
     "small": (SMALL, tuple(FAMILIES), TEXT, ""),
-    "bytes": (BYTES, ("dense", "cerebra-budget", "mod"), IN_BYTES, ""),
+    "bytes": (BYTES, ("dense", "dense-local", "cerebra-budget", "mod"), IN_BYTES, ""),
     "lr": (LR, tuple(FAMILIES), TEXT, ""),
     "smoke": (SMOKE, ("dense", "mod"), OFFLINE, "-smoke"),
 }

@@ -222,7 +222,7 @@ def test_every_part_is_a_ladder_by_one_rule(part):
             assert base == pytest.approx(2e-3, rel=0.005)
         seen.setdefault(family, set()).add((budget, net.width, round(base, 5), seed))
     assert len({frozenset(points) for points in seen.values()}) == 1  # equal effort for each
-    assert (len(seen) == 8) == (part in ("full", "small", "lr"))
+    assert (len(seen) == 9) == (part in ("full", "small", "lr"))
 
 
 def test_words_choose_families_and_budgets_whose_points_are_those_of_the_whole():
