@@ -7,13 +7,17 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:small,dense,
 
     full (default)    WikiText-2, BPE, L = 256: budgets of 5e12 to 1.5e14 FLOPs, 3, 3, 2, 1 seeds
     small             the same at 1e12, 3e12 and 1e13, 2, 2 and 1 seeds: hours of two cores
-    bytes             WikiText-2 as bytes, L = 1024, the budgets of full: both dense, cerebra-budget,
-                      mod
+    bytes             WikiText-2 as bytes, L = 1024, the budgets of full: dense, dense-local,
+                      cerebra-budget, mod
     lr                the learning rates of LRS at 1e12 and one size, for each family
     smoke             the offline corpus, seconds a run: dense and mod
 
 Words after the part choose among its families and budgets, for sessions or machines that share the
 work: `:small,mod,ssm` has all budgets of these two, `:small,mod,1e12` one. Give them one --workdir.
+Small budgets come first, and every family with one seed before the next, so that a sweep that is
+stopped leaves something to compare.
+
+The text is that of --config.task.data_dir=DIR, or WikiText-2 is downloaded; there is no other text.
 
 A budget is what training executes: forward and backward pass, router, compressor and dispatch, each
 step at the price of its own program. Steps follow from it, so no duration stands here. Every run of
@@ -73,10 +77,16 @@ LRS = (1e-3, 2e-3, 4e-3, 8e-3)
 SMOKE = {"2e10": (1, ((2, 16), (2, 32), (2, 48))), "6e10": (1, ((2, 16), (2, 32), (2, 48)))}
 
 TEXT = {
+    "task.offline_fallback": False,  # nothing but WikiText-2
     "task.vocab_size": 1024,  # at 4,096 the logits, which nobody routes, are most of a small model
     "train.batch_size": 8,
 }
-IN_BYTES = {"task.tokenizer": "bytes", "task.seq_len": 1024, "train.batch_size": 4}
+IN_BYTES = {
+    "task.offline_fallback": False,
+    "task.tokenizer": "bytes",
+    "task.seq_len": 1024,
+    "train.batch_size": 4,
+}
 OFFLINE = {"task.dataset": "offline", "train.batch_size": 32, "train.checkpoint_every": "1 frac"}
 # budgets, the families that are meant, keys of all points, parts of configs/wikitext.py
 PARTS = {
@@ -93,18 +103,19 @@ def get_sweep(arg: str = "full"):
     part, families, budgets = _chosen(arg)
     ladders, _, common, suffix = PARTS[part]
     bases = LRS if part == "lr" else (BASE,)
-    for family, budget in itertools.product(families, budgets):
-        model, own = FAMILIES[family]
+    for budget in budgets:
         seeds, sizes = ladders[budget]
-        base = {"config": f"configs/wikitext.py:{model}{suffix}", "flops": float(budget)}
-        base |= {"train.eval_every": "1 frac"} | common | own
-        for (depth, width), lr, seed in itertools.product(sizes, bases, range(seeds)):
+        for seed, family, (depth, width), lr in itertools.product(
+            range(seeds), families, sizes, bases
+        ):
+            model, own = FAMILIES[family]
             size = shape(round(DEEPER.get(model, 1) * depth), width)
             name = f"{family}@{budget},{size['net.depth']}x{width}"
             if part == "lr":
                 name += f",lr={rate(width, lr):g}"
-            keys = {"name": name, "train.lr": rate(width, lr), "seed": seed}
-            yield base | size | keys
+            point = {"config": f"configs/wikitext.py:{model}{suffix}", "flops": float(budget)}
+            point |= {"train.eval_every": "1 frac"} | common | own | size
+            yield point | {"name": name, "train.lr": rate(width, lr), "seed": seed}
 
 
 def rate(width: int, base: float = BASE) -> float:
