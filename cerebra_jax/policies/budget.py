@@ -77,6 +77,11 @@ class Plan(NamedTuple):
         target = self.executed_at(step)
         return max(i for i, level in enumerate(self.levels) if level >= target - 1e-12 or i == 0)
 
+    def changes(self, total: int) -> list[int]:
+        """Returns the steps, of `total`, before which the program becomes another one."""
+        ran = [self.bucket(step) for step in range(total)]
+        return [step for step in range(1, total) if ran[step] != ran[step - 1]]
+
 
 class Prices(NamedTuple):
     """What a model costs, relative to dense; both grow."""
@@ -90,10 +95,7 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, prices: Prices, length: Length)
 
     Raises UserError, with the interval that can be reached, for a budget outside of it.
     """
-    # the rates that add one slot after another, in the layer that gets the most
-    unit = L * net.route.capacity * max((1.0, *net.route.by_layer))
-    most = math.floor(unit * (1 - 1 / L))
-    rates = [k / unit for k in range(1, most + 1)]
+    rates = _rates(net, L)
     steers = _steers(net)
     _check_reach(cfg, net, steers, (prices.executed(rates[0]), prices.executed(rates[-1])))
 
@@ -117,6 +119,32 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, prices: Prices, length: Length)
         ramp=max(1, length.steps(cfg.ramp)),
         steers=steers,
     )
+
+
+def divided(plan: Plan, program: int, budget: float, net: NetCfg, L: int, prices: Prices) -> Plan:
+    """Returns the plan for slots that are divided as in `net`, as one of its programs follows it.
+
+    That program and the last one have new rates, of the same executed costs; the steps at which
+    programs change are those of `plan`.
+    """
+    every, rates, levels = _rates(net, L), list(plan.rates), list(plan.levels)
+    last = len(rates) - 1
+    for i, level in {program: levels[program], last: budget}.items():
+        rates[i] = _cheapest(prices.executed, every, level)
+        levels[i] = prices.executed(rates[i])
+    return plan._replace(
+        rates=tuple(rates),
+        levels=tuple(levels),
+        table=_table(prices, every, (rates[program], rates[last])),
+        light=prices.hard(0.0),
+    )
+
+
+def _rates(net: NetCfg, L: int) -> list[float]:
+    """Returns the rates that add one slot after another, in the layer that gets the most."""
+    unit = L * net.route.capacity * max((1.0, *net.route.by_layer))
+    most = math.floor(unit * (1 - 1 / L))
+    return [k / unit for k in range(1, most + 1)]
 
 
 def named(cost: float) -> float:
