@@ -247,7 +247,7 @@ class Trainer:
         asked = joined(round(share, 2) for share in wanted)
         self.screen.say(f"step {at:,} · {moved}, which want {asked} of their tokens")
         self.by_layer = found
-        state = self.state.replace(division=own | {"by_layer_R": np.float32(found)})
+        state = self.state.replace(division=own | {"by_layer_R": np.asarray(found, np.float32)})
         self.state = self.programs.place(state)
 
     def _step(self, at: int) -> None:
