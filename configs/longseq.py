@@ -3,7 +3,7 @@
 python -m cerebra_jax.main --config=configs/longseq.py[:PART[-PART…]]
 
     task    mqar (default) | selective | copy | masked | induction
-    model   cerebra (default) | oracle | random | dense | window | ssm | lstm
+    model   cerebra (default) | oracle | random | dense | mod | window | ssm | lstm
     encoder the model reads the whole input, with top-k; masked does so always
     smoke   ends in seconds
 
@@ -37,7 +37,8 @@ from cerebra_jax.errors import UserError
 TASKS = ("mqar", "selective", "copy", "masked", "induction")
 ROUTERS = ("oracle", "random")
 MODELS = {
-    "cerebra": "cerebra", "dense": "transformer", "window": "window", "ssm": "ssm", "lstm": "lstm",
+    "cerebra": "cerebra", "dense": "transformer", "mod": "mod", "window": "window", "ssm": "ssm",
+    "lstm": "lstm",
     **dict.fromkeys(ROUTERS, "cerebra"),
 }  # fmt: skip
 PARTS = (*TASKS, *MODELS, "encoder", "smoke")

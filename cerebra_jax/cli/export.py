@@ -100,8 +100,10 @@ def run(request: Request) -> None:
 def _tensors(cfg: RunCfg, request: Request, say: Callable[[str], None]) -> None:
     """Writes a .safetensors file, with the configuration in the file's own text."""
     from cerebra_jax.training import imported
+    from cerebra_jax.training.sizes import with_division
 
-    step, named, score = imported.load(request.workdir, say)
+    step, named, score, by_layer = imported.load(request.workdir, say)
+    cfg = with_division(cfg, by_layer)
     tensors, about, line = read.plain(cfg, named)
     tensor_files.write(request.to, tensors, about | {"step": str(step), "score": repr(score)})
     try:

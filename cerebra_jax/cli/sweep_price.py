@@ -177,6 +177,8 @@ def _unforeseen(cfg: config.RunCfg) -> Iterator[Problem]:
     if cfg.objective.budget and "epoch" in f"{cfg.objective.warm} {cfg.objective.ramp}":
         hint = "write them as shares of the run: 0.1 frac"
         yield f"{what}objective.warm or objective.ramp counts epochs", hint
+    if cfg.net.route.by_demand:
+        yield f"{what}net.route.by_demand moves its slots", "write net.route.by_layer"
     if len(adaptive_capacity.programs(cfg)) > 1:
         yield f"{what}its program follows what its router learns", "use objective.budget, or no lam"
 

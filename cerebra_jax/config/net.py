@@ -37,6 +37,15 @@ class RouteCfg:
         "cerebra: rate, floor and ceiling of each layer in units of these keys; empty: 1",
         item=float,
     )
+    by_demand: bool = key(
+        False,
+        "cerebra: the run moves slots to the layers whose routers want them, at no more cost: each "
+        "time a budget changes the program, or once at net.route.divide_at; a layer keeps a tenth "
+        "of its even share at least",
+    )
+    divide_at: str = key(
+        "0.25 frac", "when net.route.by_demand divides the slots of a run of one program"
+    )
     k: int = key(0, "tokens that topk keeps; 0: rate of them", lo=0)
     part: str = key(
         "block", "what cerebra routes: attention, or attention and FFN", of=("attention", "block")

@@ -35,6 +35,7 @@ def control(cfg: RunCfg, vocab: int) -> RunCfg:
         )
     # of chiar alone
     route = dataclasses.replace(cfg.net.route, score="spectral", rbf=0.0, collapse=0.0)
+    route = dataclasses.replace(route, by_demand=False)  # of cerebra
     net = dataclasses.replace(dense_of(cfg.net), route=route)
     if kind == "equal_flops":
         platform = platform_of(cfg.objective.device)
@@ -50,6 +51,7 @@ def _random(cfg: RunCfg) -> RunCfg:
             "use twin=dense or twin=equal_flops",
         )
     route = dataclasses.replace(cfg.net.route, mode="random", score="spectral", collapse=0.0)
+    route = dataclasses.replace(route, by_demand=False)  # chance wants the same everywhere
     cfg = dataclasses.replace(cfg, net=dataclasses.replace(cfg.net, route=route))
     checks.together(cfg)
     return cfg

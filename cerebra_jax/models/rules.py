@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cerebra_jax.checks import ROUTED, Problem, counts, joined, numbers
+from cerebra_jax.checks import ROUTED, Problem, counts, joined, numbers, to_steps
 from cerebra_jax.config.mixers import RECURRENT
 from cerebra_jax.cost import device
 
@@ -52,6 +52,7 @@ def check_cerebra(cfg: RunCfg) -> Iterator[Problem]:
     yield from _mode(cfg.net, CEREBRA_MODES)
     yield from _heavy_or_light(cfg)
     yield from _rates_per_layer(cfg.net)
+    yield from _slots_by_demand(cfg)
     yield from _pruned(cfg)
 
 
@@ -320,6 +321,34 @@ def _no_rates_per_layer(cfg: RunCfg) -> Iterator[Problem]:
     if cfg.net.route.by_layer:
         what = f"net.route.by_layer is {joined(cfg.net.route.by_layer)!r} for {cfg.net.name}"
         yield what, "only the layers of cerebra have rates of their own: use ''"
+    if cfg.net.route.by_demand:
+        hint = "only the layers of cerebra have slots of their own: use net.route.by_demand=False"
+        yield f"net.route.by_demand is set for {cfg.net.name}", hint
+
+
+def _slots_by_demand(cfg: RunCfg) -> Iterator[Problem]:
+    """Yields what net.route.by_demand cannot do: it needs routers that say how much they want."""
+    net, route = cfg.net, cfg.net.route
+    if not route.by_demand:
+        return
+    what = "net.route.by_demand is set"
+    if route.mode != "threshold" or route.tau != "learned":
+        other = f"tau={route.tau}" if route.mode == "threshold" else f"mode={route.mode}"
+        hint = "such a router wants as much in every layer: use mode=threshold and tau=learned"
+        yield f"{what} with net.route.{other}", hint
+    if route.by_layer:
+        hint = "one says how the slots are divided, the other finds it: use one of them"
+        yield f"{what} with net.route.by_layer", hint
+    if net.scan:
+        yield f"{what} with net.scan", "layers with different slots: use net.scan=False"
+    if not route.dispatch:
+        yield f"{what} with net.route.dispatch=False", "there are no slots to divide: use True"
+    if cfg.prune.on:
+        hint = "the price of a unit would change: prune a run with the net.route.by_layer it found"
+        yield f"{what} with prune", hint
+    if to_steps(route.divide_at, 1000, 1000) == 0:
+        hint = "no demand is known before the first step: use '0.25 frac'"
+        yield f"net.route.divide_at is {route.divide_at!r}", hint
 
 
 def _is_list_of_rates(values: str | tuple[float, ...], depth: int) -> bool:

@@ -87,7 +87,7 @@ def _learns(net: NetCfg) -> bool:
     learned = route.mode == "hard" or (route.mode == "threshold" and route.tau == "learned")
     # slots are halved in all layers alike, and those of an RBF mixer with those of attention,
     # whoever wants them
-    alike = not route.by_layer and route.rbf == 0.0
+    alike = not route.by_layer and not route.by_demand and route.rbf == 0.0
     return learned and route.dispatch and route.rate > 0.0 and alike
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -87,6 +88,10 @@ class Plan(NamedTuple):
         ends = [bisect.bisect_right(range(total), i, key=self.bucket) for i in programs]
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
+    def changes(self, total: int) -> list[int]:
+        """Returns the steps, of `total`, before which the program becomes another one."""
+        return sorted({end for end in itertools.accumulate(self.counts(total)) if 0 < end < total})
+
 
 class Prices(NamedTuple):
     """What a model costs, relative to dense; both grow."""
@@ -100,10 +105,7 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, prices: Prices, length: Length)
 
     Raises UserError, with the interval that can be reached, for a budget outside of it.
     """
-    # the rates that add one slot after another, in the layer that gets the most
-    unit = L * net.route.capacity * max((1.0, *net.route.by_layer))
-    most = math.floor(unit * (1 - 1 / L))
-    rates = [k / unit for k in range(1, most + 1)]
+    rates = _rates(net, L)
     steers = _steers(net)
     _check_reach(cfg, net, steers, (prices.executed(rates[0]), prices.executed(rates[-1])))
 
@@ -127,6 +129,32 @@ def plan(cfg: ObjectiveCfg, net: NetCfg, L: int, prices: Prices, length: Length)
         ramp=1,
         steers=steers,
     ).over(cfg, length)
+
+
+def divided(plan: Plan, program: int, budget: float, net: NetCfg, L: int, prices: Prices) -> Plan:
+    """Returns the plan for slots that are divided as in `net`, as one of its programs follows it.
+
+    That program and the last one have new rates, of the same executed costs; the steps at which
+    programs change are those of `plan`.
+    """
+    every, rates, levels = _rates(net, L), list(plan.rates), list(plan.levels)
+    last = len(rates) - 1
+    for i, level in {program: levels[program], last: budget}.items():
+        rates[i] = _cheapest(prices.executed, every, level)
+        levels[i] = prices.executed(rates[i])
+    return plan._replace(
+        rates=tuple(rates),
+        levels=tuple(levels),
+        table=_table(prices, every, (rates[program], rates[last])),
+        light=prices.hard(0.0),
+    )
+
+
+def _rates(net: NetCfg, L: int) -> list[float]:
+    """Returns the rates that add one slot after another, in the layer that gets the most."""
+    unit = L * net.route.capacity * max((1.0, *net.route.by_layer))
+    most = math.floor(unit * (1 - 1 / L))
+    return [k / unit for k in range(1, most + 1)]
 
 
 def named(cost: float) -> float:

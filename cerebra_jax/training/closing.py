@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cerebra_jax import config, documents
+from cerebra_jax.checks import joined
 from cerebra_jax.cost.units import LABELS
 from cerebra_jax.documents import FLAG, NUMBER, TEXT, WHOLE, or_null
 from cerebra_jax.errors import UserError
+from cerebra_jax.policies import division
 from cerebra_jax.report import runs
 from cerebra_jax.tasks.task import Metric
 from cerebra_jax.training import workdir as folder
@@ -104,8 +106,7 @@ def _slots(r: dict[str, Any], file: Path) -> list[str]:
     if max(gates["overflow"]) < UNEVEN or max(idle) < UNEVEN:
         return []
 
-    mean = sum(wanted) / len(wanted)
-    better = ",".join(f"{max(0.05, n / mean):.2g}" for n in wanted)
+    better = joined(round(n, division.DIGITS) for n in division.by_demand(wanted))
     asked, given = (" ".join(f"{n:.2f}" for n in row) for row in (wanted, kept))
     said = f"layers want the heavy path for {asked} of their tokens and give it to {given}"
     return [f"slots · {said}; by demand: --config.net.route.by_layer={better}"]

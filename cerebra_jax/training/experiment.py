@@ -22,9 +22,11 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.models.controls import control
 from cerebra_jax.models.model import Model
-from cerebra_jax.policies import sampler
+from cerebra_jax.policies import division, sampler
 from cerebra_jax.policies.adaptive_capacity import AdaptiveCapacity
 from cerebra_jax.policies.budget import Budget
+from cerebra_jax.policies.demand import Demand
+from cerebra_jax.policies.division import Division
 from cerebra_jax.policies.policy import Policy
 from cerebra_jax.policies.sampler import Drawn, Sampling
 from cerebra_jax.policies.schedule import Length
@@ -49,6 +51,7 @@ class Serving(NamedTuple):
     size: int
     quantized: bool
     remaining: float | None = None  # of a pruned run: its executed cost if shrunk to its masks
+    by_layer: Division = ()  # how its slots are divided, where the run does so
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +91,11 @@ class Experiment:
         model = self.model
         leak = LEAK if model.net.causal and not model.causal else ""
         return "; ".join(text for text in (self.task.notice, leak) if text)
+
+    @property
+    def divides(self) -> bool:
+        """Whether the run divides its slots among the layers by demand."""
+        return by_demand(self.cfg)
 
     def score(self, line: dict[str, Any]) -> float:
         """Returns what the checkpoint to be tested is chosen by, from its validation line.
@@ -135,20 +143,23 @@ class Experiment:
         remaining = None
         if self.cfg.prune.on:
             remaining = self.rounds.relative(jax.device_get(found.prune))
-        return Serving(size, self.quantized(int(found.step)), remaining)
+        by_layer: Division = ()
+        if self.divides:
+            by_layer = division.stored(jax.device_get(found.division["by_layer_R"]).tolist())
+        return Serving(size, self.quantized(int(found.step)), remaining, by_layer)
 
     def model_of(self, serving: Serving, length: int = 0) -> Model:
         """Returns the model of a program, for examples of `length` tokens (0: L)."""
-        return self.sizes.model(serving.size, length, serving.quantized)
+        return self.sizes.model(serving.size, length, serving.quantized, serving.by_layer)
 
     # its state
 
-    def policies(self, size: int, draws: bool) -> tuple[Policy, ...]:
-        """Returns the policies of the step of one size, on plain batches or on the sampler's."""
-        given = policies(self.cfg)
-        if self.sizes.plan:
+    def policies(self, serving: Serving, draws: bool) -> tuple[Policy, ...]:
+        """Returns the policies of the step of one program, on plain batches or the sampler's."""
+        given, size = policies(self.cfg), serving.size
+        if plan := self.sizes.planned(size, serving.by_layer):
             capacity = self.sizes.cfgs[size].net.route.capacity
-            given += (Budget(self.sizes.plan, size, capacity, self.cfg.objective),)
+            given += (Budget(plan, size, capacity, self.cfg.objective),)
         if self.sizes.slots:
             given += (AdaptiveCapacity(self.sizes.slots),)
         if self.sampling and draws:
@@ -166,7 +177,7 @@ class Experiment:
 
     @functools.cached_property
     def _initializer(self) -> Callable[[jax.Array], state.TrainState]:
-        given = self.policies(self.sizes.final, draws=True)
+        given = self.policies(self.first, draws=True)
         return state.initializer(self.model, self.optimizer, self.task.example(1), given)
 
     # its batches
@@ -260,9 +271,16 @@ def policies(cfg: RunCfg) -> tuple[Policy, ...]:
     given: tuple[Policy, ...] = ()
     if cfg.net.name in checks.ROUTED and cfg.net.route.tau != "calibrated":
         given += (RunningThresholds(cfg.net.route.decay),)
+    if by_demand(cfg):
+        given += (Demand(cfg.net.depth),)
     if cfg.prune.on:
         given += (pruning_rounds.policy(cfg),)
     return given
+
+
+def by_demand(cfg: RunCfg) -> bool:
+    """Returns whether a run of this configuration divides its slots by demand."""
+    return cfg.net.name == "cerebra" and cfg.net.route.by_demand
 
 
 def _sampling(cfg: RunCfg, task: Task, length: Length) -> Sampling | None:

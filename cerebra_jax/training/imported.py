@@ -18,6 +18,8 @@ from cerebra_jax.config import RunCfg, to_dict
 from cerebra_jax.errors import UserError
 from cerebra_jax.layers import prunable
 from cerebra_jax.models import quantization, quantized_names
+from cerebra_jax.policies import division
+from cerebra_jax.policies.division import Division
 from cerebra_jax.tasks import registry as tasks
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import frozen, results
@@ -60,6 +62,7 @@ class Loaded(NamedTuple):
     step: int
     named: Named
     score: float
+    by_layer: Division  # how its slots are divided, where the run did so
 
 
 def save(cfg: RunCfg, workdir: Path, weights: Weights, say: Callable[[str], None]) -> None:
@@ -170,7 +173,8 @@ def load(workdir: Path, say: Callable[[str], None]) -> Loaded:
     """Returns the parameters and thresholds of a run's best checkpoint, as `eval` has them."""
     step, named, meta = _best(workdir, say)
     kept = {name: a for name, a in named.items() if name.startswith(PARTS)}
-    return Loaded(step, kept, meta["score"])
+    by_layer = named["division/by_layer_R"].tolist() if "division/by_layer_R" in named else ()
+    return Loaded(step, kept, meta["score"], division.stored(by_layer))
 
 
 def best_named(workdir: Path, say: Callable[[str], None], hint: str) -> Saved:

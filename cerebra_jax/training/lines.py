@@ -44,6 +44,8 @@ def line(e: Experiment, m: Measured) -> dict[str, Any]:
 
     # per-layer figures, and scalars, among which the costs are named by their unit
     gates = {name: value for name, value in formed.items() if isinstance(value, list)}
+    if e.divides:
+        gates["by_layer"] = list(m.serving.by_layer) or [1.0] * e.cfg.net.depth
     unit = e.model.unit.name
     named = {name: f"{name}_rel_{unit}" for name in COSTS}
     scalars = {named.get(name, name): x for name, x in formed.items() if name not in gates}
@@ -81,7 +83,7 @@ def _executed(e: Experiment, m: Measured) -> tuple[float, float]:
     total = sum(m.examples.values())
     cost = flops = 0.0
     for tokens, count in m.examples.items():
-        model = e.sizes.model(m.serving.size, tokens)
+        model = e.sizes.model(m.serving.size, tokens, by_layer=m.serving.by_layer)
         cost += count / total * model.executed
         flops += count / total * model.cost.executed_flops
     return cost, flops / e.model.dense.executed_flops

@@ -170,7 +170,7 @@ def read(path: Path) -> Iterable[dict[str, Any]]:
         yield line
 
 
-def column(lines: Sequence[dict[str, Any]], key: str, kind: documents.Kind = ANY) -> list[Any]:
+def column(lines: Sequence[dict[str, Any]], key: str, kind: documents.Shape = ANY) -> list[Any]:
     """Returns a key of lines that were read; raises UserError where one lacks it."""
     for line in lines:
         documents.check(line, {key: kind}, f"metrics.jsonl, step {line['step']}", HINT)

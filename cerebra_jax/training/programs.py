@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cerebra_jax.cost import count
+from cerebra_jax.policies.division import Division
 from cerebra_jax.policies.sampler import Each
 from cerebra_jax.training import parallel, step
 from cerebra_jax.training.experiment import Experiment, Serving
@@ -27,6 +28,7 @@ class Program(NamedTuple):
     tokens: int  # of each example
     draws: bool = False  # its batches are the sampler's
     quantized: bool = False
+    by_layer: Division = ()  # how its slots are divided
 
 
 class Programs:
@@ -53,8 +55,9 @@ class Programs:
 
     def _make(self, program: Program) -> parallel.DataParallel:
         e = self.experiment
-        model = e.sizes.model(program.size, program.tokens, program.quantized)
-        objective = Objective(model, e.task, e.policies(program.size, program.draws))
+        serving = Serving(program.size, program.quantized, by_layer=program.by_layer)
+        model = e.model_of(serving, program.tokens)
+        objective = Objective(model, e.task, e.policies(serving, program.draws))
         train = step.make_train_step(objective, e.optimizer, e.cfg, e.length)
         look = None
         if self.room:
@@ -64,7 +67,7 @@ class Programs:
     def serving(self, serving: Serving, tokens: int = 0) -> parallel.DataParallel:
         """Returns the program that evaluates, for batches of examples of `tokens` tokens (0: L)."""
         tokens = tokens or self.experiment.sizes.tokens
-        return self.of(Program(serving.size, tokens, False, serving.quantized))
+        return self.of(Program(serving.size, tokens, False, serving.quantized, serving.by_layer))
 
     def place(self, tree: Any) -> Any:
         """Puts a pytree on all devices, as every program takes and returns it."""

@@ -23,11 +23,14 @@ import cerebra_jax
 from cerebra_jax import config
 from cerebra_jax.config import reads
 from cerebra_jax.cost.device import present_platform
+from cerebra_jax.documents import NUMBER
 from cerebra_jax.errors import UserError
 from cerebra_jax.kernels.remat import train_factor
 from cerebra_jax.models import model as models
 from cerebra_jax.models import registry
+from cerebra_jax.policies import division
 from cerebra_jax.policies.budget import named
+from cerebra_jax.policies.division import Division
 from cerebra_jax.policies.sampler import CLIPPED
 from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import metrics, parallel
@@ -36,6 +39,7 @@ from cerebra_jax.training.programs import Programs, sampler_flops
 
 # parameters that grow with the vocabulary, the features or the outputs, by their first name
 _EMBEDDING_AND_HEAD = ("embed", "features", "columns", "head")
+DIVIDED = {"by_layer": [NUMBER]}  # of the gates of a run that divides its slots
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -316,8 +320,13 @@ def _trained(e: Experiment, steps: list[dict[str, Any]], total: int) -> int:
         ran = [e.sizes.plan.bucket(step) for step in range(total)]
     else:
         ran = [0] * total
-    pairs = zip(ran, _lengths(e, steps, total), strict=False)
-    forward = sum(e.sizes.model(size, tokens).cost.executed_flops for size, tokens in pairs)
+    divisions: list[Division] = [()] * total
+    if e.divides:
+        gates = metrics.column(steps, "gates", DIVIDED)
+        divisions = [division.stored(row["by_layer"]) for row in gates]
+    steps_ran = zip(ran, _lengths(e, steps, total), divisions, strict=False)
+    models_ran = (e.sizes.model(size, L, by_layer=own) for size, L, own in steps_ran)
+    forward = sum(model.cost.executed_flops for model in models_ran)
     passes = train_factor(e.cfg.net.remat, e.sizes.platform or present_platform())
     return passes * forward * e.cfg.train.batch_size
 

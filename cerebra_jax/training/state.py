@@ -14,6 +14,7 @@ from cerebra_jax.layers import prunable
 from cerebra_jax.models.model import Model
 from cerebra_jax.policies.adaptive_capacity import Capacity
 from cerebra_jax.policies.budget import Dual
+from cerebra_jax.policies.demand import Demanded
 from cerebra_jax.policies.policy import Policy
 from cerebra_jax.types import Batch
 
@@ -33,6 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
     skipped: jax.Array  # int32 scalar
     dual: Dual = flax.struct.field(default_factory=dict)  # Budget
     demand: Capacity = flax.struct.field(default_factory=dict)  # AdaptiveCapacity
+    division: Demanded = flax.struct.field(default_factory=dict)  # Demand
     sampler: Any = flax.struct.field(default_factory=dict)  # Sampling
     prune: prunable.Masks = flax.struct.field(default_factory=dict)  # Pruning
 

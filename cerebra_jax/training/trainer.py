@@ -2,7 +2,7 @@
 
 Metrics are read one step late, with one step in flight: the device never waits for Python, and on
 CPU a longer queue of collectives deadlocks jax < 0.12. At a given step the order is fixed, so that
-a resumed run repeats it exactly: evaluate, save, calibrate, prune, train.
+a resumed run repeats it exactly: evaluate, save, calibrate, prune, divide the slots, train.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
 
-from cerebra_jax.checks import require
+from cerebra_jax.checks import joined, require
 from cerebra_jax.config import RunCfg, reads, to_dict
 from cerebra_jax.errors import Diverged, Preempted, UserError
 from cerebra_jax.policies import sampler
@@ -52,6 +53,7 @@ class Due(NamedTuple):
     save: int
     calibrate: frozenset[int]
     prune: frozenset[int]
+    divide: frozenset[int]
 
     @classmethod
     def of(cls, e: Experiment) -> Due:
@@ -65,6 +67,7 @@ class Due(NamedTuple):
             save=e.length.steps(train.checkpoint_every),
             calibrate=frozenset(at if net.name == "chiar" and calibrates else ()),
             prune=frozenset(e.rounds.plan.steps),
+            divide=frozenset(_divisions(e) if e.divides else ()),
         )
 
 
@@ -131,6 +134,7 @@ class Trainer:
         if e.sizes.slots:
             announced = int(host.demand["program"]), int(host.demand["next"])
             self.sizes = dict(enumerate(announced, self.start.step))
+        self.by_layer = self.serving.by_layer
         self.size = self._size(self.start.step)
         if found is None:
             model = e.model_of(self.serving)
@@ -176,6 +180,8 @@ class Trainer:
                 self._calibrate(at)
             if at in self.due.prune:
                 self._prune(at)
+            if at in self.due.divide:
+                self._divide(at)
             self._step(at)
             at += 1
             if self.signal and self.signal[1] == at:
@@ -227,6 +233,23 @@ class Trainer:
         for text in [line, *(rounds.missed(masks) if at == rounds.last else [])]:
             self.screen.say(text)
 
+    def _divide(self, at: int) -> None:
+        """Moves slots to the layers that want them; says so where any moved."""
+        self._flush()
+        sizes, size, own = self.experiment.sizes, self._size(at), self.state.division
+        wanted = jax.device_get(own["wanted_R"]).tolist()
+        found = sizes.divide(size, self.by_layer, wanted)
+        if found == self.by_layer:
+            return
+        before = sizes.layer_slots(self._size(at - 1), self.by_layer)
+        after = sizes.layer_slots(size, found)
+        moved = f"slots of the layers {joined(before)} -> {joined(after)}"
+        asked = joined(round(share, 2) for share in wanted)
+        self.screen.say(f"step {at:,} · {moved}, which want {asked} of their tokens")
+        self.by_layer = found
+        state = self.state.replace(division=own | {"by_layer_R": np.asarray(found, np.float32)})
+        self.state = self.programs.place(state)
+
     def _step(self, at: int) -> None:
         """Starts the step after `at` steps, and reads the metrics of the one before it."""
         batch = self.experiment.batch(at, self.drawn, self.passed_over)
@@ -252,11 +275,12 @@ class Trainer:
         Says so where it is another, or must be compiled.
         """
         e = self.experiment
-        program = Program(self._size(at), tokens, e.draws(at), e.quantized(at))
+        program = Program(self._size(at), tokens, e.draws(at), e.quantized(at), self.by_layer)
         new = program not in self.compiled
         if what := self._change(at, program, new):
             length = f" for {tokens} tokens" if e.task.shape.lengths else ""
-            cost = f"{e.sizes.model(program.size, tokens).executed:.3f}"
+            model = e.sizes.model(program.size, tokens, by_layer=self.by_layer)
+            cost = f"{model.executed:.3f}"
             label = e.model.unit.label
             self.screen.say(f"step {at:,} · {what}{length}: {cost} of dense {label}")
         if new:
@@ -290,7 +314,10 @@ class Trainer:
         if "drawn" in sums:
             self.drawn[at - 1 + sampler.AHEAD] = sums.pop("drawn")
         serving = Serving(
-            self._size(at - 1), self.experiment.quantized(at - 1), self.serving.remaining
+            self._size(at - 1),
+            self.experiment.quantized(at - 1),
+            self.serving.remaining,
+            self.by_layer,
         )
         self.sizes.pop(at - 2, None)
         measured = Measured(at, "train", metrics.add(None, sums), {tokens: 1}, serving)
@@ -427,6 +454,15 @@ def _long(cfg: RunCfg) -> str:
     if layers < MANY_LAYERS:
         return ""
     return f"compiling the step of {layers:,} layers, each by itself: net.scan=True compiles one"
+
+
+def _divisions(e: Experiment) -> list[int]:
+    """Returns the steps before which slots are divided by demand.
+
+    They are the changes of a budget's program. A run of one program has net.route.divide_at.
+    """
+    changes = e.sizes.plan.changes(e.length.total) if e.sizes.plan else []
+    return changes or [e.length.steps(e.cfg.net.route.divide_at)]
 
 
 def _is_due(at: int, every: int) -> bool:

@@ -52,6 +52,18 @@ def test_the_controls_of_chiar_differ_in_what_their_names_say(arg):
         models("chiar_controls", "tiny")
 
 
+@pytest.mark.parametrize("arg", ["smoke", "mqar-512", "selective-1024"])
+def test_slots_are_even_by_hand_and_by_demand_in_one_model(arg):
+    found = models("slots", arg)
+    routes = {found[f"cerebra-{name}"].net.route for name in ("even", "by-hand", "by-demand")}
+    assert len(routes) == 3 and {r.rate for r in routes} == {0.25}
+    assert found["cerebra-by-hand"].net.route.by_layer == (0.1, 1.9)
+    assert found["cerebra-by-demand"].net.route.by_demand
+    assert {m.net.name for m in found.values()} == {"transformer", "mod", "cerebra"}
+    with pytest.raises(UserError, match="use smoke, mqar-512"):
+        models("slots", "copy")
+
+
 @pytest.mark.parametrize(("arg", "L"), [("smoke", 64), ("mqar", 128), ("selective-256", 256)])
 def test_recall_compares_cerebra_with_chance_and_an_oracle_of_the_same_program(arg, L):  # noqa: N803
     found = models("recall", arg)

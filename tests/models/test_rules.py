@@ -44,6 +44,8 @@ def test_the_defaults_fit_every_model(name):
 
 HALF = {"net__route__rate": 0.5}
 PER_LAYER = {"net__depth": 3, "net__route__by_layer": (0.5, 1.0, 1.5)}
+BY_DEMAND = {"net__route__by_demand": True, "net__route__tau": "learned"}
+TOP_K = BY_DEMAND | {"net__route__mode": "topk", "net__causal": False}
 BROKEN = [
     # routing where there is none
     ("transformer", {"objective__lam": 0.1}, "objective.lam is set for a dense model"),
@@ -76,6 +78,18 @@ BROKEN = [
     ("cerebra", PER_LAYER | {"net__scan": True}, "'0.5,1,1.5' with net.scan"),
     ("cerebra", PER_LAYER | {"net__route__mode": "soft"}, "with net.route.mode=soft"),
     ("cerebra", PER_LAYER | {"net__route__k": 3}, "with net.route.k=3"),
+    # slots by demand
+    ("cerebra", {"net__route__by_demand": True}, "with net.route.tau=running; such a router wants"),
+    ("cerebra", BY_DEMAND | {"net__route__mode": "random"}, "with net.route.mode=random"),
+    ("cerebra", TOP_K, "net.route.by_demand is set with net.route.mode=topk"),
+    ("cerebra", BY_DEMAND | PER_LAYER, "by_demand is set with net.route.by_layer; one says"),
+    ("cerebra", BY_DEMAND | {"net__scan": True}, "net.route.by_demand is set with net.scan"),
+    ("cerebra", BY_DEMAND | {"net__route__dispatch": False}, "there are no slots to divide"),
+    ("cerebra", BY_DEMAND | {"prune__keep": 0.5}, "net.route.by_demand is set with prune"),
+    ("cerebra", BY_DEMAND | {"net__route__divide_at": "0 steps"}, "before the first step"),
+    ("chiar", {"net__route__by_demand": True}, "net.route.by_demand is set for chiar; only"),
+    ("mod", {"net__route__by_demand": True}, "net.route.by_demand is set for mod; only"),
+    ("ssm", {"net__route__by_demand": True}, "net.route.by_demand is set for ssm; only"),
     # the shape of a model
     ("mod", {"net__depth": 1}, "mod routes every second block"),
     ("chiar", {"net__depth": 1}, "chiar needs a first and a last layer"),

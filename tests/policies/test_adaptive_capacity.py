@@ -107,6 +107,7 @@ def test_programs_differ_in_slots_and_only_where_a_router_can_learn_to_keep_less
         {"net.route.tau": "running"},
         {"net.route.dispatch": False},
         {"net.route.by_layer": "1,2"},
+        {"net.route.by_demand": True},
         {"objective.buckets": 1},
     ):
         assert len(programs(**keys)) == 1, keys

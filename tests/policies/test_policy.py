@@ -12,6 +12,7 @@ import pytest
 from cerebra_jax.config import NetCfg, ObjectiveCfg, PruneCfg, SamplerCfg
 from cerebra_jax.policies.adaptive_capacity import AdaptiveCapacity
 from cerebra_jax.policies.budget import Budget, Prices, plan
+from cerebra_jax.policies.demand import Demand
 from cerebra_jax.policies.policy import Outcome, Policy, Seen
 from cerebra_jax.policies.sampler import Each, Sampling
 from cerebra_jax.policies.schedule import Length
@@ -35,13 +36,14 @@ def cases() -> dict[str, tuple[Policy, object, Seen]]:
     ones = jnp.ones(2)
     table = Sampling(SamplerCfg(beta=1.0), examples=6, batch_size=2, first=0)
     masks = {"units": {"a": ones}, "slopes": {"a": 0 * ones}, "elements": {}}
-    capacity = AdaptiveCapacity((0.5, 0.25))
+    capacity, demand = AdaptiveCapacity((0.5, 0.25)), Demand(2)
     announced = capacity.init({}, KEY) | {"program": jnp.int32(1), "next": jnp.int32(0)}
     each = Each(3 * ones, ones / 2, ones > 0)
     return {
         "thresholds": (RunningThresholds(0.9), {"tau": ones}, Seen({"tau": 7 * ones}, (), ())),
         "budget": (budget(), budget().init({}, KEY), Seen((), (), ())),
         "adaptive capacity": (capacity, announced, Seen(0 * announced["lost_2xN"], (), ())),
+        "demand": (demand, demand.init({}, KEY), Seen((), (), ())),
         "sampler": (table, table.init({}, KEY), Seen((), each, ())),
         "pruning": (Pruning(PruneCfg(keep=0.5), ()), masks, Seen((), (), {"a": 5 * ones})),
     }
@@ -50,7 +52,7 @@ def cases() -> dict[str, tuple[Policy, object, Seen]]:
 def outcome(finite: bool) -> Outcome:
     """A step on two examples, half of whose cost is spent."""
     batch = {"index_B": jnp.array([4, 1]), "weight_B": jnp.ones(2)}
-    metrics = {"hard": (jnp.float32(1), jnp.float32(2))}
+    metrics = {"hard": (jnp.float32(1), jnp.float32(2)), "wanted": (jnp.ones(2), jnp.float32(2))}
     two = jnp.float32(2)
     return Outcome(jnp.int32(3), KEY, batch, None, two, metrics, jnp.bool_(finite))
 
@@ -66,6 +68,7 @@ MOVED = {
     "thresholds": {"['tau']"},
     "budget": {"['multiplier']", "['gap']"},
     "adaptive capacity": {"['lost_2xN']", "['program']"},
+    "demand": {"['wanted_R']"},
     "sampler": {".loss_N", ".cost_N", ".seen_N", ".drawn.index_B"},
     "pruning": {"['slopes']['a']"},
 }
@@ -86,7 +89,7 @@ def test_a_policy_moves_its_own_state_and_a_step_that_is_not_finite_leaves_it(na
 def test_each_policy_has_a_field_of_the_state_to_itself():
     owns = [policy.owns for policy, *_ in cases().values()]
     fields = {field.name for field in dataclasses.fields(TrainState)}
-    assert len(set(owns)) == len(owns) == 5
+    assert len(set(owns)) == len(owns) == 6
     assert set(owns) == fields - {"step", "params", "opt_state", "skipped"}
 
 

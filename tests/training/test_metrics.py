@@ -145,8 +145,8 @@ def test_a_long_run_draws_some_of_its_steps_and_writes_all(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("by_layer", "wanted", "kept", "want"),
     [
-        ("", [0.02, 0.86], [0.02, 0.375], "net.route.by_layer=0.05,2"),
-        ("2,0.5", [0.2, 0.6], [0.2, 0.1875], "net.route.by_layer=0.5,1.5"),
+        ("", [0.02, 0.86], [0.02, 0.375], "net.route.by_layer=0.14,1.86"),
+        ("2,0.5", [0.2, 0.6], [0.2, 0.1875], "net.route.by_layer=0.55,1.45"),
         ("", [0.6, 0.8], [0.375, 0.375], ""),  # both are full
         ("", [0.02, 0.4], [0.02, 0.375], ""),  # nothing to speak of is turned away
         ("0.1,1.9", [0.02, 0.9], [0.02, 0.7125], ""),  # the slots are where they are wanted
