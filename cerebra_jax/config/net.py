@@ -40,8 +40,8 @@ class RouteCfg:
     by_demand: bool = key(
         False,
         "cerebra: the run moves slots to the layers whose routers want them, at no more cost: each "
-        "time a budget changes the program, or once at net.route.divide_at; a layer keeps a tenth "
-        "of its even share at least",
+        "time a budget changes the program, or once at net.route.divide_at; a layer keeps about "
+        "a tenth of its even share at least",
     )
     divide_at: str = key(
         "0.25 frac", "when net.route.by_demand divides the slots of a run of one program"

@@ -74,6 +74,10 @@ DECIDES = {
     "sampler": ({"sampler.beta": 0.5}, "the work of a sampler"),
     "patience": ({"train.patience": 3}, "may end it early"),
     "demand": ({"net.route.tau": "learned", "objective.lam": 0.1}, "what its router learns"),
+    "slots": (
+        {"net.route.by_demand": True, "net.route.tau": "learned", "objective.budget": 0.85},
+        "moves its slots",
+    ),
     "epochs": ({"objective.budget": 0.85, "objective.warm": "1 epochs"}, "counts epochs"),
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerebra_jax.policies import division
@@ -27,6 +28,7 @@ def divide(wanted, share: float, L: int, now=()):
     return division.divided(wanted, now, 1.0 / share, lambda n: sum(slots_of(n, share, L)) <= even)
 
 
+@settings(deadline=None)  # a busy machine proves nothing
 @given(DEMANDS, st.floats(0.1, 0.9), st.integers(64, 1024))
 def test_all_slots_are_divided_and_no_more(wanted, share, L):
     found = divide(wanted, share, L) or (1.0,) * len(wanted)
@@ -37,13 +39,14 @@ def test_all_slots_are_divided_and_no_more(wanted, share, L):
     assert all(n <= L for n in slots)
 
 
+@settings(deadline=None)  # a busy machine proves nothing
 @given(DEMANDS, st.floats(0.1, 0.9), st.integers(64, 1024))
 def test_who_wants_more_has_no_less_and_everybody_has_some(wanted, share, L):
     found = divide(wanted, share, L) or (1.0,) * len(wanted)
     by_demand = [n for _, n in sorted(zip(wanted, found, strict=True))]
     assert by_demand == sorted(by_demand)
-    # the mean is 1 up to two decimals, and a full layer leaves its part to the others
-    assert min(found) >= 0.9 * division.LEAST
+    # a division has two decimals: a hundredth may be lost
+    assert min(found) > division.LEAST - 1.5 * 10**-division.DIGITS
 
 
 @given(st.floats(0.0, 1.0), st.integers(1, 6), st.floats(0.1, 0.9), st.integers(16, 512))
@@ -51,6 +54,7 @@ def test_a_flat_demand_leaves_an_even_division(wanted, layers, share, L):
     assert divide([wanted] * layers, share, L) == ()
 
 
+@settings(deadline=None)  # a busy machine proves nothing
 @given(DEMANDS, st.floats(0.1, 0.9), st.integers(64, 1024))
 def test_a_demand_that_stays_leaves_its_division(wanted, share, L):
     once = divide(wanted, share, L)
@@ -66,10 +70,11 @@ def test_a_layer_that_nobody_wants_keeps_a_tenth_and_a_full_one_leaves_the_rest(
     assert divide([0.5, 0.56], 0.4, 1000, (0.1, 1.9)) == ()  # it comes back
 
 
+@settings(deadline=None)  # a busy machine proves nothing
 @given(DEMANDS, st.floats(0.1, 0.9))
 def test_a_division_is_read_as_it_was_stored(wanted, share):
     found = divide(wanted, share, 256)
-    stored = jnp.asarray(found or (1.0,) * len(wanted), jnp.float32)
+    stored = np.asarray(found or (1.0,) * len(wanted), np.float32)
     assert division.stored(stored.tolist()) == found
 
 
