@@ -152,7 +152,7 @@ def test_there_and_back_again_is_bitwise(run, sd, data, tmp_path, capsys):
     )
     assert (tmp_path / "again" / "config.json").read_text() == (run / "config.json").read_text()
     for folder in (run, tmp_path / "again"):
-        step, named, score = outside.load(folder, print)
+        step, named, score, _ = outside.load(folder, print)
         assert (step, score) == (7, np.log(257))
         np.testing.assert_array_equal(named["routing/tau"], np.float32([0.8, 0.85]))
     measured = {
@@ -193,8 +193,8 @@ def test_a_checkpoint_of_pytorch_is_the_same_run(run, sd, data, tmp_path, capsys
     )
     shown = capsys.readouterr().out
     assert "threshold 0.85" in shown and "6 tensors" in shown and "not causal" in shown
-    step, named, score = outside.load(tmp_path / "run", print)
-    _, want, _ = outside.load(run, print)
+    step, named, score, _ = outside.load(tmp_path / "run", print)
+    want = outside.load(run, print).named
     assert (step, score) == (7, np.log(99.5)) and named.keys() == want.keys()
     assert all(
         named[name].tobytes() == a.tobytes() for name, a in want.items() if name != "routing/tau"
@@ -327,7 +327,7 @@ def test_any_run_goes_out_and_comes_back_bitwise(net, tiny_cfg, tmp_path, capsys
         load_file(tmp_path / "0.safetensors").keys() == load_file(tmp_path / "1.safetensors").keys()
     )
     assert json.loads((tmp_path / "run1" / "config.json").read_text())["task"]["cache_dir"] == ""
-    step, back, _ = outside.load(tmp_path / "run1", print)
+    step, back, *_ = outside.load(tmp_path / "run1", print)
     assert step == 5 and back.keys() == named.keys()
     changed = [name for name, a in named.items() if back[name].tobytes() != a.tobytes()]
     assert changed == (

@@ -130,7 +130,7 @@ def test_masks_are_in_the_checkpoint_and_in_what_goes_out(whole, cfg_of):
     checkpoints.close()
     left = {g.name: best.prune["units"][g.name].sum() for g in s.rounds.groups}
     assert any(left[g.name] < g.n for g in s.rounds.groups) and all(n >= 1 for n in left.values())
-    _, named, _ = outside.load(folder, print)
+    named = outside.load(folder, print).named
     for name, mask in best.prune["units"].items():
         weights = named[f"params/{name}"]
         rows = np.moveaxis(weights, -1 if "/compressor/" in name else 0, 0).reshape(len(mask), -1)
