@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from cerebra_jax.report import plots
-from cerebra_jax.report.isoflop import Family, power
+from cerebra_jax.report.isoflop import Cell, Family, power
 from cerebra_jax.report.isoflop_multiplier import Comparison, Sizes
 from cerebra_jax.report.statistics import mean_sd
 
@@ -63,27 +64,24 @@ def _draw_budget(axes: Any, family: Family, budget: float, i: int) -> None:
     """Draws the losses of a family at one budget, and its fit along that budget."""
     colour = plots.COLOURS[i % len(plots.COLOURS)]
     cells = family.at(budget)
-    sds = [mean_sd(cell.losses("val"))[1] for cell in cells]
-    axes.errorbar(
-        [cell.N for cell in cells],
-        [cell.loss for cell in cells],
-        yerr=[0.0 if math.isnan(sd) else sd for sd in sds],
-        fmt="o",
-        ms=3,
-        lw=0.8,
-        capsize=2,
-        color=colour,
-        label=power(budget),
-    )
+    N_P = [cell.N for cell in cells]
+    _means(axes, N_P, cells, fmt="o", ms=3, color=colour, label=power(budget))
     lowest = family.best(budget)
     axes.plot([lowest.N], [lowest.loss], "*", ms=9, color=colour)
     if family.fit is None:
-        axes.plot([cell.N for cell in cells], [cell.loss for cell in cells], lw=0.6, color=colour)
+        axes.plot(N_P, [cell.loss for cell in cells], lw=0.6, color=colour)
         return
     sizes = Sizes.of(family)
     between_K = (sizes.N_K >= cells[0].N) & (sizes.N_K <= cells[-1].N)
     N_K, flops_K = sizes.N_K[between_K], sizes.flops_K[between_K]
     axes.plot(N_K, family.fit.law.loss(N_K, budget / (3 * flops_K))[0], lw=1.0, color=colour)
+
+
+def _means(axes: Any, x_P: Sequence[float], cells: Sequence[Cell], **style: Any) -> None:
+    """Draws the mean loss of cells, with the standard deviation over seeds where there are some."""
+    sds = [mean_sd(cell.losses("val"))[1] for cell in cells]
+    bars = [0.0 if math.isnan(sd) else sd for sd in sds]
+    axes.errorbar(x_P, [cell.loss for cell in cells], yerr=bars, lw=0.8, capsize=2, **style)
 
 
 def envelopes(of: Comparison, into: Path | BinaryIO) -> None:
@@ -98,18 +96,9 @@ def envelopes(of: Comparison, into: Path | BinaryIO) -> None:
         colour = plots.COLOURS[i % len(plots.COLOURS)]
         dash = plots.DASHES[i // len(plots.COLOURS) % len(plots.DASHES)]
         lowest = [family.best(budget) for budget in family.budgets]
-        sds = [mean_sd(cell.losses("val"))[1] for cell in lowest]
-        axes.errorbar(
-            [cell.C for cell in lowest],
-            [cell.loss for cell in lowest],
-            yerr=[0.0 if math.isnan(sd) else sd for sd in sds],
-            fmt="D",
-            ms=4,
-            lw=0.8,
-            capsize=2,
-            color=colour,
-            label=plots.plain(family.name),
-        )
+        C_P = [cell.C for cell in lowest]
+        label = plots.plain(family.name)
+        _means(axes, C_P, lowest, fmt="D", ms=4, color=colour, label=label)
         if family.fit is None:
             continue
         sizes = Sizes.of(family)
