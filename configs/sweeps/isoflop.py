@@ -74,7 +74,7 @@ BYTES = {
 LR = {"1e12": (1, ((4, 48),))}
 BASE = 2e-3  # learning rate at width 128
 LRS = (1e-3, 2e-3, 4e-3, 8e-3)
-SMOKE = {"2e10": (1, ((2, 16), (2, 32), (2, 48))), "6e10": (1, ((2, 16), (2, 32), (2, 48)))}
+SMOKE = {budget: (1, ((2, 16), (2, 48))) for budget in ("2e10", "6e10")}
 
 TEXT = {
     "task.offline_fallback": False,  # nothing but WikiText-2
