@@ -29,8 +29,8 @@ def draws(key, ex_B, shape: tuple[int, int, int]) -> jax.Array:
     """Returns whole numbers, uniform in [0, 65,536), of shape (B, L, D).
 
     They are Threefry-2x32 (Salmon et al. 2011) of the counter (example, place in the example): one
-    elementwise program for the whole batch. A key for each example, folded and mapped over, took
-    8 % of a training step on a TPU and twice this time on a CPU.
+    elementwise program for the whole batch. A key for each example, folded and mapped over, would
+    be thousands of scalar kernels on a TPU. key: of any generator; ex_B: (B,) whole numbers.
     """
     B, L, D = shape
     columns = -(-D // 4)  # a counter gives two words, and a word two numbers
