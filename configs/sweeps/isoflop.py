@@ -28,8 +28,12 @@ The families: dense; dense-local, with the short convolution that Cerebra's laye
 so that it is not taken for routing; cerebra-budget, which ends at 0.7 of the dense FLOPs, from all
 of them on its way; cerebra-fixed, one program of the same mean cost from the first step to the
 last; in that program chance in the router's place, with a gate that is learned (cerebra-random) or
-1 (cerebra-random-gate1); mod; chiar; ssm, whose layers are 1.7 times as many. The learning rate is
-2e-3 · sqrt(128 / width) for all of them, whatever the budget. Names are FAMILY@BUDGET,DEPTHxWIDTH.
+1 (cerebra-random-gate1); mod; chiar; ssm, whose layers are 1.7 times as many. Names are
+FAMILY@BUDGET,DEPTHxWIDTH.
+
+The learning rate is base · sqrt(128 / width). Each family has its own base, whatever the budget:
+that of LRS with the lowest loss on validation data in `lr`, which is the same grid for each family
+(benchmarks/results/README.md, "Equal training FLOPs").
 """
 
 import itertools
@@ -38,16 +42,17 @@ from cerebra_jax.errors import UserError
 
 MEAN = 0.82  # cerebra-budget's cost over a whole run: 0.3 at 1.0 of dense, 0.2 at 0.85, 0.5 at 0.7
 RANDOM = {"objective.budget": MEAN, "objective.buckets": 1, "twin": "random"}
+# model of configs/wikitext.py, keys of its own, learning rate at width 128
 FAMILIES = {
-    "dense": ("dense", {}),
-    "dense-local": ("dense", {"net.local": 4}),
-    "cerebra-budget": ("cerebra", {"objective.budget": 0.7}),
-    "cerebra-fixed": ("cerebra", {"objective.budget": MEAN, "objective.buckets": 1}),
-    "cerebra-random": ("cerebra", RANDOM | {"net.route.gate": "learned"}),
-    "cerebra-random-gate1": ("cerebra", RANDOM),
-    "mod": ("mod", {}),
-    "chiar": ("chiar", {"net.route.dct": "fft"}),  # the program of a CPU, whatever runs it
-    "ssm": ("ssm", {}),
+    "dense": ("dense", {}, 2e-3),
+    "dense-local": ("dense", {"net.local": 4}, 4e-3),
+    "cerebra-budget": ("cerebra", {"objective.budget": 0.7}, 2e-3),
+    "cerebra-fixed": ("cerebra", {"objective.budget": MEAN, "objective.buckets": 1}, 4e-3),
+    "cerebra-random": ("cerebra", RANDOM | {"net.route.gate": "learned"}, 4e-3),
+    "cerebra-random-gate1": ("cerebra", RANDOM, 4e-3),
+    "mod": ("mod", {}, 8e-3),
+    "chiar": ("chiar", {"net.route.dct": "fft"}, 4e-3),  # a CPU's program, whatever runs it
+    "ssm": ("ssm", {}, 8e-3),
 }
 DEEPER = {"ssm": 1.7}  # as in configs/wikitext.py: layers per layer of the Transformer
 HEADS = {16: 2, 32: 2, 48: 2, 64: 2, 96: 3, 128: 4, 192: 6, 256: 8, 320: 10, 384: 12}  # by width
@@ -72,8 +77,7 @@ BYTES = {
     "1.5e14": (1, ((4, 128), (5, 192), (6, 256), (8, 320))),
 }
 LR = {"1e12": (1, ((4, 48),))}
-BASE = 2e-3  # learning rate at width 128
-LRS = (1e-3, 2e-3, 4e-3, 8e-3)
+LRS = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # at width 128
 SMOKE = {budget: (1, ((2, 16), (2, 48))) for budget in ("2e10", "6e10")}
 
 TEXT = {
@@ -102,24 +106,23 @@ def get_sweep(arg: str = "full"):
     """Family x budget x size x seed; of the part `lr` also x learning rate."""
     part, families, budgets = _chosen(arg)
     ladders, _, common, suffix = PARTS[part]
-    bases = LRS if part == "lr" else (BASE,)
     for budget in budgets:
         seeds, sizes = ladders[budget]
-        for seed, family, (depth, width), lr in itertools.product(
-            range(seeds), families, sizes, bases
-        ):
-            model, own = FAMILIES[family]
+        for seed, family, (depth, width) in itertools.product(range(seeds), families, sizes):
+            model, own, base = FAMILIES[family]
             size = shape(round(DEEPER.get(model, 1) * depth), width)
-            name = f"{family}@{budget},{size['net.depth']}x{width}"
-            if part == "lr":
-                name += f",lr={rate(width, lr):g}"
             point = {"config": f"configs/wikitext.py:{model}{suffix}", "flops": float(budget)}
-            point |= {"train.eval_every": "1 frac"} | common | own | size
-            yield point | {"name": name, "train.lr": rate(width, lr), "seed": seed}
+            point |= {"train.eval_every": "1 frac"} | common | own | size | {"seed": seed}
+            name = f"{family}@{budget},{size['net.depth']}x{width}"
+            if part != "lr":
+                yield point | {"name": name, "train.lr": rate(width, base)}
+                continue
+            for lr in (rate(width, base) for base in LRS):
+                yield point | {"name": f"{name},lr={lr:g}", "train.lr": lr}
 
 
-def rate(width: int, base: float = BASE) -> float:
-    """Returns the learning rate of a width, for all families alike."""
+def rate(width: int, base: float) -> float:
+    """Returns the learning rate of a width."""
     return float(f"{base * (128 / width) ** 0.5:.3g}")
 
 

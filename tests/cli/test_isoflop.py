@@ -31,6 +31,7 @@ FILE = ROOT / "configs" / "sweeps" / "isoflop.py"
 # tokens of the training text, by the part of the sweep
 EPOCH = {"full": 4_064_967, "bytes": 10_797_148}
 EPOCH |= {"small": EPOCH["full"], "lr": EPOCH["full"]}
+GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # learning rates at width 128
 
 
 def rows(arg: str) -> list[Point]:
@@ -213,7 +214,7 @@ def test_hours_are_modelled_until_a_run_is_done_and_then_measured(tiny_cfg, monk
 def test_every_part_is_a_ladder_by_one_rule(part):
     found = rows(part)
     name = re.compile(r"([a-z0-9-]+)@([\d.]+e\d+),(\d+)x(\d+)(,lr=[\d.]+)?-s(\d)")
-    seen = {}
+    seen, bases = {}, {}
     for point in found:
         family, budget, depth, width, lr, seed = name.fullmatch(point.name).groups()
         net = point.cfg.net
@@ -222,10 +223,12 @@ def test_every_part_is_a_ladder_by_one_rule(part):
         base = point.cfg.train.lr / math.sqrt(128 / net.width)
         if lr:
             assert point.cfg.train.lr == float(lr.removeprefix(",lr="))
-        else:
-            assert base == pytest.approx(2e-3, rel=0.005)
-        seen.setdefault(family, set()).add((budget, net.width, round(base, 5), seed))
+        on_grid = [one for one in GRID if base == pytest.approx(one, 0.005)]
+        bases.setdefault(family, set()).update(on_grid)
+        seen.setdefault(family, set()).add((budget, net.width, lr, seed))
+        assert on_grid
     assert len({frozenset(points) for points in seen.values()}) == 1  # equal effort for each
+    assert {len(found) for found in bases.values()} == {5 if part == "lr" else 1}
     assert (len(seen) == 9) == (part in ("full", "small", "lr"))
 
 
