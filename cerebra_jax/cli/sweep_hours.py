@@ -39,8 +39,8 @@ def line(runs: Sequence[Priced], jobs: int) -> str:
     speeds = [_speed(run) for run in runs if run.state == "done"]
     done = [speed for speed in speeds if speed is not None]
     if done:
-        seconds = sum(run.price["flops"] / _nearest(run, done).per_second for run in left)
-        seconds /= min(jobs, len(left))
+        each = [run.price["flops"] / _nearest(run, done).per_second for run in left]
+        seconds = max([*each, sum(each) / jobs])
         measured = "that of the run" if len(done) == 1 else f"those of the {len(done)} runs"
         return (
             f"about {how_long(seconds)}, {jobs} at once, at measured speeds: {measured} done here"

@@ -34,6 +34,7 @@ from cerebra_jax.report.statistics import mean_sd
 
 DENSE = "dense"  # the family that others are compared with
 FORM = "FAMILY@BUDGET,SIZE-sSEED"
+_OFF = 0.05  # of its budget, by which a run may have executed more or less
 # a run of a learning-rate grid has ,lr=RATE behind its size
 _NAME = re.compile(r"([^@,]+)@(\d+(?:\.\d+)?(?:e\+?\d{1,2})?),([^@,]+)(,lr=[^@,]+)?-s\d+")
 _NATS = documents.number(0.0, 1e4)
@@ -143,7 +144,8 @@ def load(paths: Iterable[Path], unfinished: int = 0) -> Study:
     """Returns the study of some folders of finished runs; `unfinished` ones stood beside them.
 
     Raises UserError where a folder is not named as a run of such a sweep, where a run is too old to
-    say what is needed, where two have one name and seed, and for runs on different data.
+    say what is needed or has executed something else than its budget, where two have one name and
+    seed, and for runs on different data.
     """
     by_family: dict[str, dict[tuple[float, str], list[Run]]] = {}
     passed_over = 0
@@ -153,7 +155,7 @@ def load(paths: Iterable[Path], unfinished: int = 0) -> Study:
             passed_over += 1
             continue
         cells = by_family.setdefault(name.family, {})
-        cells.setdefault((name.budget, name.size), []).append(_read(path))
+        cells.setdefault((name.budget, name.size), []).append(_read(path, name.budget))
     if not by_family:
         raise UserError(
             "all of these runs are of a learning-rate grid", "give the runs of the curve as well"
@@ -186,13 +188,16 @@ def power(value: float) -> str:
     return f"{float(digits):g}{e}{int(exponent)}"
 
 
-def _read(path: Path) -> Run:
+def _read(path: Path, budget: float) -> Run:
     run = runs.read(path)
     task = run.config["task"]["name"]
     if task != "text":
         raise UserError(f"{path} is of task {task}", "--isoflop fits losses of language models")
     hint = "train it again: earlier versions did not write that"
     documents.check(run.result, _NEEDED, str(path / "result.json"), hint)
+    if abs(run.costs.train_total / budget - 1) > _OFF:
+        what = f"{path} executed {run.costs.train_total:.3g} training FLOPs, not its {budget:.3g}"
+        raise UserError(what, "name it after the budget that it had")
     return run
 
 

@@ -24,7 +24,7 @@ from scipy import optimize
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 UNKNOWNS = len(CONSTANTS)
 LEAST, MOST = 0.02, 3.0  # bounds of the exponents
-DRAWS = 400  # of the bootstrap
+DRAWS = 1000  # of the bootstrap: enough to correct a p for two dozen comparisons
 DOUBTFUL = 0.1  # of the draws
 _RIDGE = 1e-14
 _NOTHING = 1e-9  # nats
@@ -96,7 +96,8 @@ class Fit(NamedTuple):
 
     law: Law  # one fit
     draws: Law
-    rms: float  # root of the mean squared residual of a run, nats
+    noise: float  # standard deviation of a run about the law, nats; P - 5 degrees of freedom
+    leverage_P: np.ndarray  # of each cell, 0 to 1: how far the fit follows it wherever it goes
 
 
 def why_not(points: Points) -> str:
@@ -125,7 +126,8 @@ def fit(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:
     return Fit(
         law=_law(problem, found_1x2, y_1xP),
         draws=_law(problem, draws_Sx2, resampled_SxP),
-        rms=float(np.sqrt((residual_P**2).sum() / points.seeds_P.sum())),
+        noise=float(np.sqrt((residual_P**2).sum() / (len(residual_P) - UNKNOWNS))),
+        leverage_P=_leverage(problem, found_1x2, y_1xP),
     )
 
 
@@ -141,17 +143,18 @@ def doubt(found: Fit) -> str:
         ("beta", law.beta_S, draws.beta_S),
     ):
         for bound in (LEAST, MOST):
-            if at(one_1, bound)[0]:
+            if is_at_bound(one_1, bound)[0]:
                 return f"{name} is at the bound of its search, {bound:g}"
-            if at(all_S, bound).mean() > DOUBTFUL:
-                return f"{name} of {at(all_S, bound).mean():.0%} of the resampled fits is {bound:g}"
+            share = is_at_bound(all_S, bound).mean()
+            if share > DOUBTFUL:
+                return f"{name} of {share:.0%} of the resampled fits is {bound:g}"
     for what, all_S in (("size", draws.A_S), ("tokens", draws.B_S)):
         if (all_S < _NOTHING).mean() > DOUBTFUL:
             return f"the losses do not clearly fall with {what}"
     return ""
 
 
-def at(exponent_S: np.ndarray, bound: float) -> np.ndarray:
+def is_at_bound(exponent_S: np.ndarray, bound: float) -> np.ndarray:
     """Tells which exponents are at a bound of their search."""
     return (exponent_S >= bound / _AT_BOUND) & (exponent_S <= bound * _AT_BOUND)
 
@@ -163,6 +166,12 @@ def interval(draws_S: np.ndarray) -> tuple[float, float]:
     """
     low, high = np.quantile(draws_S, [0.025, 0.975], method="closest_observation")
     return float(low), float(high)
+
+
+def p_value(draws_S: np.ndarray, null: float) -> float:
+    """Returns the two-sided p of a number by its resampled fits: how often they pass `null`."""
+    beyond = min((draws_S <= null).sum(), (draws_S >= null).sum())
+    return min(1.0, 2 * (float(beyond) + 1) / (len(draws_S) + 1))
 
 
 # ---- resampling
@@ -326,6 +335,16 @@ def _jacobian(problem: _Problem, u_Sx2: np.ndarray, y_SxP: np.ndarray) -> np.nda
     right_Sx3x2 = np.einsum("spi,spk->sik", used_SxPx3, moved_SxPx2)
     made_up_Sx3x2 = np.linalg.solve(gram_Sx3x3, right_Sx3x2)
     return moved_SxPx2 - np.einsum("spi,sik->spk", used_SxPx3, made_up_Sx3x2)
+
+
+def _leverage(problem: _Problem, u_1x2: np.ndarray, y_1xP: np.ndarray) -> np.ndarray:
+    """Returns the diagonal of the projection on the derivatives by all five unknowns, (P,)."""
+    columns_Px3 = _columns(problem, u_1x2)[0]
+    c_3 = project(columns_Px3[None], y_1xP)[0]
+    logs_Px2 = np.stack([problem.x_P, problem.z_P], axis=1)
+    used_PxK = np.concatenate([columns_Px3, logs_Px2 * columns_Px3[:, 1:]], axis=1)
+    used_PxK = used_PxK[:, np.concatenate([c_3 > 0, c_3[1:] > 0])]
+    return (np.linalg.qr(used_PxK)[0] ** 2).sum(axis=1)
 
 
 def _law(problem: _Problem, u_Sx2: np.ndarray, y_SxP: np.ndarray) -> Law:

@@ -6,8 +6,9 @@ FLOPs of a token are interpolated, their logarithms over that of N, by a monoton
 
 The compute multiplier of a family at C is the compute with which dense reaches the family's L(C),
 divided by C. By the fits that is min over N of 3 FLOPs of a token · D of the loss, for dense. Its
-interval is of resampled fits of both families. The measured one needs no fit: the family's lowest
-loss, beside those of dense at its budgets, between which the logarithm of C is linear in the loss.
+interval is of resampled fits of both families. Its p says how often they pass 1, and is corrected
+by Holm's procedure for the number of comparisons. The measured one needs no fit: the family's
+lowest loss, beside those of dense at its budgets, between which log C is linear in the loss.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from scipy.interpolate import PchipInterpolator
 
 from cerebra_jax.errors import UserError
 from cerebra_jax.report.isoflop import DENSE, Cell, Family, Study
-from cerebra_jax.report.isoflop_fit import Fit, Law, interval
-from cerebra_jax.report.statistics import half_width
+from cerebra_jax.report.isoflop_fit import Fit, Law, interval, p_value
+from cerebra_jax.report.statistics import half_width, holm
+from cerebra_jax.report.statistics import p_value as p_of_mean
 
 REACH = 10.0  # how far beyond the compute that it was trained with an envelope is followed
 _GRID = 200  # sizes among which the best one is sought
@@ -33,13 +35,14 @@ class Estimate(NamedTuple):
     there.
 
     mark: "†" where dense was not trained with so much, or so little; ">" or "<" where the number is
-    a bound.
+    a bound. p: of the number being 1; NaN where there is no interval.
     """
 
     value: float
     low: float
     high: float
     mark: str = ""
+    p: float = math.nan
 
     def times(self, factor: float) -> Estimate:
         """Returns the estimate in another unit."""
@@ -60,10 +63,15 @@ class Best(NamedTuple):
     cell: Cell  # of the lowest measured loss
     loss: Estimate | None  # the envelope; None without a fit
     N: float  # the best size by the fit; NaN without one
-    at_end: bool  # which is the smallest or the largest of the ladder
+    at_end: bool  # which is not between the smallest and the largest one that had this budget
     flops: Estimate | None  # by the fits of the family and of dense
     hours: Estimate | None  # the same, or else the measured one, in seconds of training steps
     measured: Estimate | None  # by the lowest losses alone
+
+    @property
+    def judged(self) -> Estimate | None:
+        """Returns the estimate that a verdict is said of; None where nothing is compared."""
+        return self.flops or self.measured
 
 
 def compare(study: Study, base: str = "") -> Comparison:
@@ -81,7 +89,15 @@ def compare(study: Study, base: str = "") -> Comparison:
         for family in study.families
         for budget in family.budgets
     ]
-    return Comparison(study, base, bests)
+    judged = [found.judged for _, _, found in bests]
+    ps = iter(holm([one.p for one in judged if one and not math.isnan(one.p)]))
+    corrected = []
+    for (family, budget, found), one in zip(bests, judged, strict=True):
+        if one and not math.isnan(one.p):
+            field = "flops" if found.flops else "measured"
+            found = found._replace(**{field: one._replace(p=next(ps))})
+        corrected.append((family, budget, found))
+    return Comparison(study, base, corrected)
 
 
 def best(family: Family, budget: float, dense: Family | None) -> Best:
@@ -91,7 +107,8 @@ def best(family: Family, budget: float, dense: Family | None) -> Best:
     if family.fit:
         sizes = Sizes.of(family)
         N_S, loss_1 = sizes.envelope(family.fit.law, budget)
-        N, at_end = float(N_S[0]), N_S[0] in (sizes.N_K[0], sizes.N_K[-1])
+        N = float(N_S[0])
+        at_end = not family.at(budget)[0].N < N < family.at(budget)[-1].N
         loss = Estimate(float(loss_1[0]), *interval(sizes.envelope(family.fit.draws, budget)[1]))
         if dense and dense.fit:
             flops = _by_fits(family.fit, sizes, dense, budget)
@@ -136,7 +153,7 @@ def _by_fits(fit: Fit, sizes: Sizes, dense: Family, C: float) -> Estimate:
     """Returns the multiplier at C by the fits of a family and of dense.
 
     The envelope of dense is followed to REACH times what it was trained with, and then there is a
-    bound.
+    bound; an end of the interval that is beyond it is infinite, or 0.
     """
     assert dense.fit
     of_dense = Sizes.of(dense)
@@ -145,17 +162,15 @@ def _by_fits(fit: Fit, sizes: Sizes, dense: Family, C: float) -> Estimate:
     trained = [cell.C for cell in dense.cells]
     least, most = min(trained), max(trained)
 
-    def followed(C_S: np.ndarray) -> np.ndarray:
-        return np.where(np.isinf(C_S), np.inf, np.clip(C_S, least / REACH, most * REACH))
-
     mark = "" if least <= needed <= most else "†"
-    if math.isinf(needed):
-        mark = ""
-    elif needed > most * REACH:
-        mark = ">"
+    if most * REACH < needed < math.inf:
+        needed, mark = most * REACH, ">"
     elif needed < least / REACH:
-        mark = "<"
-    return Estimate(float(followed(needed)) / C, *interval(followed(draws_S) / C), mark)
+        needed, mark = least / REACH, "<"
+    followed_S = np.where(draws_S > most * REACH, np.inf, draws_S)
+    followed_S = np.where(draws_S < least / REACH, 0.0, followed_S)
+    ends = interval(followed_S / C)
+    return Estimate(float(needed) / C, *ends, mark, p_value(draws_S, C))
 
 
 def by_losses(cell: Cell, dense: Sequence[Cell]) -> Estimate | None:
@@ -187,8 +202,12 @@ def by_losses(cell: Cell, dense: Sequence[Cell]) -> Estimate | None:
     own, left, right = cell.by_seed(), a.by_seed(), b.by_seed()
     seeds = own.keys() & left.keys() & right.keys()
     ts = [_along(own[seed], left[seed], right[seed]) for seed in sorted(seeds)]
-    factor = math.exp(min(half_width(ts) * math.log(b.C / a.C), 700.0)) if ts else math.nan
-    return Estimate(value, value / factor, value * factor, mark)
+    if len(ts) < 2:
+        return Estimate(value, math.nan, math.nan, mark)
+    half = half_width(ts) * math.log(b.C / a.C)
+    factor = math.exp(min(half, 700.0))
+    p = p_of_mean(math.log(value), half, len(ts))
+    return Estimate(value, value / factor, value * factor, mark, p)
 
 
 def _along(loss: float, left: float, right: float) -> float:
@@ -199,18 +218,18 @@ def _along(loss: float, left: float, right: float) -> float:
 
 
 def verdict(found: Best) -> str:
-    """Says better or worse only where an interval excludes 1: that of the fits, or else of losses.
+    """Says better or worse only where the interval excludes 1 and p, by Holm, is below 0.05.
 
-    Returns "" where nothing is compared.
+    That is of the fits, or else of the losses. Where dense was not trained with so much, or so
+    little, its curve is continued, and the verdict says so. Returns "" where nothing is compared.
     """
-    for estimate, source in ((found.flops, "fits"), (found.measured, "losses")):
-        if estimate is None:
-            continue
-        if math.isnan(estimate.low):
-            return "no interval"
-        if estimate.low > 1:
-            return f"better, by the {source}"
-        if estimate.high < 1:
-            return f"worse, by the {source}"
-        return "cannot be told apart"
-    return ""
+    estimate = found.judged
+    if estimate is None:
+        return ""
+    if math.isnan(estimate.low):
+        return "no interval"
+    if estimate.low <= 1 <= estimate.high or not estimate.p < 0.05:
+        return "no difference shown"
+    source = "fits" if found.flops else "losses"
+    by = "by continuing the curve" if estimate.mark else f"by the {source}"
+    return f"{'better' if estimate.low > 1 else 'worse'}, {by} (p = {estimate.p:.2g})"

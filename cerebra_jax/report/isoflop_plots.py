@@ -11,11 +11,12 @@ import numpy as np
 
 from cerebra_jax.report import plots
 from cerebra_jax.report.isoflop import Cell, Family, power
+from cerebra_jax.report.isoflop_fit import interval
 from cerebra_jax.report.isoflop_multiplier import Comparison, Sizes
 from cerebra_jax.report.statistics import mean_sd
 
 _ACROSS = 3  # panels in a row
-_POINTS = 100  # of an envelope
+_POINTS = 60  # of an envelope
 
 
 def curves(of: Comparison, into: Path | BinaryIO) -> None:
@@ -87,8 +88,9 @@ def _means(axes: Any, x_P: Sequence[float], cells: Sequence[Cell], **style: Any)
 def envelopes(of: Comparison, into: Path | BinaryIO) -> None:
     """Draws the lowest loss of each family against training FLOPs.
 
-    Lines are envelopes of the fits between the least and the most that a family was trained with.
-    Diamonds are the lowest measured means, with the standard deviation over seeds.
+    Lines are envelopes of the fits between the least and the most that a family was trained with,
+    in bands of their 95 % intervals. Diamonds are the lowest measured means, with the standard
+    deviation over seeds.
     """
     figure = plots.new_figure(6.4, 4.4)
     axes = figure.subplots()
@@ -104,7 +106,9 @@ def envelopes(of: Comparison, into: Path | BinaryIO) -> None:
         sizes = Sizes.of(family)
         C_K = np.geomspace(lowest[0].C, lowest[-1].C, _POINTS)
         loss_K = [sizes.envelope(family.fit.law, C)[1][0] for C in C_K]
+        ends_Kx2 = [interval(sizes.envelope(family.fit.draws, C)[1]) for C in C_K]
         axes.plot(C_K, loss_K, dash, lw=1.2, color=colour)
+        axes.fill_between(C_K, *zip(*ends_Kx2, strict=True), color=colour, alpha=0.12, lw=0)
     axes.set_xscale("log")
     axes.tick_params(labelsize=7, which="both")
     axes.set_xlabel("training FLOPs as executed")

@@ -51,11 +51,16 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
     if n < 2:
         return None
     differences = [a[seed] - b[seed] for seed in seeds]
-    mean, sd = mean_sd(differences)
-    if sd == 0.0:
-        return Paired(mean, 0.0, n, float(mean == 0.0))
-    t = abs(mean) / sd * math.sqrt(n)
-    return Paired(mean, half_width(differences), n, float(2 * special.stdtr(n - 1, -t)))
+    mean, half = mean_sd(differences)[0], half_width(differences)
+    return Paired(mean, half, n, p_value(mean, half, n))
+
+
+def p_value(mean: float, half: float, n: int) -> float:
+    """Returns the two-sided p of a mean of n values whose 95 % interval is mean ± half."""
+    if half == 0.0:
+        return float(mean == 0.0)
+    t = abs(mean) / half * t_quantile(n - 1)
+    return float(2 * special.stdtr(n - 1, -t))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

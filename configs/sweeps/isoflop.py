@@ -3,7 +3,7 @@
 python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:small --dry
 python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:lr --dry
-python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:small,dense,1e12 --dry
+python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:small,dense,1e12,s0 --dry
 
     full (default)    WikiText-2, BPE, L = 256: budgets of 5e12 to 1.5e14 FLOPs, 3, 3, 2, 1 seeds
     small             the same at 1e12, 3e12 and 1e13, 2, 2 and 1 seeds: hours of two cores
@@ -12,10 +12,10 @@ python -m cerebra_jax.main sweep --config=configs/sweeps/isoflop.py:small,dense,
     lr                the learning rates of LRS at 1e12 and one size, for each family
     smoke             the offline corpus, seconds a run: dense and mod
 
-Words after the part choose among its families and budgets, for sessions or machines that share the
-work: `:small,mod,ssm` has all budgets of these two, `:small,mod,1e12` one. Give them one --workdir.
-Small budgets come first, and every family with one seed before the next, so that a sweep that is
-stopped leaves something to compare.
+Words after the part choose among its families, budgets and seeds, for sessions or machines that
+share the work: `:small,mod,ssm` has all budgets of these two, `:small,mod,1e12,s0` one and its
+first seed. Give them one --workdir. All budgets have one seed before the next, so that a sweep that
+is stopped leaves something to compare.
 
 The text is that of --config.task.data_dir=DIR, or WikiText-2 is downloaded; there is no other text.
 
@@ -104,11 +104,13 @@ PARTS = {
 
 def get_sweep(arg: str = "full"):
     """Family x budget x size x seed; of the part `lr` also x learning rate."""
-    part, families, budgets = _chosen(arg)
+    part, families, budgets, seeds = _chosen(arg)
     ladders, _, common, suffix = PARTS[part]
-    for budget in budgets:
-        seeds, sizes = ladders[budget]
-        for seed, family, (depth, width) in itertools.product(range(seeds), families, sizes):
+    for seed, budget in itertools.product(seeds, budgets):
+        of_budget, sizes = ladders[budget]
+        if seed >= of_budget:
+            continue
+        for family, (depth, width) in itertools.product(families, sizes):
             model, own, base = FAMILIES[family]
             size = shape(round(DEEPER.get(model, 1) * depth), width)
             point = {"config": f"configs/wikitext.py:{model}{suffix}", "flops": float(budget)}
@@ -137,18 +139,20 @@ def shape(depth: int, width: int):
 
 
 def _chosen(arg: str):
-    """Returns the part, its families and its budgets that `arg` names."""
+    """Returns the part, and its families, budgets and seeds that `arg` names."""
     part, *words = arg.split(",")
     if part not in PARTS:
         hint = f"begin with {', '.join(PARTS)}"
         raise UserError(f"configs/sweeps/isoflop.py has no part {part!r}", hint)
     budgets, families, _, _ = PARTS[part]
+    seeds = {f"s{seed}": seed for seed in range(max(count for count, _ in budgets.values()))}
     for word in words:
-        if word not in budgets and word not in families:
-            hint = f"choose from {', '.join([*families, *budgets])}"
+        if word not in budgets and word not in families and word not in seeds:
+            hint = f"choose from {', '.join([*families, *budgets, *seeds])}"
             raise UserError(f"configs/sweeps/isoflop.py: {part} has no {word!r}", hint)
     return (
         part,
         [name for name in families if name in words] or families,
         [budget for budget in budgets if budget in words] or list(budgets),
+        [seed for name, seed in seeds.items() if name in words] or list(seeds.values()),
     )

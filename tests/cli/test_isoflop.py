@@ -204,7 +204,8 @@ def test_hours_are_modelled_until_a_run_is_done_and_then_measured(tiny_cfg, monk
     assert sweep_hours.line(left, 2) == "about 4.0 h, modelled, not measured: a model"
     done = [run("small", "done", 1e12, 100), run("large", "done", 4e12, 1000)]
     # 20 s at the speed of the small one, 10 s at that of the large one, two at once
-    assert sweep_hours.line(left + done, 2).startswith("about 15 s, 2 at once, at measured speeds")
+    assert sweep_hours.line(left + done, 2).startswith("about 20 s, 2 at once, at measured speeds")
+    assert sweep_hours.line(left + done, 1).startswith("about 30 s, 1 at once, at measured speeds")
 
 
 # the sweep itself
@@ -239,8 +240,11 @@ def test_words_choose_families_and_budgets_whose_points_are_those_of_the_whole()
         f"{family}@{budget}" for family in ("dense", "ssm") for budget in ("1e12", "1e13")
     }
     assert all(whole[point.name] == point for point in chosen)
+    second = rows("small,mod,3e12,s1")
+    assert [point.name for point in second] == [n for n in whole if re.match("mod@3e12.*-s1", n)]
+    assert second and max(rows("small,dense"), key=lambda p: p.cfg.seed).cfg.seed == 1
     assert {p.name.split("@")[0] for p in rows("bytes,mod")} == {"mod"}
-    for wrong in ("tiny", "small,lstm", "small,5e12", "bytes,chiar", "small,"):
+    for wrong in ("tiny", "small,lstm", "small,5e12", "bytes,chiar", "small,", "lr,s1"):
         with pytest.raises(UserError, match="isoflop.py"):
             rows(wrong)
 

@@ -16,6 +16,7 @@ from cerebra_jax.cli import flags, report
 from cerebra_jax.errors import UserError
 from cerebra_jax.report import isoflop, isoflop_multiplier
 from cerebra_jax.report.isoflop_multiplier import Best, Estimate, Sizes, best, verdict
+from cerebra_jax.report.statistics import holm
 from tests.report.isoflop_runs import SEEDS, SIZES, Kind, family, write, write_all
 from tests.report.test_page import Page
 
@@ -82,8 +83,8 @@ def test_nothing_is_better_where_an_interval_contains_one():
             found = best(same, budget, dense)
             verdicts.append(verdict(found))
             inside = found.flops.low <= 1 <= found.flops.high
-            assert (verdicts[-1] == "cannot be told apart") == inside
-    assert verdicts.count("cannot be told apart") >= 50
+            assert verdicts[-1] == "no difference shown" or not inside
+    assert verdicts.count("no difference shown") >= 50
 
 
 @pytest.mark.parametrize("source", ["flops", "measured"])
@@ -92,17 +93,20 @@ def test_a_verdict_is_said_of_an_interval_only(source):
     nothing = Best(cell, None, math.nan, False, None, None, None)
     assert verdict(nothing) == ""
     for low, high in ((0.5, 0.9), (0.9, 1.1), (1.0, 2.0), (1.1, 2.0), (1.1, math.inf)):
-        words = verdict(nothing._replace(**{source: Estimate(1.0, low, high)}))
-        assert ("better" in words) == (low > 1)
-        assert ("worse" in words) == (high < 1)
-        assert ("told apart" in words) == (low <= 1 <= high)
+        for p in (0.01, 0.06):
+            for mark in ("", "†"):
+                words = verdict(nothing._replace(**{source: Estimate(1.0, low, high, mark, p)}))
+                assert ("better" in words) == (low > 1 and p < 0.05)
+                assert ("worse" in words) == (high < 1 and p < 0.05)
+                assert ("no difference" in words) == (low <= 1 <= high or p > 0.05)
+                assert ("continuing" in words) == bool(mark and "difference" not in words)
     assert verdict(nothing._replace(measured=Estimate(2.0, math.nan, math.nan))) == "no interval"
 
 
 def test_a_loss_that_dense_never_comes_to_is_said_and_one_that_is_far_is_a_bound():
     dense = family("dense", DENSE)
     below = best(family("a", DENSE._replace(E=0.5)), BUDGET, dense).flops
-    assert math.isinf(below.value)
+    assert math.isinf(below.value) and below.mark == "†"
     far = best(family("b", DENSE._replace(flops=0.02)), BUDGET, dense).flops
     assert far.mark == ">"
     assert far.value == pytest.approx(5e13 * isoflop_multiplier.REACH / BUDGET, rel=1e-3)
@@ -222,6 +226,29 @@ def test_runs_that_do_not_belong_together_are_refused(make_run):
             isoflop.load([a, b])
 
 
+def test_a_run_that_executed_another_budget_than_its_name_says_is_refused(make_run):
+    folder = write(make_run, "dense@5e12,2x32-s0", DENSE)
+    other = folder.rename(folder.parent / "dense@6e12,2x32-s0")
+    with pytest.raises(UserError, match="executed 5e.12 training FLOPs, not its 6e.12"):
+        isoflop.load([other])
+
+
+def test_many_comparisons_are_corrected_by_holm():
+    families = [family(name, DENSE, 0.01, salt) for salt, name in enumerate(("dense", "a", "b"))]
+    found = isoflop_multiplier.compare(isoflop.Study(families))
+    alone = [best(one, C, families[0]).flops.p for one in families[1:] for C in one.budgets]
+    shown = [b.judged.p for one, _, b in found.bests if one is not families[0]]
+    assert shown == pytest.approx(holm(alone)) and shown != pytest.approx(alone)
+
+
+@pytest.mark.parametrize(("scale", "is_end"), [(1.0, False), (0.01, True), (100.0, True)])
+def test_a_best_size_at_an_end_of_those_with_its_budget_is_marked(scale, is_end):
+    """The best size follows A: a law that small or large models suit best."""
+    found = family("dense", DENSE._replace(A=DENSE.A * scale))
+    budget = found.budgets[1]
+    assert best(found, budget, None).at_end == is_end
+
+
 def test_a_result_of_an_earlier_version_says_to_train_again(make_run):
     folder = write(make_run, "dense@5e12,2x32-s0", DENSE)
     for key in ("params_non_embedding", "train_s"):
@@ -302,7 +329,7 @@ def test_every_file_says_the_same(folders, tmp_path, capsys):
     # the page and the figures
     page = Page((tmp_path / "a.html").read_text())
     assert page.tags.count("img") == 2
-    assert "cannot be told apart" in page.cells
+    assert "no difference shown" in page.cells
     assert not re.search("https?://", re.sub('base64,[^"]*', "", (tmp_path / "a.html").read_text()))
     for name in ("curves.svg", "envelopes.svg"):
         figure = (tmp_path / name).read_text()
@@ -315,8 +342,8 @@ def test_what_is_not_known_is_said(folders, capsys):
     run(*folders)
     written = capsys.readouterr().out
     assert "few has no fit: different pairs of size and tokens: 1, and at least 6" in written
-    assert "| few | not identified |" in written
-    assert "| dense does not reach it" in written
+    assert "| few | no fit |" in written
+    assert "| dense does not reach it†" in written
     for line in written.splitlines():
         if line.startswith("| same "):
             assert "better" not in line and "worse" not in line
@@ -329,7 +356,11 @@ def test_without_dense_nothing_is_compared_and_another_base_can_be_named(make_ru
     assert "No family is called dense" in alone and "beside" not in alone
     run(*folders, "--baseline=a", "--brief")
     compared = capsys.readouterr().out
-    assert "FLOPs a needs, ×" in compared and "| beside a |" in compared and "rms" not in compared
+    assert (
+        "FLOPs a needs, ×" in compared
+        and "| by FLOPs, beside a |" in compared
+        and "noise of" not in compared
+    )
     with pytest.raises(UserError, match="--baseline=c names no family"):
         run(*folders, "--baseline=c")
 

@@ -44,7 +44,7 @@ def test_without_noise_it_is_exact(truth):
     found = isoflop_fit.fit(points(truth, 0.0), draws=2)
     for name, value in found.law.constants.items():
         assert value[0] == pytest.approx(truth[name], rel=1e-4), name
-    assert found.rms < 1e-6
+    assert found.noise < 1e-6
 
 
 def test_intervals_hold_the_truth_in_95_of_100_draws():
@@ -120,6 +120,28 @@ def test_a_cell_counts_as_often_as_it_has_seeds():
     b = isoflop_fit.fit(apart, draws=2).law.constants
     for name in CONSTANTS:
         assert a[name] == pytest.approx(b[name], rel=1e-4)
+
+
+def test_the_noise_of_a_run_and_leverage_are_those_of_least_squares():
+    """The noise by its degrees of freedom; a leverage by what the fit does when a cell moves."""
+    noises = [isoflop_fit.fit(points(TRUTH, 0.01, s, seeds=1), draws=2).noise for s in range(40)]
+    assert np.sqrt(np.mean(np.square(noises))) == pytest.approx(0.01, rel=0.1)
+    few = Points(*(values[:9] for values in points(TRUTH, 0.002)))
+    found = isoflop_fit.fit(few, draws=2)
+    assert found.leverage_P.sum() == pytest.approx(5)
+    for place in range(9):
+        moved = few._replace(loss_P=few.loss_P + 1e-4 * (np.arange(9) == place))
+        law = isoflop_fit.fit(moved, draws=2).law
+        answer = law.loss(few.N_P, few.D_P) - found.law.loss(few.N_P, few.D_P)
+        assert answer[0, place] / 1e-4 == pytest.approx(found.leverage_P[place], abs=0.02)
+
+
+def test_p_is_below_five_per_cent_where_the_interval_excludes_the_null():
+    draws_S = np.random.default_rng(0).normal(size=2000)
+    low, high = isoflop_fit.interval(draws_S)
+    for null in (low - 0.05, low + 0.05, 0.0, high - 0.05, high + 0.05):
+        assert (isoflop_fit.p_value(draws_S, null) < 0.05) == (not low <= null <= high)
+    assert isoflop_fit.p_value(draws_S, 99.0) == pytest.approx(2 / 2001)
 
 
 def test_units_of_size_and_tokens_change_nothing_but_a_and_b():
