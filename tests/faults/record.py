@@ -97,7 +97,8 @@ def document(table: list[str], of: str) -> str:
             "# Reliability",
             "",
             "A run of the fault drivers wrote this page. Nobody edits it by hand. Each driver "
-            "draws its faults from a fixed seed.",
+            "draws its faults from a fixed seed. `times` counts faults, of which one run takes "
+            "several: 24 kills may be of 6 runs, which all finished.",
             "",
             f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
             f"- commit: {of}",
