@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -34,6 +35,7 @@ EPOCH |= {"small": EPOCH["full"], "lr": EPOCH["full"]}
 GRID = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)  # learning rates at width 128
 
 
+@functools.cache
 def rows(arg: str) -> list[Point]:
     spec = f"{FILE}:{arg}"
     return points.load(spec, points.call(spec, ("get_sweep",))[1], {}, Path("runs"))
@@ -249,6 +251,12 @@ def test_words_choose_families_and_budgets_whose_points_are_those_of_the_whole()
             rows(wrong)
 
 
+@functools.cache
+def forward(net: config.NetCfg, L: int, vocab: int) -> int:
+    """What an example's forward pass executes; families share theirs."""
+    return cost_of(net, L, vocab, "cpu").executed_flops
+
+
 def ends_of_ladders(part: str) -> list[Point]:
     """The smallest and the largest size of each family and budget."""
     ladders: dict[str, list[Point]] = {}
@@ -267,7 +275,7 @@ def test_no_run_sees_the_text_more_than_four_times_or_is_shorter_than_100_steps(
         least = 1.0
         if net.name == "cerebra":
             net, least = dataclasses.replace(dense_of(net), route=config.RouteCfg()), 0.7
-        step = 3 * train.batch_size * cost_of(net, task.seq_len, vocab, "cpu").executed_flops
+        step = 3 * train.batch_size * forward(net, task.seq_len, vocab)
         tokens = point.flops / step / least * train.batch_size * task.seq_len
         assert tokens <= 4 * EPOCH[part], point.name
         assert point.flops / step >= 100, point.name
