@@ -305,6 +305,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for target in args.targets:
         for cell in args.cells:
             if cell in WITHOUT.get(target, ()):
+                print(f"{target}: {cell} is left out", flush=True)
                 continue
             dense = None
             for model in args.models:

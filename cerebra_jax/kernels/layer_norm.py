@@ -30,8 +30,8 @@ def _forward(x_NxD, scale_D, bias_D, epsilon: float):
 def _backward(epsilon: float, residuals, dy_NxD):
     """Returns the gradients, with c = x − mean, and u = dy · scale/√(var + ε).
 
-    dx = u − mean u − c · mean(u · c)/(var + ε). In this order a routed block on a CPU takes 2 %
-    less time than with the normalised x.
+    dx = u − mean u − c · mean(u · c)/(var + ε), in float32; shapes are those of the inputs. XLA's
+    CPU compiler makes a faster program of this order than of one with the normalised x.
     """
     x_NxD, scale_D, mean_Nx1, rate_Nx1 = residuals
     dy = dy_NxD.astype(jnp.float32)

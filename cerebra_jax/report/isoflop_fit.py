@@ -338,7 +338,11 @@ def _jacobian(problem: _Problem, u_Sx2: np.ndarray, y_SxP: np.ndarray) -> np.nda
 
 
 def _leverage(problem: _Problem, u_1x2: np.ndarray, y_1xP: np.ndarray) -> np.ndarray:
-    """Returns the diagonal of the projection on the derivatives by all five unknowns, (P,)."""
+    """Returns the leverage of each cell, (P,).
+
+    It is the diagonal of the projection on the derivatives of the law by its five unknowns, those
+    left out that a bound of 0 holds.
+    """
     columns_Px3 = _columns(problem, u_1x2)[0]
     c_3 = project(columns_Px3[None], y_1xP)[0]
     logs_Px2 = np.stack([problem.x_P, problem.z_P], axis=1)
