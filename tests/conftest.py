@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,9 @@ os.environ |= _CACHE | {
     # on jax < 0.12
     "NPROC": "16",
 }
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job: nohup … &
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402  (after the environment)
 import pytest  # noqa: E402

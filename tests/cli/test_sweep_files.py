@@ -88,3 +88,19 @@ def test_the_study_of_collapse_has_three_operators_in_every_point():
             and model.net.route.mode == name.partition("+")[0]
         )
         assert (model.net.route.collapse > 0) == name.endswith("+reward")
+
+
+def test_long_runs_differ_in_what_their_names_say():
+    found = models("longrun", "smoke")
+    flops = {name: m.cost.executed_flops for name, m in found.items()}
+    assert flops["cerebra"] < flops["chiar"] < flops["dense"] == flops["dense-local"]
+    assert 0.98 * flops["cerebra"] < flops["equal-flops"] <= flops["cerebra"]
+    assert flops["cerebra-random-gate1"] < flops["cerebra-random"] <= flops["cerebra"]
+    assert {m.net.dropout for m in found.values()} == {0.1}
+    twins = ("cerebra", "cerebra-random", "dense-local", "equal-flops", "cerebra-random-gate1")
+    local = {name: m.net.local for name, m in found.items()}
+    assert local == {name: 4 if name in twins else 0 for name in found}
+    assert set(models("longrun", "smoke,dense,chiar")) == {"dense", "chiar"}
+    for wrong, hint in (("tiny", "begin with smoke"), ("cpu,mod", "use dense, cerebra")):
+        with pytest.raises(UserError, match=hint):
+            models("longrun", wrong)
