@@ -42,9 +42,7 @@ VARIANTS = {
     "dense-post": {"net.name": "transformer", "net.norm": "post"},
     "chiar-threshold": {},
     "chiar-threshold-masked": {"net.route.dispatch": False},
-    "chiar-threshold-kv-routed": {"net.route.kv": "routed"},
     "chiar-kv-routed-masked": {"net.route.kv": "routed", "net.route.dispatch": False},
-    "chiar-hard": {"net.route.mode": "hard"},
     "chiar-hard-kv-routed": {"net.route.mode": "hard", "net.route.kv": "routed"},
     "chiar-soft": {"net.route.mode": "soft"},
     "chiar-random": {"net.route": {"mode": "random", "kv": "routed"}},
@@ -128,8 +126,6 @@ VARIANTS = {
     "cerebra-light-none": cerebra(light="none"),
     "cerebra-gla-gla": cerebra(heavy="gla", light="gla", mode="random"),
     "cerebra-gla-gla-scan-remat": cerebra(heavy="gla", light="gla", scan=True, remat=True),
-    "cerebra-gla-full": cerebra(heavy="gla", light="none", mode="always_full"),
-    "cerebra-gla-light-alone": cerebra(light="gla", mode="always_compressed"),
     "dense-gla": {"net.name": "transformer", "net.heavy": "gla"},
     "dense-ssm": {"net.name": "transformer", "net.heavy": "ssm", "net.ssm_state": 4},
     "mod-gla": {"net.name": "mod", "net.heavy": "gla", "net.route.kv": "routed"},
@@ -142,7 +138,6 @@ VARIANTS = {
     "mod-kv-all": {"net.name": "mod"},
     "mod-masked": {"net.name": "mod", "net.route.kv": "routed", "net.route.dispatch": False},
     "mod-learned": {"net.name": "mod", "net.route.tau": "learned"},
-    "mod-random": {"net.name": "mod", "net.route.mode": "random"},
     "mod-random-gate": {"net.name": "mod", "net.route": {"mode": "random", "gate": "learned"}},
     "mod-scan-remat": {"net.name": "mod", "net.depth": 5, "net.scan": True, "net.remat": True},
     "window": {"net.name": "window", "net.window": 5},
@@ -416,7 +411,13 @@ def assert_dispatch_is_the_mask(make, keys):
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
-SCANNED = ["dense", "chiar-threshold", "chiar-hard", "cerebra-threshold", "cerebra-random"]
+SCANNED = [
+    "dense",
+    "chiar-threshold",
+    "chiar-hard-kv-routed",
+    "cerebra-threshold",
+    "cerebra-random",
+]
 SCANNED += ["cerebra-oracle", "cerebra-gla-gla", "mod-learned", "window", "lstm", "ssm", "cnn"]
 
 

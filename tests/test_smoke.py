@@ -128,17 +128,3 @@ def test_generate_continues_every_prompt_and_says_what_it_cost(run, clean_env, t
         assert main([*words, word]) == 2
         said = capsys.readouterr().err
         assert what in said and said.count("\n") == 1
-
-
-def test_certify_proves_the_savings_of_the_run(run, clean_env):
-    workdir, _, _ = run
-    done = command(clean_env, "certify", f"--workdir={workdir}")
-    found = json.loads((workdir / "certificate.json").read_text())
-    assert found["certified"] == (done.returncode == 0), done.stderr
-    # on a model as small as this one the clock may say no
-    assert all("of the time of the dense one, by the clock" in why for why in found["problems"])
-    result = json.loads((workdir / "result.json").read_text())
-    rows, L = found["rows"], found["tokens"]
-    assert found["trained_steps"] == result["best_step"]
-    assert rows["model"]["executed_flops"] / L == result["costs"]["executed"]
-    assert rows["dense"]["executed_flops"] / L == result["costs"]["dense_executed"]

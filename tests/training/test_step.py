@@ -112,7 +112,7 @@ def test_n_devices_are_one_device(tiny_cfg, single):
 
 
 def test_micro_batches_are_one_batch(tiny_cfg, single):
-    assert_same_run(train(config(tiny_cfg, **{"train.accum": 4}), 1), single[0])
+    """Of two devices, each of which takes its part of the batch in two."""
     assert_same_run(train(config(tiny_cfg, **{"train.accum": 2}), 2), single[0])
 
 
