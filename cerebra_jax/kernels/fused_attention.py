@@ -25,8 +25,11 @@ from cerebra_jax.kernels.fused_call import PLATFORMS, call
 from cerebra_jax.kernels.gathered_attention import attend_gathered, halvings
 
 SPLASH_ROWS = 1024
-"""`auto` takes Splash from that many rows on. At 256 rows masks are faster, by the compiler's
-estimate of cycles (benchmarks/README.md); where that turns is assumed, not known."""
+"""`auto` takes Splash from that many rows on. By the compiler's estimate of cycles it pays at 1,024
+rows and does not at 256 (benchmarks/README.md)."""
+
+WINDOWS_A_ROW = 2
+"""So many windows of a compressor count there as one row: neither 256 nor 1,024 of them pay."""
 
 # whether there is one
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cerebra_jax.kernels import attention as kernels
-from cerebra_jax.kernels.fused_attention import fused_kernel, is_windowed
+from cerebra_jax.kernels.fused_attention import WINDOWS_A_ROW, fused_kernel, is_windowed
 from cerebra_jax.layers import cache as cached
 from cerebra_jax.layers.attention import masked_blocks
 from cerebra_jax.layers.linear import as_matrix, normal
@@ -285,7 +285,8 @@ class CompressedAttention(Module):
         """Returns which scores are computed, and by which kernel."""
         layout = block_layout(queries, keys)
         head_width = self.inner // self.heads
-        kernel = fused_kernel(self.kernel, self.dtype, head_width, self.platform, queries.count)
+        rows = keys.count // WINDOWS_A_ROW
+        kernel = fused_kernel(self.kernel, self.dtype, head_width, self.platform, rows)
         if kernel and not queries.causal:
             return kernels.Blocks(layout, kernel, form="all", padding=keys.padding)
         if kernel and queries.plain and is_windowed(queries.count, keys.count):

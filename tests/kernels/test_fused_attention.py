@@ -17,6 +17,8 @@ from cerebra_jax.kernels import fused_attention as fused
 from cerebra_jax.kernels import splash
 from cerebra_jax.kernels.attention import Blocks, Keys, Queries
 from cerebra_jax.kernels.fused_call import lowering_for
+from cerebra_jax.layers import rows
+from cerebra_jax.layers.compressor import CompressedAttention
 from cerebra_jax.routing import dispatch
 
 B, H, C = 2, 3, 8
@@ -233,6 +235,20 @@ def test_a_kernel_is_chosen_for_the_platform_that_is_asked_about():
     assert not any(fused.fused_kernel("auto", "bfloat16", width, "gpu", 256) for width in (60, 136))
     assert fused.fused_kernel("cudnn", "bfloat16", 64, "cpu", 256) == "cudnn"
     assert not fused.fused_kernel("full", "bfloat16", 64, "gpu", 256)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_windows_take_splash_later_than_tokens_and_cudnn_at_once(causal):
+    def taken(platform: str, windows: int) -> tuple[str, str]:
+        light = CompressedAttention(64, 64, 1, "bfloat16", platform=platform)
+        tokens = rows.tokens(jnp.zeros((1, 4 * windows, 1)), jnp.zeros((1, 1)), causal)
+        keys = tokens._replace(x=tokens.x[:, :windows], plain=False)
+        found = light.blocks(tokens, keys)
+        return found.kernel, found.form
+
+    form = "windows" if causal else "all"
+    assert taken("gpu", 64) == ("cudnn", form) and taken("tpu", 2048) == ("splash", form)
+    assert taken("tpu", 1024)[0] in ("full", "blockwise")
 
 
 def test_one_that_is_asked_for_and_does_not_fit_is_refused():
