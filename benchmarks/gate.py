@@ -15,7 +15,8 @@ import target_programs
 
 from cerebra_jax.kernels.fused_call import lowering_for
 
-CELL = target_programs.Cell(1536, 2, 6)  # 1536 is no width of the model
+# no width of the model; on a TPU long enough for Splash attention of the kept tokens
+CELLS = {"gpu": target_programs.Cell(1536, 2, 6), "tpu": target_programs.Cell(6144, 2, 6)}
 LOWERING = {"gpu": "cuda", "tpu": "tpu"}
 FUSED = {"gpu": target_programs.MODELS, "tpu": target_programs.MODELS}
 """The models whose training step calls a fused attention kernel, forward and backward."""
@@ -41,8 +42,9 @@ def problems(text: str, model: str, platform: str, length: int) -> Iterator[str]
         yield f"{wide:.1%} of the FLOPs of matmuls are in float32"
 
 
-def lowered(model: str, platform: str, cell: target_programs.Cell = CELL) -> str:
+def lowered(model: str, platform: str) -> str:
     """Returns the text of a training step for a platform."""
+    cell = CELLS[platform]
     cfg = target_programs.configuration(model, cell, {})
     with lowering_for(platform):
         program = target_programs.program(cfg, cell, platform)
@@ -54,7 +56,7 @@ def judge(models: Sequence[str], platforms: Sequence[str] = tuple(LOWERING)) -> 
     start, failed = time.monotonic(), 0
     for platform in platforms:
         for model in models:
-            found = list(problems(lowered(model, platform), model, platform, CELL.length))
+            found = list(problems(lowered(model, platform), model, platform, CELLS[platform].length))
             failed += bool(found)
             print(f"{platform} {model:8} {'; '.join(found) or 'ok'}", flush=True)
     count = len(models) * len(platforms)

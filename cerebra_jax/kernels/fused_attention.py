@@ -25,11 +25,12 @@ from cerebra_jax.kernels.fused_call import PLATFORMS, call
 from cerebra_jax.kernels.gathered_attention import attend_gathered, halvings
 
 SPLASH_ROWS = 1024
-"""`auto` takes Splash from that many rows on. By the compiler's estimate of cycles it pays at 1,024
-rows and does not at 256 (benchmarks/README.md)."""
+"""`auto` takes Splash from that many rows on. By the modelled time of a step on a v5e it takes a
+little less than masks at 1,024 rows, and more at 256 (benchmarks/README.md)."""
 
 WINDOWS_A_ROW = 2
-"""So many windows of a compressor count there as one row: neither 256 nor 1,024 of them pay."""
+"""So many windows of a compressor count there as one row: Splash takes more time than masks for 256
+and for 1,024 windows. Whether it pays for 2,048 is not known."""
 
 # whether there is one
 
@@ -40,7 +41,8 @@ def fused_kernel(choice: str, dtype: str, head_width: int, platform: str, rows: 
     It is "cudnn" or "splash"; "" says that there is none. `auto` takes one where it fits: in 16
     bits, with heads whose width is a multiple of 8 up to 128, and on a GPU from Ampere on. "cudnn"
     insists: it raises UserError where it does not fit. platform: cpu, gpu, old_gpu (which has no
-    fused kernel) or tpu. rows: how many queries there are, and how many keys at most.
+    fused kernel) or tpu. rows: how many queries there are, and how many keys at
+    most; of a compressor its windows, WINDOWS_A_ROW for one.
     """
     if choice == "cudnn":
         problem = _problem(dtype, head_width, platform)

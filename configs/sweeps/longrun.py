@@ -1,4 +1,4 @@
-"""Text until it is learned: 8 epochs of WikiText-2 by dense, Cerebra, CHIAR and their controls.
+"""Long runs: 8 epochs of WikiText-2 by dense, CHIAR, Cerebra and four controls of Cerebra.
 
 python -m cerebra_jax.main sweep --config=configs/sweeps/longrun.py:smoke --jobs=2
 python -m cerebra_jax.main sweep --config=configs/sweeps/longrun.py --dry
@@ -11,11 +11,12 @@ Words after the part choose among its rows and seeds, for sessions or machines t
 give them one --workdir. All rows have one seed before the next, so that a sweep that is stopped
 leaves something to compare.
 
-21 runs: 7 rows of 3 seeds, with dropout 0.1 and the learning rate of configs/wikitext.py. A run is
-validated after each epoch, and tested at the best. dense-local is dense with the short convolution
-that Cerebra's layers have (net.local), equal-flops the narrower one with as many executed FLOPs as
-Cerebra. In the program of cerebra chance takes the router's place, with a gate that is learned
-(cerebra-random) or 1 (cerebra-random-gate1).
+21 runs: 7 rows of 3 seeds, with dropout 0.1 and the learning rate of configs/wikitext.py. A run of
+cpu or 17m is validated after each epoch, and tested at the best. dense-local is dense with the
+short convolution that Cerebra's layers have (net.local). equal-flops is the same, but so narrow
+that it executes as many FLOPs as Cerebra. In the other two controls chance takes the router's place
+in Cerebra's program, with a gate that is learned (cerebra-random) or 1 (cerebra-random-gate1).
+CHIAR's filter is the FFT, whatever the device.
 
 The text is that of --config.task.data_dir=DIR, or WikiText-2 is downloaded; there is no other text.
 """
@@ -26,7 +27,7 @@ from cerebra_jax.errors import UserError
 ROWS = {
     "dense": ("dense", {}),
     "cerebra": ("cerebra", {}),
-    "chiar": ("chiar", {"net.route.dct": "fft"}),  # a CPU's program, whatever runs it
+    "chiar": ("chiar", {"net.route.dct": "fft"}),
     "cerebra-random": ("cerebra", {"twin": "random", "net.route.gate": "learned"}),
     "dense-local": ("cerebra", {"twin": "dense"}),
     "equal-flops": ("cerebra", {"twin": "equal_flops"}),

@@ -100,6 +100,10 @@ def test_long_runs_differ_in_what_their_names_say():
     twins = ("cerebra", "cerebra-random", "dense-local", "equal-flops", "cerebra-random-gate1")
     local = {name: m.net.local for name, m in found.items()}
     assert local == {name: 4 if name in twins else 0 for name in found}
+    get_sweep = points.call(f"{ROOT / 'configs' / 'sweeps' / 'longrun'}.py:cpu", ("get_sweep",))[1]
+    assert {(point["train.duration"], point["net.dropout"]) for point in get_sweep} == {
+        ("8 epochs", 0.1)
+    }
     assert set(models("longrun", "smoke,dense,chiar")) == {"dense", "chiar"}
     for wrong, hint in (("tiny", "begin with smoke"), ("cpu,mod", "use dense, cerebra")):
         with pytest.raises(UserError, match=hint):

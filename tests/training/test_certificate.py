@@ -199,6 +199,7 @@ def test_the_command_writes_it_and_ends_with_its_status(
     assert status == NotCertified.status == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("error: not certified: ") and shown.err.count("\n") == 1
+    assert "saves nothing" in shown.err and "certified: NO" in shown.out
     assert not json.loads(
         (tmp_path / "runs" / "tiny-s0" / "certificate-untrained.json").read_text()
     )["certified"]

@@ -100,8 +100,6 @@ def test_a_run_moves_its_slots_at_the_same_cost_and_resumes_exactly(
     got, again = stopped(go, cfg, tmp_path / "run", change if e.sizes.plan else change + 2)
     assert again == lines
     assert got["params_sha256"] == want["params_sha256"] and got["test"] == want["test"]
-    if keys is ONCE:
-        return
     measured = loop.measure(cfg, e.task, tmp_path / "run", "test", Screen())
     assert measured.items() >= got["test"].items()
     best = finished.load(cfg, e.task, tmp_path / "run", print)

@@ -112,8 +112,8 @@ def test_n_devices_are_one_device(tiny_cfg, single):
 
 
 def test_micro_batches_are_one_batch(tiny_cfg, single):
-    """Of two devices, each of which takes its part of the batch in two."""
-    assert_same_run(train(config(tiny_cfg, **{"train.accum": 2}), 2), single[0])
+    """Of one device; policies/test_sampled_runs.py has two of them with micro-batches."""
+    assert_same_run(train(config(tiny_cfg, **{"train.accum": 4}), 1), single[0])
 
 
 def test_one_trace_for_all_phases_and_knobs_move(single):
