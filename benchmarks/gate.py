@@ -56,7 +56,8 @@ def judge(models: Sequence[str], platforms: Sequence[str] = tuple(LOWERING)) -> 
     start, failed = time.monotonic(), 0
     for platform in platforms:
         for model in models:
-            found = list(problems(lowered(model, platform), model, platform, CELLS[platform].length))
+            text, length = lowered(model, platform), CELLS[platform].length
+            found = list(problems(text, model, platform, length))
             failed += bool(found)
             print(f"{platform} {model:8} {'; '.join(found) or 'ok'}", flush=True)
     count = len(models) * len(platforms)
