@@ -19,6 +19,7 @@ from cerebra_jax.cost.units import Unit
 from cerebra_jax.kernels import remat
 from cerebra_jax.layers.cache import Cache
 from cerebra_jax.models import quantization, registry
+from cerebra_jax.models.initialization import by_operation
 from cerebra_jax.models.pricing import PriceList
 from cerebra_jax.models.shapes import WHOLE, rate_scale
 from cerebra_jax.models.stack import Decisions
@@ -169,10 +170,17 @@ class Model:
         return token_cost(net, self.L, self.pricing.vocab, self.pricing.platform)
 
     def init(self, key: jax.Array, batch: Batch) -> Any:
-        """Returns {"params": nested dict of float32 arrays, "routing": dict of (R,) arrays}."""
+        """Returns {"params": nested dict of float32 arrays, "routing": dict of (R,) arrays}.
+
+        Jit it only where a program of its own is wanted: see `by_operation`.
+        """
         routing = registry.init_routing(self.net)
-        made = self.module.init({"params": key}, batch, neutral_knobs(), routing)
-        return {"params": made["params"], "routing": routing}
+        params = by_operation(self._params, {"params": key}, batch, neutral_knobs(), routing)
+        return {"params": params, "routing": routing}
+
+    @functools.cached_property
+    def _params(self) -> jax.stages.Wrapped:
+        return jax.jit(lambda *args: self.module.init(*args)["params"])
 
     def apply(
         self, variables: Any, batch: Batch, knobs: Knobs, key: jax.Array | None = None

@@ -56,7 +56,7 @@ def init(
     key: jax.Array,
     policies: Sequence[Policy] = (),
 ) -> TrainState:
-    """Returns a fresh state: a pure function of the key, compiled as one program."""
+    """Returns a fresh state: a pure function of the key."""
     return initializer(model, optimizer, batch, policies)(key)
 
 
@@ -66,19 +66,19 @@ def initializer(
     batch: Batch,
     policies: Sequence[Policy] = (),
 ) -> Callable[[jax.Array], TrainState]:
-    """Returns make(key) -> a fresh state; traced once, for its shapes as for itself."""
+    """Returns make(key) -> a fresh state; its model is traced once, for shapes as for itself."""
 
-    @jax.jit
     def make(key):
         variables = model.init(key, batch)
-        zero = jnp.zeros((), jnp.int32)
         owned = {p.owns: p.init(variables, key) for p in policies if p.owns}
+        # the first step donates the state: no array of it may be another's, or a policy's
+        own = jax.tree.map(jnp.array, {"routing": variables["routing"]} | owned)
         return TrainState(
-            step=zero,
+            step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             opt_state=optimizer.init(variables["params"]),
-            skipped=zero,
-            **({"routing": variables["routing"]} | owned),
+            skipped=jnp.zeros((), jnp.int32),
+            **own,
         )
 
     return make

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 
+import jax
 import numpy as np
 import pytest
 
@@ -69,12 +70,14 @@ def scores(model, task, state) -> np.ndarray:
     """(R, tokens) of the validation split, without padding, and whether they are kept."""
     from cerebra_jax.models.model import neutral_knobs
 
-    found = []
+    @jax.jit
+    def scores_of(variables, batch):
+        return model.apply(variables, batch, neutral_knobs())[1].scores
+
+    found, variables = [], {"params": state.params, "routing": state.routing}
     for batch in task.eval_batches("valid", 8):
-        _, aux = model.apply(
-            {"params": state.params, "routing": state.routing}, batch, neutral_knobs()
-        )
-        both = np.stack([np.asarray(aux.scores[k], np.float64) for k in ("score", "kept")])
+        of = scores_of(variables, batch)
+        both = np.stack([np.asarray(of[k], np.float64) for k in ("score", "kept")])
         found.append(both[:, :, batch["w_BxL"] > 0])
     return np.concatenate(found, axis=2)
 

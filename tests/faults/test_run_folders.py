@@ -223,7 +223,8 @@ def good(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("good")
     for name in OLD:
         with tarfile.open(ROOT / "data" / "old_runs" / f"{name}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # none before 3.11.4
+            archive.extractall(folder)
         shutil.rmtree(folder / name / "checkpoints")
     return [folder / name for name in OLD]
 

@@ -60,7 +60,8 @@ def unpacked(name: str, folder: Path) -> Path:
     """Unpacks a run of before beside the data that it was trained on."""
     shutil.copytree(ROOT / "tests" / "data" / "input", folder / "tests" / "data" / "input")
     with tarfile.open(OLD / f"{name}.tar.gz") as packed:
-        packed.extractall(folder, filter="data")
+        packed.extraction_filter = getattr(tarfile, "data_filter", None)  # none before 3.11.4
+        packed.extractall(folder)
     return folder / name
 
 

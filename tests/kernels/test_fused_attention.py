@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -44,18 +45,19 @@ def case(form, Q, K, padding="none", null=False):
     return Blocks(layout, "cudnn", form=form, padding=padding), q, k, null
 
 
+made = functools.partial(functools.partial, case)  # when a test asks for it
 CASES = {
-    "causal": case("causal", 24, 24),
-    "causal, an odd length": case("causal", 27, 27),
-    "windows of 4": case("windows", 32, 8, null=True),
-    "windows of 3, an odd number of rows": case("windows", 30, 10, null=True),
-    "windows of one": case("windows", 9, 9, null=True),
-    "all": case("all", 24, 16),
-    "all, odd lengths": case("all", 21, 17),
-    "all, a null key": case("all", 24, 16, null=True),
-    "all, padding last": case("all", 24, 16, "last"),
-    "all, padding anywhere": case("all", 24, 17, "anywhere"),
-    "all, padding anywhere, a null key": case("all", 24, 17, "anywhere", null=True),
+    "causal": made("causal", 24, 24),
+    "causal, an odd length": made("causal", 27, 27),
+    "windows of 4": made("windows", 32, 8, null=True),
+    "windows of 3, an odd number of rows": made("windows", 30, 10, null=True),
+    "windows of one": made("windows", 9, 9, null=True),
+    "all": made("all", 24, 16),
+    "all, odd lengths": made("all", 21, 17),
+    "all, a null key": made("all", 24, 16, null=True),
+    "all, padding last": made("all", 24, 16, "last"),
+    "all, padding anywhere": made("all", 24, 17, "anywhere"),
+    "all, padding anywhere, a null key": made("all", 24, 17, "anywhere", null=True),
 }
 
 
@@ -90,17 +92,17 @@ def gathered(L, segments, per_segment, kept):
 
 
 GATHERED = {
-    "one segment": gathered(40, 1, 12, 0.25),
-    "one segment, an odd length": gathered(33, 1, 12, 0.25),
-    "two segments, an odd number of slots": gathered(64, 2, 9, 0.25),
-    "eight segments": gathered(128, 8, 6, 0.3),
-    "six segments": gathered(96, 6, 7, 0.3),
-    "segments of other sizes": gathered(90, 4, 8, 0.3),
+    "one segment": functools.partial(gathered, 40, 1, 12, 0.25),
+    "one segment, an odd length": functools.partial(gathered, 33, 1, 12, 0.25),
+    "two segments, an odd number of slots": functools.partial(gathered, 64, 2, 9, 0.25),
+    "eight segments": functools.partial(gathered, 128, 8, 6, 0.3),
+    "six segments": functools.partial(gathered, 96, 6, 7, 0.3),
+    "segments of other sizes": functools.partial(gathered, 90, 4, 8, 0.3),
 }
 
 
 def gathered_both(name):
-    blocks, queries, k_rank = GATHERED[name]
+    blocks, queries, k_rank = GATHERED[name]()
 
     def of(blocks):
         def run(q, k, v, do):
@@ -119,7 +121,7 @@ def gathered_both(name):
 
 
 def gathered_args(name, dtype):
-    blocks, queries, k_rank = GATHERED[name]
+    blocks, queries, k_rank = GATHERED[name]()
     Q, K = queries.rank_BxQ.shape[1], k_rank.shape[1]
     args = drawn(3, *[(B, H, Q, C), (B, H, K, C), (B, H, K, C), (B, H, Q, C)])
     empty = (queries.rank_BxQ == K)[:, None, :, None]
@@ -127,20 +129,25 @@ def gathered_args(name, dtype):
     return [x.astype(dtype) for x in args]
 
 
+@functools.cache
+def gathered_by_masks(name):
+    return jax.jit(gathered_both(name)[1])(*gathered_args(name, jnp.float32))
+
+
 @pytest.mark.parametrize("name", GATHERED)
 @pytest.mark.parametrize("implementation", ["", "xla"])
 def test_gathered_queries_see_what_masks_show_them(name, implementation):
-    mine, masks = gathered_both(name)
+    mine, _ = gathered_both(name)
     args = gathered_args(name, jnp.float32)
     with lowering_for("gpu", "xla") if implementation else contextlib.nullcontext():
         found = jax.jit(mine)(*args)
-    assert_close(found, jax.jit(masks)(*args), 5e-6)
+    assert_close(found, gathered_by_masks(name), 5e-6)
 
 
 def test_the_merge_is_exact():
     """In float64 its gradient is the gradient, to rounding: nothing of it is left out."""
     with jax.enable_x64(True):
-        blocks, queries, _ = GATHERED["eight segments"]
+        blocks, queries, _ = GATHERED["eight segments"]()
         assert fused.halvings(blocks) == 3
         q, k, v, do = gathered_args("eight segments", jnp.float64)
         mine, _ = gathered_both("eight segments")
@@ -160,7 +167,7 @@ def test_the_merge_is_exact():
 def test_on_a_gpu_they_are_calls_of_cudnn_alone(name):
     mine, _ = gathered_both(name)
     args = gathered_args(name, jnp.bfloat16)
-    calls = 1 + fused.halvings(GATHERED[name][0])
+    calls = 1 + fused.halvings(GATHERED[name]()[0])
     with lowering_for("gpu"):
         text = jax.jit(mine).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__cudnn$fmhaSoftmax(") == text.count("Backward(") == calls
@@ -194,27 +201,32 @@ def assert_close(got, want, bound):
         assert error <= bound * max(1, np.abs(other).max())
 
 
+@functools.cache
+def by_masks(name):
+    """Returns what masks compute for a case, and all gradients."""
+    blocks, *ranks, null = CASES[name]()
+    return jax.jit(both(blocks, *ranks, null)[1])(*args_of(blocks, null))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_form_is_what_masks_compute_with_its_gradients(name):
-    blocks, *ranks, null = CASES[name]
-    mine, masks = both(blocks, *ranks, null)
-    args = args_of(blocks, null)
-    assert_close(jax.jit(mine)(*args), jax.jit(masks)(*args), 5e-6)
+    blocks, *ranks, null = CASES[name]()
+    mine, _ = both(blocks, *ranks, null)
+    assert_close(jax.jit(mine)(*args_of(blocks, null)), by_masks(name), 5e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_so_is_the_call_for_a_gpu_as_jax_computes_it_elsewhere(name):
-    blocks, *ranks, null = CASES[name]
-    mine, masks = both(blocks, *ranks, null)
-    args = args_of(blocks, null)
+    blocks, *ranks, null = CASES[name]()
+    mine, _ = both(blocks, *ranks, null)
     with lowering_for("gpu", "xla"):
-        found = jax.jit(mine)(*args)
-    assert_close(found, jax.jit(masks)(*args), 5e-6)
+        found = jax.jit(mine)(*args_of(blocks, null))
+    assert_close(found, by_masks(name), 5e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_each_form_is_one_call_of_cudnn_and_one_back(name):
-    blocks, *ranks, null = CASES[name]
+    blocks, *ranks, null = CASES[name]()
     mine, _ = both(blocks, *ranks, null)
     args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), args_of(blocks, null))
     with lowering_for("gpu"):
@@ -270,16 +282,15 @@ SPLASH = ["causal, an odd length", "windows of 3, an odd number of rows", "all, 
 @pytest.mark.parametrize("name", SPLASH)
 def test_on_a_tpu_splash_computes_the_same(name, monkeypatch):
     monkeypatch.setattr(splash, "INTERPRET", True)
-    blocks, *ranks, null = CASES[name]
-    mine, masks = both(blocks._replace(kernel="splash"), *ranks, null)
-    args = args_of(blocks, null)
+    blocks, *ranks, null = CASES[name]()
+    mine, _ = both(blocks._replace(kernel="splash"), *ranks, null)
     with lowering_for("tpu"):
-        found = jax.jit(mine)(*args)
-    assert_close(found, jax.jit(masks)(*args), 5e-6)
+        found = jax.jit(mine)(*args_of(blocks, null))
+    assert_close(found, by_masks(name), 5e-6)
 
 
 def test_its_program_for_a_tpu_holds_splash_forward_and_back():
-    blocks, *ranks, null = CASES["windows of 4"]
+    blocks, *ranks, null = CASES["windows of 4"]()
     mine, _ = both(blocks._replace(kernel="splash"), *ranks, null)
     args = jax.tree.map(lambda x: x.astype(jnp.bfloat16), args_of(blocks, null))
     with lowering_for("tpu"):
