@@ -152,7 +152,7 @@ def steps(D: int, dtype: str) -> dict[str, Program]:
     for method in spectral.METHODS:
         model = _chiar(method, D, dtype)
         if variables is None:
-            variables = jax.jit(model.init)(jax.random.key(0), batch)
+            variables = model.init(jax.random.key(0), batch)
         loss = _loss(model, batch)
         args = (variables["params"], variables["routing"])
         if expected is None:

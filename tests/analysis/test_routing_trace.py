@@ -37,7 +37,7 @@ def made(tiny_cfg, keys):
     model = models.build(dataclasses.replace(cfg, net=net), V)
     ids = np.random.RandomState(0).randint(0, V, 2 * L).tolist()
     batch = reading.windows(ids, L)
-    return model, jax.jit(model.init)(jax.random.key(0), batch), batch
+    return model, model.init(jax.random.key(0), batch), batch
 
 
 @pytest.mark.parametrize("keys", ROUTERS, ids=lambda keys: "-".join(map(str, keys.values())))

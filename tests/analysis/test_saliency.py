@@ -43,7 +43,7 @@ def made(tiny_cfg, keys):
         "w_BxL": w_BxL,
         "ex_B": np.arange(B, dtype=np.int32),
     }
-    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    variables = model.init(jax.random.key(0), batch)
     leaves, tree = jax.tree.flatten(variables["params"])
     noisy = [x + 0.3 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves]
     return model, variables | {"params": tree.unflatten(noisy)}, batch

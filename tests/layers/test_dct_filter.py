@@ -29,7 +29,7 @@ def batch():
 
 def variables_of(model):
     """Returns variables whose filters do something."""
-    made = jax.jit(lambda: model.init(jax.random.key(0), batch()))()
+    made = model.init(jax.random.key(0), batch())
 
     def uneven(path, leaf):
         if path[-1].key != "w":

@@ -30,7 +30,7 @@ def test_a_model_sees_the_numbers_of_its_batch(tiny_cfg, name):
         "ex_B": np.arange(3, dtype=np.int32),
         "values_BxL": rng.standard_normal((3, 4)).astype(np.float32),
     }
-    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    variables = model.init(jax.random.key(0), batch)
     assert variables["params"]["columns"]["bias"].shape == (4, 32)
     out = jax.jit(lambda batch: model.apply(variables, batch, neutral_knobs())[0].h)(batch)
     assert out.shape == (3, 1, 32)
@@ -71,7 +71,7 @@ def test_models_learn_the_rows_of_n_grams_and_nothing_of_no_n_gram(tiny_cfg, nam
         "ex_B": np.arange(2, dtype=np.int32),
         "subwords_BxLxG": grams.astype(np.int32),
     }
-    variables = jax.jit(lambda: model.init(jax.random.key(0), batch))()
+    variables = model.init(jax.random.key(0), batch)
 
     def answer(params):
         out, _ = model.apply(variables | {"params": params}, batch, neutral_knobs())
@@ -95,7 +95,7 @@ def test_the_initial_weights_are_as_large_as_the_configuration_says(tiny_cfg, na
     for std in (0.02, 0.04):
         net = {"name": name, "init_std": std, "local": 0 if name == "chiar" else 4}
         model = build(tiny_cfg({"net": net}), 32)
-        made = jax.jit(lambda m=model: m.init(jax.random.key(0), batch))()["params"]
+        made = model.init(jax.random.key(0), batch)["params"]
         leaves.append(trees.named_leaves(made))
     small, large = leaves
     grows = {path for path, x in small.items() if np.allclose(2 * x, large[path]) and np.any(x)}

@@ -38,7 +38,7 @@ def test_a_bag_has_no_order_and_no_first_map(tiny_cfg, pool):
         "mask_BxL": np.array([[True] * 3 + [False]] * 3),
         "ex_B": np.arange(3, dtype=np.int32),
     }
-    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    variables = model.init(jax.random.key(0), batch)
     h = np.asarray(jax.jit(lambda: model.apply(variables, batch, neutral_knobs())[0].h)())
     np.testing.assert_allclose(h[0], h[1], rtol=1e-4, atol=1e-5)
     assert np.abs(h[0] - h[2]).max() > 1e-3
@@ -62,7 +62,7 @@ def test_before_the_last_norm_a_token_counts_by_its_size(tiny_cfg, name):
             "route": {"mode": "topk"},
         }
         model = build(tiny_cfg({"task": {"name": "intent", "seq_len": 4}, "net": net}), 9)
-        variables = jax.jit(lambda m=model: m.init(jax.random.key(0), batch))()
+        variables = model.init(jax.random.key(0), batch)
         table = variables["params"]["embed"]["table"]
         variables["params"]["embed"]["table"] = table.at[2].multiply(1e4)
         out = jax.jit(lambda m=model, v=variables: m.apply(v, batch, neutral_knobs())[0])()
@@ -89,7 +89,7 @@ def test_what_is_pooled_passes_one_more_ffn_that_is_paid_for(tiny_cfg, name):
     task = {"name": "intent", "seq_len": L}
     plain = build(tiny_cfg({"task": task, "net": net}), V)
     more = build(tiny_cfg({"task": task, "net": net | {"pooler": True}}), V)
-    variables = jax.jit(lambda: more.init(jax.random.key(0), batch))()
+    variables = more.init(jax.random.key(0), batch)
     extra = {k: variables["params"].pop(k) for k in ("pooler", "pooler_norm")}
 
     def answer(model, params):
@@ -120,7 +120,7 @@ def test_without_branches_a_model_begins_as_a_bag_of_its_tokens(tiny_cfg, name):
     for branch in (0.0, 1.0):
         cfg = tiny_cfg({"task": {"name": "intent", "seq_len": 4}, "net": net | {"branch": branch}})
         model = build(cfg, 9)
-        variables = jax.jit(lambda m=model: m.init(jax.random.key(0), batch))()
+        variables = model.init(jax.random.key(0), batch)
         h = jax.jit(lambda m=model, v=variables: m.apply(v, batch, neutral_knobs())[0].h)()
         bag = variables["params"]["embed"]["table"][batch["inputs_BxL"]].mean(1, keepdims=True)
         bag = (bag - bag.mean(-1, keepdims=True)) / np.sqrt(bag.var(-1, keepdims=True) + 1e-5)

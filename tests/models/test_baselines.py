@@ -73,7 +73,7 @@ class Encoder:
 
     def __init__(self, model: Model):
         self.model = model
-        self.variables = jax.jit(lambda: model.init(jax.random.key(0), batch_of(IDS)))()
+        self.variables = model.init(jax.random.key(0), batch_of(IDS))
         self.params = self.variables["params"]
         self.run = jax.jit(self.forward)
 

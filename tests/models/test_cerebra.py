@@ -275,7 +275,7 @@ def test_feature_inputs_and_pooled_heads_for_classes_and_regressions(name, featu
 
         return jax.grad(loss, has_aux=True)(params)
 
-    params = jax.jit(lambda: model.init(jax.random.key(0), batch(x, IDS)))()["params"]
+    params = model.init(jax.random.key(0), batch(x, IDS))["params"]
     grads, got = run(params, x, IDS)
     assert got.shape == (B, 1 if outputs else L, outputs or V) and np.isfinite(got).all()
     other = run(params, np.where(MASK[..., None], x, 9.0), np.where(MASK, IDS, 0))[1]

@@ -98,7 +98,7 @@ def made(case: str, depth: int = 2, scan: bool = False) -> Made:
     net = shape | CASES[case].net
     cfg = config.parse({"task": {"seq_len": L}, "net": net, "quant": {"bits": 8}})
     model = models.build(cfg, V)
-    variables = jax.jit(lambda: model.init(jax.random.key(0), BATCH))()
+    variables = model.init(jax.random.key(0), BATCH)
     quant = dataclasses.replace(cfg.quant, stored=True)
     stored = models.build(dataclasses.replace(cfg, quant=quant), V)
     rounded = variables | {"params": int8.convert(variables["params"], cfg.net.dtype)}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cerebra_jax.layers import cache as cached
-from cerebra_jax.models import sampling
+from cerebra_jax.models import registry, sampling
 from cerebra_jax.models.model import build, neutral_knobs
 
 V, L, COUNT, B, P = 30, 24, 10, 200, 14
@@ -29,7 +29,7 @@ def drawn(model, batch, rng):
         return jnp.asarray(centre + 0.3 * rng.standard_normal(shape.shape), shape.dtype)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes)
-    return {"params": params, "routing": jax.jit(lambda: model.init(key, batch)["routing"])()}
+    return {"params": params, "routing": registry.init_routing(model.net)}
 
 
 @pytest.mark.parametrize(("name", "kv"), MODELS)

@@ -29,7 +29,7 @@ def made(tiny_cfg, net, platform=""):
     """Returns a model, and variables that are no initial ones."""
     model = build(tiny_cfg({"net": net, "task.seq_len": L}), V, platform=platform)
     batch = {"inputs_BxL": np.zeros((B, L), np.int32), "ex_B": np.arange(B, dtype=np.int32)}
-    variables = jax.jit(lambda: model.init(jax.random.key(0), batch))()
+    variables = model.init(jax.random.key(0), batch)
     rng = np.random.RandomState(0)
 
     def moved(x):

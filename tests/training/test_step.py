@@ -166,7 +166,7 @@ def test_gradient_matches_finite_differences(tiny_cfg):
     cfg = config(tiny_cfg, **{"net.route.mode": "soft", "net.dropout": 0.0})
     model = build(cfg, V)
     objective = Objective(model, Task())
-    variables = jax.jit(model.init)(jax.random.key(0), batch_at(0))
+    variables = model.init(jax.random.key(0), batch_at(0))
     knobs = neutral_knobs()._replace(lam=jnp.float32(0.5))
 
     @jax.jit

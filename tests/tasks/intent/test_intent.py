@@ -196,7 +196,7 @@ def test_padding_changes_no_output(tmp_path):
         cfg = registry.fitted(cfg, task.shape)
         model = build_model(cfg, task.shape.vocab_size)
         batch = task.example(8)
-        variables = jax.jit(model.init)(jax.random.key(0), batch)
+        variables = model.init(jax.random.key(0), batch)
         apply = jax.jit(model.apply)
         other = batch | {
             "inputs_BxL": np.where(batch["mask_BxL"], batch["inputs_BxL"], 3).astype(np.int32)
