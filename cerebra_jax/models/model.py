@@ -172,7 +172,7 @@ class Model:
     def init(self, key: jax.Array, batch: Batch) -> Any:
         """Returns {"params": nested dict of float32 arrays, "routing": dict of (R,) arrays}.
 
-        Jit it only where a program of its own is wanted: see `by_operation`.
+        Call it as it is: under `jax.jit` it takes much longer to compile, see `by_operation`.
         """
         routing = registry.init_routing(self.net)
         params = by_operation(self._params, {"params": key}, batch, neutral_knobs(), routing)

@@ -66,12 +66,12 @@ def initializer(
     batch: Batch,
     policies: Sequence[Policy] = (),
 ) -> Callable[[jax.Array], TrainState]:
-    """Returns make(key) -> a fresh state; its model is traced once, for shapes as for itself."""
+    """Returns make(key) -> a fresh state; the model is traced once, for shapes and state."""
 
     def make(key):
         variables = model.init(key, batch)
         owned = {p.owns: p.init(variables, key) for p in policies if p.owns}
-        # the first step donates the state: no array of it may be another's, or a policy's
+        # the first step donates the state: no array is in it twice, or kept by a policy
         own = jax.tree.map(jnp.array, {"routing": variables["routing"]} | owned)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
