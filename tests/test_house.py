@@ -13,6 +13,7 @@ import pytest
 
 from cerebra_jax import config
 from cerebra_jax.cli import flags
+from cerebra_jax.cli import sweep_points as points
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "cerebra_jax").rglob("*.py"))
@@ -142,6 +143,29 @@ def test_written_commands_are_true(words: list[str], monkeypatch: pytest.MonkeyP
     )
     if not needs_run:
         flags.parse(words)
+
+
+def test_written_sweeps_have_points():
+    """A part, row or seed that a document names stands in the sweep file."""
+    for words in _commands():
+        request = flags.read(words) if words and words[0] == "sweep" else None
+        if request and "--help" not in words:
+            found = points.call(str(ROOT / request.config), ("get_sweep", "get_search"))[1]
+            assert found, words
+
+
+@pytest.mark.parametrize("path", [TEXTS[0], TEXTS[2]], ids=_name)
+def test_every_table_of_results_says_how_to_make_it_again(path: Path):
+    """One block trains and writes it; a table of several sweeps has them all in that block."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    names = re.findall(r"<!-- RESULTS ?([\w-]*): begin", text)
+    assert names and len(names) == len(set(names))
+    for name in names:
+        writes = re.compile(rf"--into={_name(path)}{'#' * bool(name)}{name}(?!\S)")
+        own = [block for block in blocks if writes.search(block)]
+        assert len(own) == 1, name
+        assert re.search(r"main sweep --config=|python benchmarks/", own[0]), name
 
 
 def test_written_paths_exist():

@@ -12,6 +12,8 @@ machine asks (`sweep_price`).
     def get_sweep():
         for lr, seed in itertools.product((1e-3, 2e-3), range(3)):
             yield {"config": "configs/wikitext.py:smoke", "train.lr": lr, "seed": seed}
+
+Files whose argument is a part and then words, `small,dense,s0`, read the words with `chosen`.
 """
 
 from __future__ import annotations
@@ -112,6 +114,20 @@ def load(spec: str, rows: Iterable[Any], overrides: Mapping[str, str], root: Pat
                 'give them names: {"name": ...}',
             )
     return points
+
+
+def chosen(file: str, part: str, words: Iterable[str], *groups: Iterable[str]) -> list[list[str]]:
+    """Returns what `words` choose from each of these groups: all of one where no word is of it.
+
+    chosen("text.py", "long", ["dense", "s1"], ("dense", "mod"), ("s0", "s1")) is
+    [["dense"], ["s1"]]. UserError names the file, its part, and a word that is of no group.
+    """
+    words, names = list(words), [list(group) for group in groups]
+    known = list(itertools.chain.from_iterable(names))
+    for word in words:
+        if word not in known:
+            raise UserError(f"{file}: {part} has no {word!r}", f"use {', '.join(known)}")
+    return [[name for name in group if name in words] or group for group in names]
 
 
 def point(spec: str, where: str, row: Any, overrides: Mapping[str, str], root: Path) -> Point:

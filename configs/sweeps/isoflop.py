@@ -38,6 +38,7 @@ that of LRS with the lowest loss on validation data in `lr`, which is the same g
 
 import itertools
 
+from cerebra_jax.cli.sweep_points import chosen
 from cerebra_jax.errors import UserError
 
 MEAN = 0.82  # cerebra-budget's cost over a whole run: 0.3 at 1.0 of dense, 0.2 at 0.85, 0.5 at 0.7
@@ -146,13 +147,7 @@ def _chosen(arg: str):
         raise UserError(f"configs/sweeps/isoflop.py has no part {part!r}", hint)
     budgets, families, _, _ = PARTS[part]
     seeds = {f"s{seed}": seed for seed in range(max(count for count, _ in budgets.values()))}
-    for word in words:
-        if word not in budgets and word not in families and word not in seeds:
-            hint = f"choose from {', '.join([*families, *budgets, *seeds])}"
-            raise UserError(f"configs/sweeps/isoflop.py: {part} has no {word!r}", hint)
-    return (
-        part,
-        [name for name in families if name in words] or families,
-        [budget for budget in budgets if budget in words] or list(budgets),
-        [seed for name, seed in seeds.items() if name in words] or list(seeds.values()),
+    families, budgets, names = chosen(
+        "configs/sweeps/isoflop.py", part, words, families, budgets, seeds
     )
+    return part, families, budgets, [seeds[name] for name in names]

@@ -17,10 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 V = 512
 
 
+def listed(name: str, arg: str) -> list[points.Point]:
+    """The points of a sweep file of ours."""
+    spec = f"{ROOT / 'configs' / 'sweeps' / name}.py:{arg}"
+    return points.load(spec, points.call(spec, ("get_sweep",))[1], {}, Path("runs"))
+
+
 def models(name: str, arg: str):
     """{point: its model}, seed 0."""
-    spec = f"{ROOT / 'configs' / 'sweeps' / name}.py:{arg}"
-    found = points.load(spec, points.call(spec, ("get_sweep",))[1], {}, Path("runs"))
+    found = listed(name, arg)
     assert {p.cfg.seed for p in found} == {0, 1, 2} and len(found) % 3 == 0
     return {p.name[:-3]: build.build(control(p.cfg, V), V) for p in found if p.cfg.seed == 0}
 
@@ -90,8 +95,8 @@ def test_the_study_of_collapse_has_three_operators_in_every_point():
         assert (model.net.route.collapse > 0) == name.endswith("+reward")
 
 
-def test_long_runs_differ_in_what_their_names_say():
-    found = models("longrun", "smoke")
+def test_rows_of_text_differ_in_what_their_names_say():
+    found = models("text", "smoke")
     flops = {name: m.cost.executed_flops for name, m in found.items()}
     assert flops["cerebra"] < flops["chiar"] < flops["dense"] == flops["dense-local"]
     assert 0.98 * flops["cerebra"] < flops["equal-flops"] <= flops["cerebra"]
@@ -100,11 +105,43 @@ def test_long_runs_differ_in_what_their_names_say():
     twins = ("cerebra", "cerebra-random", "dense-local", "equal-flops", "cerebra-random-gate1")
     local = {name: m.net.local for name, m in found.items()}
     assert local == {name: 4 if name in twins else 0 for name in found}
-    get_sweep = points.call(f"{ROOT / 'configs' / 'sweeps' / 'longrun'}.py:cpu", ("get_sweep",))[1]
-    assert {(point["train.duration"], point["net.dropout"]) for point in get_sweep} == {
-        ("8 epochs", 0.1)
-    }
-    assert set(models("longrun", "smoke,dense,chiar")) == {"dense", "chiar"}
-    for wrong, hint in (("tiny", "begin with smoke"), ("cpu,mod", "use dense, cerebra")):
+    for part, duration, dropout in (("long", "8 epochs", 0.1), ("short", "1000 steps", 0.0)):
+        runs = {(p.cfg.train.duration, p.cfg.net.dropout) for p in listed("text", part)}
+        assert runs == {(duration, dropout)}
+
+
+def test_words_choose_rows_and_seeds():
+    names = {p.name for p in listed("text", "smoke,dense,s2,chiar")}
+    assert names == {"dense-s2", "chiar-s2"}
+    names = {p.name for p in listed("slots", "mqar-128,random-by-hand")}
+    assert names == {f"random-by-hand-s{seed}" for seed in range(3)}
+    for arg, hint in (("tiny", "begin with long"), ("long,mod", "use dense, cerebra")):
         with pytest.raises(UserError, match=hint):
-            models("longrun", wrong)
+            listed("text", arg)
+
+
+def test_chance_has_the_slots_of_the_router_that_are_divided_by_hand():
+    ours, chance = (
+        listed("slots", f"mqar-128,{name}-by-hand")[0] for name in ("cerebra", "random")
+    )
+    assert (ours.cfg.net.route.mode, chance.cfg.net.route.mode) == ("threshold", "random")
+    assert ours.cfg.net.route.by_layer == chance.cfg.net.route.by_layer == (0.1, 1.9)
+
+
+@pytest.mark.parametrize("part", ["text", "encoder", "smoke"])
+def test_both_budgets_have_every_seed(part):
+    found = listed("budget", part)
+    assert {(p.cfg.objective.budget, p.cfg.seed) for p in found} == {
+        (budget, seed) for budget in (0.5, 0.75) for seed in range(3)
+    }
+    assert {p.cfg.net.causal for p in found} == {part != "encoder"}
+    assert {p.cfg.net.route.tau for p in found} == {"learned"}
+
+
+def test_intents_are_told_by_the_models_that_the_tables_compare():
+    assert {p.name for p in listed("intent", "clinc150")} == {
+        f"clinc150-{model}-s{seed}"
+        for model in ("cerebra", "mlp", "dense", "routed")
+        for seed in range(3)
+    }
+    assert {p.cfg.net.name for p in listed("intent", "banking77")} == {"cerebra", "mlp"}
