@@ -16,7 +16,6 @@ USER = 2
 BUG = 70
 DISK = 74
 PREEMPTED = 75
-PEER = 76
 DIVERGED = 77
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 

@@ -18,12 +18,12 @@ oracle.
 
 Measured on one core of a shared 2-core AMD EPYC (Zen 5), 3 seeds: test accuracy. Cerebra, random
 and oracle end at half of dense's FLOPs.
-    mqar, 4,000 steps, 3 to 7 minutes
+    mqar, 4,000 steps, 5 minutes, dense 8 with pauses
         dense 1.000, cerebra 0.678 ± 0.099, random 0.598 ± 0.101, oracle 0.127 ± 0.002;
         oracle with every token a key (--config.net.route.kv=all) 1.000;
         with slots in layer 2 (--config.net.route.by_layer=0.1,1.9): cerebra 0.889 ± 0.096,
         random 0.400 ± 0.021 (Zen 4)
-    selective, 2,000 steps, 1 to 3 minutes
+    selective, 2,000 steps, 3 minutes
         dense 0.981 ± 0.011, cerebra 0.848 ± 0.031, random 0.601 ± 0.008, oracle 0.845 ± 0.010;
         oracle with every token a key 0.658 ± 0.005
 Dense with L = 256, 16 pairs and 512 symbols has 0.9925 (validation) after 1,250 steps, 7 minutes of

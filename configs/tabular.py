@@ -7,8 +7,8 @@ cerebra --config=configs/tabular.py --config.task.path=FILE.csv --config.task.ta
     full      the paper's whole recipe on cerebra, one part after the other: warm, ramp of λ on a
               learned threshold, pruning, 8 bits (extra quant), sampler; metrics.jsonl names the
               phases, then come `shrink` and `convert`
-    salaries  salaries of ai-jobs.net; give their file with --config.task.path. Without it, made-up
-              rents, from a seed: no file, no network
+    salaries  salaries of ai-jobs.net, from --config.task.path (default: salaries.csv). Without
+              this part and without a path: made-up rents, from a seed; no file, no network
     small     a table of some hundred rows: small batches, many epochs, early stopping
     smoke     ends in seconds
 

@@ -18,7 +18,7 @@ __all__ = ["Request", "command_help", "help_text", "parse", "read", "unknown_key
 DEFAULT = "train"
 _STATUSES = (
     "exit status: 0 done, 1 not certified or points failed, 2 your mistake, 70 a bug, 74 disk, "
-    "75 stopped and saved, 76 a peer was lost, 77 diverged"
+    "75 stopped and saved, 77 diverged"
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -67,8 +67,8 @@ class Pricing:
 
     def dense(self, net: NetCfg) -> tuple[float, float]:
         """Returns (model, executed) cost of an example of the dense Transformer of this shape."""
-        prices = self.of(dense_of(net))
-        return self._total(prices, "model"), self._total(prices, "executed")
+        dense = dense_of(net)
+        return _total(dense, self, "model"), _total(dense, self, "executed")
 
     def of(self, net: NetCfg) -> PriceList:
         """Returns the price list of a configuration."""
@@ -76,7 +76,7 @@ class Pricing:
 
     def executed(self, net: NetCfg) -> float:
         """Returns what the compiled program of one example costs."""
-        return self._total(self.of(net), "executed")
+        return _total(net, self, "executed")
 
     def relative(self, net: NetCfg) -> float:
         """Returns the executed cost relative to that of the dense Transformer."""
@@ -86,11 +86,15 @@ class Pricing:
         """Returns what decisions cost, relative to the dense Transformer."""
         return _decisions(net, self)
 
-    def _total(self, prices: PriceList, which: str) -> float:
-        if self.unit.name == "flops":
-            cost = prices.flops()
-            return cost.model_flops if which == "model" else cost.executed_flops
-        return prices.model(self.unit) if which == "model" else prices.executed(self.unit)
+
+@functools.lru_cache(maxsize=1024)  # every line of metrics.jsonl asks for it
+def _total(net: NetCfg, pricing: Pricing, which: Literal["model", "executed"]) -> float:
+    """Returns one of the two costs of an example."""
+    prices, unit = pricing.of(net), pricing.unit
+    if unit.name == "flops":
+        cost = cost_of(net, pricing.L, pricing.vocab, pricing.platform)
+        return cost.model_flops if which == "model" else cost.executed_flops
+    return prices.model(unit) if which == "model" else prices.executed(unit)
 
 
 @functools.lru_cache(maxsize=512)
@@ -379,7 +383,7 @@ def _fixed(net: NetCfg, pricing: Pricing) -> DecisionCost:
     """Returns the cost of a model that decides nothing, relative to the dense Transformer."""
     if net == dense_of(net):
         return DecisionCost(1.0)
-    return DecisionCost(pricing._total(pricing.of(net), "model") / pricing.dense(net)[0])
+    return DecisionCost(_total(net, pricing, "model") / pricing.dense(net)[0])
 
 
 def at_rate(cfg: RunCfg, rate: float) -> RunCfg:

@@ -1,8 +1,9 @@
 """A search with Optuna: learning rate and heavy share of Cerebra, for validation perplexity and
 executed FLOPs at once.
 
-python -m cerebra_jax.main sweep --config=configs/sweeps/search.py:smoke --jobs=2   # pip install
-"cerebra-jax[sweep]"
+python -m cerebra_jax.main sweep --config=configs/sweeps/search.py:smoke --jobs=2
+
+It needs the extra `sweep`: pip install ".[sweep]" in the checkout.
 
     smoke, cpu (default), 17m, 400m    text at that size of configs/wikitext.py
 

@@ -12,8 +12,11 @@ Words after the part choose among its rows and seeds: `:mqar-128,cerebra-by-hand
 
 18 runs: 6 rows of 3 seeds, as long as configs/longseq.py trains (--config.train.duration=... for
 another). In random-by-hand chance takes the router's place, with the slots of cerebra-by-hand.
-Cerebra ends at half of the dense FLOPs. Mixture-of-Depths routes the second layer only and cannot:
-it ends at 0.6.
+Cerebra ends at half of the dense FLOPs. Mixture-of-Depths routes the second layer only and cannot
+reach half: it ends at 0.6.
+
+Measured: the two rows by hand of mqar-128 (benchmarks/results/README.md). The others, by demand
+among them, have no table yet.
 """
 
 from cerebra_jax.cli.sweep_points import chosen
