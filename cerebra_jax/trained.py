@@ -23,7 +23,7 @@ from cerebra_jax.errors import UserError
 from cerebra_jax.models import model as models
 from cerebra_jax.models import sampling
 from cerebra_jax.tasks import judged
-from cerebra_jax.tasks.table import Table, of_arrow, plain, read
+from cerebra_jax.tasks.table import FOUND_OUT, Format, Table, of_arrow, plain, read
 from cerebra_jax.tasks.task import no_data
 from cerebra_jax.training import finished, preprocessing, trainer
 from cerebra_jax.training import workdir as folder
@@ -101,9 +101,14 @@ class Trained:
             raise UserError(
                 f"the run's task is {self.cfg.task.name}", "predict answers for tables and intents"
             )
-        table = _table(rows, getattr(self.task, "columns", ()))
+        form = Format(self.cfg.task.delimiter, self.cfg.task.encoding)
+        table = _table(rows, getattr(self.task, "columns", ()), form)
         given = self.task.given(self.task.inputs(table))
-        return self.task.answers(self._outputs(given, table.rows, batch_size))
+        found = self._outputs(given, table.rows, batch_size)
+        for i in np.flatnonzero(~np.isfinite(found).all(axis=1))[:1]:
+            hint = "look for a number far from those of the training rows"
+            raise UserError(f"{table.place(int(i))}: the answer is not a finite number", hint)
+        return self.task.answers(found)
 
     def judge(self, split: str = "test", batch_size: int = 64) -> dict[str, Any]:
         """Returns figures of each class on a split, as `tasks.judged.judge` has them.
@@ -249,15 +254,16 @@ def _until(mark: str, text: str) -> str:
     return text.partition(mark)[0] if mark else text
 
 
-def _table(rows: Any, names: Sequence[str] = ()) -> Table:
-    """Returns rows in any of their forms as columns of text; `names` are those of an array.
+def _table(rows: Any, names: Sequence[str] = (), form: Format = FOUND_OUT) -> Table:
+    """Returns rows in any of their forms as columns of text.
 
+    `names` are those of an array, `form` is how a file is written.
     Raises UserError where there are none, or where they do not fit together.
     """
     if isinstance(rows, Table):
         return rows
     if isinstance(rows, str | Path):
-        return read(str(rows))
+        return read(str(rows), form)
     if hasattr(rows, "__arrow_c_stream__"):  # a DataFrame, an Arrow table
         import pyarrow
 

@@ -5,6 +5,7 @@ It answers as it was measured, in any form of the rows.
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -262,6 +263,22 @@ def test_the_command_writes_the_rows_with_their_answers(made, tmp_path, capsys):
 def test_rows_that_do_not_fit_are_refused(rows, what, made):
     with pytest.raises(UserError, match=what):
         made["classification"].run.predict(rows)
+
+
+def test_a_file_is_read_as_the_training_table_was_written(made, tmp_path):
+    run = made["classification"].run
+    new = tmp_path / "new.csv"
+    new.write_bytes(b"x;y\n0.5;41.5\n1.5;39\n".decode().encode("cp500"))  # of a mainframe
+    task = dataclasses.replace(run.cfg.task, encoding="cp500", delimiter=";")
+    as_it = copy.copy(run)
+    as_it.cfg = dataclasses.replace(run.cfg, task=task)
+    want = run.predict({"x": ["0.5", "1.5"], "y": ["41.5", "39"]})
+    assert as_it.predict(new)["prediction"] == want["prediction"]
+
+
+def test_an_answer_that_is_no_number_is_named_by_its_row(made):
+    with pytest.raises(UserError, match="row 2.*not a finite number"):
+        made["regression"].run.predict({"x": ["0.5", "1e30"], "kind": ["a", "b"]})
 
 
 def test_mistakes_are_one_line(made, tmp_path, capsys):

@@ -73,7 +73,7 @@ def run(request: Request) -> None:
 
         # where the thresholds should stand
         best = finished.load(cfg, task, workdir, screen.say, as_trained=True)
-        model, state = best.experiment.model, best.state
+        model, state = best.model, best.state
         low, high = 1 / 3, 2 / 3
         if share is not None:
             low, high = 1 - share - route.rbf, 1 - share

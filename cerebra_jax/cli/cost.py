@@ -6,6 +6,7 @@ Of a text, without the text.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from cerebra_jax.tasks import registry as tasks
 
 QUICK = 4.0  # seconds after which nothing more is compiled or timed
 UPDATE = 8  # times the parameters: AdamW reads four arrays and writes three; the norm reads one
+LENGTH = 1000  # steps for which a budget is planned where nobody knows how many an epoch has
 KEPT = 3  # checkpoints on disk: the last two and the best
 
 
@@ -63,16 +65,24 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
     from cerebra_jax.kernels.fused_call import lowering_for
     from cerebra_jax.models import model as build
     from cerebra_jax.models import registry
-    from cerebra_jax.models.controls import control
+    from cerebra_jax.policies.schedule import Length
+    from cerebra_jax.training import sizes
     from cerebra_jax.training.parallel import choose_devices
 
-    # the model that trains
-    cfg = control(cfg, task.shape.vocab_size)
+    # the program that a run ends with
+    train, vocab = cfg.train, task.shape.vocab_size
+    per_epoch = task.steps_per_epoch(train.batch_size)
+    steps = to_steps(train.duration, 0, per_epoch) or None
+    length = Length(steps or LENGTH, per_epoch or steps or LENGTH)
+    cfg = sizes.controlled(cfg, vocab, length)
+    plan = sizes.plan_budget(cfg, vocab, length)
+    rated = [build.at_rate(cfg, rate) for rate in plan.rates] if plan else [cfg]
+    cfg = rated[-1]
     plain = dataclasses.replace(cfg, quant=dataclasses.replace(cfg.quant, stored=False))
     target = cfg.objective.device
     platform, here = device.platform_of(target), device.is_present(target)
-    model = build.build(plain, task.shape.vocab_size, platform=platform)
-    L, train = cfg.task.seq_len, cfg.train
+    model = build.build(plain, vocab, platform=platform)
+    L = cfg.task.seq_len
     if here:
         devices = len(choose_devices(train.devices, train.batch_size, train.accum))
         chip = device.detect()
@@ -110,7 +120,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             step = step._replace(seconds=estimate.seconds)
     in_8_bits = None
     if cfg.quant.bits:
-        quantized = build.build(plain, task.shape.vocab_size, 0, True, platform)
+        quantized = build.build(plain, vocab, 0, True, platform)
         gradient = jax.value_and_grad(loss_of(quantized))
         counted = jaxpr.count(gradient, variables["params"], batch_of(1))
         in_8_bits = {
@@ -119,10 +129,21 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "from": cfg.quant.start,
         }
 
+    # under a budget the steps before are larger
+    on_its_way, mean_step = None, 1.0  # of the last program
+    if plan:
+        spent = [build.cost_of(one.net, L, vocab, platform).executed_flops for one in rated]
+        counts = plan.counts(length.total)
+        mean_step = sum(map(operator.mul, counts, spent)) / length.total / spent[-1]
+        on_its_way = {
+            "budget": cfg.objective.budget,
+            "executed": [one / model.dense.executed_flops for one in spent],
+            "mean_step": mean_step,
+        }
+
     # all numbers
     params_bytes = preview.tree_bytes(variables["params"])
     tokens = train.batch_size * L
-    steps = to_steps(train.duration, 0, task.steps_per_epoch(train.batch_size)) or None
     dense = model.dense.model_flops
     found = {
         "model": model.name,
@@ -137,6 +158,7 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
             "elementwise_train_step": step.elementwise * devices / tokens,
         },
         "eight": in_8_bits,
+        "budget": on_its_way,
         "rel_flops": {
             "model": model.cost.model_flops / dense,
             "executed": model.cost.executed_flops / model.dense.executed_flops,
@@ -157,12 +179,12 @@ def preview(cfg: RunCfg, say: Callable[[str], None]) -> dict[str, Any]:
         "step_seconds": step.seconds,
         "tokens_per_s": tokens / step.seconds,
         "steps": steps,
-        "total_flops": None if steps is None else steps * step.flops * devices,
+        "total_flops": None if steps is None else steps * mean_step * step.flops * devices,
         "checkpoint_bytes": 3 * params_bytes,
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "conventions": prices.CONVENTIONS,
     }
-    _print(found, cfg, task.shape.vocab_size, chip, say)
+    _print(found, cfg, vocab, chip, say)
     return found
 
 
@@ -184,6 +206,17 @@ def _print(
         f"training {si(per['train_step'], 'FLOP')} and "
         f"{si(per['elementwise_train_step'])} elementwise operations per token"
     )
+    way = f["budget"]
+    if way:
+        shares = ", ".join(f"{share:.3f}" for share in way["executed"])
+        say(
+            f"budget     {way['budget']:g} of dense, reached by programs of {shares}; all figures "
+            "are the last one's"
+        )
+        say(
+            "           the training total is of all of them: a mean step is "
+            f"{way['mean_step']:.2f} of the last one; the first needs the most memory"
+        )
     in8 = f["eight"]
     if in8:
         flops, int8 = si(in8["flops_per_token"], "FLOP"), si(in8["int8_per_token"])
@@ -241,12 +274,13 @@ def _print_time(f: dict[str, Any], cfg: RunCfg, chip: Any, say: Callable[[str], 
     rate = f"{f['tokens_per_s']:,.0f} tokens/s on {f['device']}"
     say(f"time       {how_long(f['step_seconds'])} per step, {rate} ({source})")
     duration = cfg.train.duration
+    mean_step = f["budget"]["mean_step"] if f["budget"] else 1.0
     if f["steps"] is None:
-        flops = si(1e6 * f["flops_per_token"]["train_step"], "FLOP")
-        seconds = how_long(1e6 / f["tokens_per_s"])
+        flops = si(mean_step * 1e6 * f["flops_per_token"]["train_step"], "FLOP")
+        seconds = how_long(mean_step * 1e6 / f["tokens_per_s"])
         say(f"training   {duration}: {flops} and {seconds} per million tokens of text")
     else:
-        seconds = how_long(f["steps"] * f["step_seconds"])
+        seconds = how_long(mean_step * f["steps"] * f["step_seconds"])
         say(f"training   {duration}: {si(f['total_flops'], 'FLOP')}, {seconds}")
 
 

@@ -229,7 +229,7 @@ def _size(price: Mapping[str, Any]) -> str:
 
 
 def _state(point: Point) -> str:
-    if (point.workdir / "result.json").exists():
+    if (point.workdir / "result.json").exists() and not folder.grows(point.workdir, point.cfg):
         return "done"
     return "to resume" if (point.workdir / "metrics.jsonl").exists() else "new"
 

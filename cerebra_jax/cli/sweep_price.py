@@ -141,24 +141,21 @@ class _Run(NamedTuple):
 
 def _programs(cfg: config.RunCfg) -> _Run:
     """Returns the programs of a configuration: one, or those of a budget on its way."""
-    from cerebra_jax.cost.device import present_platform
     from cerebra_jax.kernels.remat import train_factor
     from cerebra_jax.models import model as models
-    from cerebra_jax.models.controls import control
     from cerebra_jax.policies.schedule import Length
     from cerebra_jax.tasks import registry as tasks
-    from cerebra_jax.training.sizes import plan_budget
+    from cerebra_jax.training import sizes
 
     task = tasks.sketch(cfg)
     cfg, vocab = tasks.fitted(cfg, task.shape), task.shape.vocab_size
     # which programs there are does not depend on the length
-    plan = plan_budget(dataclasses.replace(cfg, twin=""), vocab, Length(_STEPS, _STEPS))
-    if plan and cfg.twin:  # a twin of the model that the budget ends with
-        cfg, plan = models.at_rate(cfg, plan.rates[-1]), None
-    cfg = control(cfg, vocab)
+    length = Length(_STEPS, _STEPS)
+    cfg = sizes.controlled(cfg, vocab, length)
+    plan = sizes.plan_budget(cfg, vocab, length)
     programs = [models.at_rate(cfg, rate) for rate in plan.rates] if plan else [cfg]
     built = [models.build(program, vocab) for program in programs]
-    examples = train_factor(cfg.net.remat, present_platform()) * cfg.train.batch_size
+    examples = train_factor(cfg.net.remat, built[-1].pricing.platform) * cfg.train.batch_size
     costs = [examples * model.cost.executed_flops for model in built]
     return _Run(cfg, task, plan, built, costs)
 

@@ -13,6 +13,7 @@ import contextvars
 import functools
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -207,7 +208,9 @@ def kind_to_name(kind: str) -> str | None:
 
     Returns None where none matches, as for CPUs.
     """
-    return next((name for part, name in _KINDS.items() if part in kind.lower()), None)
+    # an A1000 is no A100, a T400 no T4, and a GH200 no H200
+    rows = {rf"(?<![a-z\d]){part}(?!\d)": name for part, name in _KINDS.items()}
+    return next((name for part, name in rows.items() if re.search(part, kind.lower())), None)
 
 
 def measure(seconds: float = 0.15) -> Device:

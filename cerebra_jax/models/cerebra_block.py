@@ -118,15 +118,17 @@ class RoutedBlock(nn.Module):
             return narrow + self.ffn_rest(h_BxLxD)
         return narrow + selected_only(_rest, self, h_BxLxD, decided)
 
-    def _whole_ffn(self, h_BxLxD, decided: Decided):
+    def _whole_ffn(self, h_BxLxD, decided: Decided | None):
         """Returns the same from weights that stand side by side: see `beside`."""
         light, rest = self.ffn_light.hidden, self.ffn_rest.hidden
+        both = self.ffn_light.clone(hidden=light + rest, parent=None)
+        params = {"params": self.get_variable("folded", "ffn")}
+        if decided is None:
+            return both.apply(params, h_BxLxD)
         gate_BxLx1 = decided.gate_BxL[..., None].astype(h_BxLxD.dtype)
         every_F = jnp.arange(light + rest) < light
         share_BxLxF = jnp.where(every_F[None, None], jnp.ones_like(gate_BxLx1), gate_BxLx1)
-        both = self.ffn_light.clone(hidden=light + rest, parent=None)
-        params = self.get_variable("folded", "ffn")
-        return both.apply({"params": params}, h_BxLxD, share_BxLxF)
+        return both.apply(params, h_BxLxD, share_BxLxF)
 
     def init_cache(self, batch: int) -> dict[str, Any]:
         """Returns the memory of rows that have read nothing."""

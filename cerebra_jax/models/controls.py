@@ -40,7 +40,13 @@ def control(cfg: RunCfg, vocab: int) -> RunCfg:
     if kind == "equal_flops":
         platform = platform_of(cfg.objective.device)
         own = cost_of(cfg.net, cfg.task.seq_len, vocab, platform).executed_flops
-        net = _shrunk(net, cfg.task.seq_len, vocab, round(pruned.keep * own))
+        target = round(pruned.keep * own)
+
+        def fits(candidate: NetCfg) -> bool:
+            spent = cost_of(candidate, cfg.task.seq_len, vocab, platform)
+            return spent.executed_flops <= target
+
+        net = _widest(net, fits, target)
     return dataclasses.replace(cfg, net=net, prune=PruneCfg())
 
 
@@ -57,8 +63,8 @@ def _random(cfg: RunCfg) -> RunCfg:
     return cfg
 
 
-def _shrunk(net: NetCfg, L: int, vocab: int, target: int) -> NetCfg:
-    """Returns the widest dense Transformer within `target` executed FLOPs per example.
+def _widest(net: NetCfg, fits: Callable[[NetCfg], bool], target: int) -> NetCfg:
+    """Returns the widest dense Transformer that `fits` into `target` FLOPs.
 
     Narrower or wider than `net` with its depth and heads; its FFN keeps its ratio to the width,
     then takes up what is left.
@@ -69,9 +75,6 @@ def _shrunk(net: NetCfg, L: int, vocab: int, target: int) -> NetCfg:
         ratio = max(8, width * net.ffn_width // net.width)
         ffn_width = ratio if hidden is None else hidden
         return dataclasses.replace(net, width=width, ffn_width=ffn_width)
-
-    def fits(candidate: NetCfg) -> bool:
-        return cost_of(candidate, L, vocab, "cpu").executed_flops <= target
 
     least = -(-8 // (2 * net.heads))
     if not fits(sized(least)):

@@ -46,11 +46,6 @@ def dense_of(net: NetCfg) -> NetCfg:
     )
 
 
-def dense_costs(net: NetCfg, L: int, vocab: int, unit: Unit) -> tuple[float, float]:
-    """Returns (model, executed) cost of an example of the dense Transformer, in the unit."""
-    return Pricing(L, vocab, unit, present_platform()).dense(net)
-
-
 def unit_of(cfg: RunCfg) -> Unit:
     """Returns what the costs of a run are counted in."""
     return units.unit(cfg.objective, cfg.net.dtype, cfg.train.batch_size // cfg.train.accum)

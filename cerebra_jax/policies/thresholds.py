@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -61,6 +61,15 @@ def follow(routing: Routing, observed: Routing, step: Any, decay: float) -> Rout
     }
 
 
+def real_rows(batch: Mapping[str, Any]) -> np.ndarray:
+    """Returns which rows of a batch are examples, (B,).
+
+    The others fill up the last batch of a split, and weigh nothing.
+    """
+    weight_BxL = np.asarray(batch["w_BxL"])
+    return np.asarray(weight_BxL.any(axis=1))
+
+
 def calibrate(
     scores_of: Callable[[Any, Any], jax.Array | np.ndarray],
     routing: Routing,
@@ -72,9 +81,10 @@ def calibrate(
 
     This is what CHIAR does (section 3).
 
-    scores_of(routing, batch) -> (R, B, L) scores. Layers are calibrated in order, because a layer's
-    inputs depend on the decisions before it: pass i fixes τ of layer i with those below it already
-    fixed. With a lower threshold (three operators) the two stand at the two percentiles.
+    scores_of(routing, batch) -> the scores of R layers, (R, …). Layers are calibrated in order,
+    because a layer's inputs depend on the decisions before it: pass i fixes τ of layer i with those
+    below it already fixed. With a lower threshold (three operators) the two stand at the two
+    percentiles.
     """
     batches = list(batches)
     now = {name: jnp.asarray(x) for name, x in routing.items()}

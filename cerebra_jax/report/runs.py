@@ -106,7 +106,7 @@ class Run:
 
     def figure(self, split: str, metric: Metric) -> float | None:
         """Returns a figure on "val" or "test" data; None where the run does not know it."""
-        return self.result[split][metric.key]
+        return self.result[split].get(metric.key)
 
     @property
     def net(self) -> dict[str, Any]:

@@ -81,8 +81,8 @@ class OracleRouter(nn.Module):
 class RandomRouter(nn.Module):
     """Selects `rate` of the tokens whatever they hold, the same ones at every evaluation.
 
-    Exactly that many in an encoder. Their gate is 1, or σ(s) of a linear score s that decides
-    nothing (net.route.gate).
+    In an encoder exactly that many, or net.route.k of them. Their gate is 1, or σ(s) of a linear
+    score s that decides nothing (net.route.gate).
     """
 
     width: int
@@ -93,14 +93,16 @@ class RandomRouter(nn.Module):
     def __call__(self, tokens: Rows, now: Circumstances) -> Route:
         key = self.make_rng("route") if self.has_rng("route") else None
         score = chance(key, now, tokens)
+        rate = self.route.rate
         if self.causal:
-            selected = score < self.route.rate
+            selected = score < rate
         else:
             k = selected_tokens(self.route, tokens.count)
+            rate = k / tokens.count if self.route.k else rate
             selected = topk.hard_topk(_last(score, tokens.mask), k) > 0
         if tokens.mask is not None:
             selected = selected & tokens.mask
-        p = jnp.full(score.shape, self.route.rate)
+        p = jnp.full(score.shape, rate)
         if not scored(self.route):
             return Route(selected, jnp.ones(score.shape), p, score)
         score = linear_score(self.width)(tokens.x.astype(jnp.float32))[..., 0]

@@ -120,9 +120,18 @@ def value(text: str, form: Form) -> float | None:
 
 def marks_of(task: TaskCfg) -> Marks:
     """Returns what a configuration says of the marks of a table."""
-    more = frozenset(text.strip().lower() for text in task.missing)
+    more = frozenset(way for text in task.missing for way in _spellings(text.strip().lower()))
     decimal = {"comma": ",", "point": ".", "": ""}[task.decimal]
     return Marks(MISSING | more, decimal, task.dates)
+
+
+def _spellings(mark: str) -> set[str]:
+    """Returns a mark as programs write it: of -999 also -999.0, -999.00 and both with a comma."""
+    value = number(mark)
+    if value is None:
+        return {mark}
+    written = {f"{value:.{digits}f}" for digits in range(3) if round(value, digits) == value}
+    return {mark} | written | {text.replace(".", ",") for text in written}
 
 
 def counted(column: Iterable[str], marks: Marks) -> Counter[str]:
@@ -223,6 +232,7 @@ def _date_form(counts: Mapping[str, int], marks: Marks) -> tuple[str, str] | Non
     return found[0], doubt
 
 
-def all_dates(column: Sequence[str], form: str, marks: Marks) -> bool:
-    """Returns whether every field that is not missing is a date of that form."""
-    return all(days(text, form) is not None for text in counted(column, marks))
+def dates_read(column: Sequence[str], form: str, marks: Marks) -> int:
+    """Returns how many fields are dates of that form."""
+    counts = counted(column, marks)
+    return sum(n for text, n in counts.items() if days(text, form) is not None)

@@ -23,14 +23,14 @@ from cerebra_jax.tasks.task import SPLITS
 
 NAMES = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 ENDS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+WAYS = ("split_column", "group", "time", "stratify", "folds")  # keys of task
 Rows = dict[str, list[int]]
 
 
 def check(cfg: RunCfg) -> list[Problem]:
     """Returns what a configuration says of splits that does not go together."""
     task = cfg.task
-    ways = ("split_column", "group", "time", "stratify", "folds")
-    given = [f"task.{name}" for name in ways if getattr(task, name)]
+    given = [f"task.{name}" for name in WAYS if getattr(task, name)]
     if len(given) > 1:
         return [(f"{' and '.join(given)} are set", "rows are split in one way: keep one of them")]
     if task.folds == 1:
@@ -53,6 +53,10 @@ def of(
     """
     task = cfg.task
     if given:
+        for name in WAYS:
+            if getattr(task, name):
+                what = f"{task.path} holds a file for each split, and task.{name} is set"
+                raise UserError(what, f"leave out task.{name}, or give one file")
         found, way = _completed(task, _sorted_by(given, rows)), "as their files are"
     elif task.split_column:
         found, way = _by_column(task, table, rows), f"by column {task.split_column}"
@@ -68,6 +72,7 @@ def of(
         found, way = _by_class(task, rows, labels), "at random, in each class"
     else:
         found, way = _picked(rows, cut(len(rows), task.valid_share, task.test_share)), "at random"
+    _none_empty(found, f"to split rows {way}")
     counts = ", ".join(f"{len(found[split]):,} {split}" for split in SPLITS)
     return found, f"rows are split {way}: {counts}"
 

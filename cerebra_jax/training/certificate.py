@@ -395,7 +395,7 @@ def forward_pass(e: Experiment, model: Model) -> Any:
 
 def _costs(found: Forward, batch: Batch) -> np.ndarray:
     """Returns (2, N): expected and hard cost of the N examples of a batch that are not padding."""
-    real = np.asarray(batch["w_BxL"]).any(axis=1)
+    real = thresholds.real_rows(batch)
     return np.stack([np.asarray(x, np.float64)[real] for x in (found.expected_B, found.hard_B)])
 
 
@@ -409,14 +409,16 @@ def _settle(model: Model, state: TrainState, batches: list[Batch]) -> dict[str, 
     def seen(routing, batch):
         variables = {"params": state.params, "routing": routing}
         _, aux = model.apply(variables, batch, neutral_knobs())
-        return {name: value.mean(1) for name, value in aux.observed.items()}
+        return aux.observed
 
     # a layer's scores depend on the decisions below it: one pass for each
     routing = state.routing
     layers = len(next(iter(routing.values())))
     for _ in range(layers):
         for i, batch in enumerate(batches):
-            routing = thresholds.follow(routing, seen(routing, batch), i, 1.0)
+            real = thresholds.real_rows(batch)
+            found = {name: x[:, real].mean(1) for name, x in seen(routing, batch).items()}
+            routing = thresholds.follow(routing, found, i, 1.0)
     return routing
 
 

@@ -19,8 +19,6 @@ from cerebra_jax import checks
 from cerebra_jax.config import RunCfg
 from cerebra_jax.cost.device import present_platform
 from cerebra_jax.errors import UserError
-from cerebra_jax.models import model as models
-from cerebra_jax.models.controls import control
 from cerebra_jax.models.model import Model
 from cerebra_jax.policies import division, sampler
 from cerebra_jax.policies.adaptive_capacity import AdaptiveCapacity
@@ -36,7 +34,7 @@ from cerebra_jax.tasks.task import Task
 from cerebra_jax.training import optimizer as optim
 from cerebra_jax.training import pruning_rounds, state
 from cerebra_jax.training.pruning_rounds import Rounds
-from cerebra_jax.training.sizes import Sizes, sizes
+from cerebra_jax.training.sizes import Sizes, controlled, sizes
 from cerebra_jax.types import Batch
 
 LEAK = (
@@ -250,14 +248,7 @@ def resolved(cfg: RunCfg, task: Task) -> RunCfg:
 
     A control runs at the rate that a budget chose for the model it is compared with.
     """
-    cfg = fitted(cfg, task.shape)
-    vocab = task.shape.vocab_size
-    if cfg.twin and cfg.objective.budget:
-        original = dataclasses.replace(cfg, twin="")
-        programs = sizes(original, vocab, length_of(original, task))
-        rate = programs.cfgs[programs.final].net.route.rate
-        cfg = dataclasses.replace(models.at_rate(cfg, rate), twin=cfg.twin)
-    return control(cfg, vocab)
+    return controlled(fitted(cfg, task.shape), task.shape.vocab_size, length_of(cfg, task))
 
 
 def length_of(cfg: RunCfg, task: Task) -> Length:

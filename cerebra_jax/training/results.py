@@ -279,9 +279,7 @@ def _costs(
     # of the result, on the test split
     test = ended.test
     L, unit = e.sizes.tokens, model.unit
-    dense, dense_executed = (
-        cost / L for cost in models.dense_costs(model.net, L, e.task.shape.vocab_size, unit)
-    )
+    dense, dense_executed = (cost / L for cost in model.pricing.dense(model.net))
     relative = {name: test[f"{name}_rel_{unit.name}"] for name in ("expected", "hard", "executed")}
     per_token = {name: rel and rel * dense for name, rel in relative.items()}
     executed_flops = round(test["executed_rel_flops"] * model.dense.executed_flops) / L

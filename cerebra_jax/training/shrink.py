@@ -6,6 +6,7 @@ What its masks hold at zero is cut out of parameters and optimizer state.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import shutil
@@ -142,21 +143,27 @@ def difference(full: Ready, small: Ready) -> tuple[float, float]:
     """
     gap = largest = 0.0
     experiment, _ = full
+    answers = [_answers(*ready) for ready in (full, small)]
     batches = experiment.task.eval_batches("valid", experiment.micro)
     for batch in itertools.islice(batches, BATCHES):
-        ours, theirs = (_logits(*ready, batch) for ready in (full, small))
+        ours, theirs = (answer(batch) for answer in answers)
         gap = max(gap, float(np.abs(ours - theirs).max()))
         largest = max(largest, float(np.abs(ours).max()))
     return gap, largest
 
 
-def _logits(e: Experiment, variables: dict[str, Any], batch: Any) -> np.ndarray:
-    """Returns the outputs of the model that a run ends in."""
-    model = e.sizes.model(e.sizes.final, e.tokens(batch))
+def _answers(e: Experiment, variables: dict[str, Any]) -> Callable[[Any], np.ndarray]:
+    """Returns a function from batches to the outputs of the model that a run ends in."""
 
-    @jax.jit
-    def answer(variables, batch):
-        out, _ = model.apply(variables, batch, neutral_knobs())
-        return jax.numpy.einsum("bld,vd->blv", out.h.astype("float32"), out.head_VxD)
+    @functools.cache
+    def compiled(tokens: int) -> Callable[..., jax.Array]:
+        model = e.sizes.model(e.sizes.final, tokens)
 
-    return np.asarray(answer(variables, batch))
+        @jax.jit
+        def answer(variables, batch):
+            out, _ = model.apply(variables, batch, neutral_knobs())
+            return jax.numpy.einsum("bld,vd->blv", out.h.astype("float32"), out.head_VxD)
+
+        return answer
+
+    return lambda batch: np.asarray(compiled(e.tokens(batch))(variables, batch))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from cerebra_jax.config import RunCfg
 from cerebra_jax.models import model as models
 from cerebra_jax.models import stack
+from cerebra_jax.models.controls import control
 from cerebra_jax.models.shapes import layer_shapes
 from cerebra_jax.policies import adaptive_capacity, budget, division
 from cerebra_jax.policies.division import Division
@@ -132,6 +133,16 @@ def sizes(cfg: RunCfg, vocab: int, length: Length, platform: str = "") -> Sizes:
     if len(cfgs) == 1:
         return Sizes(cfg, (cfg,), vocab, platform=platform)
     return Sizes(cfg, tuple(cfgs), vocab, None, adaptive_capacity.slots(cfgs), platform)
+
+
+def controlled(cfg: RunCfg, vocab: int, length: Length) -> RunCfg:
+    """Returns what really runs: cfg, or the control that it names.
+
+    A control runs at the rate that a budget ends with for the model it is compared with.
+    """
+    if cfg.twin and (plan := plan_budget(dataclasses.replace(cfg, twin=""), vocab, length)):
+        cfg = models.at_rate(cfg, plan.rates[-1])
+    return control(cfg, vocab)
 
 
 def plan_budget(cfg: RunCfg, vocab: int, length: Length) -> budget.Plan | None:

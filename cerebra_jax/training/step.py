@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -223,6 +224,7 @@ def calibrate(model: Model, state: TrainState, batches: Iterable[Batch]) -> Trai
         return aux.scores["score"]
 
     def scores_of(routing, batch):
-        return compiled(params, routing, batch)
+        score_RxBxL = np.asarray(compiled(params, routing, batch))
+        return score_RxBxL[:, thresholds.real_rows(batch)]
 
     return state.replace(routing=thresholds.calibrate(scores_of, state.routing, batches))

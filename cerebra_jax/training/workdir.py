@@ -147,12 +147,10 @@ def claim(workdir: Path, cfg: config.RunCfg, say: Callable[[str], None] = _silen
     result-STEPS.json. UserError names the keys that differ.
     """
     check(workdir, cfg)
-    old = _configuration(workdir)
-    before = old and old["train"]["duration"]
-    if before and before != cfg.train.duration and _begun(workdir):
+    if grows(workdir, cfg):
         say(
-            f"train.duration {before} -> {cfg.train.duration}: from here on the schedules are "
-            "those of the longer run, so the learning rate may rise"
+            f"train.duration {_duration(workdir)} -> {cfg.train.duration}: from here on the "
+            "schedules are those of the longer run, so the learning rate may rise"
         )
         found = result(workdir)
         if found is not None:
@@ -162,8 +160,21 @@ def claim(workdir: Path, cfg: config.RunCfg, say: Callable[[str], None] = _silen
     write_json(workdir / "config.json", config.to_dict(cfg))
 
 
+def grows(workdir: Path, cfg: config.RunCfg) -> bool:
+    """Returns whether WORKDIR holds the begin of this run, which was to be shorter."""
+    return _begun(workdir) and _duration(workdir) not in (None, cfg.train.duration)
+
+
+def _duration(workdir: Path) -> str | None:
+    """Returns the train.duration of the run in WORKDIR; None without a run."""
+    old = _configuration(workdir)
+    return None if old is None else old["train"]["duration"]
+
+
 def _begun(workdir: Path) -> bool:
-    return (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists()
+    return any(
+        (workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json")
+    )
 
 
 def _is_longer(old: Any, new: Any) -> bool:

@@ -100,6 +100,21 @@ def test_each_point_is_a_run_and_a_done_one_is_not_run_again(sweep, capsys):
     assert "2 of 6 points to run" in capsys.readouterr().out
 
 
+def test_a_done_point_that_is_to_be_longer_is_run_on(sweep, tmp_path, capsys):
+    root = sweep("ok")
+    words = ["sweep", f"--config={tmp_path / 'mine.py'}", f"--workdir={root}", "--dry"]
+    for more, state in (([], "done"), (["--config.train.duration=41 steps"], "to resume")):
+        capsys.readouterr()
+        command.run(flags.parse([*words, *more]))
+        out = capsys.readouterr().out
+        rows = [line for line in out.splitlines() if "  " in line and " ok-s" in line]
+        assert [row.startswith(state) for row in rows] == [True, True]
+        assert f"{2 if more else 0} of 2 points to run" in out
+    (root / "ok-s0" / "metrics.jsonl").unlink()  # as in an archive of results
+    with pytest.raises(UserError, match="train.lr 0.002 -> 0.003"):
+        flags.parse([*words, "--config.train.lr=0.003"])
+
+
 def test_killed_and_run_again_is_as_if_never_stopped(sweep):
     with pytest.raises(PointsFailed, match="2 of 4 points failed: die-s0, die-s1"):
         sweep("die", "ok")

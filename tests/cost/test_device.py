@@ -32,8 +32,12 @@ def test_roofline_is_the_slower_of_the_two():
         ("NVIDIA H200", "h200"),
         ("TPU v5 lite", "v5e"),
         ("TPU v6 lite", "v6e"),
+        ("TPU v6e", "v6e"),
         ("cpu", None),
         ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA RTX A1000 Laptop GPU", None),
+        ("NVIDIA T400 4GB", None),
+        ("NVIDIA GH200 480GB", None),
     ],
 )
 def test_device_kinds(kind, name):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from cerebra_jax.cli import cost as command
+from cerebra_jax.cli.sweep_price import price
 from cerebra_jax.cost import device, preview
 from cerebra_jax.cost.preview import Batches
 from cerebra_jax.types import Cost
@@ -92,6 +93,21 @@ def test_the_command_prints_what_it_returns(name, tiny_cfg, monkeypatch):
     words = ("params", "head", "attention", "memory", "tokens/s", "checkpoints", "1 MAC = 2 FLOPs")
     assert all(word in text for word in words)
     assert "\x1b" not in text  # not a terminal: no control codes
+
+
+@pytest.mark.parametrize("twin", ["", "equal_flops"])
+def test_a_preview_under_a_budget_is_of_the_program_that_the_run_ends_with(twin, tiny_cfg):
+    """And its total is that of all programs on the way, as the steps of a sweep are priced."""
+    lines = []
+    keys = {"net.name": "cerebra", "net.route.tau": "learned", "objective.budget": 0.85}
+    cfg = tiny_cfg(keys | {"twin": twin, "task.seq_len": 64, "train.devices": 1})
+    found, priced = command.preview(cfg, lines.append), price(cfg)
+    assert found["rel_flops"]["executed"] == priced["executed"]
+    assert (abs(priced["executed"] - 0.85) < 0.03) == (not twin)
+    last = found["total_flops"] / found["steps"] / found["flops_per_token"]["train_step"] / (8 * 64)
+    assert last == pytest.approx(priced["flops"] / 8 / priced["step_flops"])
+    assert (found["budget"] is None) == bool(twin)
+    assert ("the last one's" in "\n".join(lines)) == (not twin)
 
 
 def test_a_large_model_is_previewed_from_its_shapes(tiny_cfg):

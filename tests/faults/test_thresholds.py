@@ -10,7 +10,7 @@ import pytest
 from cerebra_jax.models.model import build, neutral_knobs
 from cerebra_jax.policies import thresholds
 from cerebra_jax.routing.thresholds import exceeded_by
-from cerebra_jax.training import frozen
+from cerebra_jax.training import frozen, step
 from cerebra_jax.training.state import TrainState
 
 EPS = np.finfo(np.float32).eps
@@ -55,6 +55,25 @@ def test_decisions_of_a_calibrated_model_are_equal_for_batches_of_any_size(tiny_
     np.testing.assert_array_equal(kept[1], kept[8])
     np.testing.assert_array_equal(kept[2], kept[8])
     assert 0 < np.abs(score[1] - score[8]).max() < 1e-5  # they are not the same to the last bit
+
+
+def test_rows_that_fill_up_a_batch_set_no_threshold(tiny_cfg):
+    model = build(tiny_cfg({"net": {"name": "chiar", "depth": 4}, "net.route.meta": "off"}), 260)
+    ids = np.random.RandomState(0).randint(0, 256, (8, 32)).astype(np.int32)
+    ids[3:] = 7
+    weight = np.ones(ids.shape, np.float32)
+    weight[3:] = 0
+    full = {"inputs_BxL": ids, "labels_BxL": ids, "w_BxL": weight}
+    full["ex_B"] = np.arange(8, dtype=np.int32)
+    state = TrainState(
+        step=jnp.int32(0), opt_state=(), skipped=jnp.int32(0), **model.init(jax.random.key(0), full)
+    )
+    found, want = (
+        step.calibrate(model, state, [batch]).routing
+        for batch in (full, {name: x[:3] for name, x in full.items()})
+    )
+    for name in found:
+        np.testing.assert_allclose(found[name], want[name], rtol=1e-4)
 
 
 def test_a_calibrated_threshold_stands_halfway_between_distinct_scores():

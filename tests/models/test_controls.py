@@ -35,6 +35,17 @@ def test_the_equal_flops_control_is_the_largest_dense_model_within_the_flops(
     assert executed(dataclasses.replace(found, net=wider)) > target
 
 
+def test_the_equal_flops_control_is_priced_for_the_device_of_the_run(tiny_cfg):
+    """A fused kernel of a GPU runs other FLOPs than the blocks of a CPU."""
+    net = {"name": "cerebra", "width": 64, "ffn_width": 192, "dtype": "bfloat16"}
+    keys = {"net": net, "task.seq_len": 1024, "objective.device": "h100"}
+    target = executed(tiny_cfg(keys))
+    found = control(tiny_cfg(keys | {"twin": "equal_flops"}), V)
+    assert executed(found) <= target
+    wider = dataclasses.replace(found.net, ffn_width=found.net.ffn_width + 1)
+    assert executed(dataclasses.replace(found, net=wider)) > target
+
+
 def test_the_random_router_of_chiar_keeps_its_rate_in_its_program(tiny_cfg):
     route = {"score": "permuted", "rate": 0.3}
     cfg = tiny_cfg({"twin": "random", "net.route": route, "task.seq_len": 256})

@@ -59,7 +59,12 @@ def test_weights_rounded_once_give_the_same_bits(name, tiny_cfg):
     jax.tree.map(np.testing.assert_array_equal, read(weights), read(variables))
 
 
-@pytest.mark.parametrize("net", [WHOLE, {"name": "mod", "depth": 5}], ids=["cerebra", "mod"])
+ALL_HEAVY = WHOLE | {"route": {"mode": "always_full"}}
+
+
+@pytest.mark.parametrize(
+    "net", [WHOLE, ALL_HEAVY, {"name": "mod", "depth": 5}], ids=["cerebra", "all-heavy", "mod"]
+)
 def test_unrolled_layers_write_the_same_tokens(net, tiny_cfg):
     net = net | {"scan": True}
     ids_BxP = np.random.RandomState(1).randint(0, V, (B, 6)).astype(np.int32)
@@ -75,5 +80,5 @@ def test_unrolled_layers_write_the_same_tokens(net, tiny_cfg):
     (want, cache), (got, after) = written("cpu"), written("gpu")
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(after.kept_RxBxL, cache.kept_RxBxL)
-    assert cache.kept_RxBxL.any() and len(np.unique(want)) > 4
+    assert (cache.kept_RxBxL.any() or not cache.kept_RxBxL.size) and len(np.unique(want)) > 4
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after, cache)

@@ -38,6 +38,17 @@ def test_a_figure_that_is_not_known_is_empty(make_run):
     assert row[3] == "1.500"
 
 
+def test_runs_without_a_figure_that_others_have_leave_it_empty(make_run):
+    headline = runs.TEXT_METRICS[0]._asdict()
+    runs_of = [
+        make_run("a", "chiar", 0, 200.0),
+        make_run("b", "transformer", 0, 200.0, test={"ppl_word": 200.0}, metrics=[headline]),
+    ]
+    head, *rows = tables.grid(runs.load(runs_of), {})
+    at = head.index("bits per byte, test")
+    assert sorted(row[at] for row in rows) == ["", "1.500"]
+
+
 def test_what_pruning_leaves_has_a_column_where_any_run_pruned(make_run, folders):
     test = {"ppl_word": 201.0, "bits_per_byte": 1.5, "kept_rel_flops": 0.4}
     pruned = make_run("p", "transformer", 0, 201.0, {"prune.keep": 0.5}, test=test)

@@ -78,6 +78,12 @@ def test_random_ignores_the_tokens_and_keeps_its_rate():
     assert abs(float(share) - 0.3) < 0.02  # 4 standard deviations of 8000 draws
 
 
+def test_random_pays_for_as_many_tokens_as_it_selects():
+    found = decide(net_of(mode="random", k=8), H)  # the rate is a quarter, 10 of 40
+    np.testing.assert_array_equal(found.wanted.sum(1), 8)
+    np.testing.assert_allclose(found.p.sum(1), 8, rtol=1e-6)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_learned_gate_leaves_the_decision_to_chance(causal):
     plain = net_of(causal, mode="random", rate=0.3)

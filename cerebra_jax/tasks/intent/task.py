@@ -128,7 +128,7 @@ class IntentTask(Examples):
         settings.
         """
         task = cfg.task
-        found = _selected(read.find(cfg, log), task)
+        found = _selected(read.find(cfg, log), task, log)
         classes = _classes(found, log)
 
         # what the training texts decide: the tokenizer and the length
@@ -315,7 +315,7 @@ def _digest_of_rows(found: read.Labelled) -> str:
     return digest_of_texts(sorted(rows))
 
 
-def _selected(found: read.Labelled, task: TaskCfg) -> read.Labelled:
+def _selected(found: read.Labelled, task: TaskCfg, log: Log) -> read.Labelled:
     """Returns the rows that task.oos and task.shots leave, under a name that says so.
 
     Raises UserError for an empty split.
@@ -323,6 +323,13 @@ def _selected(found: read.Labelled, task: TaskCfg) -> read.Labelled:
     name, rows = found.name, found.rows
     if not task.oos:
         rows = {s: [row for row in rows[s] if row[1] != read.OUT] for s in SPLITS}
+        left_out = sum(len(found.rows[split]) - len(rows[split]) for split in SPLITS)
+        if left_out:
+            kept = ", ".join(f"{len(rows[split]):,} {split}" for split in SPLITS)
+            log(
+                f"{left_out:,} texts of the class {read.OUT} are left out ({kept} stay); "
+                "--config.task.oos=True keeps them"
+            )
     elif all(label != read.OUT for _, label in rows["train"]):
         what = f"task.oos is set, but no row of {name} is labelled {read.OUT}"
         raise UserError(what, "use task.oos=False")

@@ -208,18 +208,23 @@ class Row:
         """Returns how each column of another file is written.
 
         Its own fields tell, else the file's other columns, else the column that was learnt from.
+        Dates are written as before, unless another form reads more of them.
         """
         numeric = [c for c in self.columns if c.form.kind == "number"]
         decimal = fields.decimal_of((columns[c.name] for c in numeric), self.marks)
         found = {}
         for column in self.columns:
             old, texts = column.form, columns[column.name]
-            as_before = old.kind == "category" or self.marks.before
-            if as_before or (old.kind == "date" and fields.all_dates(texts, old.date, self.marks)):
+            if old.kind == "category" or self.marks.before:
                 found[column.name] = old
-            else:
-                new = fields.form_of(texts, self.marks, decimal or old.decimal, old.kind)
-                found[column.name] = new._replace(others=old.others)
+                continue
+            new = fields.form_of(texts, self.marks, decimal or old.decimal, old.kind)
+            if old.kind == "date":
+                before, now = (
+                    fields.dates_read(texts, form.date, self.marks) for form in (old, new)
+                )
+                new = new if now > before else old
+            found[column.name] = new._replace(others=old.others)
         return found
 
 
@@ -240,7 +245,9 @@ def fit(
         hint = f"use --config.task.ignore={name}"
         raise UserError(f"column {name} has no number in any training row", hint)
     points = normal_quantiles(x_n) if scale == "quantile" else ()
-    return Numbers(name, float(x_n.mean()), float(x_n.std()) or 1.0, points, form)
+    # equal floats may have a deviation that is their rounding
+    sd = float(x_n.std()) if x_n.min() < x_n.max() else 1.0
+    return Numbers(name, float(x_n.mean()), sd, points, form)
 
 
 def normal_quantiles(x_n: np.ndarray) -> tuple[tuple[float, ...], ...]:

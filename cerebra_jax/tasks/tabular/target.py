@@ -35,7 +35,7 @@ class Target(NamedTuple):
         UserError where they are all equal, or have no logarithm.
         """
         unit = float(train_N.std())
-        if unit == 0.0:
+        if train_N.min() == train_N.max():
             what = f"the target {name} is {train_N.mean():g} in every training row"
             raise UserError(what, "choose another task.target")
         if scale == "quantile":

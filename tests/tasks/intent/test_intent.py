@@ -40,7 +40,7 @@ def csv_of(path: Path, rows, header: str = "text,label") -> Path:
     return path
 
 
-def task_of(path="", **more):
+def task_of(path="", said: list[str] | None = None, **more):
     task = {
         "name": "intent",
         "seq_len": 0,
@@ -50,7 +50,7 @@ def task_of(path="", **more):
     } | more
     return registry.build(
         config.parse({"task": task, "net": {"name": "transformer", "causal": False}}),
-        lambda line: None,
+        ([] if said is None else said).append,
     )
 
 
@@ -112,6 +112,11 @@ def test_clinc_keeps_its_splits_and_adds_the_class_without_intent_on_demand(tmp_
     assert sorted(numbers(task, "train")) == list(range(30))
     assert numbers(task, "test") == list(range(10))
     assert (task.shape.outputs, whole.shape.outputs) == (3, 4)
+    said: list[str] = []
+    task_of(path, said=said, **LONG)
+    assert any(
+        "12 texts of the class oos are left out (30 train, 8 valid, 10 test" in x for x in said
+    )
     assert [m.key for m in whole.metrics][:2] == ["accuracy_in_scope", "oos_recall"]
     # card, loan, oos, rate: 10 texts of intents and 4 of none, of which 6 and 1 are right
     sums = {

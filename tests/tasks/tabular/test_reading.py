@@ -244,6 +244,53 @@ def test_marks_of_missing_fields_are_not_categories(mark, tmp_path, plain, rents
     assert task.shape == task_of(plain).shape
 
 
+@pytest.mark.parametrize("mark", ["-999", "-999.0"])
+def test_a_number_that_marks_missing_fields_does_so_however_it_is_written(mark, tmp_path, rents):
+    """pandas writes whole numbers as 5.0 where a column has gaps."""
+    rows = rents(80)
+    for i, text in enumerate(("-999", "-999.0", "-999.00")):
+        rows[10 * i][2] = text
+    path = tmp_path / "t.csv"
+    path.write_text(text_of(rows))
+    kept, column = (
+        next(c for c in task_of(path, **keys)._row.columns if c.name == "area")
+        for keys in ({}, {"missing": mark})
+    )
+    assert 20 < column.mean < 140 and kept.sd > 2 * column.sd
+
+
+def test_dates_of_new_rows_are_read_as_those_of_the_table(tmp_path, rents):
+    rows = [
+        [*row[:3], f"{i % 12 + 1}/{i % 28 + 1}/2020", row[4]] for i, row in enumerate(rents(80))
+    ]
+    rows[7][3] = "unknown"
+    path = tmp_path / "t.csv"
+    path.write_text(text_of(rows))
+    task = task_of(path)
+    names = task.columns
+
+    def read_as(*dates: str):
+        table = {name: ["" if name != "built" else date for date in dates] for name in names}
+        return task.inputs(Table("new", table))["values_BxL"][:, 1 + names.index("built")]
+
+    third_of_march, first_of_march = read_as("3/3/2020")[0], read_as("3/1/2020")[0]
+    day = (third_of_march - first_of_march) / 2
+    for dates in (("3/4/2020",), ("3/4/2020", "unknown"), ("3/4/2020",) * 3 + ("unknown",)):
+        assert read_as(*dates)[0] == pytest.approx(third_of_march + day, abs=1e-4)
+    # another form is taken where it reads more
+    assert read_as("2020-03-04", "2020-03-20")[0] == pytest.approx(third_of_march + day, abs=1e-4)
+
+
+def test_a_constant_column_has_no_deviation_of_its_rounding(tmp_path, rents):
+    path = tmp_path / "t.csv"
+    path.write_text(text_of([[*row[:2], "0.1", *row[3:]] for row in rents(80)]))
+    column = next(c for c in task_of(path)._row.columns if c.name == "area")
+    assert column.sd == 1.0
+    path.write_text(text_of([[*row[:4], "0.1"] for row in rents(80)]))
+    with pytest.raises(UserError, match="is 0.1 in every training row"):
+        task_of(path)
+
+
 def test_a_run_without_its_table_reads_rows_as_with_it(plain, tmp_path, rents):
     for keys in ({}, {"scale": "quantile"}, {"target": "city"}):
         task = task_of(plain, **keys)
@@ -342,6 +389,11 @@ def test_rows_are_split_as_is_asked_for(tmp_path, plain, rents):
         split(split_column="who")
 
 
+def test_every_split_has_rows_or_the_run_is_refused_before_it_trains(plain):
+    with pytest.raises(UserError, match="at random leaves no row for test"):
+        task_of(plain, test_share=0.0)
+
+
 def test_each_class_has_its_share_where_that_is_asked_for(tmp_path):
     rows = [[f"{i}", "ab"[i % 10 == 0]] for i in range(200)]
     path = tmp_path / "t.csv"
@@ -358,6 +410,9 @@ def test_a_folder_of_splits_is_a_table(tmp_path, plain, rents):
     said: list[str] = []
     task = task_of(tmp_path, said)
     assert task.size == {"train": 60, "valid": 10, "test": 10} and "as their files are" in said[-1]
+    for keys in ({"folds": 5}, {"time": "built"}):  # nothing would follow from them
+        with pytest.raises(UserError, match=f"a file for each split, and task.{next(iter(keys))}"):
+            task_of(tmp_path, **keys)
     rows[75][4] = "foo"
     (tmp_path / "test.csv").write_text(text_of(rows[70:]))
     with pytest.raises(UserError, match="test.csv:7: column rent holds 'foo'"):
