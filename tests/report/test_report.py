@@ -41,8 +41,8 @@ def test_a_figure_that_is_not_known_is_empty(make_run):
 def test_runs_without_a_figure_that_others_have_leave_it_empty(make_run):
     headline = runs.TEXT_METRICS[0]._asdict()
     runs_of = [
-        make_run("a", "chiar", 0, 200.0),
-        make_run("b", "transformer", 0, 200.0, test={"ppl_word": 200.0}, metrics=[headline]),
+        make_run("a", "transformer", 0, 200.0),
+        make_run("b", "chiar", 0, 200.0, test={"ppl_word": 200.0}, metrics=[headline]),
     ]
     head, *rows = tables.grid(runs.load(runs_of), {})
     at = head.index("bits per byte, test")
