@@ -172,9 +172,7 @@ def _duration(workdir: Path) -> str | None:
 
 
 def _begun(workdir: Path) -> bool:
-    return any(
-        (workdir / name).exists() for name in ("metrics.jsonl", "checkpoints", "result.json")
-    )
+    return (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists()
 
 
 def _is_longer(old: Any, new: Any) -> bool:
